@@ -1,0 +1,41 @@
+"""The errors that a user can cause.
+
+Each message is one line that names the culprit (the file, the key, the image) and the cure. The command line
+prints it without a traceback and exits with `exit_code`; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+
+class PPFCOSError(Exception):
+    """Base of every error that a user can cause and cure."""
+
+    exit_code = 2
+
+
+class ConfigError(PPFCOSError):
+    """A configuration file, a key in it or an `-o` override is wrong."""
+
+
+class DataError(PPFCOSError):
+    """A data set, an annotation or an image is missing, unreadable or contradicts the configuration."""
+
+
+class WeightsError(PPFCOSError):
+    """A weights file is missing, corrupt, or belongs to another model."""
+
+
+class OutputError(PPFCOSError):
+    """Something that should be written cannot be."""
+
+
+class DeviceError(PPFCOSError):
+    """The wanted device is not on this machine, or not in this build of Paddle."""
+
+
+class TrainingError(PPFCOSError):
+    """The training cannot go on, such as after a loss that is not finite."""
+
+
+class BundleError(PPFCOSError):
+    """An exported bundle is incomplete, or cannot be made or run."""

@@ -1,0 +1,10 @@
+"""The network: what it computes, learns from and answers. Importing it registers its parts in PaddleDetection."""
+
+from ppfcos.modeling.decode import PPFCOSDecode
+from ppfcos.modeling.fcos import PPFCOS
+from ppfcos.modeling.head import PPFCOSHead
+from ppfcos.modeling.losses import PPFCOSLoss
+from ppfcos.modeling.necks.fpn import PPFCOSFPN
+from ppfcos.modeling.targets import PPFCOSTargets
+
+__all__ = ["PPFCOS", "PPFCOSDecode", "PPFCOSFPN", "PPFCOSHead", "PPFCOSLoss", "PPFCOSTargets"]

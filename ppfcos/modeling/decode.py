@@ -1,0 +1,124 @@
+"""From the head's answers to boxes, in training's evaluation and in an exported program alike."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+from ppdet.core.workspace import register, serializable
+
+from ppfcos.boxes import box_areas
+from ppfcos.modeling.head import HeadOutputs
+
+
+@register
+@serializable
+class PPFCOSDecode:
+    """Scores, candidates, boxes, and non-maximum suppression by class.
+
+    The score of a class at a location is sigmoid(class)·sigmoid(quality), or its square root.
+
+    Args:
+        pre_nms_top_k: candidates (a location and a class) that each level sends on, best first.
+        score_threshold: a candidate's score must be above it.
+        nms_threshold: IoU above which, within a class, the lower score goes.
+        keep_top_k: boxes of an image at the most.
+        sqrt_score: take the square root of the score. It changes no order, but what the threshold means.
+    """
+
+    def __init__(
+        self,
+        pre_nms_top_k: int = 1000,
+        score_threshold: float = 0.025,
+        nms_threshold: float = 0.6,
+        keep_top_k: int = 100,
+        sqrt_score: bool = False,
+    ):
+        self.pre_nms_top_k = pre_nms_top_k
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.keep_top_k = keep_top_k
+        self.sqrt_score = sqrt_score
+
+    def __call__(self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor) -> tuple:
+        """Boxes of a batch.
+
+        Args:
+            outputs: of the head.
+            locations: L × [H_l·W_l, 2] x, y in pixels of the network's input.
+            im_shape: [B, 2] height and width of each image within the input, without padding.
+            scale_factor: [B, 2] what the image was resized by, vertically and horizontally.
+
+        Returns:
+            [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, clipped to them, image after image,
+            within an image class after class, within a class the best first; and [B] the number of each image.
+        """
+        candidates = [
+            self._level_candidates(*level)
+            for level in zip(outputs.class_logits, outputs.distances, outputs.quality_logits, locations)
+        ]
+        boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*candidates))
+        boxes = _to_original_image(boxes, im_shape, scale_factor)
+        # What lies wholly in the padding is left without area by the clipping, and is no box.
+        scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
+        num_classes = outputs.class_logits[0].shape[1]
+        # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the others.
+        per_class = F.one_hot(classes, num_classes).transpose([0, 2, 1]) * scores.unsqueeze(1)
+        kept, _, counts = paddle._C_ops.multiclass_nms3(
+            boxes, per_class, None, self.score_threshold, -1, self.keep_top_k, self.nms_threshold, True, 1.0, -1
+        )
+        return kept.reshape([-1, 6]), counts
+
+    def _level_candidates(
+        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor, locations: Tensor
+    ) -> tuple:
+        """The best `pre_nms_top_k` of a level: boxes [B, K, 4], scores [B, K], classes [B, K].
+
+        A location outside the best K by its best class cannot own one of the best K candidates, so that only K
+        locations need more than the largest of their C logits.
+        """
+        logits = class_logits.flatten(2)
+        quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
+        best = F.sigmoid(logits.max(axis=1).astype("float32")) * quality
+        best, where = _top_k(best, self.pre_nms_top_k)
+        logits = _gather_locations(logits.transpose([0, 2, 1]), where).astype("float32")
+        quality = paddle.take_along_axis(quality, where, axis=1)
+        scores = F.sigmoid(logits) * quality.unsqueeze(-1)
+        # Rows that _top_k added to fill up repeat a location: they must not become candidates a second time.
+        scores = paddle.where((best >= 0).unsqueeze(-1), scores, paddle.zeros_like(scores))
+        num_classes = scores.shape[-1]
+        scores, pair = _top_k(scores.flatten(1), self.pre_nms_top_k)
+        row = pair // num_classes
+        distances = _gather_locations(distances.flatten(2).transpose([0, 2, 1]), where).astype("float32")
+        distances = _gather_locations(distances, row)
+        points = locations.gather(paddle.take_along_axis(where, row, axis=1).flatten())
+        points = points.reshape([-1, self.pre_nms_top_k, 2])
+        boxes = paddle.concat([points - distances[..., :2], points + distances[..., 2:]], axis=-1)
+        if self.sqrt_score:
+            scores = paddle.sqrt(scores.clip(min=0.0))
+        return boxes, scores, pair % num_classes
+
+
+def _top_k(scores: Tensor, count: int) -> tuple:
+    """The `count` highest of each row [B, N], and where: [B, count] each; filled up with −1 at 0 where N is smaller.
+
+    The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
+    """
+    batch = paddle.shape(scores)[0] if scores.shape[0] == -1 else scores.shape[0]
+    filled = paddle.concat([scores, paddle.full([batch, count], -1.0)], axis=1)
+    values, indices = paddle.topk(filled, count, axis=1)
+    return values, paddle.where(values < 0, paddle.zeros_like(indices), indices)
+
+
+def _gather_locations(rows: Tensor, where: Tensor) -> Tensor:
+    """rows [B, N, K] at where [B, Q] → [B, Q, K]."""
+    return paddle.take_along_axis(rows, where.unsqueeze(-1), axis=1, broadcast=True)
+
+
+def _to_original_image(boxes: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
+    """Boxes [B, K, 4] of the network's input, clipped to the image and scaled to its original pixels."""
+    height, width = im_shape[:, :1].unsqueeze(-1), im_shape[:, 1:].unsqueeze(-1)
+    limits = paddle.concat([width, height, width, height], axis=-1)
+    vertical, horizontal = scale_factor[:, :1].unsqueeze(-1), scale_factor[:, 1:].unsqueeze(-1)
+    scale = paddle.concat([horizontal, vertical, horizontal, vertical], axis=-1)
+    return paddle.minimum(boxes.clip(min=0.0), limits) / scale

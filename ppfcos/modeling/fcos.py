@@ -1,0 +1,140 @@
+"""FCOS: backbone, neck and head, and what is done with their answers."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import Tensor
+from ppdet.core.workspace import create, register
+from ppdet.modeling.architectures.meta_arch import BaseArch
+
+from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
+from ppfcos.modeling.head import HeadOutputs
+from ppfcos.modeling.locations import level_locations
+from ppfcos.modeling.losses import global_normalizers
+
+STRIDE = 32  # of the backbone's coarsest level: the neck doubles it level by level
+
+
+@register
+class PPFCOS(BaseArch):
+    """Fully convolutional one-stage object detector (Tian et al., arXiv 1904.01355 and 2006.09214).
+
+    Args:
+        backbone: registered name of the backbone.
+        neck: of the feature pyramid.
+        head: of the head.
+        targets: of the assignment of boxes to locations.
+        loss: of the losses.
+        decode: of the decoding of boxes.
+        image_mean: of the red, green and blue channel, for pixels from 0 to 1.
+        image_std: likewise.
+    """
+
+    __category__ = "architecture"
+    __inject__ = ["targets", "loss", "decode"]
+
+    def __init__(
+        self,
+        backbone="ResNet",
+        neck="PPFCOSFPN",
+        head="PPFCOSHead",
+        targets="PPFCOSTargets",
+        loss="PPFCOSLoss",
+        decode="PPFCOSDecode",
+        image_mean: list = (0.485, 0.456, 0.406),
+        image_std: list = (0.229, 0.224, 0.225),
+    ):
+        super().__init__()
+        self.backbone = fold_frozen_norms(backbone)
+        self.neck = neck
+        self.head = head
+        self.targets = targets
+        self.loss = loss
+        self.decode = decode
+        # (pixel / 255 − mean) / std as one product and one sum. Not in the checkpoint: the configuration says them.
+        mean, std = paddle.to_tensor(image_mean), paddle.to_tensor(image_std)
+        self.register_buffer("pixel_scale", (1 / (255 * std)).reshape([1, 3, 1, 1]), persistable=False)
+        self.register_buffer("pixel_shift", (-mean / std).reshape([1, 3, 1, 1]), persistable=False)
+
+    @classmethod
+    def from_config(cls, cfg, *args, **kwargs) -> dict:
+        """Build the parts that take their shapes from one another."""
+        backbone = create(cfg["backbone"])
+        neck = create(cfg["neck"], input_shape=backbone.out_shape)
+        return {
+            "backbone": backbone,
+            "neck": neck,
+            "head": create(cfg["head"], input_shape=neck.out_shape),
+        }
+
+    def forward(self, batch: dict) -> dict:
+        """Losses in training, boxes otherwise.
+
+        Args:
+            batch: `image` [B, 3, H, W] RGB from 0 to 255, integers or floats, H and W multiples of 32; `im_shape` [B, 2]
+                height and width of each image without its padding; `scale_factor` [B, 2] vertical and horizontal
+                factor by which it was resized; in training `gt_bbox` [B, M, 4] x0, y0, x1, y1 in pixels of `image`,
+                padded with zeros, and `gt_class` [B, M] or [B, M, 1].
+
+        Returns:
+            In training the scalars `loss_cls`, `loss_box`, `loss_quality` and `loss`; otherwise `bbox` [N, 6] and
+            `bbox_num` [B] as PPFCOSDecode gives them.
+
+        Raises:
+            ValueError: H or W is not a multiple of 32.
+        """
+        if paddle.in_dynamic_mode():  # an exported program does not know its sizes
+            _check_size(batch["image"].shape)
+        outputs = HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
+        locations = self._locations(outputs)
+        if self.training:
+            labels = batch["gt_class"].reshape(batch["gt_bbox"].shape[:2])
+            targets = self.targets(
+                locations, self.head.strides, batch["gt_bbox"], labels, self.head.num_classes
+            )
+            return self.loss(outputs, targets, global_normalizers(targets))
+        boxes, counts = self.decode(outputs, locations, batch["im_shape"], batch["scale_factor"])
+        return {"bbox": boxes, "bbox_num": counts}
+
+    def network(self, image: Tensor, im_shape: Tensor) -> HeadOutputs:
+        """Everything that has weights: pixels to the head's answers.
+
+        Args:
+            image: [B, 3, H, W] RGB from 0 to 255.
+            im_shape: [B, 2] height and width of each image without its padding.
+
+        Returns:
+            The head's answers on all levels.
+        """
+        return self.head(self.neck(self.backbone({"image": self._normalize(image, im_shape)})))
+
+    def _normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
+        """Normalised pixels, zero in the padding: as if it had been added afterwards, as all published trainings do."""
+        height, width = paddle.shape(image)[2], paddle.shape(image)[3]
+        rows = paddle.arange(height, dtype="float32").unsqueeze(0) < im_shape[:, :1]
+        columns = paddle.arange(width, dtype="float32").unsqueeze(0) < im_shape[:, 1:]
+        inside = rows.unsqueeze([1, 3]).astype("float32") * columns.unsqueeze([1, 2]).astype("float32")
+        return (image.astype("float32") * self.pixel_scale + self.pixel_shift) * inside
+
+    def _locations(self, outputs: HeadOutputs) -> list:
+        """L × [H_l·W_l, 2] of the levels as large as they came out."""
+        return [
+            level_locations(*_height_and_width(level), stride)
+            for level, stride in zip(outputs.class_logits, self.head.strides)
+        ]
+
+
+def _height_and_width(feature: Tensor) -> tuple:
+    if paddle.in_dynamic_mode():
+        return feature.shape[2], feature.shape[3]
+    size = paddle.shape(feature)
+    return size[2], size[3]
+
+
+def _check_size(shape: list) -> None:
+    height, width = shape[2:]
+    if height % STRIDE or width % STRIDE:
+        raise ValueError(
+            f"an image of {height}x{width} pixels: height and width must be multiples of {STRIDE} "
+            f"(PadBatch: {{pad_to_stride: {STRIDE}}} in the reader)"
+        )

@@ -1,0 +1,140 @@
+"""The head of FCOS: for every location of every level, classes, distances to a box's sides, and their quality.
+
+Source: FCOS paper (arXiv 1904.01355), section 3.1 and figure 2; the improvements (centerness on the box tower,
+distances by ReLU times the stride) TPAMI 2021, section 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import paddle
+import paddle.nn.functional as F
+from paddle import ParamAttr, Tensor, nn
+from paddle.nn.initializer import Constant, Normal
+from ppdet.core.workspace import register
+
+
+class HeadOutputs(NamedTuple):
+    """What the head says, one tensor a level, finest first.
+
+    Attributes:
+        class_logits: L × [B, C, H_l, W_l].
+        distances: L × [B, 4, H_l, W_l] l, t, r, b in pixels of the network's input, never negative.
+        quality_logits: L × [B, 1, H_l, W_l], of the centerness or of the IoU.
+    """
+
+    class_logits: list
+    distances: list
+    quality_logits: list
+
+
+def _norm(norm_type: str, channels: int) -> nn.Layer:
+    if norm_type == "gn":
+        return nn.GroupNorm(num_groups=32 if channels % 32 == 0 else 16, num_channels=channels)
+    if norm_type == "bn":
+        return nn.BatchNorm2D(channels)
+    if norm_type == "sync_bn":
+        # SyncBatchNorm exists on accelerators only; in one process on a CPU it is the same as BatchNorm.
+        return nn.BatchNorm2D(channels) if paddle.get_device() == "cpu" else nn.SyncBatchNorm(channels)
+    raise ValueError(f"PPFCOSHead.norm_type is {norm_type!r}: it is gn, bn or sync_bn")
+
+
+def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2D:
+    return nn.Conv2D(
+        in_channels,
+        out_channels,
+        3,
+        padding=1,
+        weight_attr=ParamAttr(initializer=Normal(std=0.01)),
+        bias_attr=ParamAttr(initializer=Constant(bias)),
+    )
+
+
+def _tower(channels: int, num_convs: int, norm_type: str) -> nn.Sequential:
+    layers = []
+    for _ in range(num_convs):
+        layers += [_conv(channels, channels), _norm(norm_type, channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+@register
+class PPFCOSHead(nn.Layer):
+    """Two towers of convolutions, shared by all levels, and three predictions.
+
+    Args:
+        in_channels: of every level; from the neck.
+        strides: of the levels in pixels; from the neck.
+        num_classes: C.
+        num_convs: convolutions in each tower.
+        norm_type: `gn`, `bn` or `sync_bn`, behind each of them.
+        prior_prob: score that every class starts with (focal loss paper, section 4.1).
+        centerness_on: `box` or `class`: the tower that predicts the quality.
+        distance: `relu`: distances are ReLU(scale·x)·stride; `exp`: they are exp(scale·x).
+
+    Raises:
+        ValueError: an option is none of those named.
+    """
+
+    __shared__ = ["num_classes"]
+
+    def __init__(
+        self,
+        in_channels: int,
+        strides: list,
+        num_classes: int = 80,
+        num_convs: int = 4,
+        norm_type: str = "gn",
+        prior_prob: float = 0.01,
+        centerness_on: str = "box",
+        distance: str = "relu",
+    ):
+        super().__init__()
+        if centerness_on not in ("box", "class"):
+            raise ValueError(f"PPFCOSHead.centerness_on is {centerness_on!r}: it is box or class")
+        if distance not in ("relu", "exp"):
+            raise ValueError(f"PPFCOSHead.distance is {distance!r}: it is relu or exp")
+        self.strides = strides
+        self.num_classes = num_classes
+        self.centerness_on = centerness_on
+        self.distance = distance
+        self.class_tower = _tower(in_channels, num_convs, norm_type)
+        self.box_tower = _tower(in_channels, num_convs, norm_type)
+        self.class_conv = _conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
+        self.box_conv = _conv(in_channels, 4)
+        self.quality_conv = _conv(in_channels, 1)
+        self.scales = nn.ParameterList(
+            [self.create_parameter([1], default_initializer=Constant(1.0)) for _ in strides]
+        )
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: list) -> dict:
+        """What the workspace takes from the neck's `out_shape`."""
+        return {
+            "in_channels": input_shape[0].channels,
+            "strides": [int(shape.stride) for shape in input_shape],
+        }
+
+    def forward(self, features: list) -> HeadOutputs:
+        """Predict on every level.
+
+        Args:
+            features: L × [B, in_channels, H_l, W_l].
+
+        Returns:
+            The predictions.
+        """
+        outputs = HeadOutputs([], [], [])
+        for feature, stride, scale in zip(features, self.strides, self.scales):
+            class_feature, box_feature = self.class_tower(feature), self.box_tower(feature)
+            quality_feature = box_feature if self.centerness_on == "box" else class_feature
+            outputs.class_logits.append(self.class_conv(class_feature))
+            outputs.distances.append(self._distances(self.box_conv(box_feature) * scale, stride))
+            outputs.quality_logits.append(self.quality_conv(quality_feature))
+        return outputs
+
+    def _distances(self, scaled: Tensor, stride: int) -> Tensor:
+        if self.distance == "relu":
+            return F.relu(scaled) * stride
+        return paddle.exp(scaled)

@@ -1,0 +1,45 @@
+"""Where the tests find real data, and what must be set before Paddle is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ppfcos import environment
+
+environment.prepare()
+with environment.quiet_imports():
+    import paddle
+    import ppdet  # noqa: F401
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_DATA = Path(os.environ.get("PPFCOS_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+paddle.seed(0)
+
+
+def _real_data(name: str) -> Path:
+    folder = TEST_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: set PPFCOS_TEST_DATA to a folder that holds {name}/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """The BCCD blood-cell set in Pascal VOC layout (github.com/Shenggan/BCCD_Dataset)."""
+    return _real_data("bccd")
+
+
+@pytest.fixture(scope="session")
+def tinycoco() -> Path:
+    """A small piece of COCO 2017 in COCO's own layout, with crowds and images without objects."""
+    return _real_data("tinycoco")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout's top folder."""
+    return ROOT

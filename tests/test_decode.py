@@ -1,0 +1,111 @@
+"""Decoding equals a plain loop over locations, classes and boxes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppfcos.modeling.decode import PPFCOSDecode
+from ppfcos.modeling.head import HeadOutputs
+from ppfcos.modeling.locations import level_locations
+
+STRIDES = [8, 16]
+
+
+def decoded(decode, levels, shapes, scales):
+    """Boxes of each image as lists of rows, from levels of [B, K, H, W] arrays."""
+    outputs = HeadOutputs(*([paddle.to_tensor(part.astype("float32")) for part in parts] for parts in zip(*levels)))
+    grids = [level_locations(*level[0].shape[2:], stride) for level, stride in zip(levels, STRIDES)]
+    boxes, counts = decode(
+        outputs, grids, paddle.to_tensor(shapes, "float32"), paddle.to_tensor(scales, "float32")
+    )
+    ends = np.cumsum([0, *counts.numpy().tolist()])
+    return [boxes.numpy()[first:last] for first, last in zip(ends, ends[1:])]
+
+
+def random_levels(rng, batch, height, width, classes):
+    levels = []
+    for stride in STRIDES:
+        shape = [math.ceil(height / stride), math.ceil(width / stride)]
+        levels.append(
+            (
+                rng.normal(-1, 2, [batch, classes, *shape]),
+                rng.uniform(0, 40, [batch, 4, *shape]),
+                rng.normal(0, 2, [batch, 1, *shape]),
+            )
+        )
+    return levels
+
+
+def check(levels, shapes, scales, **options):
+    decode = PPFCOSDecode(
+        pre_nms_top_k=options["top_k"],
+        score_threshold=options["threshold"],
+        nms_threshold=options["nms_iou"],
+        keep_top_k=options["keep"],
+        sqrt_score=options.get("sqrt_score", False),
+    )
+    found = decoded(decode, levels, shapes, scales)
+    for image, boxes in enumerate(found):
+        single = [tuple(part[image].astype("float32") for part in level) for level in levels]
+        expected = reference.decode(single, STRIDES, shapes[image], scales[image], **options)
+        boxes = boxes[np.argsort(-boxes[:, 1], kind="stable")]
+        assert len(boxes) == len(expected)
+        for box, wanted in zip(boxes, expected):
+            assert box[0] == wanted[0]
+            np.testing.assert_allclose(box[1:], wanted[1:], rtol=1e-5, atol=1e-4)
+    return sum(len(boxes) for boxes in found)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    classes=st.integers(1, 4),
+    top_k=st.sampled_from([3, 20, 500]),
+    threshold=st.sampled_from([0.025, 0.3]),
+    nms_iou=st.sampled_from([0.3, 0.6]),
+    keep=st.sampled_from([4, 100]),
+    sqrt_score=st.booleans(),
+)
+def test_equal_to_the_loop(seed, classes, top_k, threshold, nms_iou, keep, sqrt_score):
+    rng = np.random.default_rng(seed)
+    levels = random_levels(rng, 2, 32, 64, classes)
+    options = dict(top_k=top_k, threshold=threshold, nms_iou=nms_iou, keep=keep, sqrt_score=sqrt_score)
+    check(levels, [[32, 64], [25, 40]], [[1.0, 1.0], [0.5, 0.625]], **options)
+
+
+def test_coco_sized_classes_and_limits():
+    rng = np.random.default_rng(0)
+    levels = random_levels(rng, 1, 128, 128, 80)
+    boxes = check(levels, [[128, 120]], [[2.0, 1.5]], top_k=1000, threshold=0.025, nms_iou=0.6, keep=100)
+    assert boxes == 100
+
+
+def test_nothing_above_the_threshold():
+    levels = random_levels(np.random.default_rng(0), 2, 32, 32, 3)
+    levels = [(logits - 30, distances, quality) for logits, distances, quality in levels]
+    boxes = decoded(PPFCOSDecode(), levels, [[32, 32]] * 2, [[1.0, 1.0]] * 2)
+    assert [len(image) for image in boxes] == [0, 0]
+
+
+def test_boxes_in_the_padding_are_no_boxes():
+    rng = np.random.default_rng(0)
+    levels = random_levels(rng, 1, 64, 64, 2)
+    levels = [(logits + 5, distances * 0.05, quality + 5) for logits, distances, quality in levels]
+    boxes = decoded(PPFCOSDecode(), levels, [[16, 64]], [[1.0, 1.0]])[0]
+    assert len(boxes) > 0
+    assert (boxes[:, 5] <= 16).all()
+    assert ((boxes[:, 4] > boxes[:, 2]) & (boxes[:, 5] > boxes[:, 3])).all()
+
+
+@pytest.mark.parametrize("stride", [8, 128])
+def test_locations_are_the_centres_of_the_cells(stride):
+    found = level_locations(3, 2, stride).numpy().tolist()
+    expected = [[(i + 0.5) * stride, (j + 0.5) * stride] for j in range(3) for i in range(2)]
+    assert found == expected

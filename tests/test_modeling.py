@@ -1,0 +1,180 @@
+"""The network: its parts equal independent computations, and the whole takes what users give it."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from ppdet.core.workspace import create, global_config
+from ppdet.modeling.backbones.resnet import ResNet
+
+from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
+from ppfcos.modeling.head import PPFCOSHead
+from ppfcos.modeling.necks.fpn import PPFCOSFPN
+
+
+@pytest.fixture
+def workspace():
+    """PaddleDetection's workspace, emptied of what other tests have set in it."""
+
+    def clear():
+        for value in global_config.values():
+            if hasattr(value, "schema"):
+                value.clear()
+
+    clear()
+    yield global_config
+    clear()
+
+
+def small_model(workspace, **head):
+    workspace["ResNet"].update(depth=18, return_idx=[1, 2, 3], num_stages=4)
+    workspace["PPFCOSFPN"].update(out_channels=32)
+    workspace["PPFCOSHead"].update(num_classes=3, num_convs=1, **head)
+    paddle.seed(1)
+    return create("PPFCOS")
+
+
+def small_batch(rng, boxes=(4, 2), height=64, width=96):
+    most = max(1, *boxes)
+    padded, labels = np.zeros([len(boxes), most, 4]), np.zeros([len(boxes), most, 1])
+    for image, count in enumerate(boxes):
+        corner = rng.uniform(0, 40, [count, 2])
+        padded[image, :count] = np.concatenate([corner, corner + rng.uniform(8, 50, [count, 2])], 1)
+        labels[image, :count] = rng.integers(0, 3, [count, 1])
+    return {
+        "image": paddle.to_tensor(rng.integers(0, 256, [len(boxes), 3, height, width]), "uint8"),
+        "im_shape": paddle.to_tensor([[height, width]] * len(boxes), "float32"),
+        "scale_factor": paddle.ones([len(boxes), 2]),
+        "gt_bbox": paddle.to_tensor(padded, "float32"),
+        "gt_class": paddle.to_tensor(labels, "int32"),
+    }
+
+
+@pytest.mark.parametrize("boxes", [(4, 2), (3, 0), (0, 0)])
+@pytest.mark.parametrize("head", [{}, {"norm_type": "bn", "centerness_on": "class", "distance": "exp"}])
+def test_every_weight_gets_a_finite_gradient(workspace, boxes, head):
+    model = small_model(workspace, **head)
+    losses = model(small_batch(np.random.default_rng(0), boxes))
+    losses["loss"].backward()
+    assert np.isfinite([float(value) for value in losses.values()]).all()
+    if not any(boxes):
+        assert float(losses["loss_box"]) == float(losses["loss_quality"]) == 0
+    for name, weight in model.named_parameters():
+        if not weight.stop_gradient:
+            assert weight.grad is not None, name
+            assert np.isfinite(weight.grad.numpy()).all(), name
+
+
+def test_uint8_and_float_images_are_the_same_and_padding_is_zero(workspace):
+    model = small_model(workspace)
+    model.eval()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, [1, 3, 64, 64])
+    shape = paddle.to_tensor([[40.0, 50.0]])
+    normalized = model._normalize(paddle.to_tensor(pixels, "uint8"), shape).numpy()
+    mean, std = np.reshape([0.485, 0.456, 0.406], [3, 1, 1]), np.reshape([0.229, 0.224, 0.225], [3, 1, 1])
+    expected = (pixels[0] / 255 - mean) / std
+    expected[:, 40:], expected[:, :, 50:] = 0, 0
+    np.testing.assert_allclose(normalized[0], expected, atol=1e-5)
+    as_float = model._normalize(paddle.to_tensor(pixels, "float32"), shape).numpy()
+    np.testing.assert_array_equal(normalized, as_float)
+
+
+def test_sizes_that_are_no_multiple_of_32_are_named(workspace):
+    batch = small_batch(np.random.default_rng(0), height=60)
+    with pytest.raises(ValueError, match="60x96 pixels: height and width must be multiples of 32"):
+        small_model(workspace)(batch)
+
+
+def test_every_class_starts_at_the_prior(workspace):
+    model = small_model(workspace, prior_prob=0.02)
+    model.eval()
+    batch = small_batch(np.random.default_rng(0))
+    logits = model.network(batch["image"], batch["im_shape"]).class_logits
+    scores = np.concatenate([F.sigmoid(level).numpy().ravel() for level in logits])
+    assert scores.mean() == pytest.approx(0.02, rel=0.2)
+
+
+def test_pyramid_equals_its_definition():
+    """Lateral 1x1, nearest up-sampling and sum, 3x3; P6 from P5, P7 from ReLU(P6)."""
+    paddle.seed(0)
+    neck = PPFCOSFPN(in_channels=[8, 16, 32], strides=[8, 16, 32], out_channels=8)
+    rng = np.random.default_rng(0)
+    features = [
+        paddle.to_tensor(rng.normal(size=[2, c, 32 // s, 64 // s]), "float32") for c, s in ((8, 1), (16, 2), (32, 4))
+    ]
+    found = neck(features)
+    inner = None
+    expected = []
+    for level in (2, 1, 0):
+        lateral = neck.laterals[level](features[level]).numpy()
+        inner = lateral if inner is None else lateral + inner.repeat(2, axis=2).repeat(2, axis=3)
+        expected.insert(0, neck.outputs[level](paddle.to_tensor(inner)))
+    expected.append(neck.extras[0](expected[2]))
+    expected.append(neck.extras[1](paddle.to_tensor(np.maximum(expected[3].numpy(), 0))))
+    assert [level.shape for level in found] == [[2, 8, 32, 64], [2, 8, 16, 32], [2, 8, 8, 16], [2, 8, 4, 8], [2, 8, 2, 4]]
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
+
+
+def test_extra_levels_from_c5():
+    neck = PPFCOSFPN(in_channels=[8, 16], strides=[16, 32], out_channels=8, extra_levels=1, extra_source="c5")
+    features = [paddle.randn([1, 8, 4, 4]), paddle.randn([1, 16, 2, 2])]
+    np.testing.assert_allclose(neck(features)[-1].numpy(), neck.extras[0](features[-1]).numpy())
+    assert [shape.stride for shape in neck.out_shape] == [16, 32, 64]
+
+
+@pytest.mark.parametrize("distance", ["relu", "exp"])
+def test_distances_and_scales(distance):
+    paddle.seed(0)
+    head = PPFCOSHead(in_channels=32, strides=[8, 16], num_classes=2, num_convs=0, distance=distance)
+    head.scales[1].set_value(paddle.to_tensor([3.0]))
+    features = [paddle.randn([1, 32, 4, 4]) * 30, paddle.randn([1, 32, 2, 2]) * 30]
+    found = head(features).distances
+    for level, (stride, scale) in enumerate(((8, 1.0), (16, 3.0))):
+        raw = head.box_conv(features[level]).numpy() * scale
+        expected = np.maximum(raw, 0) * stride if distance == "relu" else np.exp(raw)
+        np.testing.assert_allclose(found[level].numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option, value", [("centerness_on", "both"), ("distance", "softplus"), ("norm_type", "ln")]
+)
+def test_unknown_option_is_named(option, value):
+    with pytest.raises(ValueError, match=f"PPFCOSHead.{option} is '{value}'"):
+        PPFCOSHead(in_channels=32, strides=[8], **{option: value})
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_folded_frozen_norms_change_nothing(depth):
+    """Features and gradients equal those of PaddleDetection's own forward."""
+    paddle.seed(0)
+    backbone = ResNet(depth=depth, return_idx=[1, 2, 3], freeze_at=0)
+    rng = np.random.default_rng(0)
+    for layer in backbone.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            channels = layer.weight.shape
+            layer._mean.set_value(rng.normal(0, 0.1, channels).astype("float32"))
+            layer._variance.set_value(rng.uniform(0.5, 1.5, channels).astype("float32"))
+            layer.weight.set_value(rng.uniform(0.3, 0.7, channels).astype("float32"))
+            layer.bias.set_value(rng.normal(0, 0.1, channels).astype("float32"))
+    image = {"image": paddle.to_tensor(rng.normal(size=[1, 3, 64, 64]), "float32")}
+
+    def features_and_gradients():
+        backbone.clear_gradients()
+        features = backbone(image)
+        sum((feature**2).mean() for feature in features).backward()
+        gradients = {n: p.grad.numpy() for n, p in backbone.named_parameters() if p.grad is not None}
+        return [feature.numpy() for feature in features], gradients
+
+    backbone.train()
+    stock_features, stock_gradients = features_and_gradients()
+    fold_frozen_norms(backbone)
+    features, gradients = features_and_gradients()
+    for one, other in zip(features, stock_features):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+    assert gradients.keys() == stock_gradients.keys() and gradients
+    for name, other in stock_gradients.items():
+        np.testing.assert_allclose(gradients[name], other, rtol=1e-2, atol=1e-4 * np.abs(other).max(), err_msg=name)
