@@ -162,16 +162,15 @@ def train_and_evaluate(config_file: Path, result_file: Path, seed: int) -> None:
     set_random_seed(seed)
     trainer = Trainer(cfg, mode="train")
     trainer.train(validate=True)
-    stats = [float(value) for value in trainer._metrics[0].get_results().get("bbox", [])]
-    if not stats:  # its trainer clears the figures after it has printed them
-        trainer = Trainer(cfg, mode="eval")
-        trainer.load_weights(str(Path(cfg.save_dir) / "model_final.pdparams"))
-        with paddle.no_grad():
-            trainer.model.eval()
-            for batch in trainer.loader:
-                trainer._metrics[0].update(batch, trainer.model(batch))
-        trainer._metrics[0].accumulate()
-        stats = [float(value) for value in trainer._metrics[0].get_results()["bbox"]]
+    # Its trainer forgets the figures once it has printed them, so the final weights are evaluated once more.
+    trainer = Trainer(cfg, mode="eval")
+    trainer.load_weights(str(Path(cfg.save_dir) / cfg.filename / "model_final.pdparams"))
+    trainer.model.eval()
+    with paddle.no_grad():
+        for batch in trainer.loader:
+            trainer._metrics[0].update(batch, trainer.model(batch))
+    trainer._metrics[0].accumulate()
+    stats = [float(value) for value in trainer._metrics[0].get_results()["bbox"]]
     result_file.write_text(json.dumps(stats))
 
 

@@ -15,6 +15,8 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 from ppdet.core.workspace import register
 
+from ppfcos.modeling.convolution import Conv2D, norm_relu_conv, trains_on_cpu
+
 
 class HeadOutputs(NamedTuple):
     """What the head says, one tensor a level, finest first.
@@ -41,8 +43,8 @@ def _norm(norm_type: str, channels: int) -> nn.Layer:
     raise ValueError(f"PPFCOSHead.norm_type is {norm_type!r}: it is gn, bn or sync_bn")
 
 
-def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2D:
-    return nn.Conv2D(
+def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> Conv2D:
+    return Conv2D(
         in_channels,
         out_channels,
         3,
@@ -52,11 +54,50 @@ def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2D:
     )
 
 
-def _tower(channels: int, num_convs: int, norm_type: str) -> nn.Sequential:
-    layers = []
-    for _ in range(num_convs):
-        layers += [_conv(channels, channels), _norm(norm_type, channels), nn.ReLU()]
-    return nn.Sequential(*layers)
+class Tower(nn.Layer):
+    """Convolutions, each with a norm and ReLU behind it, and the predictions made from them.
+
+    Args:
+        channels: of every convolution.
+        num_convs: how many.
+        norm_type: `gn`, `bn` or `sync_bn`.
+    """
+
+    def __init__(self, channels: int, num_convs: int, norm_type: str):
+        super().__init__()
+        self.convs = nn.LayerList([_conv(channels, channels) for _ in range(num_convs)])
+        self.norms = nn.LayerList([_norm(norm_type, channels) for _ in range(num_convs)])
+
+    def forward(self, feature: Tensor, predictors: list) -> list:
+        """Run the tower and the convolutions that predict from its end.
+
+        Args:
+            feature: [B, channels, H_l, W_l].
+            predictors: 3x3 convolutions.
+
+        Returns:
+            What each predictor says, [B, its channels, H_l, W_l].
+        """
+        if self._keeps_one_map(feature):
+            return self._forward_keeping_one_map(feature, predictors)
+        for conv, norm in zip(self.convs, self.norms):
+            feature = F.relu(norm(conv(feature)))
+        return [predictor(feature) for predictor in predictors]
+
+    def _keeps_one_map(self, feature: Tensor) -> bool:
+        group_norms = len(self.norms) > 0 and all(isinstance(norm, nn.GroupNorm) for norm in self.norms)
+        return group_norms and trains_on_cpu(self, feature)
+
+    def _forward_keeping_one_map(self, feature: Tensor, predictors: list) -> list:
+        """The same, with every norm and ReLU joined to the convolution behind it (see convolution.py)."""
+        feature = self.convs[0](feature)
+        for norm, conv in zip(self.norms, list(self.convs)[1:]):
+            feature = norm_relu_conv(feature, norm, conv.weight, conv.bias)
+        # All predictors as one convolution: the norm before them is then done again once, not once for each.
+        weight = paddle.concat([predictor.weight for predictor in predictors])
+        bias = paddle.concat([predictor.bias for predictor in predictors])
+        joined = norm_relu_conv(feature, self.norms[-1], weight, bias)
+        return joined.split([predictor.bias.shape[0] for predictor in predictors], axis=1)
 
 
 @register
@@ -99,8 +140,8 @@ class PPFCOSHead(nn.Layer):
         self.num_classes = num_classes
         self.centerness_on = centerness_on
         self.distance = distance
-        self.class_tower = _tower(in_channels, num_convs, norm_type)
-        self.box_tower = _tower(in_channels, num_convs, norm_type)
+        self.class_tower = Tower(in_channels, num_convs, norm_type)
+        self.box_tower = Tower(in_channels, num_convs, norm_type)
         self.class_conv = _conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
         self.box_conv = _conv(in_channels, 4)
         self.quality_conv = _conv(in_channels, 1)
@@ -127,11 +168,15 @@ class PPFCOSHead(nn.Layer):
         """
         outputs = HeadOutputs([], [], [])
         for feature, stride, scale in zip(features, self.strides, self.scales):
-            class_feature, box_feature = self.class_tower(feature), self.box_tower(feature)
-            quality_feature = box_feature if self.centerness_on == "box" else class_feature
-            outputs.class_logits.append(self.class_conv(class_feature))
-            outputs.distances.append(self._distances(self.box_conv(box_feature) * scale, stride))
-            outputs.quality_logits.append(self.quality_conv(quality_feature))
+            if self.centerness_on == "box":
+                (class_logits,) = self.class_tower(feature, [self.class_conv])
+                raw_distances, quality_logits = self.box_tower(feature, [self.box_conv, self.quality_conv])
+            else:
+                class_logits, quality_logits = self.class_tower(feature, [self.class_conv, self.quality_conv])
+                (raw_distances,) = self.box_tower(feature, [self.box_conv])
+            outputs.class_logits.append(class_logits)
+            outputs.distances.append(self._distances(raw_distances * scale, stride))
+            outputs.quality_logits.append(quality_logits)
         return outputs
 
     def _distances(self, scaled: Tensor, stride: int) -> Tensor:

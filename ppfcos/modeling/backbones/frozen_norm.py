@@ -15,6 +15,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from ppdet.modeling.backbones.resnet import ConvNormLayer
 
+from ppfcos.modeling.convolution import scaled_conv
+
 
 def fold_frozen_norms(backbone: nn.Layer) -> nn.Layer:
     """Let the convolutions of a ResNet apply their frozen batch norms themselves while training.
@@ -43,13 +45,5 @@ def _forward_folded(self: ConvNormLayer, inputs: Tensor) -> Tensor:
     norm = self.norm
     factor = norm.weight / paddle.sqrt(norm._variance + norm._epsilon)
     shift = norm.bias - norm._mean * factor
-    conv = self.conv
-    out = F.conv2d(
-        inputs,
-        conv.weight * factor.reshape([-1, 1, 1, 1]),
-        bias=shift,
-        stride=conv._stride,
-        padding=conv._updated_padding,
-        groups=conv._groups,
-    )
+    out = scaled_conv(inputs, self.conv, factor, shift)
     return F.relu_(out) if self.act == "relu" else out

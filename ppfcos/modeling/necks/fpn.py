@@ -12,11 +12,13 @@ from paddle.nn.initializer import KaimingUniform
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
+from ppfcos.modeling.convolution import Conv2D
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> Conv2D:
     # Uniform within ±sqrt(3 / fan_in), as the authors' code initialises its pyramid.
     initializer = KaimingUniform(negative_slope=1.0, nonlinearity="leaky_relu")
-    return nn.Conv2D(
+    return Conv2D(
         in_channels,
         out_channels,
         kernel_size,
