@@ -24,12 +24,12 @@ def gradients(outputs, layer, inputs):
 
 def check(found, expected, found_gradients, expected_gradients):
     for one, other in zip(found, expected):
-        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-4, atol=1e-4)
     assert len(found_gradients) == len(expected_gradients)
     for one, other in zip(found_gradients, expected_gradients):
         assert (one is None) == (other is None)
         if one is not None:
-            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 * max(1.0, np.abs(other).max()))
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=5e-5 * max(1.0, np.abs(other).max()))
 
 
 @pytest.mark.parametrize("learns", ["all", "input only", "weights only"])
@@ -54,12 +54,12 @@ def test_head(num_convs, centerness_on):
     """Against convolution, GroupNorm and ReLU written out one after the other."""
     paddle.seed(0)
     head = PPFCOSHead(
-        in_channels=32, strides=[8, 16], num_classes=5, num_convs=num_convs, centerness_on=centerness_on
+        in_channels=64, strides=[8, 16], num_classes=5, num_convs=num_convs, centerness_on=centerness_on
     )
     for name, weight in head.named_parameters():
         if "scales" not in name:
             weight.set_value(paddle.randn(weight.shape) * 0.1 + (1.0 if "norms" in name else 0.0))
-    features = [paddle.randn([2, 32, 6, 10]), paddle.randn([2, 32, 3, 5])]
+    features = [paddle.randn([2, 64, 6, 10]), paddle.randn([2, 64, 3, 5])]
     for feature in features:
         feature.stop_gradient = False
 
@@ -86,4 +86,4 @@ def test_head(num_convs, centerness_on):
     head.eval()
     plain = head(features)
     for one, other in zip([level[i] for i in range(2) for level in plain], expected):
-        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-4, atol=1e-4)
