@@ -114,7 +114,8 @@ def test_losses_and_gradients_equal_the_stock_model(models):
             assert name.startswith(("head.scales", "head.box_conv")), name
             continue
         expected = expected.numpy()
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(weight.grad.numpy(), expected, rtol=2e-2, atol=1e-2 * scale, err_msg=name)
+        # By the norm: where a ReLU's input is zero up to rounding, single entries differ.
+        difference = np.linalg.norm(weight.grad.numpy() - expected)
+        assert difference < 0.01 * np.linalg.norm(expected), name
         compared += 1
     assert compared > 70
