@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -50,6 +51,19 @@ def small_batch(rng, boxes=(4, 2), height=64, width=96):
         "gt_bbox": paddle.to_tensor(padded, "float32"),
         "gt_class": paddle.to_tensor(labels, "int32"),
     }
+
+
+@pytest.mark.parametrize("height", [425, 427, 428, 429])
+def test_padding_begins_where_opencv_ended(workspace, height):
+    """im_shape is the exact product of height and factor, a fraction; OpenCV makes whole rows of it."""
+    resized = cv2.resize(np.full([height, 64, 3], 255, np.uint8), None, fx=0.5, fy=0.5)
+    canvas = np.zeros([1, 3, 256, 32], np.uint8)
+    canvas[0, :, : len(resized)] = resized.transpose(2, 0, 1)
+    normalized = small_model(workspace)._normalize(
+        paddle.to_tensor(canvas), paddle.to_tensor([[height * 0.5, 32.0]])
+    )
+    assert (normalized.numpy()[0, :, : len(resized)] > 2).all()
+    assert (normalized.numpy()[0, :, len(resized) :] == 0).all()
 
 
 @pytest.mark.parametrize("boxes", [(4, 2), (3, 0), (0, 0)])

@@ -111,6 +111,7 @@ class PPFCOS(BaseArch):
     def _normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
         """Normalised pixels, zero in the padding: as if it had been added afterwards, as all published trainings do."""
         height, width = paddle.shape(image)[2], paddle.shape(image)[3]
+        im_shape = paddle.round(im_shape)  # halves to the even, as OpenCV rounded when it resized
         rows = paddle.arange(height, dtype="float32").unsqueeze(0) < im_shape[:, :1]
         columns = paddle.arange(width, dtype="float32").unsqueeze(0) < im_shape[:, 1:]
         inside = rows.unsqueeze([1, 3]).astype("float32") * columns.unsqueeze([1, 2]).astype("float32")

@@ -1,0 +1,1 @@
+"""The commands, one file each; `tools/*.py` only call their `main`."""

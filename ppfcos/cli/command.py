@@ -1,0 +1,159 @@
+"""What all commands share: their common options, what they print, and how they end.
+
+Nothing here imports Paddle, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import textwrap
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Callable
+
+from ppfcos.errors import PPFCOSError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def option_parser(description: str, example: str, config_required: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that every command takes: -c, -o and --debug.
+
+    Args:
+        description: what the command does, a sentence or two.
+        example: command lines that work, shown as they are below the options.
+        config_required: False for a command that can run without a configuration.
+
+    Returns:
+        A parser to which the command adds its own options.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-c", "--config", required=config_required, metavar="FILE", help="configuration file (YAML)"
+    )
+    parser.add_argument(
+        "-o",
+        "--opt",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change keys of the configuration, such as -o epoch=24 LearningRate.base_lr=0.02 use_gpu=false",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def boolean(text: str) -> bool:
+    """The value of an option such as `--use_vdl=true`.
+
+    Args:
+        text: true, yes, on, 1 or false, no, off, 0, in any case.
+
+    Returns:
+        What it says.
+
+    Raises:
+        argparse.ArgumentTypeError: it says neither.
+    """
+    if text.lower() in ("true", "yes", "on", "1"):
+        return True
+    if text.lower() in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Add an option that works as `--name`, `--name=true` and `--name false`; None when not given.
+
+    Args:
+        parser: the command's.
+        name: with its dashes.
+        text: what it switches on.
+    """
+    parser.add_argument(
+        name, nargs="?", const=True, default=None, type=boolean, metavar="true|false", help=text
+    )
+
+
+def overrides(options: argparse.Namespace, *names: str) -> list[str]:
+    """The `-o` overrides, followed by those options that are keys of the configuration too.
+
+    Args:
+        options: the parsed command line.
+        names: options to pass on where they are given.
+
+    Returns:
+        `KEY=VALUE` strings for `load_config`.
+    """
+    given = [(name, getattr(options, name)) for name in names if getattr(options, name) is not None]
+    return options.opt + [f"{name}={value}" for name, value in given]
+
+
+def run(
+    command: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line, run the command, and turn its errors into a line and an exit code.
+
+    Args:
+        command: what to do with the parsed options.
+        parser: of the command line.
+        argv: the arguments; those of the process where None.
+
+    Returns:
+        0, or the exit code of the error.
+    """
+    options = parser.parse_args(argv)
+    with messages_on_stdout(), warnings.catch_warnings():
+        if not options.debug:
+            # Of its own operators, and nothing that a user could do anything about.
+            warnings.filterwarnings("ignore", module="paddle")
+        try:
+            command(options)
+        except PPFCOSError as error:
+            if options.debug:
+                traceback.print_exc()
+            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            return INTERRUPTED
+    return 0
+
+
+@contextlib.contextmanager
+def messages_on_stdout() -> Iterator[None]:
+    """Print the log messages of ppfcos; of several processes only the first says more than warnings."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S"))
+    logger = logging.getLogger("ppfcos")
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False  # a library's handler on the root logger would print every line twice
+    logger.setLevel(logging.INFO if os.environ.get("PADDLE_TRAINER_ID", "0") == "0" else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.levelno < logging.WARNING:
+            return line
+        return line.replace("] ", f"] {record.levelname.lower()}: ", 1)

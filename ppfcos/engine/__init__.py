@@ -1,0 +1,1 @@
+"""Training and evaluation: the loop, the processes, the checkpoints, the figures."""

@@ -1,0 +1,172 @@
+"""Boxes for all images of a data set, and how good they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppfcos.engine import distributed
+from ppfcos.engine.coco_metrics import CocoFigures, evaluate_detections
+from ppfcos.engine.files import replacing
+from ppfcos.engine.precision import Precision
+from ppfcos.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+DETECTIONS_FILE = "bbox.json"  # PaddleDetection's name for it
+
+
+def evaluate(
+    model: nn.Layer,
+    loader: Any,
+    data: Any,
+    precision: Precision,
+    backend: str = "faster_coco_eval",
+    output_folder: Path | str | None = None,
+) -> CocoFigures:
+    """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
+
+    Args:
+        model: left in the mode, training or evaluation, in which it came.
+        loader: EvalLoader of this process.
+        data: DetectionData of the images.
+        precision: of the network.
+        backend: of `evaluate_detections`.
+        output_folder: where to write the detections as `bbox.json`, if anywhere.
+
+    Returns:
+        The figures. An image that does not decode counts as one in which nothing was found.
+
+    Raises:
+        DataError: an image cannot be transformed, or none of them decodes.
+        OutputError: the detections cannot be written.
+    """
+    share: list[dict] = []
+    with distributed.together():
+        share += detect(model, loader, data.categories, precision)
+    found, unreadable = _gathered(share), _gathered(loader.bad_images)
+    figures = None
+    with distributed.together():
+        if distributed.is_main():
+            _report_unreadable(unreadable, len(data))
+            if output_folder is not None:
+                write_detections(output_folder, found)
+            figures = evaluate_detections(data.coco_ground_truth(), found, backend)
+    return distributed.from_main(figures)
+
+
+def detect(
+    model: nn.Layer, loader: Iterable[dict], categories: Sequence[dict], precision: Precision
+) -> list[dict]:
+    """This process's share of the detections.
+
+    Args:
+        model: left in the mode in which it came.
+        loader: batches with `im_id` [B, 1] besides what the model takes.
+        categories: `id` and `name` of every class.
+        precision: of the network.
+
+    Returns:
+        Dicts as in COCO's result files, see `evaluate_detections`.
+    """
+    was_training = model.training
+    model.eval()
+    found: list[dict] = []
+    try:
+        with paddle.no_grad(), precision.autocast():
+            for batch in loader:
+                outputs = model(batch)
+                found += _as_coco(
+                    outputs["bbox"].numpy(), outputs["bbox_num"].numpy(), batch["im_id"].numpy(), categories
+                )
+    finally:
+        if was_training:
+            model.train()
+    return found
+
+
+def _as_coco(
+    boxes: np.ndarray, counts: np.ndarray, image_ids: np.ndarray, categories: Sequence[dict]
+) -> list[dict]:
+    """Boxes [N, 6] of label, score, x0, y0, x1, y1; counts [B] of each image's; image ids [B]."""
+    images = np.repeat(image_ids.reshape(-1), counts)
+    corners, sizes = boxes[:, 2:4], boxes[:, 4:6] - boxes[:, 2:4]
+    rows = zip(
+        images.tolist(), boxes[:, 0].astype(int), boxes[:, 1].tolist(), corners.tolist(), sizes.tolist()
+    )
+    return [
+        {
+            "image_id": image,
+            "category_id": categories[label]["id"],
+            "bbox": corner + size,
+            "score": score,
+        }
+        for image, label, score, corner, size in rows
+    ]
+
+
+def write_detections(folder: Path | str, detections: list[dict]) -> Path:
+    """Write COCO's result file.
+
+    Args:
+        folder: made where missing.
+        detections: dicts as in COCO's result files.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = Path(folder) / DETECTIONS_FILE
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(detections), encoding="utf-8")
+    logger.info("detections: %s", path)
+    return path
+
+
+def read_detections(folder: Path | str) -> list[dict]:
+    """Read COCO's result file.
+
+    Args:
+        folder: that holds it.
+
+    Returns:
+        Dicts as in COCO's result files.
+
+    Raises:
+        DataError: it is missing or holds something else.
+    """
+    path = Path(folder) / DETECTIONS_FILE
+    try:
+        detections = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}): write it first, with --output_eval {folder}"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}") from error
+    keys = {"image_id", "category_id", "bbox", "score"}
+    if not isinstance(detections, list) or not all(
+        isinstance(detection, dict) and keys <= set(detection) for detection in detections
+    ):
+        raise DataError(f"{path} is no list of detections with {', '.join(sorted(keys))}")
+    return detections
+
+
+def _gathered(share: list) -> list:
+    return [item for part in distributed.gather(share) for item in part]
+
+
+def _report_unreadable(images: list[str], total: int) -> None:
+    for image in images:
+        logger.warning("an image that cannot be evaluated counts as one without detections: %s", image)
+    if images and len(images) == total:
+        raise DataError(f"none of the {total} images to evaluate can be decoded, the first being {images[0]}")

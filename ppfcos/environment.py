@@ -1,0 +1,237 @@
+"""What must be set before Paddle is imported, and an import of it that keeps quiet.
+
+Paddle reads its environment once, when it is imported. Its CPU kernels use MKLML of 2019, which takes the
+slowest path on a processor that is not Intel's unless `MKL_DEBUG_CPU_TYPE` names the instruction set, and
+Paddle asks for one thread unless `OMP_NUM_THREADS` asks for more. Together the two make a training step on an
+AMD machine several times faster. Nothing here is ever set over a value that the user has set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import BinaryIO
+
+from ppfcos.errors import PPFCOSError
+
+CPU_INFO = Path("/proc/cpuinfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+# The values by which Intel's library names its code paths. Both are undocumented; a path that the processor
+# lacks would end the process, so each is taken only where the processor has the instructions.
+MKL_AVX2 = "5"
+MKL_AVX512 = "7"
+MKL_AVX512_FLAGS = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
+MKL_AVX2_FLAGS = frozenset({"avx2", "fma"})
+
+# Remembers the number of threads that we chose, so that a child process can tell it from one that the user
+# chose.
+CHOSEN_THREADS = "PPFCOS_OMP_NUM_THREADS"
+
+# glog prints from this level on: 0 information, 1 warnings, 2 errors.
+GLOG_VARIABLES = {"GLOG_minloglevel": "2", "GLOG_v": "0"}
+
+# What a bare machine lacks, as the import error names it, and the cure.
+CURES = {
+    "libGL.so": "apt-get install libgl1 libglib2.0-0",
+    "libglib-2.0.so": "apt-get install libgl1 libglib2.0-0",
+    "libgthread-2.0.so": "apt-get install libgl1 libglib2.0-0",
+    "libgomp.so": "apt-get install libgomp1",
+    "No module named 'paddle'": "pip install -r requirements.txt (see README.md for GPUs)",
+    "No module named 'ppdet'": "pip install -r requirements.txt",
+    "No module named 'sklearn'": "pip install -r requirements.txt",
+    "No module named 'cv2'": "pip install -r requirements.txt",
+}
+
+
+# What a standard stream raises that is closed, or that this process does not have.
+NO_STREAM = (OSError, ValueError, AttributeError)
+
+
+class MissingLibraryError(PPFCOSError, ImportError):
+    """A library that Paddle, PaddleDetection or OpenCV needs is not on this machine."""
+
+
+def prepare() -> None:
+    """Set the number of threads, the math library's code path and the log level, where the user has not.
+
+    Safe to call again. Once Paddle is imported, its threads and its math library are settled and stay as they
+    are.
+    """
+    for name, value in GLOG_VARIABLES.items():
+        os.environ.setdefault(name, value)
+    if "paddle" in sys.modules:
+        return
+    _set_threads(os.environ)
+    code_path = _mkl_code_path(_cpu_info())
+    if code_path is not None:
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", code_path)
+
+
+def _set_threads(variables: MutableMapping[str, str]) -> None:
+    """Share the cores out among the processes that `paddle.distributed.launch` started on this machine."""
+    chosen_by_us = variables.get("OMP_NUM_THREADS", "") == variables.get(CHOSEN_THREADS)
+    if "OMP_NUM_THREADS" in variables and not chosen_by_us and not _is_launchers_default(variables):
+        return
+    threads = max(1, available_cores() // local_processes(variables))
+    variables["OMP_NUM_THREADS"] = variables[CHOSEN_THREADS] = str(threads)
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use, in a container often fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota_in_cores()
+    return cores if quota is None else max(1, min(cores, round(quota)))
+
+
+def _quota_in_cores() -> float | None:
+    """Read the limit of the container's processor time, such as 2.0 cores; None without a limit."""
+    try:
+        if (CGROUP / "cpu.max").exists():
+            limit, period = (CGROUP / "cpu.max").read_text().split()
+        else:
+            limit = (CGROUP / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (CGROUP / "cpu" / "cpu.cfs_period_us").read_text()
+        return float(limit) / float(period) if float(limit) > 0 else None
+    except (OSError, ValueError):  # no control groups, or "max", which is no limit
+        return None
+
+
+def local_processes(variables: MutableMapping[str, str] = os.environ) -> int:
+    """Count the processes that `paddle.distributed.launch` started on this machine; 1 without it."""
+    text = variables.get("PADDLE_LOCAL_SIZE", "1")
+    return max(1, int(text)) if text.isdigit() else 1
+
+
+def _is_launchers_default(variables: MutableMapping[str, str]) -> bool:
+    """Whether the one thread asked for is what Paddle wrote into the environment of its own launcher.
+
+    The launcher imports Paddle, which sets OMP_NUM_THREADS=1 where the user set nothing, and hands it on. The
+    environment with which the launcher itself was started tells the two apart, where the system shows it.
+    """
+    if "PADDLE_LOCAL_SIZE" not in variables or variables.get("OMP_NUM_THREADS") != "1":
+        return False
+    try:
+        started_with = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return False
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in started_with.split(b"\0"))
+
+
+def _cpu_info() -> str:
+    """Read the system's description of the processors; empty where there is none."""
+    try:
+        return CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _mkl_code_path(cpu_info: str) -> str | None:
+    """Choose the MKL code path for the processor that /proc/cpuinfo describes; None leaves it to MKL."""
+    vendor, flags = "", frozenset()
+    for line in cpu_info.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "vendor_id":
+            vendor = value.strip()
+        elif key.strip() == "flags":
+            flags = frozenset(value.split())
+            break
+    if vendor != "AuthenticAMD":
+        return None
+    if flags >= MKL_AVX512_FLAGS:
+        return MKL_AVX512
+    return MKL_AVX2 if flags >= MKL_AVX2_FLAGS else None
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keep what Paddle and PaddleDetection print while they are imported off the screen.
+
+    Everything is shown after all, on the standard error, if the import fails. PaddleDetection's loggers are
+    set to warnings and above.
+
+    Raises:
+        MissingLibraryError: a system library or a package is missing; the message names the command that
+            brings it.
+    """
+    with tempfile.TemporaryFile() as record, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = functools.partial(_record_warning, record)
+        try:
+            with _output_to(record):
+                import_users_of_zlib()
+                yield
+        except BaseException as error:
+            cure = _cure(error)
+            if cure is not None:
+                raise MissingLibraryError(f"{error}: {cure}") from error
+            record.seek(0)
+            sys.stderr.write(record.read().decode(errors="replace"))
+            raise
+        finally:
+            _quieten_loggers()
+
+
+@contextlib.contextmanager
+def _output_to(record: BinaryIO) -> Iterator[None]:
+    """Send the standard output and error of this process, its C++ libraries included, into a file."""
+    saved = {}
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        with contextlib.suppress(*NO_STREAM):
+            stream.flush()
+            saved[descriptor] = os.dup(descriptor)
+            os.dup2(record.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+            with contextlib.suppress(*NO_STREAM):
+                stream.flush()
+            if descriptor in saved:
+                os.dup2(saved[descriptor], descriptor)
+                os.close(saved[descriptor])
+
+
+def _record_warning(
+    record: BinaryIO,
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """Take the place of warnings.showwarning, whose arguments these are."""
+    record.write(warnings.formatwarning(message, category, filename, lineno, line).encode())
+    record.flush()
+
+
+def import_users_of_zlib() -> None:
+    """Import zlib and its users before Paddle, whose 2.6 has a zlib of its own that makes theirs crash."""
+    if "paddle" in sys.modules:
+        return
+    for name in ("zlib", "cv2", "PIL.Image"):
+        with contextlib.suppress(ModuleNotFoundError):  # the import that needs it says so
+            importlib.import_module(name)
+
+
+def _cure(error: BaseException) -> str | None:
+    """Find the command that brings what an import error misses; None where it is some other error."""
+    if not isinstance(error, ImportError):
+        return None
+    return next((cure for name, cure in CURES.items() if name in str(error)), None)
+
+
+def _quieten_loggers() -> None:
+    """Set every logger that PaddleDetection has made so far to warnings and above."""
+    logger_module = sys.modules.get("ppdet.utils.logger")
+    for name in getattr(logger_module, "logger_initialized", ()):
+        logging.getLogger(name).setLevel(logging.WARNING)

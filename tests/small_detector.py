@@ -1,0 +1,121 @@
+"""A small detector that has learnt nothing and yet finds dozens of boxes in a picture; and its pictures."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+from ppdet.core.workspace import create
+
+from ppfcos.config import load_config
+from ppfcos.export.bundle import export_bundle
+
+CLASS_NAMES = ["circle", "square", "long triangle"]
+CATEGORY_IDS = [3, 7, 11]
+# height and width; the longest and the flattest reach the limit of the long side
+SHAPES = [
+    (224, 320),
+    (320, 224),
+    (240, 240),
+    (97, 203),
+    (301, 150),
+    (480, 640),
+    (64, 400),
+    (333, 500),
+    (511, 170),
+    (200, 201),
+]
+
+CONFIG = """
+architecture: PPFCOS
+metric: COCO
+num_classes: 3
+device: cpu
+PPFCOS: {backbone: ResNet, neck: PPFCOSFPN, head: PPFCOSHead, targets: PPFCOSTargets, loss: PPFCOSLoss,
+         decode: PPFCOSDecode}
+ResNet: {depth: 18, variant: b, norm_type: bn, freeze_at: 0, freeze_norm: true, return_idx: [1, 2, 3],
+         num_stages: 4}
+PPFCOSFPN: {out_channels: 32}
+PPFCOSHead: {num_convs: 1}
+PPFCOSDecode: {score_threshold: 0.05}
+TestReader:
+  sample_transforms:
+  - Decode: {}
+  - Resize: {target_size: [224, 320], keep_ratio: true, interp: 1}
+  - Permute: {}
+  batch_transforms:
+  - PadBatch: {pad_to_stride: 32}
+  batch_size: 1
+TestDataset:
+  name: ImageFolder
+  class_names: [circle, square, long triangle]
+"""
+
+
+def write_config(folder: Path) -> Path:
+    """The configuration of the small detector as a file."""
+    path = folder / "small.yml"
+    path.write_text(CONFIG, encoding="utf-8")
+    return path
+
+
+def small_model(folder: Path, *overrides: str, class_bias: tuple = (-3.0, -3.0, -3.6)) -> tuple:
+    """The configuration, and its model with weights drawn at random so that scores are spread."""
+    cfg = load_config(write_config(folder), overrides)
+    paddle.seed(7)
+    model = create("PPFCOS")
+    random = np.random.default_rng(7)
+    for name, weight in model.head.named_parameters():
+        if name in ("class_conv.weight", "box_conv.weight", "quality_conv.weight"):
+            spread = 0.05 if name == "box_conv.weight" else 0.1
+            weight.set_value(random.normal(0, spread, weight.shape).astype(np.float32))
+        if name == "class_conv.bias":
+            weight.set_value(np.array(class_bias, np.float32))
+    model.eval()
+    return cfg, model
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model, the weights file it can be loaded from with `config`, and its bundle."""
+
+    model: paddle.nn.Layer
+    config: Path
+    weights: Path
+    bundle: Path
+
+
+@functools.cache
+def exported(folder: Path) -> Exported:
+    """Export the small detector once for all tests that share a folder."""
+    folder.mkdir(exist_ok=True)
+    cfg, model = small_model(folder)
+    weights = folder / "weights.pdparams"
+    paddle.save(model.state_dict(), str(weights))
+    bundle = export_bundle(model, cfg, CLASS_NAMES, folder / "bundle", CATEGORY_IDS)
+    return Exported(model, folder / "small.yml", weights, bundle)
+
+
+def pictures(seed: int = 0) -> list:
+    """Ten pictures of different shapes, drawn at random: [H, W, 3] uint8, blue first."""
+    return [draw_picture(height, width, seed + i) for i, (height, width) in enumerate(SHAPES)]
+
+
+def draw_picture(height: int, width: int, seed: int) -> np.ndarray:
+    """Rectangles and discs over a noisy gradient."""
+    random = np.random.default_rng(seed)
+    ramp = np.linspace(40, 200, width)[None, :, None] * random.uniform(0.5, 1, (1, 1, 3))
+    picture = np.clip(ramp + random.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+    for _ in range(8):
+        x, y = int(random.integers(width)), int(random.integers(height))
+        colour = [int(value) for value in random.integers(0, 256, 3)]
+        size = int(random.integers(8, max(9, min(height, width) // 2)))
+        if random.random() < 0.5:
+            cv2.circle(picture, (x, y), size // 2, colour, cv2.FILLED)
+        else:
+            cv2.rectangle(picture, (x, y), (x + size, y + size), colour, cv2.FILLED)
+    return picture

@@ -1,0 +1,475 @@
+"""Checkpoints: what paddle.save writes is read back, and nothing that could run code or is damaged is."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import http.server
+import os
+import pickle
+import threading
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from ppdet.optimizer import ModelEMA
+
+from ppfcos.engine import checkpoint
+from ppfcos.engine.averaging import averaged_weights
+from ppfcos.engine.checkpoint import TrainingState
+from ppfcos.engine.files import replacing, require_writable
+from ppfcos.errors import OutputError, WeightsError
+
+
+class Net(nn.Layer):
+    """A backbone with running statistics, and a head."""
+
+    def __init__(self, classes: int = 3):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4))
+        self.head = nn.Linear(4, classes)
+
+    def forward(self, image):
+        return self.head(self.backbone(image).mean([2, 3]))
+
+
+def _training(seed: int = 0, optimizer=paddle.optimizer.Momentum, classes: int = 3):
+    paddle.seed(seed)
+    model = Net(classes)
+    schedule = paddle.optimizer.lr.PiecewiseDecay([2, 4], [0.1, 0.01, 0.001])
+    return model, optimizer(schedule, parameters=model.parameters()), schedule
+
+
+def _steps(model, optimizer, schedule, first: int, last: int, average=None) -> None:
+    model.train()
+    for step in range(first, last):
+        image = paddle.to_tensor(np.random.default_rng(step).random((2, 3, 8, 8), dtype="float32"))
+        (model(image) ** 2).sum().backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        schedule.step()
+        if average is not None:
+            average.update(model)
+
+
+def _arrays(model) -> dict:
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def _assert_equal(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+# What paddle.save writes
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_a_state_dict_reads_as_paddle_loads_it(tmp_path, protocol):
+    model = Net()
+    path = tmp_path / "model.pdparams"
+    paddle.save(model.state_dict(), str(path), protocol=protocol)
+    state = checkpoint.read_state(path)
+    del state["StructuredToParameterName@@"]
+    _assert_equal(state, paddle.load(str(path), return_numpy=True))
+
+
+@pytest.mark.parametrize("optimizer", [paddle.optimizer.Momentum, paddle.optimizer.AdamW])
+def test_an_optimizers_state_reads_as_paddle_loads_it(tmp_path, optimizer):
+    model, optimizer, schedule = _training(optimizer=optimizer)
+    _steps(model, optimizer, schedule, 0, 3)
+    path = tmp_path / "model.pdopt"
+    paddle.save({**optimizer.state_dict(), "last_epoch": 2}, str(path))
+    state, theirs = checkpoint.read_state(path), paddle.load(str(path), return_numpy=True)
+    for state_dict in (state, theirs):
+        assert state_dict.pop("last_epoch") == 2
+    assert state.pop("LR_Scheduler") == theirs.pop("LR_Scheduler") == schedule.state_dict()
+    _assert_equal(state, theirs)
+
+
+def test_sixteen_bit_weights_with_their_masters_read(tmp_path):
+    model, _, schedule = _training()
+    model = paddle.amp.decorate(model, level="O2", dtype="bfloat16")
+    optimizer = paddle.optimizer.AdamW(schedule, parameters=model.parameters(), multi_precision=True)
+    master = paddle.to_tensor(np.arange(3, dtype="float32"))
+    path = tmp_path / "model.pdopt"
+    paddle.save({**optimizer.state_dict(), "master_weights": {"linear_0.b_0": master}}, str(path))
+    np.testing.assert_array_equal(checkpoint.read_state(path)["master_weights"]["linear_0.b_0"], [0, 1, 2])
+    paddle.save(model.state_dict(), str(tmp_path / "model.pdparams"))
+    full = Net()
+    checkpoint.load_weights(full, tmp_path / "model.pdparams")
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(full.state_dict()[name].numpy(), tensor.astype("float32").numpy())
+
+
+def test_all_pickle_protocols_and_new_numpys_module_read(tmp_path):
+    array = np.arange(6, dtype="float32").reshape(2, 3)
+    state = collections.OrderedDict(weight=array, scalar=np.float32(2))
+    for protocol in (0, 2, 4):
+        content = pickle.dumps(state, protocol=protocol)
+        content = (
+            content.replace(b"numpy.core.multiarray", b"numpy._core.multiarray") if protocol == 2 else content
+        )
+        (tmp_path / "old.pdparams").write_bytes(content)
+        read = checkpoint.read_state(tmp_path / "old.pdparams")
+        np.testing.assert_array_equal(read["weight"], array)
+        assert read["scalar"] == 2
+
+
+PYTHON_2 = (  # {'weight': numpy.array([1, 2], 'float32')}, as Python 2 pickled it
+    b"(dp0\nS'weight'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\nt"
+    b"cnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
+    b"S'\\x00\\x00\\x80?\\x00\\x00\\x00@'\ntbs."
+)
+
+
+def test_what_python_2_wrote_reads(tmp_path):
+    (tmp_path / "old.pdparams").write_bytes(PYTHON_2)
+    np.testing.assert_array_equal(checkpoint.read_state(tmp_path / "old.pdparams")["weight"], [1, 2])
+
+
+# What must not be read
+
+
+class _Runs:
+    """Would run a command when an ordinary unpickler reads it."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (_Runs(os.system, "touch HERE"), r"(posix|nt)\.system"),
+        (_Runs(eval, "1"), r"builtins\.eval"),
+        (_Runs(getattr, "text", "upper"), r"builtins\.getattr"),
+        (_Runs(functools.partial, print), r"functools\.partial"),
+        (_Runs(np.load, "HERE"), r"numpy\.load"),
+    ],
+)
+def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch, call, name):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pdparams"
+    path.write_bytes(pickle.dumps({"weight": call}))
+    with pytest.raises(WeightsError, match=rf"evil\.pdparams is refused.*{name}") as caught:
+        checkpoint.read_state(path)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_no_codec_but_that_of_bytes_is_run(tmp_path):
+    (tmp_path / "evil.pdparams").write_bytes(b"c_codecs\nencode\n(S'text'\nS'rot13'\ntR.")
+    with pytest.raises(WeightsError, match="rot13"):
+        checkpoint.read_state(tmp_path / "evil.pdparams")
+
+
+def test_damaged_files_are_named(tmp_path):
+    whole = tmp_path / "whole.pdparams"
+    paddle.save(Net().state_dict(), str(whole))
+    content = whole.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = {
+        "empty": b"",
+        "half": content[: len(content) // 2],
+        "cut": content[:-1],
+        "page": b"<!DOCTYPE html><html>404</html>",
+        "noise": rng.integers(0, 256, 999, dtype=np.uint8).tobytes(),
+        "huge": content.replace(b"K\x04K\x03K\x03K\x03", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7fK\x03"),
+        "list": pickle.dumps([1, 2]),
+    }
+    for name, bad in damaged.items():
+        path = tmp_path / f"{name}.pdparams"
+        path.write_bytes(bad)
+        with pytest.raises(WeightsError, match=rf"{name}\.pdparams") as caught:
+            checkpoint.load_weights(Net(), path)
+        assert "\n" not in str(caught.value)
+
+
+def test_any_flipped_byte_gives_weights_or_a_weights_error(tmp_path):
+    paddle.save({"weight": paddle.ones([2])}, str(tmp_path / "whole.pdparams"))
+    content = (tmp_path / "whole.pdparams").read_bytes()
+    path = tmp_path / "flipped.pdparams"
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x5A]) + content[position + 1 :])
+        try:
+            checkpoint.read_state(path)
+        except WeightsError as error:
+            assert "flipped.pdparams" in str(error)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere\.pdparams cannot be read: No such file"):
+        checkpoint.load_weights(Net(), tmp_path / "nowhere")
+
+
+# Weights into a model
+
+
+def test_weights_load_with_and_without_the_suffix(tmp_path):
+    paddle.seed(1)
+    source = Net()
+    paddle.save(source.state_dict(), str(tmp_path / "model.v2.pdparams"))
+    for name in ("model.v2", "model.v2.pdparams"):
+        model = Net()
+        checkpoint.load_weights(model, tmp_path / name)
+        _assert_equal(_arrays(model), _arrays(source))
+
+
+def test_weights_of_another_model_are_listed_and_nothing_is_loaded(tmp_path):
+    state = dict(Net(classes=5).state_dict())
+    state["neck.weight"] = state.pop("backbone.0.weight")
+    paddle.save(state, str(tmp_path / "other.pdparams"))
+    model = Net(classes=3)
+    before = _arrays(model)
+    with pytest.raises(WeightsError) as caught:
+        checkpoint.load_weights(model, tmp_path / "other.pdparams")
+    message = str(caught.value)
+    assert "1 missing (backbone.0.weight)" in message
+    assert "1 unexpected (neck.weight)" in message
+    assert (
+        "2 of another shape (head.weight [4, 5] instead of [4, 3], head.bias [5] instead of [3])" in message
+    )
+    assert "\n" not in message
+    _assert_equal(_arrays(model), before)
+
+
+def test_long_lists_are_cut(tmp_path):
+    paddle.save({f"weight {number}": paddle.ones([1]) for number in range(9)}, str(tmp_path / "w.pdparams"))
+    with pytest.raises(WeightsError, match=r"9 unexpected \(weight 0, weight 1, weight 2, \.\.\.\)"):
+        checkpoint.load_weights(Net(), tmp_path / "w")
+
+
+def test_an_optimizers_state_is_no_weights(tmp_path):
+    model, optimizer, schedule = _training()
+    _steps(model, optimizer, schedule, 0, 1)
+    checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1))
+    with pytest.raises(WeightsError, match="more than weights"):
+        checkpoint.load_weights(model, tmp_path / "m.pdopt")
+
+
+def test_a_backbone_fits_by_the_ends_of_the_names(tmp_path, caplog):
+    paddle.seed(2)
+    source = Net(classes=7)
+    state = {name.replace("backbone.", ""): value for name, value in source.state_dict().items()}
+    state["fc.weight"] = paddle.ones([4, 10])
+    paddle.save(state, str(tmp_path / "imagenet.pdparams"))
+    model = Net(classes=3)
+    head = model.head.weight.numpy()
+    with caplog.at_level("INFO", logger="ppfcos"):
+        checkpoint.load_pretrained(model, str(tmp_path / "imagenet"))
+    for name, value in _arrays(source).items():
+        if name.startswith("backbone."):
+            np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
+    np.testing.assert_array_equal(model.head.weight.numpy(), head)
+    assert "6 of the model's 8 taken, 1 not in the model (fc.weight), 2 of another shape" in caplog.text
+
+
+def test_names_are_matched_as_paddledetection_matches_them(tmp_path):
+    from ppdet.modeling.backbones.resnet import ResNet
+    from ppdet.utils.checkpoint import match_state_dict
+
+    model = nn.LayerDict({"backbone": ResNet(depth=18, return_idx=[1, 2, 3])})
+    for prefix in ("", "backbone."):
+        file = {prefix + name[len("backbone.") :]: tensor for name, tensor in model.state_dict().items()}
+        file["fc.weight"] = paddle.ones([512, 1000])
+        theirs = match_state_dict(model.state_dict(), dict(file))
+        ours = checkpoint._match_names(model.state_dict(), file)
+        assert {name: file[key] is theirs[name] for name, key in ours.items()} == dict.fromkeys(theirs, True)
+
+
+def test_pretrained_weights_that_fit_nowhere_or_twice_are_refused(tmp_path):
+    paddle.save({"stem.weight": paddle.ones([1])}, str(tmp_path / "alien.pdparams"))
+    with pytest.raises(WeightsError, match=r"none of its 1 weights fits.*stem\.weight"):
+        checkpoint.load_pretrained(Net(), str(tmp_path / "alien.pdparams"))
+    paddle.save({"weight": paddle.ones([4])}, str(tmp_path / "vague.pdparams"))
+    with pytest.raises(WeightsError, match="its weight fits both"):
+        checkpoint.load_pretrained(Net(), str(tmp_path / "vague.pdparams"))
+
+
+# Downloads
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder behind a URL, and an empty cache of PaddleDetection's."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            """Say nothing."""
+
+    handler = functools.partial(Handler, directory=str(folder))
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setattr("ppdet.utils.download.WEIGHTS_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield folder, f"http://127.0.0.1:{httpd.server_port}", httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_url_is_downloaded_once_and_then_comes_from_the_cache(server, capfd):
+    folder, url, httpd = server
+    source = Net()
+    paddle.save(source.state_dict(), str(folder / "net.pdparams"))
+    checkpoint.load_pretrained(Net(), f"{url}/net.pdparams")
+    httpd.shutdown()
+    httpd.server_close()
+    for load in (checkpoint.load_pretrained, checkpoint.load_weights):
+        model = Net()
+        load(model, f"{url}/net.pdparams")
+        _assert_equal(_arrays(model), _arrays(source))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failed_download_names_the_url_and_the_way_without(server, tmp_path):
+    _, url, _ = server
+    with pytest.raises(
+        WeightsError, match=rf"{url}/none\.pdparams cannot be downloaded.*-o pretrain_weights=$"
+    ):
+        checkpoint.load_pretrained(Net(), f"{url}/none.pdparams")
+    with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9/net\.pdparams cannot be downloaded"):
+        checkpoint.load_pretrained(Net(), "http://127.0.0.1:9/net.pdparams")
+    assert not list(tmp_path.glob("cache/*"))
+
+
+# Going on
+
+
+@pytest.mark.parametrize("optimizer", [paddle.optimizer.Momentum, paddle.optimizer.AdamW])
+@pytest.mark.parametrize("with_average", [False, True])
+def test_a_resumed_training_ends_where_the_undisturbed_one_does(tmp_path, optimizer, with_average):
+    def start(seed):
+        training = _training(seed, optimizer)
+        return training, ModelEMA(training[0], decay=0.9) if with_average else None
+
+    straight, average = start(0)
+    _steps(*straight, 0, 3, average)
+    with averaged_weights(straight[0], average) as own:
+        checkpoint.save_checkpoint(
+            tmp_path, "3", straight[0].state_dict(), straight[1], TrainingState(3, 0.5), own, average
+        )
+    _steps(*straight, 3, 6, average)
+
+    resumed, resumed_average = start(1)  # another seed, and other names of the tensors
+    assert checkpoint.resume(*resumed[:2], tmp_path / "3.pdparams", resumed_average) == TrainingState(3, 0.5)
+    _steps(*resumed, 3, 6, resumed_average)
+    _assert_equal(_arrays(resumed[0]), _arrays(straight[0]))
+    assert resumed[2].state_dict() == straight[2].state_dict()
+    if with_average:
+        _assert_equal(
+            {name: value.numpy() for name, value in resumed_average.apply().items()},
+            {name: value.numpy() for name, value in average.apply().items()},
+        )
+
+
+def test_paddledetection_resumes_ours(tmp_path):
+    from ppdet.utils.checkpoint import load_weight
+
+    # PaddleDetection goes by the tensors' own names. A guard numbers them from 0, as a new process does.
+    with paddle.utils.unique_name.guard():
+        straight = _training(0)
+        average = ModelEMA(straight[0])
+        _steps(*straight, 0, 3, average)
+        with averaged_weights(straight[0], average) as own:
+            checkpoint.save_checkpoint(
+                tmp_path, "3", straight[0].state_dict(), straight[1], TrainingState(3), own, average
+            )
+        _steps(*straight, 3, 5)
+    with paddle.utils.unique_name.guard():
+        resumed = _training(1)
+        assert load_weight(resumed[0], str(tmp_path / "3"), resumed[1], ModelEMA(resumed[0])) == 3
+        _steps(*resumed, 3, 5)
+    _assert_equal(_arrays(resumed[0]), _arrays(straight[0]))
+
+
+def test_ours_resumes_paddledetections(tmp_path):
+    from ppdet.utils.checkpoint import save_model
+
+    straight = _training(0)
+    _steps(*straight, 0, 3)
+    save_model(straight[0].state_dict(), straight[1], str(tmp_path), "3", 3)
+    _steps(*straight, 3, 5)
+    resumed = _training(1)
+    assert checkpoint.resume(*resumed[:2], tmp_path / "3") == TrainingState(3, None)
+    _steps(*resumed, 3, 5)
+    _assert_equal(_arrays(resumed[0]), _arrays(straight[0]))
+
+
+def test_a_checkpoint_of_another_optimizer_or_without_one_is_refused(tmp_path):
+    model, optimizer, schedule = _training()
+    _steps(model, optimizer, schedule, 0, 1)
+    checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1))
+    adam = _training(optimizer=paddle.optimizer.AdamW)
+    with pytest.raises(WeightsError, match=r"m\.pdopt is the state of the optimizer Momentum.*AdamW"):
+        checkpoint.resume(*adam[:2], tmp_path / "m")
+    (tmp_path / "m.pdopt").unlink()
+    with pytest.raises(WeightsError, match=r"m\.pdopt cannot be read"):
+        checkpoint.resume(*_training()[:2], tmp_path / "m")
+
+
+def test_the_figure_of_a_checkpoint_is_remembered(tmp_path):
+    model, optimizer, _ = _training()
+    assert checkpoint.saved_ap(tmp_path / "best_model") is None
+    checkpoint.save_checkpoint(tmp_path, "best_model", model.state_dict(), optimizer, TrainingState(2, 0.25))
+    assert checkpoint.saved_ap(tmp_path / "best_model") == 0.25
+
+
+def test_averages_of_an_earlier_run_do_not_stay(tmp_path):
+    model, optimizer, _ = _training()
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1), own)
+    assert (tmp_path / "m.pdema").is_file()
+    checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pdopt", "m.pdparams"]
+
+
+# Files
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "model.pdparams"
+    path.write_text("old")
+
+    def fail():
+        with replacing(path) as unfinished:
+            unfinished.write_text("half of the ne")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"model\.pdparams cannot be written: No space left on device"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as unfinished:
+        unfinished.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_an_output_error(tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full, a disk that is always full")
+    (tmp_path / ".model.pdopt.unfinished").symlink_to("/dev/full")
+    model, optimizer, schedule = _training()
+    _steps(model, optimizer, schedule, 0, 1)
+    with pytest.raises(OutputError, match=r"model\.pdopt cannot be written: No space left"):
+        checkpoint.save_checkpoint(tmp_path, "model", model.state_dict(), optimizer, TrainingState(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_check_of_a_folder_leaves_no_trace(tmp_path):
+    require_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a"):
+        with pytest.raises(OutputError, match=r"file.* cannot be written to.*-o save_dir="):
+            require_writable(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,221 @@
+"""The commands tools/infer.py and tools/export_model.py, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_detector import CLASS_NAMES, exported, pictures
+
+from ppfcos.cli import export_model, infer
+from ppfcos.deploy import Predictor
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return exported(tmp_path_factory.getbasetemp() / "small")
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Three pictures, a file that only looks like one, and one that nobody takes for one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, picture in zip(("a.jpg", "b.PNG", "c.bmp"), pictures()):
+        cv2.imwrite(str(folder / name), picture)
+    (folder / "b_broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def rows_of(folder: Path) -> list:
+    return json.loads((folder / "bbox.json").read_text(encoding="utf-8"))
+
+
+def test_a_bundle_on_a_folder(small, photos, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["--infer_dir", photos, "--output_dir", output, "--draw_threshold", "0.06", "--save_results"]
+    assert infer.main(["--bundle", *map(str, [small.bundle, *arguments, "--threads", 2])]) == 0
+    printed = capsys.readouterr()
+    assert sorted(os.listdir(output)) == ["a.jpg", "b.PNG", "bbox.json", "c.bmp"]
+    assert "b_broken.jpg" in printed.out and "1 picture could not be read" in printed.out.splitlines()[-1]
+    assert "notes.txt" not in printed.out and printed.err == ""
+    detections = Predictor(small.bundle, threads=2).predict([str(photos / "c.bmp")])[0]
+    assert (cv2.imread(str(output / "c.bmp")) != cv2.imread(str(photos / "c.bmp"))).any()
+    rows = [row for row in rows_of(output) if row["file_name"] == "c.bmp"]
+    assert len(rows) == len(detections) > 0
+    x0, y0, x1, y1 = detections.boxes[0].tolist()
+    label = detections.labels[0]
+    assert set(rows[0]) == {"image_id", "file_name", "category_id", "category_name", "bbox", "score"}
+    assert rows[0]["image_id"] == 3 and rows[0]["category_name"] == CLASS_NAMES[label]
+    assert rows[0]["category_id"] == (3, 7, 11)[label]
+    np.testing.assert_allclose(rows[0]["bbox"], [x0, y0, x1 - x0, y1 - y0], atol=1e-2)
+    drawn = sum(row["score"] >= 0.06 for row in rows_of(output))
+    assert f"3 pictures with {drawn} objects of at least 0.06 in {output}" in printed.out
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2"])
+def test_checkpoint_and_bundle_find_the_same(small, photos, tmp_path, batch_size):
+    common = ["--infer_dir", str(photos), "--save_results", "--batch_size", batch_size]
+    model = ["-c", str(small.config), "-o", f"weights={small.weights}"]
+    assert infer.main([*model, *common, "--output_dir", str(tmp_path / "checkpoint")]) == 0
+    assert infer.main(["--bundle", str(small.bundle), *common, "--output_dir", str(tmp_path / "bundle")]) == 0
+    ones, others = rows_of(tmp_path / "checkpoint"), rows_of(tmp_path / "bundle")
+    assert len(ones) == len(others) > 30
+    key = lambda row: (row["file_name"], row["category_name"], round(row["score"], 3), row["bbox"])  # noqa: E731
+    for one, other in zip(sorted(ones, key=key), sorted(others, key=key)):
+        assert (one["file_name"], one["category_name"]) == (other["file_name"], other["category_name"])
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=2e-3)
+        np.testing.assert_allclose(one["score"], other["score"], atol=1e-5)
+
+
+def test_one_picture_goes_before_a_folder(small, photos, tmp_path):
+    both = ["--infer_img", str(photos / "a.jpg"), "--infer_dir", str(photos)]
+    assert infer.main(["--bundle", str(small.bundle), *both, "--output_dir", str(tmp_path / "out")]) == 0
+    assert os.listdir(tmp_path / "out") == ["a.jpg"]
+
+
+def test_a_picture_of_an_unwritable_kind_becomes_a_png(small, photos, tmp_path):
+    shutil.copy(photos / "b.PNG", photos / "scan.data")
+    arguments = ["--infer_img", str(photos / "scan.data"), "--output_dir", str(tmp_path / "out")]
+    assert infer.main(["--bundle", str(small.bundle), *arguments]) == 0
+    assert os.listdir(tmp_path / "out") == ["scan.data.png"]
+
+
+def test_pictures_reach_visualdl(small, photos, tmp_path, capsys):
+    log = tmp_path / "log"
+    arguments = ["--infer_img", str(photos / "a.jpg"), "--use_vdl=true", "--vdl_log_dir", str(log)]
+    assert infer.main(["--bundle", str(small.bundle), *arguments, "--output_dir", str(tmp_path / "out")]) == 0
+    assert f"visualdl --logdir {log}" in capsys.readouterr().out
+    from visualdl import LogReader
+
+    reader = LogReader(file_path=str(next(log.iterdir())))
+    assert reader.get_tags()["image"] == ["detections/a.jpg"]
+    shown = cv2.imdecode(
+        np.frombuffer(reader.get_data("image", "detections/a.jpg")[0].image.encoded_image_string, np.uint8), 1
+    )
+    assert np.abs(shown.astype(int) - cv2.imread(str(tmp_path / "out" / "a.jpg"))).mean() < 3
+
+
+WRONG = {
+    "no model": (["--infer_dir", "{photos}"], "--bundle FOLDER"),
+    "two models": (["-c", "{config}", "--bundle", "{bundle}", "--infer_dir", "{photos}"], "not both"),
+    "keys for a bundle": (
+        ["--bundle", "{bundle}", "-o", "num_classes=3", "--infer_dir", "{photos}"],
+        "leave out -o",
+    ),
+    "no pictures": (["--bundle", "{bundle}"], "--infer_img"),
+    "missing picture": (["--bundle", "{bundle}", "--infer_img", "{photos}/x.jpg"], "x.jpg"),
+    "missing folder": (["--bundle", "{bundle}", "--infer_dir", "{photos}/x"], "no such folder"),
+    "empty folder": (["--bundle", "{bundle}", "--infer_dir", "{empty}"], "no pictures"),
+    "unreadable": (
+        ["--bundle", "{bundle}", "--infer_img", "{photos}/b_broken.jpg"],
+        "no picture could be read: 1 file",
+    ),
+    "over itself": (
+        ["--bundle", "{bundle}", "--infer_dir", "{photos}", "--output_dir", "{photos}"],
+        "overwritten",
+    ),
+    "file for folder": (
+        ["--bundle", "{bundle}", "--infer_dir", "{photos}", "--output_dir", "{config}"],
+        "small.yml",
+    ),
+    "missing bundle": (["--bundle", "{empty}/none", "--infer_dir", "{photos}"], "no such bundle"),
+    "no weights": (["-c", "{config}", "--infer_dir", "{photos}"], "weights="),
+    "wrong weights": (["-c", "{config}", "-o", "weights={photos}/a.jpg", "--infer_dir", "{photos}"], "a.jpg"),
+    "other weights": (
+        ["-c", "{config}", "-o", "weights={weights}", "PPFCOSHead.num_convs=2", "--infer_dir", "{photos}"],
+        "weights.pdparams",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_one_line(small, photos, tmp_path, capsys, case):
+    (tmp_path / "empty").mkdir()
+    places = {
+        "photos": photos,
+        "empty": tmp_path / "empty",
+        "config": small.config,
+        "weights": small.weights,
+        "bundle": small.bundle,
+    }
+    arguments, message = WRONG[case]
+    arguments = [argument.format(**places) for argument in arguments]
+    if "--output_dir" not in arguments:
+        arguments += ["--output_dir", str(tmp_path / "out")]
+    assert infer.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out").is_dir() or not os.listdir(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "argument", [["--batch_size", "0"], ["--threads", "x"], ["--use_vdl", "perhaps"], ["--infer_im"]]
+)
+def test_wrong_options_are_argparses(argument, capsys):
+    with pytest.raises(SystemExit) as raised:
+        infer.main(argument)
+    assert raised.value.code == 2 and argument[0] in capsys.readouterr().err
+
+
+def test_export_writes_a_bundle_of_the_configurations_name(small, photos, tmp_path, capsys):
+    arguments = [
+        "-c",
+        str(small.config),
+        "--output_dir",
+        str(tmp_path / "bundles"),
+        "-o",
+        f"weights={small.weights}",
+    ]
+    assert export_model.main(arguments) == 0
+    bundle = tmp_path / "bundles" / "small"
+    assert f"--bundle {bundle}" in capsys.readouterr().out
+    ours, theirs = Predictor(bundle, threads=2), Predictor(small.bundle, threads=2)
+    assert ours.class_names == tuple(CLASS_NAMES) and ours.category_ids == (1, 2, 3)
+    for one, other in zip(ours.predict([photos / "a.jpg"]), theirs.predict([photos / "a.jpg"])):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("epoch=1", "weights="), ("weights=nowhere.pdparams", "nowhere.pdparams"), ("wieghts=a", "weights")],
+)
+def test_an_export_that_cannot_be_is_one_line(small, tmp_path, capsys, override, message):
+    assert (
+        export_model.main(["-c", str(small.config), "--output_dir", str(tmp_path / "out"), "-o", override])
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tool", ["infer.py", "export_model.py"])
+def test_help_comes_at_once_and_from_anywhere(root, tmp_path, tool):
+    script = (
+        "import runpy, sys\n"
+        "sys.argv = [sys.argv[1], '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    print(sorted({'paddle', 'ppdet'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", script, str(root / "tools" / tool)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "--output_dir" in done.stdout and done.stdout.rstrip().endswith("[]")
+
+
+def test_the_tool_itself_says_nothing_unasked(small, photos, root, tmp_path):
+    """In a process of its own: the libraries' noise stays off the screen."""
+    command = [sys.executable, str(root / "tools" / "infer.py"), "--bundle", str(small.bundle)]
+    command += ["--infer_img", str(photos / "a.jpg"), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert len(done.stdout.splitlines()) == 2

@@ -1,0 +1,417 @@
+"""tools/train.py and tools/eval.py as users start them, in one process and two, and on bad input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from small_config import write_config
+from visualdl import LogReader
+
+from ppfcos.cli import command, eval, train
+from ppfcos.config import load_config
+from ppfcos.data.shapes import generate
+from ppfcos.engine.checkpoint import read_state, saved_ap
+from ppfcos.engine.coco_metrics import FIGURE_NAMES
+from ppfcos.engine.model import build_model
+from ppfcos.errors import ConfigError
+
+LAUNCH = ("-m", "paddle.distributed.launch", "--nproc_per_node", "2")
+# Frozen norms, for a norm's statistics are of one process's images. Losses, and so gradients, are of all.
+FROZEN = "ResNet.freeze_norm=true"
+
+
+class Run:
+    """A training of two epochs that was started from a shell, and what is to be known about it."""
+
+    def __init__(self, folder: Path, config: Path):
+        self.folder = folder / "run" / "small"
+        self.config = config
+        self.finished: subprocess.CompletedProcess | None = None
+
+    def curves(self) -> dict[str, list]:
+        (file,) = (self.folder / "vdl_log").iterdir()
+        reader = LogReader(file_path=str(file))
+        return {tag: [x.value for x in reader.get_data("scalar", tag)] for tag in reader.get_tags()["scalar"]}
+
+
+def _python(arguments: list, root: Path, folder: Path, **options) -> subprocess.CompletedProcess:
+    """Run tools/..., from another folder than the checkout, as quietly as possible on a shared machine."""
+    arguments = [str(root / part) if str(part).startswith("tools/") else str(part) for part in arguments]
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "shapes"
+    generate(folder, train=7, val=5, size=96, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, pictures, root) -> Run:
+    """One process, two epochs of three steps, evaluated after each."""
+    folder = tmp_path_factory.mktemp("one")
+    run = Run(folder, write_config(folder / "small.yml", root, pictures, folder / "run"))
+    run.finished = _python(
+        ["tools/train.py", "-c", run.config, "--eval", "--use_vdl", "-o", "epoch=2", FROZEN], root, folder
+    )
+    assert run.finished.returncode == 0, run.finished.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_by_two(tmp_path_factory, pictures, root) -> Run:
+    """The same by two processes, started as the README says."""
+    folder = tmp_path_factory.mktemp("two")
+    run = Run(folder, write_config(folder / "small.yml", root, pictures, folder / "run"))
+    run.finished = _python(
+        [*LAUNCH, "tools/train.py", "-c", run.config, "--eval", "--use_vdl=true", "-o", "epoch=2", FROZEN],
+        root,
+        folder,
+    )
+    assert run.finished.returncode == 0, run.finished.stderr
+    return run
+
+
+@pytest.fixture
+def small(tmp_path, pictures, root) -> Path:
+    return write_config(tmp_path / "small.yml", root, pictures, tmp_path / "run")
+
+
+# A training
+
+
+def test_a_training_leaves_what_it_says(trained):
+    names = sorted(path.name for path in trained.folder.iterdir())
+    checkpoints = [
+        f"{name}.{suffix}" for name in ("0", "best_model", "model_final") for suffix in ("pdopt", "pdparams")
+    ]
+    assert names == sorted([*checkpoints, "vdl_log"])
+    lines = trained.finished.stdout.splitlines()
+    assert len([line for line in lines if re.search(r"epoch: \[[12]/2\] step: \[[123]/3\]", line)]) == 6
+    assert sum("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in line for line in lines) == 2
+    best = next(line for line in lines if "best checkpoint" in line)
+    assert f"{trained.folder}/best_model.pdparams" in best
+    assert f"visualdl --logdir {trained.folder}/vdl_log" in trained.finished.stdout
+    assert all(re.match(r"\[\d\d/\d\d \d\d:\d\d:\d\d\] | Average ", line) for line in lines), lines
+    assert trained.finished.stderr == ""
+
+
+def test_a_trainings_curves_are_complete(trained):
+    curves = trained.curves()
+    assert len(curves["train/loss"]) == 6
+    parts = [curves[f"train/loss_{part}"] for part in ("cls", "box", "quality")]
+    np.testing.assert_allclose(np.sum(parts, axis=0), curves["train/loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        curves["train/learning_rate"], [0.001, 0.004, 0.007, 0.01, 0.01, 0.01], rtol=1e-5
+    )
+    assert {f"eval/{name}" for name in FIGURE_NAMES} <= set(curves)
+    best = max(curves["eval/AP"])
+    assert saved_ap(trained.folder / "best_model") == pytest.approx(best, abs=1e-6)
+    first_best = 1 + curves["eval/AP"].index(best)
+    assert read_state(trained.folder / "best_model.pdopt")["last_epoch"] == first_best
+
+
+def test_its_weights_are_those_that_paddle_and_paddledetection_load(trained):
+    load_config(trained.config, [FROZEN])
+    model = build_model({"architecture": "PPFCOS"})
+    weights = paddle.load(str(trained.folder / "model_final.pdparams"))
+    assert weights.keys() == model.state_dict().keys()
+    missing, unexpected = model.set_state_dict(weights)
+    assert not missing
+    assert not unexpected
+
+
+def test_two_processes_log_the_losses_of_one(trained, trained_by_two):
+    one, two = trained.curves(), trained_by_two.curves()
+    assert one.keys() == two.keys()
+    for name in ("loss", "loss_cls", "loss_box", "loss_quality", "learning_rate"):
+        np.testing.assert_allclose(
+            two[f"train/{name}"], one[f"train/{name}"], rtol=0, atol=1e-5, err_msg=name
+        )
+    for name in FIGURE_NAMES:
+        assert two[f"eval/{name}"] == pytest.approx(one[f"eval/{name}"], abs=1e-4)
+
+
+def test_two_processes_leave_the_weights_of_one(trained, trained_by_two):
+    one, two = (read_state(run.folder / "model_final.pdparams") for run in (trained, trained_by_two))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_allclose(two[name], value, atol=1e-5, err_msg=name)
+
+
+def test_only_the_first_of_two_processes_speaks(trained_by_two):
+    stdout = trained_by_two.finished.stdout
+    assert stdout.count("epoch: [2/2] step: [3/3]") == 1
+    assert "2 processes on cpu" in stdout
+    second = (trained_by_two.config.parent / "log" / "workerlog.1").read_text()
+    assert "step:" not in second
+    assert "checkpoint" not in second
+
+
+def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, pictures, root, capsys):
+    config = write_config(tmp_path / "small.yml", root, pictures, tmp_path / "run")
+    arguments = ["-c", str(config), "-r", str(trained.folder / "0"), "-o", "epoch=2", FROZEN]
+    assert train.main(arguments) == 0
+    assert "resumed from" in capsys.readouterr().out
+    for suffix in ("pdparams", "pdopt"):
+        whole, resumed = (
+            read_state(folder / f"model_final.{suffix}")
+            for folder in (trained.folder, tmp_path / "run" / "small")
+        )
+        arrays = [value for value in whole.values() if isinstance(value, np.ndarray)]
+        others = [value for value in resumed.values() if isinstance(value, np.ndarray)]
+        assert len(arrays) == len(others) > 50
+        for ours, theirs in zip(arrays, others):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+# An evaluation
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained, root) -> tuple[str, list]:
+    """What tools/eval.py prints, and the detections it writes, of all scores there are."""
+    weights = f"weights={trained.folder / 'best_model'}"
+    arguments = [
+        "tools/eval.py",
+        "-c",
+        trained.config,
+        "--classwise",
+        "--output_eval",
+        "found",
+        "-o",
+        weights,
+    ]
+    finished = _python([*arguments, "PPFCOSDecode.score_threshold=0.0"], root, trained.config.parent)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    return finished.stdout, json.loads((trained.config.parent / "found" / "bbox.json").read_text())
+
+
+def test_an_evaluation_prints_the_tables_and_writes_the_detections(evaluated, pictures):
+    stdout, found = evaluated
+    truth = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())
+    assert stdout.count("Average Precision  (AP)") == 6
+    assert stdout.count("Average Recall     (AR)") == 6
+    for category in truth["categories"]:
+        assert re.search(rf" {category['name']} +AP = ", stdout)
+    assert {detection["image_id"] for detection in found} == {image["id"] for image in truth["images"]}
+    assert {d["category_id"] for d in found} <= {category["id"] for category in truth["categories"]}
+    assert all(len(detection["bbox"]) == 4 and 0 <= detection["score"] <= 1 for detection in found)
+
+
+def test_two_processes_find_what_one_finds(evaluated, trained, tmp_path, root):
+    stdout, found = evaluated
+    weights = f"weights={trained.folder / 'best_model'}"
+    arguments = [
+        *LAUNCH,
+        "tools/eval.py",
+        "-c",
+        trained.config,
+        "--classwise=true",
+        "--output_eval",
+        "found",
+        "-o",
+    ]
+    finished = _python([*arguments, weights, "PPFCOSDecode.score_threshold=0.0"], root, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    table = re.compile(r"^ .*$", re.MULTILINE)
+    assert table.findall(finished.stdout) == table.findall(stdout)
+
+    def of_image(detections, image):
+        return [[*d["bbox"], d["score"], d["category_id"]] for d in detections if d["image_id"] == image]
+
+    theirs = json.loads((tmp_path / "found" / "bbox.json").read_text())
+    assert len(theirs) == len(found)
+    for image in {detection["image_id"] for detection in found}:
+        np.testing.assert_allclose(of_image(theirs, image), of_image(found, image), atol=1e-3)
+
+
+def test_written_detections_are_evaluated_without_the_model(evaluated, trained, capsys):
+    folder = str(trained.config.parent / "found")
+    assert eval.main(["-c", str(trained.config), "--json_eval", "--output_eval", folder, "--classwise"]) == 0
+    table = re.compile(r"^ .*$", re.MULTILINE)
+    assert table.findall(capsys.readouterr().out) == table.findall(evaluated[0])
+
+
+# Bad input
+
+
+def _error(capsys) -> str:
+    """The one line on the standard error."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_missing_configuration_is_named(tmp_path, capsys):
+    assert train.main(["-c", str(tmp_path / "nowhere.yml")]) == 2
+    assert "nowhere.yml" in _error(capsys)
+
+
+@pytest.mark.parametrize("name", ["file/output", "file"])
+def test_an_output_folder_that_cannot_be_written_is_named_before_anything_starts(
+    tmp_path, small, capsys, name
+):
+    (tmp_path / "file").write_text("mine")
+    assert train.main(["-c", str(small), "-o", f"save_dir={tmp_path / name}"]) == 2
+    assert str(tmp_path / name) in _error(capsys)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_proc_is_no_output_folder(small, capsys):
+    if not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc, a folder that not even root can write to")
+    assert train.main(["-c", str(small), "-o", "save_dir=/proc/output"]) == 2
+    assert "/proc/output" in _error(capsys)
+
+
+def test_corrupt_weights_end_the_process_with_one_line(trained, tmp_path, small, root):
+    content = (trained.folder / "model_final.pdparams").read_bytes()
+    (tmp_path / "half.pdparams").write_bytes(content[: len(content) // 2])
+    finished = _python(
+        ["tools/train.py", "-c", small, "-o", "pretrain_weights=half.pdparams"], root, tmp_path
+    )
+    assert finished.returncode == 2
+    assert re.fullmatch(r"error: half\.pdparams is damaged or no weights file \(.*\n", finished.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_model_are_listed(trained, tmp_path, small, capsys):
+    weights = f"weights={trained.folder / 'best_model'}"
+    assert (
+        eval.main(
+            [
+                "-c",
+                str(small),
+                "--output_eval",
+                str(tmp_path / "found"),
+                "-o",
+                weights,
+                "PPFCOSFPN.out_channels=32",
+            ]
+        )
+        == 2
+    )
+    message = _error(capsys)
+    assert "holds weights of another model" in message
+    assert re.search(r"\d+ of another shape \(neck\.\S+ \[64.*\] instead of \[32", message)
+    assert not (tmp_path / "found").exists()
+
+
+def test_a_resumed_checkpoint_of_another_model_is_refused(trained, tmp_path, small, capsys):
+    arguments = ["-c", str(small), "-r", str(trained.folder / "0"), "-o", "PPFCOSHead.num_convs=2", "epoch=3"]
+    assert train.main(arguments) == 2
+    assert re.search(r"\d+ missing \(head\.class_tower", _error(capsys))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_and_missing_weights_are_named(tmp_path, small, capsys):
+    assert train.main(["-c", str(small), "-o", f"TrainDataset.dataset_dir={tmp_path / 'coco'}"]) == 2
+    assert "download_coco.py" in _error(capsys)
+    assert eval.main(["-c", str(small)]) == 2
+    assert "model_final.pdparams cannot be read" in _error(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_image_of_one_process_stops_both(tmp_path, pictures, root):
+    shutil.copytree(pictures, tmp_path / "shapes")
+    picture = sorted((tmp_path / "shapes" / "train2017").iterdir())[3]
+    picture.write_bytes(picture.read_bytes()[:50])
+    config = write_config(tmp_path / "small.yml", root, tmp_path / "shapes", tmp_path / "run")
+    arguments = ["-c", config, "-o", "max_bad_images=0", "TrainReader.drop_last=false"]
+    finished = _python([*LAUNCH, "tools/train.py", *arguments], root, tmp_path)
+    assert finished.returncode == 2, finished.stdout
+    for worker in ("workerlog.0", "workerlog.1"):
+        (line,) = re.findall("^error: .*", (tmp_path / "log" / worker).read_text(), re.MULTILINE)
+        assert picture.name in line
+    assert not (tmp_path / "run").exists()
+
+
+# The command lines
+
+
+@pytest.mark.parametrize("tool", ["train", "eval"])
+def test_help_answers_without_paddle(tool, root, tmp_path):
+    watch = "import sys, runpy; sys.argv = [sys.argv[1], '--help']\n"
+    watch += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    watch += "finally: assert not {'paddle', 'ppdet', 'cv2', 'numpy'} & set(sys.modules), 'heavy imports'"
+    finished = _python(["-c", watch, root / "tools" / f"{tool}.py"], root, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "usage:" in finished.stdout
+    assert f"tools/{tool}.py -c configs/" in finished.stdout
+    assert "KEY=VALUE" in finished.stdout
+
+
+def test_options_are_typed_as_in_paddledetection():
+    def parse(line):
+        return train.build_parser().parse_args(line.split())
+
+    options = parse("-c a.yml --eval --use_vdl=true -o use_gpu=false epoch=3 -o seed=1 --amp -r out/0")
+    assert options.eval is options.use_vdl is options.amp is True
+    assert options.to_static is None
+    assert options.resume == "out/0"
+    given = command.overrides(options, "amp", "to_static", "use_vdl", "vdl_log_dir")
+    assert given == ["use_gpu=false", "epoch=3", "seed=1", "amp=True", "use_vdl=True"]
+    for text, value in (("--use_vdl", True), ("--use_vdl True", True), ("--use_vdl=False", False)):
+        assert parse(f"-c a.yml {text}").use_vdl is value
+    assert parse("-c a.yml --use_vdl --vdl_log_dir here").vdl_log_dir == "here"
+
+
+@pytest.mark.parametrize("wrong", ["", "-c a.yml --use_vdl=perhaps", "-c a.yml --evaluate", "-c a.yml --ev"])
+def test_a_wrong_command_line_ends_with_exit_code_2(wrong, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(wrong.split())
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def _raises(error):
+    def fail(options):
+        logging.getLogger("ppfcos.engine").info("on the way")
+        logging.getLogger("ppfcos.engine").warning("look out")
+        raise error
+
+    return fail
+
+
+def _parser() -> argparse.ArgumentParser:
+    return command.option_parser("Nothing.", "nothing", config_required=False)
+
+
+def test_an_error_is_one_line_and_shows_its_traceback_on_demand(capsys):
+    assert command.run(_raises(ConfigError("a line\n  and another")), _parser(), []) == 2
+    out, err = capsys.readouterr()
+    assert err == "error: a line and another\n"
+    assert re.fullmatch(r"\[\S+ \S+\] on the way\n\[\S+ \S+\] warning: look out\n", out)
+    assert command.run(_raises(ConfigError("a line")), _parser(), ["--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_and_a_success_have_their_exit_codes(capsys):
+    assert command.run(_raises(KeyboardInterrupt()), _parser(), []) == 130
+    assert command.run(lambda options: None, _parser(), []) == 0
+
+
+def test_only_the_first_process_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
+    command.run(_raises(ConfigError("wrong")), _parser(), [])
+    out, err = capsys.readouterr()
+    assert "on the way" not in out
+    assert "warning: look out" in out
+    assert err == "error: wrong\n"

@@ -1,0 +1,540 @@
+"""The engine's parts, each by itself; whole trainings are in test_cli_train.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from small_config import write_config
+
+from ppfcos.config import load_config
+from ppfcos.data.datasets import build_dataset
+from ppfcos.data.loader import EvalLoader
+from ppfcos.data.shapes import generate
+from ppfcos.engine import checkpoint, device, distributed
+from ppfcos.engine.averaging import averaged_weights, build_average
+from ppfcos.engine.coco_metrics import CocoFigures, evaluate_detections
+from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
+from ppfcos.engine.model import has_synchronized_backbone
+from ppfcos.engine.precision import Precision
+from ppfcos.engine.progress import Progress
+from ppfcos.engine.schedule import build_optimizer, build_schedule
+from ppfcos.engine.trainer import Trainer
+from ppfcos.engine.visualdl_log import VisualDLLog
+from ppfcos.errors import ConfigError, DataError, DeviceError, TrainingError
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """Six drawn pictures to train on and four to evaluate, 96 pixels wide."""
+    generate(tmp_path / "shapes", train=6, val=4, size=96, seed=3)
+    return tmp_path / "shapes"
+
+
+@pytest.fixture
+def config(tmp_path, shapes, root):
+    """Loads a small configuration of these pictures, with overrides."""
+    path = write_config(tmp_path / "small.yml", root, shapes, tmp_path / "output")
+    return lambda *overrides: load_config(path, overrides)
+
+
+def _spoil(picture: Path) -> None:
+    picture.write_bytes(picture.read_bytes()[:50])
+
+
+# Device
+
+
+@pytest.mark.parametrize(
+    ("cfg", "wanted"),
+    [
+        ({}, "auto"),
+        ({"device": "auto"}, "auto"),
+        ({"device": "GPU:1"}, "gpu:1"),
+        ({"device": "auto", "use_gpu": False}, "cpu"),
+        ({"device": "gpu", "use_gpu": False}, "cpu"),
+        ({"device": "xpu", "use_gpu": False}, "xpu"),
+        ({"device": "auto", "use_gpu": True}, "gpu"),
+        ({"device": "gpu:2", "use_gpu": True}, "gpu:2"),
+        ({"device": "auto", "use_npu": True}, "npu"),
+        ({"device": "cpu"}, "cpu"),
+        ({"device": "iluvatar_gpu"}, "iluvatar_gpu"),
+    ],
+)
+def test_paddledetections_switches_and_ours_name_one_device(cfg, wanted):
+    assert device.wanted_device(cfg) == wanted
+
+
+def test_a_device_that_is_there_is_taken():
+    assert device.select_device({"device": "cpu"}) == "cpu"
+    assert paddle.get_device() == "cpu"
+    if not paddle.device.is_compiled_with_cuda():
+        assert device.select_device({"device": "auto"}) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu:99", "xpu", "mlu", "fpga"])
+def test_an_absent_device_is_an_error_that_lists_what_is_there(name):
+    with pytest.raises(DeviceError, match=rf"device {name}: not on this machine.*which has cpu"):
+        device.select_device({"device": name})
+    assert paddle.get_device() == "cpu"
+
+
+def test_memory_is_counted_in_bytes():
+    assert 5e7 < device.peak_memory() < 1e12
+
+
+# Several processes
+
+TOGETHER = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from ppfcos import environment
+environment.prepare()
+with environment.quiet_imports():
+    import paddle
+    from ppfcos.engine import distributed
+    from ppfcos.engine.device import select_device
+    from ppfcos.engine.feed import BatchFeed
+from ppfcos.errors import DataError, OutputError
+
+select_device({"device": "cpu"})
+distributed.start()
+rank = distributed.rank()
+seen = {
+    "size": distributed.world_size(),
+    "main": distributed.is_main(),
+    "gathered": distributed.gather({"rank": rank, "much": list(range(10 + 1000 * rank))}),
+    "from_main": distributed.from_main(["said", rank]),
+    "mean": distributed.mean(paddle.to_tensor([1.0, 2.0 * rank])).tolist(),
+    "errors": [],
+}
+norm = paddle.nn.BatchNorm2D(2)
+norm._mean.set_value(paddle.full([2], float(rank + 5)))
+norm.weight.set_value(paddle.full([2], float(rank + 5)))
+distributed.share_statistics(norm)
+seen["buffers"] = norm._mean.tolist() + norm.weight.tolist()
+failures = [(1, DataError("no picture")), (0, OutputError("no disk")), (None, DataError("no data"))]
+for failing, error in failures:
+    try:
+        with distributed.together():
+            if failing in (rank, None):
+                raise error
+    except (DataError, OutputError) as caught:
+        seen["errors"].append(f"{type(caught).__name__}: {caught}")
+with distributed.together():
+    pass
+
+
+class Loader:
+    def __len__(self):
+        return 4
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        yield {"number": 1, "bad_images": []}
+        yield {"number": 2, "bad_images": [f"image {rank}: torn", "image 7: torn"]}
+        if rank == 1:
+            raise DataError("the disk is gone")
+        yield {"number": 3, "bad_images": []}
+
+
+feed = BatchFeed(Loader(), max_bad_images=3)
+feed.start_epoch(5)
+seen["batches"] = []
+try:
+    while feed.current is not None:
+        seen["batches"].append(feed.current["number"])
+        seen["batches"] += feed.advance(paddle.to_tensor([10.0 * rank, 1.0])).tolist()
+except DataError as caught:
+    seen["errors"].append(str(caught))
+(Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(seen))
+"""
+
+
+def test_two_processes_speak_to_one_another_and_fail_together(tmp_path, root):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    launch += ["--log_dir", str(tmp_path / "log"), str(script), str(root), str(tmp_path)]
+    subprocess.run(launch, check=True, capture_output=True, timeout=120, cwd=tmp_path)
+    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [one.pop("main") for one in seen] == [True, False]
+    buffers = [one.pop("buffers") for one in seen]
+    assert buffers == [[5, 5, 5, 5], [5, 5, 6, 6]]
+    assert seen[0] == seen[1]
+    assert seen[0] == {
+        "size": 2,
+        "gathered": [{"rank": rank, "much": list(range(10 + 1000 * rank))} for rank in (0, 1)],
+        "from_main": ["said", 0],
+        "mean": [1.0, 1.0],
+        "errors": [
+            "DataError: process 1 of 2: no picture",
+            "OutputError: process 0 of 2: no disk",
+            "DataError: no data",
+            "process 1 of 2: the disk is gone",
+        ],
+        "batches": [1, 5.0, 1.0, 2],
+    }
+
+
+def test_one_process_is_alone():
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert distributed.gather("x") == ["x"]
+    assert distributed.from_main("x") == "x"
+    assert distributed.mean(paddle.to_tensor([1.0, 3.0])).tolist() == [1, 3]
+    with pytest.raises(DataError, match=r"^bad$"), distributed.together():
+        raise DataError("bad")
+
+
+def test_only_norms_that_learn_are_synchronised():
+    frozen = nn.BatchNorm2D(4, use_global_stats=True)
+    model = nn.Sequential(nn.Conv2D(3, 4, 1), nn.BatchNorm2D(4), nn.Sequential(frozen, nn.BatchNorm2D(4)))
+    names = list(model.state_dict())
+    distributed.synchronize_norms(model)
+    assert [type(layer) for layer in (model[1], model[2][0], model[2][1])] == [
+        nn.SyncBatchNorm,
+        nn.BatchNorm2D,
+        nn.SyncBatchNorm,
+    ]
+    assert model[2][0] is frozen
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("overrides", "synchronized"),
+    [
+        ((), False),
+        (("ResNet.norm_type=sync_bn",), True),
+        (("norm_type=sync_bn",), False),  # the configuration gives the backbone a norm of its own
+        (("PPFCOSHead.norm_type=sync_bn",), False),
+    ],
+)
+def test_the_backbones_norm_type_says_whether_its_norms_are_synchronised(config, overrides, synchronized):
+    assert has_synchronized_backbone(config(*overrides)) is synchronized
+
+
+# Schedule and precision
+
+
+def test_the_schedule_is_the_configured_one(config):
+    config("LearningRate.base_lr=0.3")
+    schedule = build_schedule({}, steps_per_epoch=5)
+    rates = []
+    for _ in range(60):
+        rates.append(schedule.get_lr())
+        schedule.step()
+    expected = [0.3 * (0.1 + 0.9 * step / 3) for step in range(3)] + [0.3] * 37 + [0.03] * 15 + [0.003] * 5
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "milestone"),
+    [
+        ("{name: PiecewiseDecay, gamma: 0.1, milestones: [2, 3]}", 10, 2),
+        ("{name: CosineDecay, max_epochs: 2}", 10, 2),
+    ],
+)
+def test_a_warm_up_beyond_the_first_milestone_is_refused(config, decay, steps, milestone):
+    config(f"LearningRate.schedulers=[{decay}, {{name: LinearWarmup, steps: {steps}}}]")
+    with pytest.raises(
+        ConfigError, match=rf"warm-up of {steps} steps.*epoch {milestone}.*step {milestone * 5}"
+    ):
+        build_schedule({}, steps_per_epoch=5)
+    build_schedule({}, steps_per_epoch=6)
+
+
+def test_a_warm_up_in_epochs_counts_too(config):
+    config(
+        "LearningRate.schedulers="
+        "[{name: PiecewiseDecay, milestones: [2, 3]}, {name: LinearWarmup, epochs: 2}]"
+    )
+    with pytest.raises(ConfigError, match="warm-up of 10 steps"):
+        build_schedule({}, steps_per_epoch=5)
+
+
+def test_a_schedule_without_its_warm_up_is_a_config_error(config):
+    config("LearningRate.schedulers=[{name: PiecewiseDecay, milestones: [2, 3]}]")
+    with pytest.raises(ConfigError, match=r"LearningRate\.schedulers"):
+        build_schedule({}, steps_per_epoch=5)
+
+
+def test_an_impossible_optimizer_is_a_config_error(config):
+    config("OptimizerBuilder.optimizer={type: Momentum, momentum: null}")
+    with pytest.raises(ConfigError, match="OptimizerBuilder"):
+        build_optimizer(nn.Linear(2, 2), build_schedule({}, 5))
+
+
+def test_mixed_precision_on_a_cpu_says_that_there_is_none(caplog):
+    with caplog.at_level("WARNING", logger="ppfcos"):
+        precision = Precision({"amp": True}, "cpu")
+    assert "Paddle has no mixed precision on a CPU" in caplog.text
+    weight = paddle.create_parameter([2], "float32")
+    before = weight.numpy()
+    optimizer = paddle.optimizer.SGD(0.5, parameters=[weight])
+    with precision.autocast():
+        loss = (weight * 2).sum()
+    precision.backward(loss)
+    precision.update(optimizer)
+    np.testing.assert_allclose(weight.numpy(), before - 1, atol=1e-6)
+    assert weight.grad is None or not weight.grad.numpy().any()
+
+
+def test_a_level_of_mixed_precision_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="amp_level is 'O2'"):
+        Precision({"amp": True, "amp_level": "O2"}, "gpu:0")
+
+
+# Average
+
+
+def test_the_average_is_used_within_and_gone_afterwards():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2D(2), nn.BatchNorm2D(2, use_global_stats=True))
+    for weight in (model[0].bias, model[2].weight, model[2].bias):
+        weight.stop_gradient = True
+    fixed = {
+        name: tensor for name, tensor in model.state_dict().items() if name in ("0.bias",) or name[0] == "2"
+    }
+    fixed = {name: tensor.numpy() for name, tensor in fixed.items()}
+    average = build_average({"use_ema": True, "ema_decay": 0.5, "ema_decay_type": "normal"}, model)
+    moving = (model[0].weight, model[1].weight, model[1]._mean)
+    for value in (1.0, 2.0, 4.0):
+        for tensor in moving:
+            tensor.set_value(paddle.full(tensor.shape, value))
+        average.update(model)
+    expected = (1 * 0.125 + 2 * 0.25 + 4 * 0.5) / (1 - 0.5**3)
+    with averaged_weights(model, average) as own:
+        for tensor in moving:
+            np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6)
+        np.testing.assert_array_equal(own["0.weight"].numpy(), 4)
+        for name, value in fixed.items():
+            np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
+    for tensor in moving:
+        np.testing.assert_array_equal(tensor.numpy(), 4)
+
+
+def test_without_an_average_nothing_changes():
+    model = nn.Linear(2, 2)
+    assert build_average({"use_ema": False}, model) is None
+    with averaged_weights(model, None) as own:
+        assert own is None
+
+
+# Evaluation
+
+
+class Oracle(nn.Layer):
+    """Detects exactly the annotated boxes, as PPFCOS would say it."""
+
+    def __init__(self, data):
+        super().__init__()
+        label = {category["id"]: label for label, category in enumerate(data.categories)}
+        self.truth: dict = {}
+        for note in data.coco_ground_truth()["annotations"]:
+            if not note["iscrowd"]:
+                x, y, width, height = note["bbox"]
+                row = [label[note["category_id"]], 0.9, x, y, x + width, y + height]
+                self.truth.setdefault(note["image_id"], []).append(row)
+
+    def forward(self, batch):
+        assert not self.training
+        rows = [self.truth.get(int(number), []) for number in batch["im_id"].numpy().reshape(-1)]
+        boxes = np.array([row for image in rows for row in image], dtype="float32").reshape(-1, 6)
+        return {
+            "bbox": paddle.to_tensor(boxes),
+            "bbox_num": paddle.to_tensor(np.array([len(image) for image in rows], dtype="int32")),
+        }
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_whoever_knows_the_truth_gets_all_of_it(tinycoco, config, tmp_path, batch_size):
+    folder = f"{{name: COCODataSet, dataset_dir: {tinycoco}, image_dir: images/val2017, "
+    cfg = config(
+        f"EvalDataset={folder}anno_path: annotations/instances_val2017.json, allow_empty: true}}",
+        "num_classes=80",
+        f"EvalReader.batch_size={batch_size}",
+    )
+    data = build_dataset(cfg, "EvalDataset")
+    oracle = Oracle(data)
+    oracle.train()
+    figures = evaluate(
+        oracle,
+        EvalLoader(cfg, data, "EvalReader"),
+        data,
+        Precision({}, "cpu"),
+        output_folder=tmp_path / "found",
+    )
+    assert oracle.training
+    assert figures.ap == pytest.approx(1, abs=1e-9)
+    found = read_detections(tmp_path / "found")
+    assert len(found) == sum(len(rows) for rows in oracle.truth.values())
+    assert evaluate_detections(data.coco_ground_truth(), found) == figures
+    assert {d["category_id"] for d in found} <= {category["id"] for category in data.categories}
+
+
+def test_an_unreadable_image_counts_as_one_without_detections(config, shapes, caplog):
+    pictures = sorted((shapes / "val2017").iterdir())
+    cfg = config()
+    data = build_dataset(cfg, "EvalDataset")
+    loader = EvalLoader(cfg, data, "EvalReader")
+    precision = Precision({}, "cpu")
+    assert evaluate(Oracle(data), loader, data, precision).ap == pytest.approx(1, abs=1e-9)
+    _spoil(pictures[0])
+    with caplog.at_level("WARNING", logger="ppfcos"):
+        assert evaluate(Oracle(data), loader, data, precision).ap < 0.99
+    assert pictures[0].name in caplog.text
+    for picture in pictures[1:]:
+        _spoil(picture)
+    with pytest.raises(DataError, match="none of the 4 images"):
+        evaluate(Oracle(data), loader, data, precision)
+
+
+def test_a_file_of_detections_that_is_none_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"bbox\.json cannot be read.*--output_eval"):
+        read_detections(tmp_path)
+    for content in ("{", '{"a": 1}', '[{"bbox": [1, 2, 3, 4]}]'):
+        (tmp_path / "bbox.json").write_text(content)
+        with pytest.raises(DataError, match=r"bbox\.json is no"):
+            read_detections(tmp_path)
+    write_detections(tmp_path, [])
+    assert read_detections(tmp_path) == []
+
+
+# Progress and curves
+
+
+def test_a_report_sums_up_the_steps_since_the_one_before():
+    progress = Progress(epochs=3, steps_per_epoch=10, log_iter=4, batch_size=8)
+    progress.start_epoch()
+    for value in (1.0, 2.0, 6.0):
+        progress.add({"loss_box": value / 2, "loss": value}, seconds_waited=0.25)
+    report = progress.report(epoch=1, step=4, learning_rate=0.1)
+    assert report.losses == {"loss_box": 1.5, "loss": 3.0}
+    assert report.data_seconds == 0.25
+    assert report.global_step == 14
+    assert report.images_per_second > 24
+    assert report.seconds_left == pytest.approx(16 * 8 / report.images_per_second)
+    line = report.line()
+    assert re.match(
+        r"epoch: \[2/3\] step: \[4/10\] learning_rate: 0\.100000 loss: 3\.0000 loss_box: 1\.5000 ", line
+    )
+    progress.add({"loss_box": 0.0, "loss": 5.0}, seconds_waited=0)
+    assert progress.report(epoch=1, step=5, learning_rate=0.1).losses["loss"] == 5
+    assert [step for step in range(1, 11) if progress.is_due(step)] == [1, 4, 8, 10]
+
+
+def test_curves_are_read_back_from_visualdl(tmp_path):
+    from visualdl import LogReader
+
+    curves = VisualDLLog(tmp_path / "vdl")
+    progress = Progress(epochs=2, steps_per_epoch=2, log_iter=1, batch_size=1)
+    for step, value in ((1, 2.5), (2, 1.5)):
+        progress.add({"loss": value}, seconds_waited=0)
+        curves.add_step(progress.report(epoch=0, step=step, learning_rate=0.25))
+    curves.add_figures(CocoFigures(tuple(np.linspace(0, 0.75, 12))), epochs=1)
+    curves.close()
+    (file,) = (tmp_path / "vdl").iterdir()
+    reader = LogReader(file_path=str(file))
+
+    def scalars(tag):
+        return [(record.id, record.value) for record in reader.get_data("scalar", tag)]
+
+    assert scalars("train/loss") == [(1, 2.5), (2, 1.5)]
+    assert scalars("train/learning_rate") == [(1, 0.25), (2, 0.25)]
+    assert scalars("eval/AP") == [(1, 0)]
+    assert scalars("eval/ARl") == [(1, 0.75)]
+    assert len(scalars("train/images_per_second")) == 2
+
+
+# The trainer
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step_and_images(config, shapes, tmp_path):
+    trainer = Trainer(config("LearningRate.base_lr=1e30", "epoch=3"), "cpu")
+    with pytest.raises(
+        TrainingError, match=r"not finite at epoch 1, step [23] \(.*loss_cls.*images .*jpg"
+    ) as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)
+    named = re.findall(r"[^ ,]+\.jpg", str(caught.value))
+    assert len(named) == 2
+    assert all((shapes / "train2017" / Path(name).name).is_file() for name in named)
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_unreadable_image_is_named_once_and_training_goes_on(config, shapes, tmp_path, caplog):
+    picture = sorted((shapes / "train2017").iterdir())[0]
+    _spoil(picture)
+    with caplog.at_level("WARNING", logger="ppfcos"):
+        Trainer(config("epoch=2"), "cpu").train()
+    warnings = [record.getMessage() for record in caplog.records if picture.name in record.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("unreadable image 1")
+    assert (tmp_path / "output" / "small" / "model_final.pdparams").is_file()
+
+
+def test_too_many_unreadable_images_stop_the_run(config, shapes, tmp_path):
+    _spoil(sorted((shapes / "train2017").iterdir())[0])
+    with pytest.raises(DataError, match=r"1 images cannot be read, more than max_bad_images \(0\)"):
+        Trainer(config("max_bad_images=0"), "cpu").train()
+    assert not (tmp_path / "output").exists()
+
+
+def test_fewer_images_than_a_batch_are_an_error_with_both_numbers(config):
+    with pytest.raises(DataError, match=r"6 images.*\(8\)"):
+        Trainer(config("TrainReader.total_batch_size=8"), "cpu")
+
+
+def test_a_model_that_cannot_be_built_is_a_config_error(config, tmp_path):
+    with pytest.raises(ConfigError, match="'hexp'"):
+        Trainer(config("PPFCOSHead.distance=hexp"), "cpu")
+    assert not (tmp_path / "output").exists()
+
+
+def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config, tmp_path):
+    trainer = Trainer(
+        config("use_ema=true", "ema_decay=0.5", "ema_decay_type=normal"), "cpu", with_evaluation=True
+    )
+    figures = trainer.train()
+    assert isinstance(figures, CocoFigures)
+    folder = tmp_path / "output" / "small"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"{name}.{suffix}"
+        for name in ("best_model", "model_final")
+        for suffix in ("pdema", "pdopt", "pdparams")
+    )
+    own, averaged = (
+        checkpoint.read_state(folder / f"model_final.{suffix}") for suffix in ("pdema", "pdparams")
+    )
+    name = "head.class_conv.weight"
+    np.testing.assert_array_equal(trainer.model.state_dict()[name].numpy(), own[name])
+    assert np.abs(own[name] - averaged[name]).max() > 0
+    assert checkpoint.saved_ap(folder / "best_model") == figures.ap
+
+
+def test_a_compiled_network_learns_the_same(config):
+    losses = []
+    for overrides in ((), ("to_static=true",)):
+        trainer = Trainer(config("ResNet.freeze_norm=true", *overrides), "cpu")
+        trainer.model.train()
+        trainer.feed.start_epoch(0)
+        losses.append([trainer.train_one_step(f"step {step}") for step in range(2)])
+    for plain, compiled in zip(*losses):
+        assert compiled == pytest.approx(plain, rel=1e-5)
+        assert all(math.isfinite(value) for value in plain.values())
+
+
+def test_a_finished_run_is_not_resumed(config, tmp_path):
+    Trainer(config(), "cpu").train()
+    with pytest.raises(ConfigError, match=r"has finished all 1 epochs.*-o epoch=2"):
+        Trainer(config(), "cpu", resume=str(tmp_path / "output" / "small" / "model_final"))

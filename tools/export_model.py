@@ -1,0 +1,11 @@
+"""Export a trained model for deployment; `--help` explains the options."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ppfcos.cli.export_model import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Find objects in pictures; `--help` explains the options."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ppfcos.cli.infer import main
+
+if __name__ == "__main__":
+    sys.exit(main())
