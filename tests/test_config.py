@@ -410,7 +410,8 @@ def test_overrides_that_lead_nowhere(root, override, said):
         ("metric: VOC", 3, "metric should be COCO, and is 'VOC'"),
         ("coco_eval: fast", 3, "coco_eval should be faster_coco_eval or pycocotools, and is 'fast'"),
         ("amp_level: O3", 3, "amp_level should be O1 or O2"),
-        ("export: 3", 3, "export should be a mapping"),
+        ("export: 3", 3, "export should be no more than {post_process: true, nms: true"),
+        ("export: {nms: false}", 3, "export should be no more than {post_process: true, nms: true"),
         ("zzz: 3", 3, "unknown key 'zzz'"),
     ],
 )
@@ -419,6 +420,16 @@ def test_mistakes_are_named_with_file_line_key_and_cure(write, text, line, said)
     message = refusal(path)
     assert message.startswith(f"{path}:{line}: ")
     assert said in message
+
+
+def test_what_says_the_same_in_paddledetections_words_is_understood(write):
+    path = write(
+        LEAST + "use_gpu: false\nuse_xpu: false\nexport: {post_process: True, nms: True, benchmark: False}\n"
+        "OptimizerBuilder: {regularizer: null, optimizer: {type: AdamW, weight_decay: 0.05}}\n"
+    )
+    cfg = load_config(path)
+    assert cfg["use_gpu"] is cfg["use_xpu"] is False
+    assert cfg["OptimizerBuilder"]["optimizer"] == {"type": "AdamW", "weight_decay": 0.05}
 
 
 def test_a_mistake_in_a_base_file_is_put_down_to_it(write, tmp_path):
@@ -477,10 +488,8 @@ def test_a_load_that_fails_leaves_the_workspace_alone(write):
 def test_biases_learn_twice_as_fast_and_do_not_decay(root):
     """The updates of SGD with momentum and L2 decay, by hand, against those of `_base_/optimizer_1x.yml`."""
     decay, momentum, rate = 0.1, 0.9, 0.05
-    load_config(
-        root / "configs" / "fcos_r18_bccd.yml",
-        [f"OptimizerBuilder.regularizer.factor={decay}"],
-    )
+    standard = root / "configs" / "fcos_r50_fpn_1x_coco.yml"
+    load_config(standard, [f"OptimizerBuilder.regularizer.factor={decay}"])
     net = paddle.nn.Sequential(
         paddle.nn.Conv2D(3, 4, 3),
         paddle.nn.GroupNorm(2, 4),

@@ -67,7 +67,7 @@ class PPFCOSDecode:
         kept, _, counts = paddle._C_ops.multiclass_nms3(
             boxes, per_class, None, self.score_threshold, -1, self.keep_top_k, self.nms_threshold, True, 1.0, -1
         )
-        return kept.reshape([-1, 6]), counts
+        return kept, counts
 
     def _level_candidates(
         self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor, locations: Tensor

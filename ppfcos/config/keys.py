@@ -1,0 +1,145 @@
+"""The keys of a configuration that are no constructor's arguments, and what their values may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+SCHEDULES = ("PiecewiseDecay", "CosineDecay", "LinearWarmup", "ExpWarmup")
+DATASET_SECTIONS = ("TrainDataset", "EvalDataset", "TestDataset")
+
+
+class Kind(NamedTuple):
+    """What a value may be: a description that completes "should be …", and the check itself."""
+
+    description: str
+    accepts: Callable[[Any], bool]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; true and false are none, though Python counts with them."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(least: int) -> Kind:
+    return Kind(
+        f"a whole number, {least} or more",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+    )
+
+
+def one_of(*choices: str) -> Kind:
+    """One of the named texts."""
+    return Kind(" or ".join(choices), lambda value: value in choices)
+
+
+def or_none(kind: Kind) -> Kind:
+    """The same, or null."""
+    return Kind(f"{kind.description} or null", lambda value: value is None or kind.accepts(value))
+
+
+TEXT = Kind("text (quote it)", lambda value: isinstance(value, str))
+YES_NO = Kind("true or false", lambda value: isinstance(value, bool))
+FRACTION = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+TEXTS = Kind(
+    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+)
+LIST = Kind("a list", lambda value: isinstance(value, list))
+MAPPING = Kind("a mapping", lambda value: isinstance(value, dict))
+
+
+# The one way in which PPFCOS exports, in PaddleDetection's words, for files that hold its runtime.yml.
+EXPORTED = {"post_process": True, "nms": True, "benchmark": False, "fuse_conv_bn": False}
+EXPORT = Kind(
+    "no more than {post_process: true, nms: true, benchmark: false, fuse_conv_bn: false}, PPFCOS's only way",
+    lambda value: isinstance(value, dict) and all(EXPORTED.get(key) is item for key, item in value.items()),
+)
+
+
+class PlainKey(NamedTuple):
+    """A key that stands alone: its meaning, what it may be, its value if no file sets it (None: absent)."""
+
+    meaning: str
+    kind: Kind
+    default: Any = None
+
+
+PLAIN_KEYS = {
+    # what is trained
+    "architecture": PlainKey("the registered class that is the model", TEXT),
+    "num_classes": PlainKey("the number of object classes, background not counted", _whole(1)),
+    "norm_type": PlainKey(
+        "the normalisation of the parts that share this key", one_of("bn", "sync_bn", "gn")
+    ),
+    "pretrain_weights": PlainKey("path or address of backbone weights to start from", or_none(TEXT)),
+    "weights": PlainKey("path of the model's weights to evaluate, infer with or export", or_none(TEXT)),
+    # how it is trained
+    "epoch": PlainKey("the number of epochs", _whole(1), 12),
+    "seed": PlainKey("the seed of weights, order and augmentation", or_none(_whole(0))),
+    "use_ema": PlainKey("keep an exponential moving average of the weights", YES_NO, False),
+    "ema_decay": PlainKey("the decay of that average", FRACTION, 0.9998),
+    "ema_decay_type": PlainKey(
+        "how the decay grows to that value", one_of("threshold", "normal", "exponential"), "threshold"
+    ),
+    "cycle_epoch": PlainKey("epochs after which the average starts afresh; -1: never", _whole(-1), -1),
+    "ema_black_list": PlainKey("names of weights that are copied, not averaged", or_none(TEXTS)),
+    "ema_filter_no_grad": PlainKey("copy, not average, weights that are not trained", YES_NO, False),
+    "amp": PlainKey("train in mixed precision", YES_NO, False),
+    "amp_level": PlainKey("O1: operators that gain from it; O2: nearly all", one_of("O1", "O2"), "O1"),
+    "to_static": PlainKey("compile the network into a static graph for training", YES_NO, False),
+    "max_bad_images": PlainKey("images that may fail to decode before the run stops", _whole(0), 100),
+    # where it runs
+    "device": PlainKey("auto, cpu, gpu, xpu, npu, mlu or the name of a custom device", TEXT, "auto"),
+    "use_gpu": PlainKey("PaddleDetection's way to say device: gpu or cpu", YES_NO),
+    "use_xpu": PlainKey("PaddleDetection's way to say device: xpu", YES_NO),
+    "use_npu": PlainKey("PaddleDetection's way to say device: npu", YES_NO),
+    "use_mlu": PlainKey("PaddleDetection's way to say device: mlu", YES_NO),
+    "worker_num": PlainKey("processes that read images, in each training process", _whole(0), 2),
+    # what is written and printed
+    "filename": PlainKey("the run's name; the configuration file's, unless set", TEXT),
+    "save_dir": PlainKey("checkpoints go to {save_dir}/{filename}", TEXT, "output"),
+    "snapshot_epoch": PlainKey("epochs between two checkpoints and evaluations", _whole(1), 1),
+    "log_iter": PlainKey("steps between two lines of the log", _whole(1), 20),
+    "use_vdl": PlainKey("write a VisualDL log", YES_NO, False),
+    "vdl_log_dir": PlainKey("where the VisualDL log goes", or_none(TEXT)),
+    "output_eval": PlainKey("folder for the detections of an evaluation", or_none(TEXT)),
+    # how it is evaluated and exported
+    "metric": PlainKey("the metric of the evaluation", one_of("COCO"), "COCO"),
+    "coco_eval": PlainKey("what computes it", one_of("faster_coco_eval", "pycocotools"), "faster_coco_eval"),
+    "classwise": PlainKey("print the average precision of each class", YES_NO, False),
+    "export": PlainKey("what PaddleDetection may leave out of the exported program", EXPORT),
+}
+REQUIRED_KEYS = ("architecture", "num_classes")
+
+_TRANSFORM_KEYS = {
+    "sample_transforms": LIST,  # PaddleDetection's operators, applied to each image in this order
+    "batch_transforms": LIST,  # PadBatch and PadGT, which our batching carries out
+}
+READER_KEYS = {
+    "TrainReader": {
+        **_TRANSFORM_KEYS,
+        "total_batch_size": _whole(1),  # images a step over all processes
+        "shuffle": YES_NO,
+        "drop_last": YES_NO,
+    },
+    "EvalReader": {**_TRANSFORM_KEYS, "batch_size": _whole(1)},  # images a step in each process
+    "TestReader": {**_TRANSFORM_KEYS, "batch_size": _whole(1)},
+}
+# What ppfcos.data understands of a data set besides the arguments of its class.
+OUR_DATASET_KEYS = {"ImageFolder": ("class_names",)}
+BATCH_TRANSFORMS = ("PadBatch", "PadGT")
+
+# Keys and operators that PaddleDetection knows and that have another place here.
+MOVED_KEYS = {
+    "TrainReader.batch_size": "PPFCOS counts over all processes: set TrainReader.total_batch_size",
+    "EvalReader.total_batch_size": "the evaluation counts in each process: set EvalReader.batch_size",
+    "TestReader.total_batch_size": "inference counts in each process: set TestReader.batch_size",
+}
+_WANTS_SEVERAL_IMAGES = "it mixes several images, and PPFCOS's loader reads one at a time"
+REFUSED_TRANSFORMS = {
+    "NormalizeImage": "PPFCOS normalises on the device, by PPFCOS.image_mean and PPFCOS.image_std: remove it",
+    "Gt2FCOSTarget": "PPFCOS makes its targets on the device, by PPFCOSTargets: remove it",
+    "Mixup": _WANTS_SEVERAL_IMAGES,
+    "Cutmix": _WANTS_SEVERAL_IMAGES,
+    "Mosaic": _WANTS_SEVERAL_IMAGES,
+}

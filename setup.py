@@ -1,0 +1,55 @@
+"""Packaging. The versions stand in requirements/*.txt and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    """Read requirements/{name}.txt, comments left out."""
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    entries = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
+    return [entry for entry in entries if entry]
+
+
+def version() -> str:
+    """Read the version from the package without importing it."""
+    text = (ROOT / "ppfcos" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+train, cpu = requirements("train"), requirements("cpu")
+
+setup(
+    name="ppfcos",
+    version=version(),
+    description="FCOS, the anchor-free object detector, trained on PaddlePaddle in PaddleDetection's style",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
+    if (ROOT / "README.md").exists()
+    else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["ppfcos", "ppfcos.*"]),
+    python_requires=">=3.9,<3.12",
+    install_requires=requirements("base"),
+    extras_require={
+        "train": train,
+        "cpu": train + cpu,
+        "gpu": train + [entry.replace("paddlepaddle", "paddlepaddle-gpu") for entry in cpu],
+        "onnx": requirements("onnx"),
+        "openvino": requirements("openvino"),
+        "dev": requirements("dev"),
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

@@ -1,0 +1,106 @@
+"""PaddleDetection's side: its workspace, its parts and its own Trainer take PPFCOS."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import ppdet.core.workspace as workspace
+import pytest
+from ppdet.core.workspace import create
+from ppdet.data.source.coco import COCODataSet
+from ppdet.modeling.backbones.resnet import ResNet
+from ppdet.optimizer import LearningRate, ModelEMA, OptimizerBuilder
+
+from ppfcos.config import load_config
+from ppfcos.data.datasets import build_dataset
+from ppfcos.engine.averaging import build_average
+from ppfcos.engine.schedule import build_optimizer, build_schedule
+
+SMALL = [
+    "ResNet.depth=18",
+    "PPFCOSFPN.out_channels=32",
+    "PPFCOSHead.num_convs=1",
+    "LearningRate.schedulers.1.steps=2",
+]
+
+
+def test_importing_ppfcos_is_enough():
+    code = "import ppfcos; from ppdet.core.workspace import create; print(type(create('PPFCOS')).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split()[-1:] == ["PPFCOS"], done.stderr
+
+
+def test_stock_parts_are_used(root, tinycoco):
+    overrides = [f"TrainDataset.dataset_dir={tinycoco}", "TrainDataset.image_dir=images/train2017", "use_ema=true"]
+    cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", SMALL + overrides)
+    for name, owner in (("LearningRate", LearningRate), ("OptimizerBuilder", OptimizerBuilder), ("ResNet", ResNet)):
+        assert type(create(name)) is owner
+    model = create(cfg["architecture"])
+    assert type(model.backbone) is ResNet
+    assert type(build_average(cfg, model)) is ModelEMA
+    schedule = build_schedule(cfg, 10)
+    assert build_optimizer(model, schedule).get_lr() == pytest.approx(0.01 / 3)
+    records = build_dataset(cfg, "TrainDataset").records
+    stock = COCODataSet(
+        dataset_dir=str(tinycoco),
+        image_dir="images/train2017",
+        anno_path="annotations/instances_train2017.json",
+        data_fields=["image", "gt_bbox", "gt_class", "is_crowd"],
+        allow_empty=bool(cfg["TrainDataset"].get("allow_empty")),
+    )
+    stock.parse_dataset()
+    assert len(records) == len(stock.roidbs)
+    for one, other in zip(records, stock.roidbs):
+        assert one["im_file"] == other["im_file"]
+        np.testing.assert_array_equal(one["gt_bbox"], other["gt_bbox"])
+        np.testing.assert_array_equal(one["gt_class"], other["gt_class"])
+
+
+STOCK_TRAINER = """
+import sys, json
+import ppfcos
+from ppdet.core.workspace import load_config, merge_config
+from ppdet.engine import Trainer
+import paddle
+cfg = load_config(sys.argv[1])
+cfg.use_gpu = False
+merge_config({"ResNet": {"depth": 18}, "PPFCOSFPN": {"out_channels": 32}, "PPFCOSHead": {"num_convs": 1}})
+merge_config({"PPFCOSDecode": {"score_threshold": 0.0}, "save_dir": sys.argv[3]})
+merge_config({"TestDataset": {"dataset_dir": "", "anno_path": sys.argv[4]}})
+trainer = Trainer(cfg, mode="test")
+results = trainer.predict([sys.argv[2]], output_dir=sys.argv[3], visualize=False)
+print("MODEL", type(trainer.model).__name__, json.dumps(list(results[0]["bbox"].shape)))
+"""
+
+
+def test_its_trainer_builds_and_runs_the_model(root, tinycoco, tmp_path):
+    image = sorted((tinycoco / "images" / "val2017").iterdir())[0]
+    annotations = tinycoco / "annotations" / "instances_val2017.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            STOCK_TRAINER,
+            str(root / "configs" / "fcos_r50_fpn_1x_coco.yml"),
+            str(image),
+            str(tmp_path),
+            str(annotations),
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    name, shape = done.stdout.split("MODEL ")[1].split(" ", 1)
+    assert name == "PPFCOS"
+    assert json.loads(shape)[1] == 6
+
+
+def test_the_workspace_is_the_one_of_paddledetection(root):
+    cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", SMALL)
+    assert cfg is workspace.global_config
