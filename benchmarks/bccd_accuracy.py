@@ -2,9 +2,10 @@
 
     python benchmarks/bccd_accuracy.py dataset/bccd
 
-ResNet-18 from scratch, 12 epochs of 292 photographs (trainval), 4 a step, long side 320, the same learning rate; evaluated on
-72 photographs (test) by the same COCO metric. Both in the environment that ppfcos sets. It takes about half an hour on two
-cores. The folder holds BCCD in Pascal VOC layout (github.com/Shenggan/BCCD_Dataset).
+ResNet-18 from scratch, 12 epochs of 292 photographs (trainval), 4 a step, long side 320, the same learning
+rate; evaluated on 72 photographs (test) by the same COCO metric. Both in the environment that ppfcos sets. It
+takes about half an hour on two cores. The folder holds BCCD in Pascal VOC layout
+(github.com/Shenggan/BCCD_Dataset).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import stock
@@ -28,9 +30,7 @@ SCHEDULE = {"epoch": 12, "base_lr": 0.01, "milestones": [8, 11], "warmup_steps":
 
 
 def coco_annotations(folder: Path, split: str) -> dict:
-    """A split of BCCD as a COCO dictionary, for the stock FCOS, whose own VOC evaluation is another metric."""
-    import xml.etree.ElementTree as ElementTree
-
+    """A split of BCCD as a COCO dictionary, for the stock FCOS, whose VOC evaluation is another metric."""
     found = {"images": [], "annotations": [], "categories": []}
     found["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     stems = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
@@ -85,7 +85,12 @@ def stock_ap(folder: Path, scratch: Path, seed: int) -> list:
 
 def our_ap(folder: Path, scratch: Path, seed: int) -> list:
     """Train and evaluate ours by its command; the twelve COCO figures."""
-    program = [sys.executable, str(ROOT / "tools" / "train.py"), "-c", str(ROOT / "configs" / "fcos_r18_bccd.yml")]
+    program = [
+        sys.executable,
+        str(ROOT / "tools" / "train.py"),
+        "-c",
+        str(ROOT / "configs" / "fcos_r18_bccd.yml"),
+    ]
     program += ["--eval", "-o", f"save_dir={scratch}", "snapshot_epoch=12", "device=cpu", f"seed={seed}"]
     program += [f"{section}Dataset.dataset_dir={folder}" for section in ("Train", "Eval", "Test")]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -96,7 +101,9 @@ def our_ap(folder: Path, scratch: Path, seed: int) -> list:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="BCCD in Pascal VOC layout")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for logs and checkpoints (default: thrown away)")
@@ -112,7 +119,9 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for name, train in (("ppfcos", our_ap), ("PaddleDetection 2.6.0 FCOS", stock_ap)):
             figures = train(args.folder.resolve(), scratch.resolve(), args.seed)
-            print(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in figures[:6]) + " |", flush=True)
+            print(
+                f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in figures[:6]) + " |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
     python benchmarks/train_step.py                # both models, both environments
     python benchmarks/train_step.py --model r18
 
-Both programs run as processes of their own and take turns, one step each, so that whatever else the machine does
-falls on both. A step is forward, losses, backward and optimizer; ours makes its targets within it, the stock FCOS gets them
-ready made (its reader makes them). `as typed`: each in the environment that its documented command gives. `tuned`: both
-with the variables that ppfcos sets. Peak memory is that of the whole process, Paddle included.
+Both programs run as processes of their own and take turns, one step each, so that whatever else the machine
+does falls on both. A step is forward, losses, backward and optimizer; ours makes its targets within it, the
+stock FCOS gets them ready made (its reader makes them). `as typed`: each in the environment that its
+documented command gives. `tuned`: both with the variables that ppfcos sets. Peak memory is that of the whole
+process, Paddle included.
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ def stock_step(depth: int, height: int, width: int, batch: int):
 
     merge_config(
         stock_config(
-            depth=depth, target_size=(height, width), num_classes=CLASSES, batch_size=batch, from_scratch=False
+            depth=depth,
+            target_size=(height, width),
+            num_classes=CLASSES,
+            batch_size=batch,
+            from_scratch=False,
         )
     )
     model = create("FCOS")
@@ -131,16 +136,25 @@ def work(side: str, model: str) -> None:
 
 def tuned_variables() -> dict:
     """What ppfcos sets before Paddle is imported, on this machine."""
-    code = "import os, json; from ppfcos import environment as e; e.prepare(); print(json.dumps(dict(os.environ)))"
+    code = "import json, os, ppfcos; print(json.dumps(dict(os.environ)))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=plain_variables(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=plain_variables(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout)
 
 
 def plain_variables() -> dict:
     """This process's environment without anything that steers the math libraries."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "KMP_", "FLAGS_"))}
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OMP_", "MKL_", "KMP_", "FLAGS_"))
+    }
 
 
 def measure(model: str, variables: dict, steps: int) -> dict:
@@ -174,7 +188,9 @@ def measure(model: str, variables: dict, steps: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=sorted(MODELS), help="one model only")
     parser.add_argument("--environment", choices=["typed", "tuned"], help="one environment only")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each side (default 5)")
@@ -183,10 +199,9 @@ def main() -> None:
     if args.worker:
         work(args.worker, args.model)
         return
-    processor = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
+    described = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in described if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
     print(f"{datetime.date.today()}, {os.cpu_count()} cores of {processor}, median of {args.steps} steps")
     print("| model | environment | ours | stock | stock/ours | ours MiB | stock MiB | ours/stock |")
     print("|---|---|---|---|---|---|---|---|")

@@ -1,6 +1,6 @@
-"""One forward and backward pass of a small model in each process of a launch; run by test_distributed_loss.py.
+"""A forward and backward pass of a small model in each process; run by test_distributed_loss.py.
 
-    python -m paddle.distributed.launch --nproc_per_node N tests/distributed_step.py OUTPUT_FOLDER
+python -m paddle.distributed.launch --nproc_per_node N tests/distributed_step.py OUTPUT_FOLDER
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from ppdet.core.workspace import create, global_config
 
 import ppfcos.modeling  # noqa: F401
 
-BOXES_PER_IMAGE = [5, 1, 0, 0]  # the second half of the batch, so the second of two processes, has no positive
+BOXES_PER_IMAGE = [
+    5,
+    1,
+    0,
+    0,
+]  # the second half of the batch, so the second of two processes, has no positive
 
 
 def batch_of(images: slice) -> dict:

@@ -111,8 +111,8 @@ def box_iou(a, b) -> float:
 def decode(levels, strides, shape, scale, *, top_k, threshold, nms_iou, keep, sqrt_score=False) -> list:
     """(label, score, x0, y0, x1, y1), best first, of one image.
 
-    `levels` holds (class logits [C, H, W], distances [4, H, W], quality logits [1, H, W]); `shape` is the height and
-    width without padding, `scale` the vertical and horizontal factor of the resizing.
+    `levels` holds (class logits [C, H, W], distances [4, H, W], quality logits [1, H, W]); `shape` is the
+    height and width without padding, `scale` the vertical and horizontal factor of the resizing.
     """
     candidates = []
     for (logits, distances, quality), stride in zip(levels, strides):
@@ -122,7 +122,9 @@ def decode(levels, strides, shape, scale, *, top_k, threshold, nms_iou, keep, sq
                 x, y = (column + 0.5) * stride, (row + 0.5) * stride
                 left, top, right, bottom = (float(value) for value in distances[:, row, column])
                 for label in range(logits.shape[0]):
-                    score = sigmoid(float(logits[label, row, column])) * sigmoid(float(quality[0, row, column]))
+                    score = sigmoid(float(logits[label, row, column])) * sigmoid(
+                        float(quality[0, row, column])
+                    )
                     score = math.sqrt(score) if sqrt_score else score
                     x0, x1 = (min(max(v, 0.0), float(shape[1])) / scale[1] for v in (x - left, x + right))
                     y0, y1 = (min(max(v, 0.0), float(shape[0])) / scale[0] for v in (y - top, y + bottom))

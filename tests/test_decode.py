@@ -20,7 +20,9 @@ STRIDES = [8, 16]
 
 def decoded(decode, levels, shapes, scales):
     """Boxes of each image as lists of rows, from levels of [B, K, H, W] arrays."""
-    outputs = HeadOutputs(*([paddle.to_tensor(part.astype("float32")) for part in parts] for parts in zip(*levels)))
+    outputs = HeadOutputs(
+        *([paddle.to_tensor(part.astype("float32")) for part in parts] for parts in zip(*levels))
+    )
     grids = [level_locations(*level[0].shape[2:], stride) for level, stride in zip(levels, STRIDES)]
     boxes, counts = decode(
         outputs, grids, paddle.to_tensor(shapes, "float32"), paddle.to_tensor(scales, "float32")
@@ -76,7 +78,13 @@ def check(levels, shapes, scales, **options):
 def test_equal_to_the_loop(seed, classes, top_k, threshold, nms_iou, keep, sqrt_score):
     rng = np.random.default_rng(seed)
     levels = random_levels(rng, 2, 32, 64, classes)
-    options = dict(top_k=top_k, threshold=threshold, nms_iou=nms_iou, keep=keep, sqrt_score=sqrt_score)
+    options = {
+        "top_k": top_k,
+        "threshold": threshold,
+        "nms_iou": nms_iou,
+        "keep": keep,
+        "sqrt_score": sqrt_score,
+    }
     check(levels, [[32, 64], [25, 40]], [[1.0, 1.0], [0.5, 0.625]], **options)
 
 

@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradients are the same however many processes share it: with two real processes."""
+"""The loss of a batch and its gradients are the same however many processes share it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import pytest
 
 def run(root, folder, quality, processes):
     script = [str(root / "tests" / "distributed_step.py"), str(folder), quality]
-    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(folder / "log")]
+    launch = [
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        str(processes),
+        "--log_dir",
+        str(folder / "log"),
+    ]
     command = [sys.executable, *(launch if processes > 1 else []), *script]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

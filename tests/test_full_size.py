@@ -1,4 +1,4 @@
-"""The standard configuration at its full size, on a piece of COCO: trains, evaluates, exports, finds the same boxes."""
+"""The standard configuration at its full size, on a piece of COCO: trains, evaluates, exports."""
 
 from __future__ import annotations
 
@@ -13,13 +13,27 @@ import pytest
 @pytest.fixture(scope="module")
 def command(root, tinycoco):
     """Runs one of tools/ with the standard configuration on the piece of COCO."""
-    overrides = ["device=cpu", "worker_num=0", "pretrain_weights=null", "TestDataset.dataset_dir=" + str(tinycoco)]
+    overrides = [
+        "device=cpu",
+        "worker_num=0",
+        "pretrain_weights=null",
+        "TestDataset.dataset_dir=" + str(tinycoco),
+    ]
     for section, split in (("TrainDataset", "train2017"), ("EvalDataset", "val2017")):
         overrides += [f"{section}.dataset_dir={tinycoco}", f"{section}.image_dir=images/{split}"]
 
     def run(tool, *options, also=()):
         config = root / "configs" / "fcos_r50_fpn_1x_coco.yml"
-        program = [sys.executable, str(root / "tools" / tool), "-c", str(config), *options, "-o", *overrides, *also]
+        program = [
+            sys.executable,
+            str(root / "tools" / tool),
+            "-c",
+            str(config),
+            *options,
+            "-o",
+            *overrides,
+            *also,
+        ]
         done = subprocess.run(program, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -29,7 +43,11 @@ def command(root, tinycoco):
 
 def test_trains_evaluates_and_exports(command, tmp_path, tinycoco):
     three_steps = ["epoch=1", "TrainReader.total_batch_size=1", "TrainDataset.sample_num=3", "log_iter=1"]
-    three_steps += ["LearningRate.schedulers.1.steps=2", f"save_dir={tmp_path}", "LearningRate.base_lr=0.0001"]
+    three_steps += [
+        "LearningRate.schedulers.1.steps=2",
+        f"save_dir={tmp_path}",
+        "LearningRate.base_lr=0.0001",
+    ]
     said = command("train.py", also=three_steps)
     assert "step: [3/3]" in said
     weights = tmp_path / "fcos_r50_fpn_1x_coco" / "model_final.pdparams"

@@ -93,7 +93,8 @@ def _expected(outputs, labels, indices, distances, kind, quality, frozen_iou=Non
     return {
         "loss_cls": reference.focal(logits, labels, 0.25, 2.0) / count,
         "loss_box": sum(weight * box for weight, box in zip(weights, boxes)) / box_divisor,
-        "loss_quality": sum(reference.bce(quality_logits[i], q) for i, q in zip(indices, wanted_quality)) / count,
+        "loss_quality": sum(reference.bce(quality_logits[i], q) for i, q in zip(indices, wanted_quality))
+        / count,
     }
 
 

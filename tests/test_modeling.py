@@ -117,7 +117,8 @@ def test_pyramid_equals_its_definition():
     neck = PPFCOSFPN(in_channels=[8, 16, 32], strides=[8, 16, 32], out_channels=8)
     rng = np.random.default_rng(0)
     features = [
-        paddle.to_tensor(rng.normal(size=[2, c, 32 // s, 64 // s]), "float32") for c, s in ((8, 1), (16, 2), (32, 4))
+        paddle.to_tensor(rng.normal(size=[2, c, 32 // s, 64 // s]), "float32")
+        for c, s in ((8, 1), (16, 2), (32, 4))
     ]
     found = neck(features)
     inner = None
@@ -128,7 +129,13 @@ def test_pyramid_equals_its_definition():
         expected.insert(0, neck.outputs[level](paddle.to_tensor(inner)))
     expected.append(neck.extras[0](expected[2]))
     expected.append(neck.extras[1](paddle.to_tensor(np.maximum(expected[3].numpy(), 0))))
-    assert [level.shape for level in found] == [[2, 8, 32, 64], [2, 8, 16, 32], [2, 8, 8, 16], [2, 8, 4, 8], [2, 8, 2, 4]]
+    assert [level.shape for level in found] == [
+        [2, 8, 32, 64],
+        [2, 8, 16, 32],
+        [2, 8, 8, 16],
+        [2, 8, 4, 8],
+        [2, 8, 2, 4],
+    ]
     for one, other in zip(found, expected):
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
 
@@ -191,4 +198,6 @@ def test_folded_frozen_norms_change_nothing(depth):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
     assert gradients.keys() == stock_gradients.keys() and gradients
     for name, other in stock_gradients.items():
-        np.testing.assert_allclose(gradients[name], other, rtol=1e-2, atol=1e-4 * np.abs(other).max(), err_msg=name)
+        np.testing.assert_allclose(
+            gradients[name], other, rtol=1e-2, atol=1e-4 * np.abs(other).max(), err_msg=name
+        )

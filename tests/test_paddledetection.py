@@ -29,14 +29,24 @@ SMALL = [
 
 def test_importing_ppfcos_is_enough():
     code = "import ppfcos; from ppdet.core.workspace import create; print(type(create('PPFCOS')).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stdout.split()[-1:] == ["PPFCOS"], done.stderr
 
 
 def test_stock_parts_are_used(root, tinycoco):
-    overrides = [f"TrainDataset.dataset_dir={tinycoco}", "TrainDataset.image_dir=images/train2017", "use_ema=true"]
+    overrides = [
+        f"TrainDataset.dataset_dir={tinycoco}",
+        "TrainDataset.image_dir=images/train2017",
+        "use_ema=true",
+    ]
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", SMALL + overrides)
-    for name, owner in (("LearningRate", LearningRate), ("OptimizerBuilder", OptimizerBuilder), ("ResNet", ResNet)):
+    for name, owner in (
+        ("LearningRate", LearningRate),
+        ("OptimizerBuilder", OptimizerBuilder),
+        ("ResNet", ResNet),
+    ):
         assert type(create(name)) is owner
     model = create(cfg["architecture"])
     assert type(model.backbone) is ResNet

@@ -1,4 +1,4 @@
-"""The whole network against PaddleDetection's own FCOS with the same weights: features, losses, every gradient.
+"""The whole network against PaddleDetection's own FCOS with the same weights: losses, every gradient.
 
 The box loss is left out: the stock one adds 1 to both areas of the IoU of stride-normalised boxes.
 """

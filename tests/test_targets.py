@@ -111,8 +111,8 @@ def test_wrong_number_of_ranges_is_named():
 def test_equal_to_paddledetection(radius, count):
     """Gt2FCOSTarget of PaddleDetection 2.6.0, which needs at least one box.
 
-    It leaves both ends of a range out (64 < m < 128), we only the lower (64 < m ≤ 128): the random boxes here meet no
-    end exactly. It counts the background as 0 and the classes from 1.
+    It leaves both ends of a range out (64 < m < 128), we only the lower (64 < m ≤ 128): the random boxes here
+    meet no end exactly. It counts the background as 0 and the classes from 1.
     """
     from ppdet.data.transform.batch_operators import Gt2FCOSTarget
 
@@ -153,7 +153,8 @@ grids = [level_locations(-(-800 // s), -(-1344 // s), s) for s in strides]
 assert sum(grid.shape[0] for grid in grids) == 22400
 rng = np.random.default_rng(0)
 corner = rng.uniform(0, 700, [1, 1000, 2])
-boxes = paddle.to_tensor(np.concatenate([corner, corner + rng.uniform(4, 400, [1, 1000, 2])], -1).astype("float32"))
+boxes = np.concatenate([corner, corner + rng.uniform(4, 400, [1, 1000, 2])], -1).astype("float32")
+boxes = paddle.to_tensor(boxes)
 labels = paddle.zeros([1, 1000], dtype="int32")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 targets = PPFCOSTargets()(grids, strides, boxes, labels, 80)

@@ -1,4 +1,4 @@
-"""The network: what it computes, learns from and answers. Importing it registers its parts in PaddleDetection."""
+"""The network: what it computes, learns and answers. Importing it registers its parts in PaddleDetection."""
 
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.fcos import PPFCOS
@@ -7,4 +7,4 @@ from ppfcos.modeling.losses import PPFCOSLoss
 from ppfcos.modeling.necks.fpn import PPFCOSFPN
 from ppfcos.modeling.targets import PPFCOSTargets
 
-__all__ = ["PPFCOS", "PPFCOSDecode", "PPFCOSFPN", "PPFCOSHead", "PPFCOSLoss", "PPFCOSTargets"]
+__all__ = ["PPFCOS", "PPFCOSFPN", "PPFCOSDecode", "PPFCOSHead", "PPFCOSLoss", "PPFCOSTargets"]

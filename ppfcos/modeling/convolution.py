@@ -1,9 +1,10 @@
 """Convolutions as a training step on a CPU wants them.
 
-Paddle adds a convolution's bias by broadcasting, which on a CPU takes a fifth of the convolution's own time, and
-keeps three feature maps of every convolution, norm and ReLU for the backward pass. Here the bias goes in by the batch-norm
-kernel, which runs through a channel at a stroke, and a norm and ReLU in front of a convolution are done again in the backward
-pass: one feature map is kept. Results are the same; weights, names and exported programs are those of plain layers.
+Paddle adds a convolution's bias by broadcasting, which on a CPU takes a fifth of the convolution's own time,
+and keeps three feature maps of every convolution, norm and ReLU for the backward pass. Here the bias goes in
+by the batch-norm kernel, which runs through a channel at a stroke, and a norm and ReLU in front of a
+convolution are done again in the backward pass: one feature map is kept. Results are the same; weights,
+names and exported programs are those of plain layers.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class _NormReluConv(PyLayer):
     """conv(ReLU(GroupNorm(x))), 3x3, stride 1, of which only x is kept."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, groups: int, epsilon: float) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, groups: int, epsilon: float
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, kernel)
         ctx.groups, ctx.epsilon = groups, epsilon
         return F.conv2d(F.relu_(F.group_norm(x, groups, epsilon, weight, bias)), kernel, padding=1)
@@ -91,7 +94,11 @@ class _ScaledConv(PyLayer):
         x_gradient, kernel_gradient = paddle._C_ops.conv2d_grad(
             x, kernel * factor, gradient, stride, padding, "EXPLICIT", [1, 1], groups, "NCHW"
         )
-        return x_gradient if ctx.learns_x else None, kernel_gradient * factor if ctx.learns_kernel else None, None
+        return (
+            x_gradient if ctx.learns_x else None,
+            kernel_gradient * factor if ctx.learns_kernel else None,
+            None,
+        )
 
 
 class Conv2D(nn.Conv2D):
@@ -101,7 +108,9 @@ class Conv2D(nn.Conv2D):
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
         if self.bias is None or not trains_on_cpu(self, inputs):
             return super().forward(inputs)
-        out = F.conv2d(inputs, self.weight, None, self._stride, self._updated_padding, self._dilation, self._groups)
+        out = F.conv2d(
+            inputs, self.weight, None, self._stride, self._updated_padding, self._dilation, self._groups
+        )
         return _ChannelBias.apply(out, self.bias)
 
 

@@ -40,7 +40,9 @@ class PPFCOSDecode:
         self.keep_top_k = keep_top_k
         self.sqrt_score = sqrt_score
 
-    def __call__(self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor) -> tuple:
+    def __call__(
+        self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
+    ) -> tuple:
         """Boxes of a batch.
 
         Args:
@@ -50,8 +52,9 @@ class PPFCOSDecode:
             scale_factor: [B, 2] what the image was resized by, vertically and horizontally.
 
         Returns:
-            [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, clipped to them, image after image,
-            within an image class after class, within a class the best first; and [B] the number of each image.
+            [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, clipped to them, image after
+            image, within an image class after class, within a class the best first; and [B] the number of
+            each image.
         """
         candidates = [
             self._level_candidates(*level)
@@ -62,20 +65,24 @@ class PPFCOSDecode:
         # What lies wholly in the padding is left without area by the clipping, and is no box.
         scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
         num_classes = outputs.class_logits[0].shape[1]
-        # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the others.
+        # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the
+        # others.
         per_class = F.one_hot(classes, num_classes).transpose([0, 2, 1]) * scores.unsqueeze(1)
-        kept, _, counts = paddle._C_ops.multiclass_nms3(
-            boxes, per_class, None, self.score_threshold, -1, self.keep_top_k, self.nms_threshold, True, 1.0, -1
-        )
+        kept, _, counts = paddle._C_ops.multiclass_nms3(boxes, per_class, None, *self._nms_attributes())
         return kept, counts
+
+    def _nms_attributes(self) -> tuple:
+        """Of the operator, in its order: threshold, candidates (all), boxes kept, IoU, normalised, eta,
+        background."""
+        return self.score_threshold, -1, self.keep_top_k, self.nms_threshold, True, 1.0, -1
 
     def _level_candidates(
         self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor, locations: Tensor
     ) -> tuple:
         """The best `pre_nms_top_k` of a level: boxes [B, K, 4], scores [B, K], classes [B, K].
 
-        A location outside the best K by its best class cannot own one of the best K candidates, so that only K
-        locations need more than the largest of their C logits.
+        A location outside the best K by its best class cannot own one of the best K candidates, so that only
+        K locations need more than the largest of their C logits.
         """
         logits = class_logits.flatten(2)
         quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
@@ -100,7 +107,9 @@ class PPFCOSDecode:
 
 
 def _top_k(scores: Tensor, count: int) -> tuple:
-    """The `count` highest of each row [B, N], and where: [B, count] each; filled up with −1 at 0 where N is smaller.
+    """The `count` highest of each row [B, N], and where: [B, count] each.
+
+    Where N is smaller, the rest is −1 at 0.
 
     The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
     """

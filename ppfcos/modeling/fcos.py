@@ -31,7 +31,7 @@ class PPFCOS(BaseArch):
     """
 
     __category__ = "architecture"
-    __inject__ = ["targets", "loss", "decode"]
+    __inject__ = ("targets", "loss", "decode")
 
     def __init__(
         self,
@@ -51,7 +51,8 @@ class PPFCOS(BaseArch):
         self.targets = targets
         self.loss = loss
         self.decode = decode
-        # (pixel / 255 − mean) / std as one product and one sum. Not in the checkpoint: the configuration says them.
+        # (pixel / 255 − mean) / std as one product and one sum. Not in the checkpoint: the configuration says
+        # them.
         mean, std = paddle.to_tensor(image_mean), paddle.to_tensor(image_std)
         self.register_buffer("pixel_scale", (1 / (255 * std)).reshape([1, 3, 1, 1]), persistable=False)
         self.register_buffer("pixel_shift", (-mean / std).reshape([1, 3, 1, 1]), persistable=False)
@@ -71,14 +72,14 @@ class PPFCOS(BaseArch):
         """Losses in training, boxes otherwise.
 
         Args:
-            batch: `image` [B, 3, H, W] RGB from 0 to 255, integers or floats, H and W multiples of 32; `im_shape` [B, 2]
-                height and width of each image without its padding; `scale_factor` [B, 2] vertical and horizontal
-                factor by which it was resized; in training `gt_bbox` [B, M, 4] x0, y0, x1, y1 in pixels of `image`,
-                padded with zeros, and `gt_class` [B, M] or [B, M, 1].
+            batch: `image` [B, 3, H, W] RGB from 0 to 255, integers or floats, H and W multiples of 32;
+                `im_shape` [B, 2] height and width of each image without its padding; `scale_factor` [B, 2]
+                vertical and horizontal factor by which it was resized; in training `gt_bbox` [B, M, 4] x0,
+                y0, x1, y1 in pixels of `image`, padded with zeros, and `gt_class` [B, M] or [B, M, 1].
 
         Returns:
-            In training the scalars `loss_cls`, `loss_box`, `loss_quality` and `loss`; otherwise `bbox` [N, 6] and
-            `bbox_num` [B] as PPFCOSDecode gives them.
+            In training the scalars `loss_cls`, `loss_box`, `loss_quality` and `loss`; otherwise `bbox` [N, 6]
+            and `bbox_num` [B] as PPFCOSDecode gives them.
 
         Raises:
             ValueError: H or W is not a multiple of 32.
@@ -109,7 +110,7 @@ class PPFCOS(BaseArch):
         return self.head(self.neck(self.backbone({"image": self._normalize(image, im_shape)})))
 
     def _normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
-        """Normalised pixels, zero in the padding: as if it had been added afterwards, as all published trainings do."""
+        """Normalised pixels, zero in the padding: as if that had been added afterwards, as is the custom."""
         height, width = paddle.shape(image)[2], paddle.shape(image)[3]
         im_shape = paddle.round(im_shape)  # halves to the even, as OpenCV rounded when it resized
         rows = paddle.arange(height, dtype="float32").unsqueeze(0) < im_shape[:, :1]

@@ -1,7 +1,7 @@
-"""The head of FCOS: for every location of every level, classes, distances to a box's sides, and their quality.
+"""The head of FCOS: for every location, classes, distances to a box's sides, and their quality.
 
-Source: FCOS paper (arXiv 1904.01355), section 3.1 and figure 2; the improvements (centerness on the box tower,
-distances by ReLU times the stride) TPAMI 2021, section 3.3.
+Source: FCOS paper (arXiv 1904.01355), section 3.1 and figure 2; the improvements (centerness on the box
+tower, distances by ReLU times the stride) TPAMI 2021, section 3.3.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class PPFCOSHead(nn.Layer):
         ValueError: an option is none of those named.
     """
 
-    __shared__ = ["num_classes"]
+    __shared__ = ("num_classes",)
 
     def __init__(
         self,

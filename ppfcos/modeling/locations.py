@@ -1,7 +1,7 @@
 """The locations of the feature maps in the input image (FCOS paper, section 3.1).
 
-Shape letters of this package: B images, L levels, H_l and W_l height and width of a level, P locations over all
-levels, M boxes (padded), C classes.
+Shape letters of this package: B images, L levels, H_l and W_l height and width of a level, P locations over
+all levels, M boxes (padded), C classes.
 """
 
 from __future__ import annotations

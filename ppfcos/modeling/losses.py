@@ -4,8 +4,8 @@
       + (1/Σ centerness) Σ⁺ centerness·(1 − GIoU)
       + (1/N⁺) Σ⁺ BCE(quality logits, centerness)
 
-N⁺ and Σ centerness are sums over all processes, so that the gradients, averaged over processes, are those of the
-whole global batch, however many devices share it.
+N⁺ and Σ centerness are sums over all processes, so that the gradients, averaged over processes, are those of
+the whole global batch, however many devices share it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def global_normalizers(targets: Targets) -> Normalizers:
         targets: of this process's images.
 
     Returns:
-        The sums, never below 1 and ε, divided by the number of processes: the mean of the processes' losses is then
-        the loss of the joined batch to the last digit, also where hardly any process has a positive.
+        The sums, never below 1 and ε, divided by the number of processes: the mean of the processes' losses
+        is then the loss of the joined batch to the last digit, also where hardly any process has a positive.
     """
     sums = paddle.stack(
         [paddle.full([], float(targets.positives.shape[0])), targets.centerness.sum().astype("float32")]
@@ -61,8 +61,8 @@ def focal_loss_sum(
 ) -> Tensor:
     """Sum of the sigmoid focal loss over all locations and classes (Lin et al., ICCV 2017, equation 5).
 
-    Every entry is first taken as background; the few that are a positive's own class are then corrected. So no
-    one-hot matrix is made.
+    Every entry is first taken as background; the few that are a positive's own class are then corrected. So
+    no one-hot matrix is made.
 
     Args:
         logits: [B·P, C].
@@ -110,8 +110,8 @@ class PPFCOSLoss(nn.Layer):
         focal_alpha: of the focal loss.
         focal_gamma: of the focal loss.
         box_loss: `giou` 1 − GIoU, `linear_iou` 1 − IoU, or `iou` −log IoU.
-        quality: `centerness`: the second branch learns the centerness, which also weighs the box loss; `iou`: it learns
-            the IoU of the predicted box, and the box loss is not weighed.
+        quality: `centerness`: the second branch learns the centerness, which also weighs the box loss; `iou`:
+            it learns the IoU of the predicted box, and the box loss is not weighed.
         class_weight: of the classification loss in the sum.
         box_weight: of the box loss.
         quality_weight: of the quality loss.
@@ -188,6 +188,6 @@ class PPFCOSLoss(nn.Layer):
 
 def _flatten_levels(levels: list) -> Tensor:
     """L × [B, K, H_l, W_l] → [B·P, K] float32, in the order of the targets."""
-    batch, channels = levels[0].shape[:2]
+    channels = levels[0].shape[1]
     rows = [level.flatten(2).transpose([0, 2, 1]) for level in levels]
     return paddle.concat(rows, axis=1).reshape([-1, channels]).astype("float32")

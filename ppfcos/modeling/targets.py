@@ -51,14 +51,15 @@ def centerness_of(distances: Tensor) -> Tensor:
 class PPFCOSTargets:
     """Assigns boxes to locations.
 
-    A location is positive for a box if it lies inside (and, with center sampling, within radius·stride of the box's
-    centre) and its largest distance to a side is in its level's range, open below and closed above; of several
-    boxes it takes the smallest, of equally small ones the first.
+    A location is positive for a box if it lies inside (and, with center sampling, within radius·stride of the
+    box's centre) and its largest distance to a side is in its level's range, open below and closed above; of
+    several boxes it takes the smallest, of equally small ones the first.
 
     Args:
         size_ranges: upper ends in pixels of the ranges of all levels but the last, which has none.
         center_sampling_radius: in strides; 0 or less takes the whole box.
-        chunk_elements: location-box pairs that are compared at once; bounds the memory (about 60 bytes a pair).
+        chunk_elements: location-box pairs that are compared at once; bounds the memory (about 60 bytes a
+            pair).
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class PPFCOSTargets:
         """
         if len(self.size_ranges) != len(strides) - 1:
             raise ValueError(
-                f"PPFCOSTargets.size_ranges has {len(self.size_ranges)} upper ends: {len(strides)} levels need "
-                f"{len(strides) - 1}"
+                f"PPFCOSTargets.size_ranges has {len(self.size_ranges)} upper ends: "
+                f"{len(strides)} levels need {len(strides) - 1}"
             )
         points = paddle.concat(locations)
         matched = self._matched_boxes(points, self._level_limits(locations, strides), boxes)
@@ -110,7 +111,7 @@ class PPFCOSTargets:
         return Targets(all_labels, positives, distances, centerness_of(distances))
 
     def _level_limits(self, locations: list, strides: list) -> tuple:
-        """Lower and upper end of the size range, and reach of center sampling, of each location: 3 × [P, 1]."""
+        """Ends of the size range, and reach of center sampling, of each location: 3 × [P, 1]."""
         ends = [0.0, *self.size_ranges, math.inf]
         radius = self.center_sampling_radius if self.center_sampling_radius > 0 else math.inf
         counts = [level.shape[0] for level in locations]
@@ -127,7 +128,8 @@ class PPFCOSTargets:
         chunk = max(1, self.chunk_elements // (batch * points.shape[0]))
         for first in range(0, box_count, chunk):
             areas = self._candidate_areas(points, limits, boxes[:, first : first + chunk])
-            # Strictly smaller, so that of equal boxes the first keeps the location, within a chunk and between.
+            # Strictly smaller, so that of equal boxes the first keeps the location, within a chunk and
+            # between.
             better = areas.min(axis=-1) < smallest
             matched = paddle.where(better, areas.argmin(axis=-1) + first, matched)
             smallest = paddle.minimum(areas.min(axis=-1), smallest)
@@ -135,7 +137,7 @@ class PPFCOSTargets:
 
     @staticmethod
     def _candidate_areas(points: Tensor, limits: tuple, boxes: Tensor) -> Tensor:
-        """[B, P, K] area of each box that a location may answer for, infinity elsewhere. K boxes at a time."""
+        """[B, P, K] area of each of K boxes that a location may answer for, infinity elsewhere."""
         lower, upper, radius = limits
         x, y = points[:, :1], points[:, 1:]
         x0, y0, x1, y1 = (side.unsqueeze(1) for side in boxes.unbind(axis=-1))

@@ -1,9 +1,9 @@
 """PaddleDetection's backbones, trained with frozen batch norms, at less time and memory.
 
 A batch norm whose statistics and weights do not change is a factor and a shift per channel. Folded into the
-convolution before it, the step needs neither the norm's pass over the feature map nor its copy of it, and the ReLU
-behind can work in place: one feature map stays in memory for the backward pass, where PaddleDetection keeps three. The
-weights and their names stay what they are.
+convolution before it, the step needs neither the norm's pass over the feature map nor its copy of it, and the
+ReLU behind can work in place: one feature map stays in memory for the backward pass, where PaddleDetection
+keeps three. The weights and their names stay what they are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def fold_frozen_norms(backbone: nn.Layer) -> nn.Layer:
 
 
 def _is_foldable(layer: ConvNormLayer) -> bool:
-    frozen = layer.norm._use_global_stats and layer.norm.weight.stop_gradient and layer.norm.bias.stop_gradient
+    frozen = (
+        layer.norm._use_global_stats and layer.norm.weight.stop_gradient and layer.norm.bias.stop_gradient
+    )
     return bool(frozen) and not layer.dcn_v2
 
 

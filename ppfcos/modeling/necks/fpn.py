@@ -1,7 +1,7 @@
 """The feature pyramid of FCOS: P3 to P5 from the backbone, P6 and P7 above them.
 
-Source: FPN (Lin et al., CVPR 2017); the extra levels as in the FCOS paper, section 3.2, which takes them from P5
-(RetinaNet takes them from C5).
+Source: FPN (Lin et al., CVPR 2017); the extra levels as in the FCOS paper, section 3.2, which takes them from
+P5 (RetinaNet takes them from C5).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class PPFCOSFPN(nn.Layer):
         strides: of these feature maps in pixels; from the backbone.
         out_channels: of every level.
         extra_levels: levels above the backbone's, each of twice the stride of the one before.
-        extra_source: `p5` (FCOS) or `c5` (RetinaNet): what the first extra level is made of, the coarsest level of
-            the pyramid or that of the backbone.
+        extra_source: `p5` (FCOS) or `c5` (RetinaNet): what the first extra level is made of, the coarsest
+            level of the pyramid or that of the backbone.
 
     Raises:
         ValueError: `extra_source` is neither.
@@ -82,8 +82,8 @@ class PPFCOSFPN(nn.Layer):
         """Make the pyramid.
 
         Args:
-            features: of the backbone, finest first, each [B, in_channels, H_l, W_l], each half the size of the
-                one before.
+            features: of the backbone, finest first, each [B, in_channels, H_l, W_l], each half the size of
+                the one before.
 
         Returns:
             L feature maps [B, out_channels, H_l, W_l], finest first.

@@ -1,0 +1,249 @@
+"""COCO annotation files: read once, checked, and handed to PaddleDetection's COCODataSet.
+
+PaddleDetection and pycocotools take a file as it is and stop with a KeyError where an annotation lacks
+`area`, or silently match nothing where an annotation's id is 0. Here a file is either repaired in memory or
+refused in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pycocotools.coco
+
+from ppfcos.errors import DataError
+
+
+def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], list[str]]:
+    """Reads a COCO annotation file, checks it, and keeps what detection needs.
+
+    Filled in: a missing `area` (or one of 0) from the box, a missing `iscrowd`, annotation ids where one is
+    missing, double or 0. Left out: images whose file is missing, annotations of unknown images, annotations
+    without a box.
+
+    Args:
+        path: The JSON file.
+        image_dir: The folder of the images.
+        section: The configuration's section, for messages.
+
+    Returns:
+        A COCO dict (info, images, annotations, categories) without segmentations (`annotations` is absent if
+        the file has none), and one line for each kind of thing that was left out.
+
+    Raises:
+        DataError: The file is missing, not JSON, not COCO's format, or all images are missing.
+    """
+    content = _load_json(path, section)
+    categories = read_categories(content, path)
+    images = _read_images(content, path)
+    images, notes = _existing_images(images, path, image_dir, section)
+    dataset = {"info": content.get("info", {}), "images": images, "categories": categories}
+    if "annotations" in content:
+        dataset["annotations"], more = _read_annotations(content, path, images, categories)
+        notes += more
+    return dataset, notes
+
+
+def load_categories(path: Path, section: str) -> list[dict[str, Any]]:
+    """Only the categories of a COCO file, in the file's order, which is the labels' order."""
+    return read_categories(_load_json(path, section), path)
+
+
+def read_categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Checks the `categories` of an opened file; {'id', 'name'} each.
+
+    Raises:
+        DataError: There is none, one lacks its id or name, or two share an id.
+    """
+    categories, seen = [], set()
+    for position, entry in enumerate(_list_of(content, "categories", path)):
+        where = f"{path}: categories[{position}]"
+        category = {"id": _as_id(entry, "id", where), "name": _as_text(entry, "name", where)}
+        if category["id"] in seen:
+            raise DataError(
+                f"{where}: the id {category['id']} is there twice: give every category its own id"
+            )
+        seen.add(category["id"])
+        categories.append(category)
+    if not categories:
+        raise DataError(f"{path} names no categories: a detection data set needs at least one")
+    return categories
+
+
+@contextlib.contextmanager
+def opened_for_paddledetection(dataset: dict[str, Any]) -> Iterator[None]:
+    """While this lasts, PaddleDetection's COCODataSet finds `dataset` in whatever annotation file it opens.
+
+    It opens its file with pycocotools by itself, and to read COCO's 450 MB twice would double the start.
+    """
+    original = pycocotools.coco.COCO
+    index = original()
+    index.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        index.createIndex()
+    pycocotools.coco.COCO = lambda _path: index
+    try:
+        yield
+    finally:
+        pycocotools.coco.COCO = original
+
+
+def _load_json(path: Path, section: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except FileNotFoundError:
+        raise DataError(f"{path} is not there: set {section}.dataset_dir and {section}.anno_path") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path} is not JSON ({reason}): {section}.anno_path must name a COCO annotation file"
+        ) from None
+    if not isinstance(content, dict):
+        raise DataError(
+            f"{path} holds a JSON {type(content).__name__}, not COCO's object with images and categories"
+        )
+    return content
+
+
+def _list_of(content: dict[str, Any], key: str, path: Path) -> list[Any]:
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        raise DataError(f"{path} has no list `{key}`: it is not a COCO annotation file")
+    return entries
+
+
+def _as_id(entry: Any, key: str, where: str) -> int:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DataError(f"{where}: `{key}` must be a whole number, not {value!r}")
+    return value
+
+
+def _as_text(entry: Any, key: str, where: str) -> str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{where}: `{key}` must be a text, not {value!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_box(value: Any) -> bool:
+    try:
+        x, y, width, height = value
+        return math.isfinite(x + y + width + height)
+    except (TypeError, ValueError):
+        return False
+
+
+def _read_images(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    images, seen = [], set()
+    for position, entry in enumerate(_list_of(content, "images", path)):
+        where = f"{path}: images[{position}]"
+        image = {"id": _as_id(entry, "id", where), "file_name": _as_text(entry, "file_name", where)}
+        if image["id"] in seen:
+            raise DataError(f"{where}: the id {image['id']} is there twice: give every image its own id")
+        seen.add(image["id"])
+        for key in ("width", "height"):
+            value = entry.get(key)
+            # 0 stands for "not stated": the size is then taken from the picture itself
+            image[key] = int(value) if _is_number(value) and value > 0 else 0
+        images.append(image)
+    if not images:
+        raise DataError(f"{path} lists no images: name another file")
+    return images
+
+
+def _existing_images(
+    images: list[dict[str, Any]], path: Path, image_dir: Path, section: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    if not image_dir.is_dir():
+        raise DataError(f"{image_dir}, the folder of the images, is not there: set {section}.image_dir")
+    existing = [image for image in images if os.path.isfile(os.path.join(image_dir, image["file_name"]))]
+    missing = len(images) - len(existing)
+    if not existing:
+        raise DataError(
+            f"{image_dir} holds none of the {missing} images that {path} lists: set {section}.image_dir"
+        )
+    if not missing:
+        return images, []
+    here = {image["id"] for image in existing}
+    first = next(image["file_name"] for image in images if image["id"] not in here)
+    return existing, [
+        f"{missing} of {len(images)} images are not in {image_dir} and are left out, the first is {first}"
+    ]
+
+
+def _read_annotations(
+    content: dict[str, Any],
+    path: Path,
+    images: list[dict[str, Any]],
+    categories: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    listed = {int(entry["id"]) for entry in content["images"]}
+    here = {image["id"] for image in images}
+    known_categories = {category["id"] for category in categories}
+    annotations, strays, boxless = [], 0, 0
+    for position, entry in enumerate(_list_of(content, "annotations", path)):
+        where = f"{path}: annotations[{position}]"
+        image_id = _as_id(entry, "image_id", where)
+        if image_id not in here:
+            strays += image_id not in listed
+            continue
+        if entry.get("bbox") in (None, []):
+            boxless += 1
+            continue
+        if _as_id(entry, "category_id", where) not in known_categories:
+            raise DataError(
+                f"{where}: the category {entry['category_id']} is not among the file's categories: "
+                "add it there or remove the annotation"
+            )
+        annotations.append(_read_annotation(entry, where))
+    _number_annotations(annotations)
+    left_out = ((strays, "of images that it does not list"), (boxless, "without a box"))
+    return annotations, [
+        f"{number} annotations {what} are left out of {path}" for number, what in left_out if number
+    ]
+
+
+def _read_annotation(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    box = entry["bbox"]
+    if not _is_box(box):
+        raise DataError(f"{where}: `bbox` must be four numbers [x, y, width, height], not {box!r}")
+    area = entry.get("area")
+    if not _is_number(area) or area <= 0:
+        area = max(box[2], 0) * max(box[3], 0)
+    annotation = {
+        "id": entry.get("id"),
+        "image_id": int(entry["image_id"]),
+        "category_id": int(entry["category_id"]),
+        "bbox": box,
+        "area": area,
+        "iscrowd": int(entry.get("iscrowd") in (1, True)),
+    }
+    if entry.get("ignore"):
+        annotation["ignore"] = 1
+    return annotation
+
+
+def _number_annotations(annotations: list[dict[str, Any]]) -> None:
+    """Numbers them from 1 unless their own ids will do (pycocotools takes a match with id 0 for no match)."""
+    ids = [annotation["id"] for annotation in annotations]
+    usable = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
+    if not usable or len(set(ids)) != len(ids):
+        for number, annotation in enumerate(annotations, start=1):
+            annotation["id"] = number

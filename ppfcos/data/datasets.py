@@ -1,0 +1,273 @@
+"""From a section of the configuration (TrainDataset, EvalDataset, TestDataset) to records."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ppdet.core.workspace import global_config
+from ppdet.data.source.coco import COCODataSet
+
+from ppfcos.data import coco
+from ppfcos.data.randomness import global_generators
+from ppfcos.data.records import (
+    SHORTEST_SIDE,
+    DetectionData,
+    Record,
+    drop_boxes_without_area,
+    log_dropped_boxes,
+)
+from ppfcos.data.voc import IMAGE_SUFFIXES, PPFCOSVOCDataSet
+from ppfcos.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+_DATA_FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd", "difficult"]
+
+
+def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
+    """Reads the data set that a section names.
+
+    For evaluation every image counts, also one without objects: `allow_empty` is a matter of training.
+
+    Args:
+        cfg: The configuration.
+        section: TrainDataset, EvalDataset or TestDataset.
+
+    Returns:
+        The records and categories.
+
+    Raises:
+        ConfigError: The section or one of its keys is wrong.
+        DataError: Files are missing or wrong, or the categories contradict num_classes.
+    """
+    arguments = dict(cfg.get(section) or {})
+    name = arguments.pop("name", None)
+    if not name:
+        raise ConfigError(f"{section} is missing or has no `name`, such as COCODataSet")
+    if name == "ImageFolder":
+        return _image_folder(cfg, section, arguments)
+    dataset = _construct(name, arguments, section)
+    # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
+    with global_generators(int(cfg.get("seed") or 0)):
+        data = _coco(dataset, section) if isinstance(dataset, COCODataSet) else _other(dataset, section)
+    _check_class_count(cfg, data)
+    objects = sum(len(record.get("gt_bbox", ())) for record in data.records)
+    logger.info(
+        "%s: %d images, %d objects, %d classes from %s",
+        section,
+        len(data),
+        objects,
+        len(data.categories),
+        data.source,
+    )
+    return data
+
+
+def dataset_of_images(
+    cfg: Mapping[str, Any], images: Sequence[str], section: str = "TestDataset"
+) -> DetectionData:
+    """Pictures to be looked at only, in the given order; class names as for an ImageFolder.
+
+    Args:
+        cfg: The configuration.
+        images: The pictures' paths.
+        section: Where the class names come from: its `class_names` or `anno_path`, or else EvalDataset's.
+    """
+    records: list[Record] = [
+        {"im_id": np.array([number], dtype=np.int64), "im_file": str(path)}
+        for number, path in enumerate(images)
+    ]
+    return DetectionData(section, "the given images", records, _categories_without_annotations(cfg, section))
+
+
+def list_images(folder: Path) -> list[str]:
+    """All pictures in a folder and the folders below it, sorted by path."""
+    found = []
+    for directory, _, names in os.walk(folder, followlinks=False):
+        found += [os.path.join(directory, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    return sorted(found)
+
+
+def _construct(name: str, arguments: dict[str, Any], section: str) -> Any:
+    """An object of a data set class registered in the workspace. (`create` takes no arguments of ours.)"""
+    schema = global_config.get(name)
+    data_class = getattr(getattr(schema, "pymodule", None), name, None)
+    if data_class is None or not hasattr(data_class, "parse_dataset"):
+        raise ConfigError(
+            f"{section}.name: {name} is not a data set: "
+            f"use COCODataSet, {PPFCOSVOCDataSet.__name__} or ImageFolder"
+        )
+    if section == "EvalDataset":
+        every_image = {"allow_empty": True, "empty_ratio": 1.0}
+        arguments = {
+            **arguments,
+            **{key: value for key, value in every_image.items() if key in schema.schema},
+        }
+    try:
+        return data_class(**{**arguments, "data_fields": list(_DATA_FIELDS)})
+    except TypeError as error:
+        raise ConfigError(f"{section}: {name} does not take these keys ({error})") from None
+
+
+def _require(path: Path, section: str, key: str, folder: Path) -> None:
+    """Raises the DataError that says how to get a missing file or folder of the data set in `folder`."""
+    if not path.exists():
+        cure = {
+            "coco": "`python dataset/coco/download_coco.py` fetches COCO 2017, or ",
+            "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
+        }.get(folder.name, "")
+        raise DataError(f"{path} is not there: {cure}set {section}.{key}")
+
+
+def _coco(dataset: Any, section: str) -> DetectionData:
+    if not str(dataset.anno_path).endswith(".json"):
+        raise ConfigError(
+            f"{section}.anno_path must name a .json file within dataset_dir, not {dataset.anno_path}"
+        )
+    folder = Path(dataset.dataset_dir)
+    path, image_dir = folder / dataset.anno_path, folder / dataset.image_dir
+    for wanted, key in ((folder, "dataset_dir"), (path, "anno_path"), (image_dir, "image_dir")):
+        _require(wanted, section, key, folder)
+    content, notes = coco.read_coco(path, image_dir, section)
+    for note in notes:
+        logger.warning("%s: %s", section, note)
+    if "annotations" not in content and section != "TestDataset":
+        raise DataError(f"{path} has no annotations, only images: {section} needs both")
+    # the assertion is what PaddleDetection says of a file in which it finds no image to use
+    with (
+        coco.opened_for_paddledetection(content),
+        _quiet_paddledetection(),
+        contextlib.suppress(AssertionError),
+    ):
+        dataset.parse_dataset()
+    records = [_plain(record) for record in getattr(dataset, "roidbs", None) or []]
+    records, clipped_away, first = drop_boxes_without_area(records, dataset.allow_empty)
+    no_area = _images_of_boxes_without_area(content)
+    log_dropped_boxes(section, clipped_away + len(no_area), no_area[0] if no_area else first)
+    if not records:
+        raise DataError(
+            f"{path} gives no image with objects: set {section}.allow_empty: true to train on such images"
+        )
+    return DetectionData(
+        section,
+        str(path),
+        records,
+        content["categories"],
+        lambda: coco.read_coco(path, image_dir, section)[0],
+    )
+
+
+def _images_of_boxes_without_area(content: dict[str, Any]) -> list[str]:
+    """The image of every box that PaddleDetection left out for want of an area (crowds it leaves out
+    anyway)."""
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    return [
+        files[note["image_id"]]
+        for note in content.get("annotations", ())
+        if not note["iscrowd"] and min(note["bbox"][2], note["bbox"][3]) <= SHORTEST_SIDE
+    ]
+
+
+def _other(dataset: Any, section: str) -> DetectionData:
+    """Our VOC data set, or any of PaddleDetection's that numbers class names in `cname2cid`."""
+    folder = Path(dataset.dataset_dir)
+    _require(folder, section, "dataset_dir to the folder of your data", folder)
+    with _quiet_paddledetection():
+        try:
+            dataset.parse_dataset()
+        except (AssertionError, OSError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"{folder} cannot be read by {type(dataset).__name__}: {error}") from None
+    names = getattr(dataset, "cname2cid", None)
+    if not names:
+        raise ConfigError(f"{section}: {type(dataset).__name__} does not say which classes it has")
+    records = [_plain(record) for record in dataset.roidbs]
+    records, dropped, first = drop_boxes_without_area(records, getattr(dataset, "allow_empty", False))
+    log_dropped_boxes(section, dropped, first)
+    categories = _numbered(sorted(names, key=names.get))
+    return DetectionData(section, str(folder / (dataset.anno_path or "")), records, categories)
+
+
+def _plain(record: Record) -> Record:
+    """A record without what detection has no use for, polygons above all."""
+    kept = ("im_file", "im_id", "h", "w", "gt_bbox", "gt_class", "is_crowd", "difficult")
+    return {key: record[key] for key in kept if key in record}
+
+
+def _image_folder(cfg: Mapping[str, Any], section: str, arguments: dict[str, Any]) -> DetectionData:
+    dataset_dir = Path(arguments.get("dataset_dir") or "")
+    folder = dataset_dir / (arguments.get("image_dir") or "")
+    _require(folder, section, "image_dir to a folder of pictures", dataset_dir)
+    images = list_images(folder)
+    if not images:
+        raise DataError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}): set {section}.image_dir")
+    return dataset_of_images(cfg, images, section)
+
+
+def _categories_without_annotations(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
+    """Class names for pictures without annotations: the section's, else EvalDataset's, else numbers."""
+    for name in (section, "EvalDataset"):
+        arguments = cfg.get(name) or {}
+        path = Path(arguments.get("dataset_dir") or "", arguments.get("anno_path") or "")
+        if arguments.get("class_names"):
+            categories, source = _numbered(arguments["class_names"]), f"{name}.class_names"
+        elif arguments.get("anno_path") and path.is_file():
+            categories, source = _categories_in_file(path, name), str(path)
+        else:
+            continue
+        _check_class_count(cfg, DetectionData(name, source, [], categories))
+        return categories
+    logger.warning(
+        "%s: no class names: neither it nor EvalDataset has class_names or an anno_path that is there",
+        section,
+    )
+    return _numbered([f"class {label}" for label in range(int(cfg.get("num_classes") or 0))])
+
+
+def _numbered(names: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"id": label + 1, "name": str(name)} for label, name in enumerate(names)]
+
+
+def _categories_in_file(path: Path, section: str) -> list[dict[str, Any]]:
+    """Of a COCO file, or of a text file with one name a line (PaddleDetection's label_list.txt)."""
+    if path.suffix.lower() == ".json":
+        return coco.load_categories(path, section)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a list of class names: {error}") from None
+    return _numbered([line.strip() for line in lines if line.strip()])
+
+
+def _check_class_count(cfg: Mapping[str, Any], data: DetectionData) -> None:
+    wanted: int | None = cfg.get("num_classes")
+    if wanted is not None and wanted != len(data.categories):
+        raise DataError(
+            f"{data.source} has {len(data.categories)} classes, but num_classes is {wanted}: "
+            f"set num_classes: {len(data.categories)}, or let {data.section} name the right file"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_paddledetection() -> Iterator[None]:
+    """PaddleDetection and pycocotools report to standard output; what matters of it we log ourselves."""
+    loggers = [
+        entry
+        for name, entry in logging.root.manager.loggerDict.items()
+        if name.startswith("ppdet") and isinstance(entry, logging.Logger)
+    ]
+    before = [entry.disabled for entry in loggers]
+    for entry in loggers:
+        entry.disabled = True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for entry, disabled in zip(loggers, before):
+            entry.disabled = disabled

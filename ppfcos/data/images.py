@@ -1,0 +1,100 @@
+"""Reading one picture from disk, in the frame that its annotation speaks of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# what may follow 0xff within the pixels (0: the pixels have this value; restarts), and the start itself
+_MARKERS_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
+
+
+class ImageUnreadable(Exception):
+    """A picture that cannot be used; `reason` says why, without the path."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes a picture to 8-bit RGB, whatever its own colours and depth are.
+
+    OpenCV turns a picture as its EXIF orientation says. Annotations were mostly made on the turned picture,
+    but some tools wrote them on the pixels as they are stored: `size` tells which. A picture that has neither
+    size is refused, because nobody knows where its boxes are.
+
+    Args:
+        path: The picture's file.
+        size: (height, width) that the annotation states; None where nothing is stated.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+
+    Raises:
+        ImageUnreadable: The file is missing, empty, cut short, no picture, or not of the stated size.
+    """
+    data = _read_bytes(path)
+    image = _decode(path, data, cv2.IMREAD_COLOR)
+    if size is not None and image.shape[:2] != tuple(size):
+        stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if stored.shape[:2] != tuple(size):
+            height, width = image.shape[:2]
+            raise ImageUnreadable(
+                path, f"is {width}x{height} pixels, but its annotation says {size[1]}x{size[0]}"
+            )
+        image = stored
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageUnreadable(path, error.strerror or "cannot be read") from None
+    if not data:
+        raise ImageUnreadable(path, "the file is empty")
+    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
+        raise ImageUnreadable(path, "the picture is cut short")
+    return data
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Whether a JPEG has its end; OpenCV fills what is missing with grey and tells nobody.
+
+    Behind the end there may be more (from some cameras), and within there may be a preview with its own end.
+    """
+    if data.endswith(_JPEG_END):
+        return True
+    position = len(_JPEG_START)
+    while True:
+        position = data.find(b"\xff", position)
+        if position < 0 or position + 1 >= len(data):
+            return False
+        marker = data[position + 1]
+        if marker == _JPEG_END[1]:
+            return True
+        if marker == 0xFF:  # padding
+            position += 1
+        elif marker in _MARKERS_WITHOUT_LENGTH:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+
+
+def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+    except (cv2.error, MemoryError) as error:
+        raise ImageUnreadable(path, f"cannot be decoded ({_first_line(error)})") from None
+    if image is None:
+        raise ImageUnreadable(path, "is not a picture that OpenCV can decode")
+    return image
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,152 @@
+"""What every data set becomes: a list of records, one an image, and the categories behind the labels."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# A record is PaddleDetection's dict of one image:
+#   im_file str, im_id int64 [1], h and w (0: not stated), gt_bbox float32 [M, 4] x0y0x1y1 in pixels,
+#   gt_class int32 [M, 1], is_crowd int32 [M, 1], and from Pascal VOC difficult int32 [M, 1].
+# Images to be looked at only (ImageFolder) have im_file and im_id.
+Record = dict[str, Any]
+
+# A side this short (pixels) is no side: PaddleDetection's limit for COCO.
+SHORTEST_SIDE = 1e-5
+_PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
+
+
+@dataclass
+class DetectionData:
+    """The records of one data set and what their labels mean.
+
+    Attributes:
+        section: The configuration's section it came from, such as TrainDataset; for messages.
+        source: The annotation file or folder it came from; for messages.
+        records: One dict an image, see `Record`.
+        categories: {'id', 'name'} of every class; the position is the label.
+        read_ground_truth: Reads the annotation file again, for data sets that have one in COCO's format.
+    """
+
+    section: str
+    source: str
+    records: list[Record]
+    categories: list[dict[str, Any]]
+    read_ground_truth: Callable[[], dict[str, Any]] | None = None
+    _ground_truth: dict[str, Any] | None = field(default=None, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes' names; the position is the label."""
+        return [category["name"] for category in self.categories]
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """The annotations of the images in `records`, as a COCO dict (info, images, annotations, categories).
+
+        For a COCO data set these are the file's own (crowds included), not what training made of them.
+        """
+        if self._ground_truth is None:
+            if self.read_ground_truth is None:
+                self._ground_truth = ground_truth_of_records(self.records, self.categories)
+            else:
+                self._ground_truth = _only_images(self.read_ground_truth(), self.records)
+        return self._ground_truth
+
+
+def clip_boxes(boxes: np.ndarray, height: float, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Clips boxes to their image and says which of them still have an area.
+
+    Args:
+        boxes: [M, 4] x0y0x1y1 in pixels.
+        height: The image's height in pixels, 0 if it is not known; then nothing is clipped.
+        width: The same for the width.
+
+    Returns:
+        The clipped boxes [M, 4] float32, and bool [M].
+    """
+    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    if height > 0 and width > 0:
+        limits = np.array([width, height, width, height], dtype=np.float32)
+        boxes = np.minimum(np.maximum(boxes, 0), limits)  # np.clip takes ten times as long on so few
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return boxes, (sides > SHORTEST_SIDE).all(axis=1)
+
+
+def drop_boxes_without_area(records: list[Record], keep_empty: bool) -> tuple[list[Record], int, str]:
+    """Clips all boxes to their images, in place, and drops those without an area.
+
+    Args:
+        records: The records; those without gt_bbox are left alone.
+        keep_empty: Whether an image that loses its last box stays, as an image without objects.
+
+    Returns:
+        The records that remain, the number of boxes dropped, and the first image that lost one.
+    """
+    remaining, dropped, first = [], 0, ""
+    for record in records:
+        if "gt_bbox" not in record:
+            remaining.append(record)
+            continue
+        record["gt_bbox"], kept = clip_boxes(record["gt_bbox"], record["h"], record["w"])
+        lost = len(kept) - int(kept.sum())
+        if lost:
+            dropped, first = dropped + lost, first or record["im_file"]
+            for key in _PER_BOX:
+                if key in record:
+                    record[key] = record[key][kept]
+        if keep_empty or not lost or kept.any():
+            remaining.append(record)
+    return remaining, dropped, first
+
+
+def log_dropped_boxes(section: str, dropped: int, first: str) -> None:
+    """One line about all boxes without area, or nothing if there were none."""
+    if dropped:
+        plural = "box" if dropped == 1 else "boxes"
+        logger.warning("%s: dropped %d %s without area, the first in %s", section, dropped, plural, first)
+
+
+def ground_truth_of_records(records: list[Record], categories: list[dict[str, Any]]) -> dict[str, Any]:
+    """A COCO dict of the records' boxes; those marked `difficult` count like any other."""
+    images, annotations = [], []
+    for record in records:
+        image_id = int(record["im_id"][0])
+        images.append(
+            {
+                "id": image_id,
+                "file_name": record["im_file"],
+                "width": int(record.get("w", 0)),
+                "height": int(record.get("h", 0)),
+            }
+        )
+        boxes = record.get("gt_bbox", np.zeros((0, 4)))
+        for i, (x0, y0, x1, y1) in enumerate(boxes.astype(np.float64).tolist()):
+            annotations.append(
+                {
+                    # from 1: pycocotools takes a match with annotation 0 for no match
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": categories[int(record["gt_class"][i, 0])]["id"],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": int(record["is_crowd"][i, 0]) if "is_crowd" in record else 0,
+                }
+            )
+    return {"info": {}, "images": images, "annotations": annotations, "categories": list(categories)}
+
+
+def _only_images(ground_truth: dict[str, Any], records: list[Record]) -> dict[str, Any]:
+    wanted = {int(record["im_id"][0]) for record in records}
+    return {
+        **ground_truth,
+        "images": [image for image in ground_truth["images"] if image["id"] in wanted],
+        "annotations": [note for note in ground_truth["annotations"] if note["image_id"] in wanted],
+    }

@@ -1,0 +1,120 @@
+"""One record at a time: read the picture, transform it and its boxes."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+import numpy as np
+from paddle.io import Dataset
+
+from ppfcos.data.images import ImageUnreadable, read_image
+from ppfcos.data.randomness import global_generators
+from ppfcos.data.records import DetectionData, Record
+from ppfcos.data.transforms import SampleTransforms, TransformError
+
+logger = logging.getLogger(__name__)
+
+# So many pictures one after the other that cannot be read are no accident.
+_MOST_IN_A_ROW = 100
+
+
+class TrainingSamples(Dataset):
+    """Samples with their boxes; a picture that cannot be read is replaced by the next one that can.
+
+    What comes out depends on (seed, epoch, index) alone, whichever process computes it.
+
+    Attributes:
+        epoch: Chooses the augmentation.
+    """
+
+    def __init__(self, data: DetectionData, transforms: SampleTransforms, seed: int):
+        super().__init__()
+        self._data = data
+        self._transforms = transforms
+        self._seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample at `index`.
+
+        Returns:
+            image [3, H, W] uint8, im_shape [2], scale_factor [2], im_id [1], gt_bbox [M, 4] float32, gt_class
+            [M, 1] int32, and bad_images, a list of 'path: reason'; or only `failure`, one line, since an
+            exception would not leave a reading process in one piece.
+        """
+        with global_generators(self._seed, self.epoch, index):
+            bad_images: list[str] = []
+            for step in range(min(len(self), _MOST_IN_A_ROW)):
+                record = self._data.records[(index + step) % len(self)]
+                try:
+                    return {**_with_boxes(record, self._transforms), "bad_images": bad_images}
+                except ImageUnreadable as error:
+                    bad_images.append(str(error))
+                except Exception as error:  # reported in the training process
+                    return _failure(record, error)
+        return {"failure": f"{len(bad_images)} images in a row cannot be read, the last is {bad_images[-1]}"}
+
+
+class EvaluationSamples(Dataset):
+    """Samples without boxes; a picture that cannot be read is left out."""
+
+    def __init__(self, data: DetectionData, transforms: SampleTransforms):
+        super().__init__()
+        self._data = data
+        self._transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As `TrainingSamples`, without boxes; of a picture that cannot be read only bad_images."""
+        record = self._data.records[index]
+        try:
+            sample = self._transforms(_decoded(record))
+        except ImageUnreadable as error:
+            return {"bad_images": [str(error)]}
+        except Exception as error:  # reported in the evaluating process
+            return _failure(record, error)
+        return {**_what_every_batch_has(sample), "bad_images": []}
+
+
+def _decoded(record: Record) -> dict[str, Any]:
+    """What PaddleDetection's Decode leaves of a record: h and w are the picture's, whatever was stated."""
+    stated = (int(record.get("h", 0)), int(record.get("w", 0)))
+    image = read_image(record["im_file"], stated if min(stated) > 0 else None)
+    height, width = image.shape[:2]
+    return {
+        "image": image,
+        "h": float(height),
+        "w": float(width),
+        "im_shape": np.array([height, width], dtype=np.float32),
+        "scale_factor": np.ones(2, dtype=np.float32),
+        "im_id": record["im_id"],
+    }
+
+
+def _with_boxes(record: Record, transforms: SampleTransforms) -> dict[str, Any]:
+    sample = _decoded(record)
+    # copies: PaddleDetection's operators write into the arrays that they are given
+    sample["gt_bbox"] = np.array(record.get("gt_bbox", ()), dtype=np.float32).reshape(-1, 4)
+    sample["gt_class"] = np.array(record.get("gt_class", ()), dtype=np.int32).reshape(-1, 1)
+    sample["is_crowd"] = np.array(record.get("is_crowd", np.zeros_like(sample["gt_class"])), dtype=np.int32)
+    sample = transforms(sample)
+    boxes, labels = sample["gt_bbox"].reshape(-1, 4), sample["gt_class"].reshape(-1, 1)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a crop may have cut all of a box away
+    return {**_what_every_batch_has(sample), "gt_bbox": boxes[kept], "gt_class": labels[kept]}
+
+
+def _what_every_batch_has(sample: dict[str, Any]) -> dict[str, Any]:
+    return {key: sample[key] for key in ("image", "im_shape", "scale_factor", "im_id")}
+
+
+def _failure(record: Record, error: Exception) -> dict[str, Any]:
+    logger.debug("%s", traceback.format_exc())
+    reason = str(error) if isinstance(error, TransformError) else f"{type(error).__name__}: {error}"
+    return {"failure": f"{record['im_file']}: {' '.join(reason.split())}"}

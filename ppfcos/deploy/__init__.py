@@ -1,0 +1,12 @@
+"""From a bundle to boxes: `Predictor(bundle).predict(images)`.
+
+This package needs numpy, OpenCV, PyYAML and one runtime. It imports neither PaddleDetection nor the training
+rooms, and it imports Paddle only when a Paddle runtime is made.
+"""
+
+from __future__ import annotations
+
+from ppfcos.deploy.detections import Detections
+from ppfcos.deploy.predictor import Detector, Predictor
+
+__all__ = ["Detections", "Detector", "Predictor"]

@@ -1,0 +1,135 @@
+"""A model as it was trained, ready to export, or to run in Paddle itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from ppdet.core.workspace import create
+from ppdet.data.source.category import get_categories
+
+from ppfcos.data.datasets import dataset_of_images
+from ppfcos.deploy import Detector
+from ppfcos.deploy.preprocess import Preprocess
+from ppfcos.engine.checkpoint import load_weights
+from ppfcos.errors import ConfigError
+from ppfcos.export.infer_config import preprocess_steps
+
+logger = logging.getLogger(__name__)
+
+COCO_2017_FILES = ("instances_train2017.json", "instances_val2017.json")
+COCO_2017_CLASSES = 80
+
+
+class CheckpointRuntime:
+    """A model behind the face of a deployment runtime.
+
+    Checkpoint and bundle thus share everything but the execution of the network.
+
+    Args:
+        model: a PPFCOS; it is switched to evaluation.
+    """
+
+    def __init__(self, model: paddle.nn.Layer):
+        model.eval()
+        self._model = model
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Run a batch.
+
+        Args:
+            inputs: image [B, 3, H, W], im_shape [B, 2] and scale_factor [B, 2], float32.
+
+        Returns:
+            bbox [N, 6] (label, score, x0, y0, x1, y1 in pixels of the original images) and bbox_num [B].
+        """
+        with paddle.no_grad():
+            answer = self._model({name: paddle.to_tensor(value) for name, value in inputs.items()})
+        return answer["bbox"].numpy(), answer["bbox_num"].numpy()
+
+
+def trained_model(cfg: Mapping[str, Any]) -> paddle.nn.Layer:
+    """The configured model with the weights that `weights` names.
+
+    Args:
+        cfg: the configuration.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: `weights` is not set.
+        WeightsError: the file is missing, corrupt, or another model's.
+    """
+    weights = cfg.get("weights")
+    if not weights:
+        raise ConfigError(
+            "no weights are named: add -o weights=output/CONFIG/best_model.pdparams, or your file"
+        )
+    model = create(cfg["architecture"])
+    load_weights(model, weights)
+    return model
+
+
+def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
+    """The configured model with its weights, run in Paddle on the device that is set.
+
+    Args:
+        cfg: the configuration; its TestReader says how images are prepared.
+
+    Returns:
+        What answers as a bundle's Predictor does.
+
+    Raises:
+        ConfigError: `weights` is not set, or the TestReader has a transform that deployment does not know.
+        WeightsError: the file is missing, corrupt, or another model's.
+    """
+    preprocess = Preprocess(preprocess_steps(cfg["TestReader"]))
+    categories = model_categories(cfg)
+    names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
+    return Detector(preprocess, CheckpointRuntime(trained_model(cfg)), names, ids)
+
+
+def model_categories(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The classes of the configured model; no picture is needed for it.
+
+    Args:
+        cfg: the configuration.
+
+    Returns:
+        `id` and `name` of every class in the order of the labels: from the first of TestDataset, EvalDataset
+        and TrainDataset whose `class_names` is set or whose annotation file is there; COCO's own where it is
+        COCO's file that is not there; else made-up names.
+
+    Raises:
+        DataError: the annotation file is wrong, or its categories contradict num_classes.
+    """
+    for section in ("TestDataset", "EvalDataset", "TrainDataset"):
+        if _names_classes(cfg.get(section) or {}):
+            return dataset_of_images(cfg, [], section).categories
+    annotations = Path((cfg.get("TestDataset") or {}).get("anno_path") or "").name
+    if annotations in COCO_2017_FILES and cfg.get("num_classes") == COCO_2017_CLASSES:
+        return _coco_2017_categories()
+    logger.warning(
+        "no class names: set TestDataset.class_names or TestDataset.anno_path; classes are numbered"
+    )
+    return dataset_of_images(cfg, []).categories
+
+
+def _coco_2017_categories() -> list[dict[str, Any]]:
+    """COCO's classes, which PaddleDetection knows by heart; its warning that it has no file is expected."""
+    talker = logging.getLogger(get_categories.__module__)
+    before, talker.disabled = talker.disabled, True
+    try:
+        return [{"id": number, "name": name} for number, name in get_categories("COCO", None)[1].items()]
+    finally:
+        talker.disabled = before
+
+
+def _names_classes(dataset: Mapping[str, Any]) -> bool:
+    path = Path(dataset.get("dataset_dir") or "", dataset.get("anno_path") or "")
+    return bool(dataset.get("class_names") or (dataset.get("anno_path") and path.is_file()))
