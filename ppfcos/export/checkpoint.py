@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import paddle
-from ppdet.core.workspace import create
 from ppdet.data.source.category import get_categories
 
 from ppfcos.data.datasets import dataset_of_images
 from ppfcos.deploy import Detector
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.engine.checkpoint import load_weights
+from ppfcos.engine.model import build_model
 from ppfcos.errors import ConfigError
 from ppfcos.export.infer_config import preprocess_steps
 
@@ -70,7 +70,7 @@ def trained_model(cfg: Mapping[str, Any]) -> paddle.nn.Layer:
         raise ConfigError(
             "no weights are named: add -o weights=output/CONFIG/best_model.pdparams, or your file"
         )
-    model = create(cfg["architecture"])
+    model = build_model(cfg)
     load_weights(model, weights)
     return model
 
