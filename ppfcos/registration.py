@@ -23,6 +23,7 @@ REGISTERING_MODULE = "ppfcos.modeling"
 def install() -> None:
     """See to it that `ppfcos.modeling` is imported with `ppdet`: now if that is there already, else later."""
     if HOST in sys.modules:
+        environment.keep_freed_memory()
         importlib.import_module(REGISTERING_MODULE)
     elif not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _HostFinder())
@@ -72,5 +73,6 @@ class _RegisteringLoader(importlib.abc.Loader):
         """
         module.__spec__.loader = module.__loader__ = self._loader
         environment.import_users_of_zlib()
+        environment.keep_freed_memory()  # whoever imports PaddleDetection trains or evaluates
         self._loader.exec_module(module)
         importlib.import_module(REGISTERING_MODULE)

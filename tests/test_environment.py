@@ -259,3 +259,49 @@ def test_a_process_without_standard_streams_can_import_too(root, tmp_path):
     )
     assert result.returncode == 0
     assert witness.exists()
+
+
+KEEPING = """
+import ctypes, resource, sys
+from ppfcos import environment
+kept = environment.keep_freed_memory() if sys.argv[1] == "keep" else None
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+size = 100 << 20
+
+def use():
+    block = library.malloc(size)
+    ctypes.memset(block, 1, size)
+    library.free(block)
+
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    use()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_freed_memory_is_kept_unless_the_user_decides(root):
+    """Page faults tell: the system has to hand out a block's pages once, or every time anew."""
+
+    def run(argument, **variables):
+        environment_of_child = {**os.environ, **variables}
+        done = subprocess.run(
+            [sys.executable, "-c", KEEPING, argument],
+            cwd=root,
+            env=environment_of_child,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        kept, faults = done.stdout.split()
+        return kept, int(faults)
+
+    assert run("leave")[1] > 200  # 5 x 100 MiB, in pages of 4 KiB to 2 MiB
+    kept, faults = run("keep")
+    assert kept == "True" and faults < 50
+    kept, faults = run("keep", MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")
+    assert kept == "False" and faults > 200
