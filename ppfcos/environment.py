@@ -86,8 +86,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep the memory that Paddle frees for what Paddle asks for next.
 
     On a CPU every convolution takes a work space of up to hundreds of megabytes and frees it. glibc maps such
-    a block anew each time, and the system clears it page by page, which can take longer than the convolution's
-    arithmetic. The price is that a process holds on to the most memory that it ever needed.
+    a block anew each time, and the system clears it page by page, which can take longer than the arithmetic
+    of the convolution. The price is that a process holds on to the most memory that it ever needed.
 
     Returns:
         Whether it was done: on Linux with glibc, unless the user has set one of MALLOC_VARIABLES.
