@@ -69,7 +69,7 @@ $(DEMO_BUNDLE)/infer_cfg.yml: $(DEMO_OUTPUT)/.trained
 
 $(DEMO_PICTURES)/.drawn: $(DEMO_BUNDLE)/infer_cfg.yml
 	$(PY) tools/infer.py --bundle $(DEMO_BUNDLE) --infer_dir dataset/shapes/val2017 \
-	  --output_dir $(DEMO_PICTURES) | tail -n 1
+	  --output_dir $(DEMO_PICTURES) --draw_threshold 0.3 | tail -n 1
 	@touch $@
 
 demo: $(DEMO_PICTURES)/.drawn
