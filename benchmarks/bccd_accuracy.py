@@ -28,10 +28,9 @@ sys.path.insert(0, str(ROOT))
 CLASSES = ["RBC", "WBC", "Platelets"]
 SCHEDULE = {
     "epoch": 12,
-    "base_lr": 0.005,
+    "base_lr": 0.01,
     "milestones": [8, 11],
-    "warmup_steps": 200,
-    "warmup_start": 0.1,
+    "warmup_steps": 100,
 }
 # As ppfcos.environment.keep_freed_memory does for ours; it changes the time, not the result.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}

@@ -38,7 +38,7 @@ def stock_config(
         from_scratch: train every layer and batch norm; otherwise stage 1 and all batch norms are frozen.
         train: keys of `TrainDataset`.
         evaluation: keys of `EvalDataset`.
-        schedule: `epoch`, `base_lr`, `milestones`, `warmup_steps`, `warmup_start` (a factor, 1/3).
+        schedule: `epoch`, `base_lr`, `milestones`, `warmup_steps`.
         workers: processes that load data.
         save_dir: where PaddleDetection writes its checkpoints.
 
@@ -117,7 +117,7 @@ def stock_config(
                 {"name": "PiecewiseDecay", "gamma": 0.1, "milestones": schedule["milestones"]},
                 {
                     "name": "LinearWarmup",
-                    "start_factor": schedule.get("warmup_start", 1 / 3),
+                    "start_factor": 1 / 3,
                     "steps": schedule["warmup_steps"],
                 },
             ],
