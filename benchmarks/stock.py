@@ -38,14 +38,20 @@ def stock_config(
         from_scratch: train every layer and batch norm; otherwise stage 1 and all batch norms are frozen.
         train: keys of `TrainDataset`.
         evaluation: keys of `EvalDataset`.
-        schedule: `epoch`, `base_lr`, `milestones`, `warmup_steps`.
+        schedule: `epoch`, `base_lr`, `milestones`, `warmup_steps`, `warmup_start` (the factor to begin with).
         workers: processes that load data.
         save_dir: where PaddleDetection writes its checkpoints.
 
     Returns:
         The configuration.
     """
-    schedule = schedule or {"epoch": 1, "base_lr": 0.01, "milestones": [8, 11], "warmup_steps": 500}
+    schedule = schedule or {
+        "epoch": 1,
+        "base_lr": 0.01,
+        "milestones": [8, 11],
+        "warmup_steps": 500,
+        "warmup_start": 1 / 3,
+    }
     resize = {"Resize": {"target_size": list(target_size), "keep_ratio": True, "interp": 1}}
     normalize = {"NormalizeImage": {"mean": MEAN, "std": STD, "is_scale": True}}
     test_reader = {
@@ -117,7 +123,7 @@ def stock_config(
                 {"name": "PiecewiseDecay", "gamma": 0.1, "milestones": schedule["milestones"]},
                 {
                     "name": "LinearWarmup",
-                    "start_factor": 1 / 3,
+                    "start_factor": schedule["warmup_start"],
                     "steps": schedule["warmup_steps"],
                 },
             ],
