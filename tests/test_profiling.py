@@ -104,6 +104,35 @@ def test_the_only_step_of_a_run_is_profiled(profiled):
     assert _rows(text)["conv2d"][2] == 2
 
 
+def test_a_trace_that_cannot_be_written_does_not_end_the_training(tmp_path, caplog):
+    (tmp_path / "profile").write_text("a file where the folder should be")
+    with caplog.at_level(logging.INFO, "ppfcos"):
+        _train(StepProfiler(tmp_path / "profile", 3), 3)
+    assert _rows(caplog.text)["conv2d"][2] == 2
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "steps_2_to_3.json cannot be written" in warning.getMessage()
+
+
+class _Double(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_operators_have_readable_names(tmp_path, caplog):
+    norm, x = nn.GroupNorm(2, 4), paddle.rand([1, 4, 8, 8])
+    x.stop_gradient = False
+    with caplog.at_level(logging.INFO, "ppfcos"), StepProfiler(tmp_path, 1) as profiler:
+        _Double.apply(norm(x)).sum().backward()
+        profiler.step()
+    names = {"group_norm", "group_norm (backward)", "_Double (backward)", "sum", "sum (backward)", "scale"}
+    assert names <= _rows(caplog.text).keys()
+
+
 def test_a_failure_among_the_profiled_steps_ends_the_profiler_and_leaves_nothing(tmp_path):
     profiler = StepProfiler(tmp_path / "profile", 20)
     with pytest.raises(RuntimeError, match="broken"), profiler:

@@ -45,8 +45,9 @@ def test_five_lines_say_what_will_be_done(tmp_path, root):
     assert lines[2] == (
         "devices:  2 processes on gpu (H200); 16 images a step = 2 processes × 4 accumulated × 2 images"
     )
-    assert lines[3].startswith(
-        "schedule: epochs 3 (from step 2) to 12 of 3 steps, 29 steps in all, learning rate up to 0.01; "
+    assert lines[3] == (
+        "schedule: epochs 3 (from step 2) to 12 of 3 steps, 29 in all; learning rate up to 0.01; "
+        "expected end: after the first steps"
     )
     assert lines[4] == (
         f"folder:   {tmp_path}/output/small, a checkpoint every 2 epochs, evaluated, the best one kept"

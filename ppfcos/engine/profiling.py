@@ -16,6 +16,7 @@ from paddle.profiler import Profiler, RecordEvent
 from paddle.profiler.profiler_statistic import StatisticData
 
 from ppfcos.engine.files import replacing
+from ppfcos.errors import OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class NoProfiler:
 
 
 class Operator(NamedTuple):
-    """What all calls of an operator took.
+    """What all calls of an operator took, the operators included that it calls.
 
     Attributes:
         name: as Paddle names it.
@@ -61,7 +62,9 @@ class Operator(NamedTuple):
 
 
 class StepProfiler:
-    """Traces some steps of a run and logs where their time went. A context around the training.
+    """Traces some steps of this process and logs where their time went. A context around the training.
+
+    For the first process only: of several, each would write the same file.
 
     On a GPU, which computes while Python is already further on, each phase waits for what it began: the times
     are right, and the steps a little slower than usual.
@@ -136,9 +139,6 @@ class StepProfiler:
         profiler.stop()
         self._profiler = None
         steps = self.last - self.first + 1
-        path = self._folder / f"steps_{self.first}_to_{self.last}.json"
-        with replacing(path) as unfinished:
-            profiler.export(str(unfinished), format="json")
         logger.info(
             "where the time of steps %d to %d went:\n%s\n%s",
             self.first,
@@ -146,7 +146,15 @@ class StepProfiler:
             phase_table(self._clock.seconds, steps),
             operator_table(_operators(profiler), sum(self._clock.seconds.values()), steps),
         )
-        logger.info("trace: %s (open it at https://ui.perfetto.dev or chrome://tracing)", path)
+        path = self._folder / f"steps_{self.first}_to_{self.last}.json"
+        try:
+            with replacing(path) as unfinished:
+                profiler.export(str(unfinished), format="json")
+        except OutputError as error:  # the training is worth more
+            # As text: a record that holds the error holds the profiler, and Paddle has one in a process.
+            logger.warning("%s", str(error))
+        else:
+            logger.info("trace: %s (open it at https://ui.perfetto.dev or chrome://tracing)", path)
 
 
 class _PhaseClock:
@@ -215,13 +223,14 @@ def _operators(profiler: Profiler) -> list[Operator]:
 
 
 def _plain_name(name: str) -> str:
-    """Paddle calls the same operator `conv2d dygraph` forward and `Global_Conv2dGradNodeFinal` backward."""
+    """Paddle calls one operator `conv2d dygraph` forward and `Global_Conv2dGradNodeFinal` backward, and those
+    that are written in Python `Global_GradNodePyLayer_Name_backward`."""
     name = name.split(" ")[0]
-    for end in ("GradNodeFinal", "GradNode"):
-        if name.startswith("Global_") and name.endswith(end):
-            forward = name[len("Global_") : -len(end)]
-            return re.sub(r"(?<!^)(?=[A-Z])", "_", forward).lower() + " (backward)"
-    return name
+    backward = re.fullmatch(r"Global_(?:GradNodePyLayer_(\w+)_backward|(\w+?)GradNode(?:Final)?)", name)
+    if backward is None:
+        return name
+    operator = backward[1] or re.sub(r"(?<!^)(?=[A-Z])", "_", backward[2]).lower()
+    return f"{operator} (backward)"
 
 
 def _wait_for_device() -> None:

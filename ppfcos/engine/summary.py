@@ -173,8 +173,8 @@ def _schedule(steps: StepPlan) -> str:
     start = f"{done_epochs + 1}" + (f" (from step {done_steps + 1})" if done_steps else "")
     left = steps.epochs * steps.steps_per_epoch - steps.finished_steps
     return (
-        f"epochs {start} to {steps.epochs} of {_count(steps.steps_per_epoch, 'step')}, {left} steps in all, "
-        f"learning rate up to {steps.learning_rate:g}; the expected end is told after the first steps"
+        f"epochs {start} to {steps.epochs} of {_count(steps.steps_per_epoch, 'step')}, {left} in all; "
+        f"learning rate up to {steps.learning_rate:g}; expected end: after the first steps"
     )
 
 
