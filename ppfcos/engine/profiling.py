@@ -66,6 +66,9 @@ class StepProfiler:
 
     For the first process only: of several, each would write the same file.
 
+    The gradients of several processes are exchanged in the backward phase, each as soon as it is known;
+    COMMUNICATION is whatever else they tell one another.
+
     On a GPU, which computes while Python is already further on, each phase waits for what it began: the times
     are right, and the steps a little slower than usual.
 
@@ -226,6 +229,8 @@ def _plain_name(name: str) -> str:
     """Paddle calls one operator `conv2d dygraph` forward and `Global_Conv2dGradNodeFinal` backward, and those
     that are written in Python `Global_GradNodePyLayer_Name_backward`."""
     name = name.split(" ")[0]
+    if name == "Global_GradNodeAccumulation":  # where DataParallel hooks itself in
+        return "gradients, summed and exchanged"
     backward = re.fullmatch(r"Global_(?:GradNodePyLayer_(\w+)_backward|(\w+?)GradNode(?:Final)?)", name)
     if backward is None:
         return name
