@@ -244,7 +244,7 @@ def test_runs_are_separated_even_from_a_line_that_has_no_end(tmp_path):
     ("error", "code", "end"),
     [
         (ConfigError("no such key"), 2, ["error: no such key"]),
-        (KeyboardInterrupt(), 130, ["error: interrupted"]),
+        (KeyboardInterrupt(), 130, ["interrupted"]),
     ],
 )
 def test_what_ended_a_run_is_in_its_log(tmp_path, error, code, end):

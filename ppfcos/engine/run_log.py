@@ -13,6 +13,7 @@ from ppfcos import console
 from ppfcos.errors import OutputError, PPFCOSError
 
 LOG_FILE = "train.log"
+ENDS_IN_GOOD_ORDER = (KeyboardInterrupt, SystemExit)
 
 logger = logging.getLogger(__name__)
 _package = logging.getLogger("ppfcos")
@@ -87,11 +88,12 @@ class _LogFile(logging.FileHandler):
         self.setFormatter(console.LineFormatter("%Y-%m-%d %H:%M:%S"))
 
     def add_end(self, error: BaseException) -> None:
-        """Note the error that ends the run; on the screen others do."""
-        expected = isinstance(error, (PPFCOSError, KeyboardInterrupt, SystemExit))
+        """Note what ends the run; on the screen others do."""
+        level = logging.INFO if isinstance(error, ENDS_IN_GOOD_ORDER) else logging.ERROR
+        is_explained = level == logging.INFO or isinstance(error, PPFCOSError)
+        trace = None if is_explained else (type(error), error, error.__traceback__)
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        trace = None if expected else (type(error), error, error.__traceback__)
-        self.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, text, (), trace))
+        self.handle(logging.LogRecord(__name__, level, __file__, 0, text, (), trace))
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
