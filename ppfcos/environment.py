@@ -163,6 +163,15 @@ def _cpu_info() -> str:
         return ""
 
 
+def processor_name() -> str | None:
+    """Name the processor, such as `AMD EPYC 9R14`; None where the system does not tell."""
+    for line in _cpu_info().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return None
+
+
 def _mkl_code_path(cpu_info: str) -> str | None:
     """Choose the MKL code path for the processor that /proc/cpuinfo describes; None leaves it to MKL."""
     vendor, flags = "", frozenset()

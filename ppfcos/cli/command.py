@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
+import shlex
 import sys
 import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Callable
 
+from ppfcos import console
 from ppfcos.errors import PPFCOSError, Stopped
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -100,6 +102,24 @@ def overrides(options: argparse.Namespace, *names: str) -> list[str]:
     return options.opt + [f"{name}={value}" for name, value in given]
 
 
+def command_line(tool: str, *arguments: object) -> str:
+    """How a user types another command, in the manner in which this one was started.
+
+    Args:
+        tool: such as `eval`.
+        arguments: of it.
+
+    Returns:
+        Such as `python tools/eval.py -c configs/mine.yml`, to be pasted into a shell.
+    """
+    started = Path(sys.argv[0])
+    if started.suffix == ".py":
+        words = ["python", started.with_name(f"{tool}.py")]
+    else:  # an installed program whose commands are words
+        words = [started.name, tool]
+    return shlex.join(str(word) for word in (*words, *arguments))
+
+
 def run(
     command: Callable[[argparse.Namespace], None],
     parser: argparse.ArgumentParser,
@@ -139,24 +159,15 @@ def run(
 @contextlib.contextmanager
 def messages_on_stdout() -> Iterator[None]:
     """Print the log messages of ppfcos; of several processes only the first says more than warnings."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Formatter("[%(asctime)s] %(message)s", "%m/%d %H:%M:%S"))
+    handler = console.ScreenHandler()
     logger = logging.getLogger("ppfcos")
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.propagate = False  # a library's handler on the root logger would print every line twice
-    logger.setLevel(logging.INFO if os.environ.get("PADDLE_TRAINER_ID", "0") == "0" else logging.WARNING)
+    logger.setLevel(logging.INFO if console.is_first_process() else logging.WARNING)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        if record.levelno < logging.WARNING:
-            return line
-        return line.replace("] ", f"] {record.levelname.lower()}: ", 1)

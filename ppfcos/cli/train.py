@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ppfcos import environment
 from ppfcos.cli import command
+
+if TYPE_CHECKING:  # Paddle is not imported before it is needed
+    from ppfcos.engine.interruption import StopRequest
+    from ppfcos.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = """
 python tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml --eval
@@ -49,6 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where to write them, such as logs/first (default: vdl_log beside the checkpoints)",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="trace a few of the first steps, say where their time went, and write the trace to the run's "
+        "folder profile/",
+    )
     return parser
 
 
@@ -64,18 +78,46 @@ def train(options: argparse.Namespace) -> None:
     """
     environment.prepare()
     with environment.quiet_imports():
-        from ppfcos.config import load_config
-        from ppfcos.engine import distributed
-        from ppfcos.engine.device import select_device
+        from ppfcos.engine import distributed, run_record
         from ppfcos.engine.interruption import StopRequest
-        from ppfcos.engine.trainer import Trainer
+        from ppfcos.engine.run_log import RunLog
+
+    with RunLog() as log, StopRequest().listening() as stop:
+        trainer = _trainer(options, stop)
+        with distributed.together():
+            if distributed.is_main():
+                log.open(trainer.folder, run_record.command_line())
+        trainer.train()
+        _say_what_came_of_it(trainer)
+
+
+def _trainer(options: argparse.Namespace, stop: StopRequest) -> Trainer:
+    from ppfcos.config import load_config
+    from ppfcos.engine import distributed
+    from ppfcos.engine.device import select_device
+    from ppfcos.engine.trainer import Trainer
 
     switches = command.overrides(options, "amp", "to_static", "use_vdl", "vdl_log_dir")
     cfg = load_config(options.config, switches)
     device = select_device(cfg)
     distributed.start()
-    with StopRequest().listening() as stop:
-        Trainer(cfg, device, options.eval, options.resume, stop).train()
+    return Trainer(cfg, device, options.eval, options.resume, stop, options.profile)
+
+
+def _say_what_came_of_it(trainer: Trainer) -> None:
+    from ppfcos.engine import run_record, summary
+    from ppfcos.engine.run_folder import FINAL
+
+    last = trainer.folder / f"{FINAL}.pdparams"
+    arguments = ["-c", trainer.folder / run_record.CONFIG_FILE, "-o"]
+    if trainer.best is None:
+        following = command.command_line("eval", *arguments, f"weights={last}")
+    else:
+        following = command.command_line("export_model", *arguments, f"weights={trainer.best[0]}")
+    if trainer.curves is not None:
+        logger.info("curves: visualdl --language en --logdir %s", trainer.curves.folder)
+    for line in summary.closing(trainer.evaluations, trainer.best, last, following):
+        logger.info("%s", line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

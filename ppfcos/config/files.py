@@ -18,6 +18,7 @@ from ppfcos.errors import ConfigError
 
 BASE_KEY = "_BASE_"
 OVERRIDE = "-o"  # where a key was written that no file holds
+EXPONENT_NUMBER = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")  # 1e-4
 
 
 class Section(dict):
@@ -115,11 +116,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.section)
 _Loader.add_constructor(None, _Loader.named_section)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_NUMBER, list("-+.0123456789"))
 
 
 def _is_text(key_node: yaml.Node) -> bool:

@@ -12,9 +12,12 @@ import paddle
 from paddle import Tensor
 
 from ppfcos.engine import distributed
+from ppfcos.engine.profiling import DATA_WAIT, NoProfiler, StepProfiler
 from ppfcos.errors import DataError, PPFCOSError
 
 logger = logging.getLogger(__name__)
+
+_NO_PROFILER = NoProfiler()
 
 
 class BatchFeed:
@@ -54,7 +57,7 @@ class BatchFeed:
         self._steps = iter(self._loader)
         self.advance(paddle.zeros([1]))
 
-    def advance(self, values: Tensor) -> np.ndarray:
+    def advance(self, values: Tensor, profiler: NoProfiler | StepProfiler = _NO_PROFILER) -> np.ndarray:
         """Fetch the next batch while the device computes, and then hear from the other processes.
 
         That a process has no batch must be known before the others start a step that they cannot finish
@@ -64,6 +67,7 @@ class BatchFeed:
 
         Args:
             values: [N] float32 of this process.
+            profiler: told of the wait for the batch.
 
         Returns:
             [processes, N] those of all processes, float64.
@@ -71,7 +75,8 @@ class BatchFeed:
         Raises:
             PPFCOSError: a process has no batch, or too many images cannot be read; the same in all processes.
         """
-        failure = self._fetch()
+        with profiler.phase(DATA_WAIT):
+            failure = self._fetch()
         bad = [image for batch in self.current for image in batch["bad_images"]]
         sizes = [batch["image"].shape[2:] for batch in self.current]
         news = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]

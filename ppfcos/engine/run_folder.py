@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,17 @@ def remove_old(folder: Path, run: str | None, keep: int | None) -> None:
         if (not newest) if state.step else (keep is not None and after_epochs > keep):
             checkpoint.remove_checkpoint(path)
         newest = False
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed run had begun to write.
+
+    Args:
+        folder: of the run.
+    """
+    for path in folder.glob(".*.unfinished"):
+        with contextlib.suppress(OSError):  # it is in nobody's way
+            path.unlink()
 
 
 def position_in_plan(saved: checkpoint.TrainingState, plan: checkpoint.Plan) -> tuple[int, int]:

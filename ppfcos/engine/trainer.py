@@ -16,13 +16,13 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from ppfcos.config.resolved import resolved_config
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.randomness import seed_of
-from ppfcos.engine import checkpoint, distributed
+from ppfcos.engine import checkpoint, distributed, run_record, summary
 from ppfcos.engine.averaging import averaged_weights, build_average
 from ppfcos.engine.checkpoint import Plan, TrainingState
-from ppfcos.engine.coco_metrics import CocoFigures
 from ppfcos.engine.evaluator import evaluate
 from ppfcos.engine.feed import BatchFeed
 from ppfcos.engine.files import require_writable
@@ -30,14 +30,15 @@ from ppfcos.engine.interruption import StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
 from ppfcos.engine.nonfinite import NonFiniteSteps
 from ppfcos.engine.precision import Precision
+from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.run_folder import (
     BEST,
-    FINAL,
     checkpoint_name,
     newest_whole,
     position_in_plan,
     remove_old,
+    remove_unfinished,
     run_folder,
 )
 from ppfcos.engine.schedule import batch_factor, build_optimizer, build_schedule
@@ -78,6 +79,12 @@ class Trainer:
         with_evaluation: evaluate after every checkpoint at the end of an epoch, and keep the best one.
         resume: the checkpoint to go on from, if any; `auto` takes the run's newest that is whole.
         stop: whether the run was told to stop; whoever starts it listens.
+        with_profile: trace some of the first steps, and say where their time went.
+
+    Attributes:
+        folder: of the run.
+        evaluations: those of this run.
+        best: the best checkpoint's path and its box AP; None without evaluations.
 
     Raises:
         PPFCOSError: the output folder, the configuration, the data or the weights do not do. Nothing is
@@ -91,13 +98,15 @@ class Trainer:
         with_evaluation: bool = False,
         resume: str | None = None,
         stop: StopRequest | None = None,
+        with_profile: bool = False,
     ):
         self.cfg = cfg
+        self._resolved = resolved_config(cfg)  # before anything is built of it
         self.device = device
         self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
-        self.best_ap: float | None = None
-        self.figures: CocoFigures | None = None
+        self.best: tuple[Path, float] | None = None
+        self.evaluations: list[summary.Evaluation] = []
         self.curves: VisualDLLog | None = None
         with distributed.together():
             if distributed.is_main():
@@ -110,6 +119,9 @@ class Trainer:
         self.progress = Progress(cfg["epoch"], len(self.feed), cfg["log_iter"], self.plan.total_batch_size)
         self.nonfinite = NonFiniteSteps(cfg, self.folder, self.model, self.train_data.records)
         self.parallel_model = paddle.DataParallel(self.model) if distributed.world_size() > 1 else self.model
+        traces = with_profile and distributed.is_main()  # of several processes, all would write one file
+        steps = len(self.feed) - self.state.step
+        self.profiler = StepProfiler(self.folder / "profile", steps) if traces else NoProfiler()
         self._last_saved = time.monotonic()
 
     def _read_data(self, with_evaluation: bool) -> None:
@@ -177,7 +189,7 @@ class Trainer:
             self._not_evaluated = Path(path)
         best = checkpoint.saved_state(self.folder / BEST)
         if best is not None and best.run == saved.run:
-            self.best_ap = best.ap
+            self.best = self.folder / f"{BEST}.pdparams", best.ap
         logger.info("resumed from %s, after epoch %d%s", path, epochs, f" and {step} steps" if step else "")
         self._go_on_with_schedule(epochs * len(self.feed) + step)
 
@@ -193,11 +205,8 @@ class Trainer:
                 self.schedule.get_lr(),
             )
 
-    def train(self) -> CocoFigures | None:
+    def train(self) -> None:
         """Train to the last epoch.
-
-        Returns:
-            The last evaluation's figures; None without evaluations.
 
         Raises:
             PPFCOSError: the training cannot go on; all processes raise the same.
@@ -207,36 +216,52 @@ class Trainer:
         try:
             if self._not_evaluated is not None:
                 self.evaluate_and_keep_best(self._not_evaluated)
-            for epoch in range(self.state.epochs, self.cfg["epoch"]):
-                with self.stop.deferred():
-                    self.train_in_epoch(epoch)
-                    path = self.after_epoch()
-                if path is not None:
-                    self.evaluate_and_keep_best(path)
+            with self.progress.bar(self._finished_steps()), self.profiler:
+                for epoch in range(self.state.epochs, self.cfg["epoch"]):
+                    with self.stop.deferred():
+                        self.train_in_epoch(epoch)
+                        path = self.after_epoch()
+                    if path is not None:
+                        self.evaluate_and_keep_best(path)
         finally:
             self.feed.close()
             if self.curves is not None:
                 self.curves.close()
-        self.after_train()
-        return self.figures
+
+    def _finished_steps(self) -> int:
+        return self.state.epochs * len(self.feed) + self.state.step
 
     def before_train(self) -> None:
-        """Say what is about to happen, and open the log of the curves."""
+        """Say what is about to happen, write it down, and open the log of the curves."""
+        cfg = self.cfg
+        record = run_record.describe_run(self.device)
         with distributed.together():
-            if distributed.is_main() and self.cfg["use_vdl"]:
-                self.curves = VisualDLLog(self.cfg.get("vdl_log_dir") or self.folder / "vdl_log")
-        logger.info(
-            "epochs %d to %d, each %d steps of %d images; %d process%s on %s; checkpoints in %s",
-            self.state.epochs + 1,
-            self.cfg["epoch"],
-            len(self.feed),
-            self.plan.total_batch_size,
-            distributed.world_size(),
-            "" if distributed.world_size() == 1 else "es",
-            self.device.split(":")[0],
+            if distributed.is_main():
+                remove_unfinished(self.folder)
+                run_record.write_record(self.folder, record, self._resolved)
+                if cfg["use_vdl"]:
+                    self.curves = VisualDLLog(cfg.get("vdl_log_dir") or self.folder / "vdl_log")
+        factor = batch_factor(cfg)
+        lines = summary.opening(
+            self.model,
+            [data for data in (self.train_data, self.eval_data) if data is not None],
+            record["devices"],
+            summary.BatchPlan(
+                self.plan.total_batch_size,
+                self.plan.processes,
+                cfg["TrainReader"].get("accumulate_steps", 1),
+            ),
+            summary.StepPlan(
+                cfg["epoch"],
+                len(self.feed),
+                self._finished_steps(),
+                cfg["LearningRate"]["base_lr"] * factor,
+                cfg["snapshot_epoch"],
+            ),
             self.folder,
         )
-        factor = batch_factor(self.cfg)
+        for line in lines:
+            logger.info("%s", line)
         if factor != 1:
             logger.info(
                 "the learning rate is LearningRate.base_lr times %.4g, since a step takes %d images, not "
@@ -276,7 +301,8 @@ class Trainer:
         norm = self.precision.gradient_norm(self.model.parameters())
         own = paddle.stack([value.astype("float32") for value in (*totals.values(), norm)])
         flags = paddle.to_tensor([self.stop.signal, self._checkpoint_is_due()], "float32")
-        rows = self.feed.advance(paddle.concat([own, flags]))
+        with self.profiler.phase(COMMUNICATION):
+            rows = self.feed.advance(paddle.concat([own, flags]), self.profiler)
         losses = dict(zip(names, rows[:, : len(names)].mean(axis=0)))
         result = StepResult(
             losses, float(rows[0, -3]), learning_rate, int(rows[:, -2].max()), bool(rows[0, -1])
@@ -300,9 +326,10 @@ class Trainer:
             inputs = {key: batch[key] for key in batch if key != "bad_images"}
             inputs.update(targets=own_targets, normalizers=normalizers)
             with self._gradients_stay_here() if number < len(batches) else contextlib.nullcontext():
-                with self.precision.autocast():
+                with self.profiler.phase(FORWARD), self.precision.autocast():
                     losses = self.parallel_model(inputs)
-                self.precision.backward(losses["loss"])
+                with self.profiler.phase(BACKWARD):
+                    self.precision.backward(losses["loss"])
             for key, value in losses.items():
                 totals[key] = totals[key] + value.detach() if key in totals else value.detach()
         return totals
@@ -318,9 +345,10 @@ class Trainer:
         finite = np.isfinite(list(result.losses.values())).all()
         if finite and (np.isfinite(result.gradient_norm) or self.precision.handles_overflow):
             self.nonfinite.remember()
-            self.precision.update(self.optimizer)
-            if self.average is not None:
-                self.average.update(self.model)
+            with self.profiler.phase(OPTIMIZER):
+                self.precision.update(self.optimizer)
+                if self.average is not None:
+                    self.average.update(self.model)
         else:
             facts = {"learning rate": result.learning_rate, "gradient norm": result.gradient_norm}
             self.nonfinite.add(name, own, batches, facts)
@@ -344,9 +372,11 @@ class Trainer:
         """
         self.state = self.state._replace(epochs=epoch, step=step)
         self.progress.add(result.losses, self.feed.take_seconds_waited())
+        self.progress.move_bar(epoch, step)
+        self.profiler.step()
         if self.progress.is_due(step):
             report = self.progress.report(epoch, step, result.learning_rate, result.gradient_norm)
-            logger.info("%s", report.line())
+            self.progress.log(report)
             if self.curves is not None:
                 self.curves.add_step(report)
         if step == len(self.feed):
@@ -393,20 +423,21 @@ class Trainer:
         if self.eval_loader is None:
             return
         with averaged_weights(self.model, self.average):
-            self.figures = evaluate(
+            figures = evaluate(
                 self.model, self.eval_loader, self.eval_data, self.precision, self.cfg["coco_eval"]
             )
-        logger.info("after epoch %d:\n%s", self.state.epochs, self.figures.table())
+        logger.info("after epoch %d:\n%s", self.state.epochs, figures.table())
+        self.evaluations.append(summary.Evaluation(self.state.epochs, figures))
         if self.curves is not None:
-            self.curves.add_figures(self.figures, self.state.epochs)
-        is_best = self.best_ap is None or self.figures.ap > self.best_ap
+            self.curves.add_figures(figures, self.state.epochs)
+        is_best = self.best is None or figures.ap > self.best[1]
         with distributed.together():
             if distributed.is_main():
-                checkpoint.note_ap(path, self.figures.ap)
+                checkpoint.note_ap(path, figures.ap)
                 if is_best:
-                    logger.info("best so far: %s", checkpoint.copy_checkpoint(path, BEST))
+                    checkpoint.copy_checkpoint(path, BEST)
         if is_best:
-            self.best_ap = self.figures.ap
+            self.best = self.folder / f"{BEST}.pdparams", figures.ap
 
     def save(self) -> Path:
         """Write a checkpoint, and remove those that it makes superfluous.
@@ -435,11 +466,3 @@ class Trainer:
                 logger.info("checkpoint: %s", path)
         self._last_saved = time.monotonic()
         return self.folder / f"{name}.pdparams"
-
-    def after_train(self) -> None:
-        """Say what came out."""
-        if self.curves is not None:
-            logger.info("curves: visualdl --logdir %s", self.curves.folder)
-        if self.best_ap is not None:
-            logger.info("best checkpoint: %s, box AP %.3f", self.folder / f"{BEST}.pdparams", self.best_ap)
-        logger.info("training is done; last checkpoint: %s", self.folder / f"{FINAL}.pdparams")
