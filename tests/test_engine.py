@@ -523,7 +523,7 @@ def test_too_many_unreadable_images_stop_the_run(config, shapes, tmp_path):
     _spoil(sorted((shapes / "train2017").iterdir())[0])
     with pytest.raises(DataError, match=r"1 images cannot be read, more than max_bad_images \(0\)"):
         Trainer(config("max_bad_images=0"), "cpu").train()
-    assert not (tmp_path / "output").exists()
+    assert not list((tmp_path / "output").rglob("*.pdparams"))
 
 
 def test_fewer_images_than_a_batch_are_an_error_with_both_numbers(config):
@@ -545,7 +545,7 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
     ((epochs, figures),) = trainer.evaluations
     assert epochs == 1 and isinstance(figures, CocoFigures)
     folder = tmp_path / "output" / "small"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
+    assert sorted(path.name for path in folder.glob("*model*")) == sorted(
         f"{name}.{suffix}"
         for name in ("best_model", "model_final")
         for suffix in ("json", "pdema", "pdopt", "pdparams")
