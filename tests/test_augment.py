@@ -285,8 +285,9 @@ def test_without_partners_the_sample_stays(name):
 
 STRONG = [
     {"Decode": {}}, {"RandomFlip": {}}, {"PPFCOSMosaic": {"size": 96, "prob": 0.7}},
-    {"RandomColorJitter": {}}, {"PPFCOSMixup": {"prob": 0.5}}, {"PPFCOSRandomAffine": {}}, {"RandomGaussianBlur": {}},
-    {"PPFCOSCutOut": {}}, {"Resize": {"target_size": [96, 96], "keep_ratio": False}}, {"Permute": {}},
+    {"RandomColorJitter": {}}, {"PPFCOSMixup": {"prob": 0.5}}, {"PPFCOSRandomAffine": {}},
+    {"RandomGaussianBlur": {}}, {"PPFCOSCutOut": {}},
+    {"Resize": {"target_size": [96, 96], "keep_ratio": False}}, {"Permute": {}},
 ]  # fmt: skip
 
 
@@ -301,7 +302,8 @@ def pictures(tmp_path) -> Path:
         cv2.imwrite(str(tmp_path / f"JPEGImages/{number}.png"), sample["image"][..., ::-1])
         objects = "".join(
             f"<object><name>{'abcdef'[label[0]]}</name><difficult>0</difficult>"
-            f"<bndbox><xmin>{box[0] + 1}</xmin><ymin>{box[1] + 1}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+            f"<bndbox><xmin>{box[0] + 1}</xmin><ymin>{box[1] + 1}</ymin>"
+            f"<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
             for box, label in zip(sample["gt_bbox"].astype(int), sample["gt_class"])
         )
         (tmp_path / f"Annotations/{number}.xml").write_text(
@@ -496,6 +498,26 @@ def test_mistakes_in_a_configuration(root, tmp_path, reader, operator, words):
     with pytest.raises(ConfigError, match=words) as error:
         load_config(path)
     assert str(error.value).startswith(f"{path}:5: ")
+
+
+@pytest.mark.parametrize("name", ["fcos_reader_ms.yml", "fcos_reader_strong.yml"])
+def test_the_readers_of_the_repository(root, tmp_path, tinycoco, name):
+    """On photographs, with an image without objects among them."""
+    path = tmp_path / "mine.yml"
+    path.write_text(
+        f"_BASE_:\n- {root}/configs/datasets/coco_detection.yml\n- {root}/configs/_base_/{name}\n"
+        "architecture: PPFCOS\nworker_num: 0\n"
+        f"TrainDataset: {{dataset_dir: {tinycoco}, image_dir: images/train2017, allow_empty: true}}\n"
+        "TrainReader: {total_batch_size: 2}\n"
+    )
+    cfg = load_config(path)
+    batches = iter(TrainLoader(cfg, build_dataset(cfg, "TrainDataset")))
+    for batch in (next(batches) for _ in range(3)):
+        sizes = batch["im_shape"].numpy()
+        assert sizes.min(axis=1).max() <= 800.5 and sizes.max() <= 1333.5
+        boxes = batch["gt_bbox"].numpy()
+        assert boxes.min() >= 0 and (boxes[..., 2:] <= sizes[:, None, ::-1]).all()
+    assert not batch["bad_images"]
 
 
 @pytest.mark.parametrize(
