@@ -39,3 +39,28 @@ class TrainingError(PPFCOSError):
 
 class BundleError(PPFCOSError):
     """An exported bundle is incomplete, or cannot be made or run."""
+
+
+class Stopped(Exception):
+    """A signal ended the run in good order: no error, and no PPFCOSError.
+
+    Args:
+        signal_number: of the signal.
+        message: what was left behind, in one line.
+    """
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # as shells count
+
+
+def one_line(error: Exception) -> str:
+    """What another library's exception says, short enough to be a part of ours.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        Its class and message, at most 120 characters.
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]

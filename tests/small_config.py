@@ -15,6 +15,7 @@ save_dir: {output}
 device: cpu
 epoch: 1
 worker_num: 0
+lr_batch_size: null
 log_iter: 1
 pretrain_weights: null
 ResNet: {{depth: 18, freeze_at: -1, freeze_norm: false}}

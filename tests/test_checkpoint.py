@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import http.server
+import logging
 import os
 import pickle
 import threading
@@ -15,10 +16,11 @@ import pytest
 from paddle import nn
 from ppdet.optimizer import ModelEMA
 
-from ppfcos.engine import checkpoint
+from ppfcos.engine import checkpoint, run_folder, weights
 from ppfcos.engine.averaging import averaged_weights
-from ppfcos.engine.checkpoint import TrainingState
+from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.files import replacing, require_writable
+from ppfcos.engine.state_file import read_state
 from ppfcos.errors import OutputError, WeightsError
 
 
@@ -71,7 +73,7 @@ def test_a_state_dict_reads_as_paddle_loads_it(tmp_path, protocol):
     model = Net()
     path = tmp_path / "model.pdparams"
     paddle.save(model.state_dict(), str(path), protocol=protocol)
-    state = checkpoint.read_state(path)
+    state = read_state(path)
     del state["StructuredToParameterName@@"]
     _assert_equal(state, paddle.load(str(path), return_numpy=True))
 
@@ -82,7 +84,7 @@ def test_an_optimizers_state_reads_as_paddle_loads_it(tmp_path, optimizer):
     _steps(model, optimizer, schedule, 0, 3)
     path = tmp_path / "model.pdopt"
     paddle.save({**optimizer.state_dict(), "last_epoch": 2}, str(path))
-    state, theirs = checkpoint.read_state(path), paddle.load(str(path), return_numpy=True)
+    state, theirs = read_state(path), paddle.load(str(path), return_numpy=True)
     for state_dict in (state, theirs):
         assert state_dict.pop("last_epoch") == 2
     assert state.pop("LR_Scheduler") == theirs.pop("LR_Scheduler") == schedule.state_dict()
@@ -96,10 +98,10 @@ def test_sixteen_bit_weights_with_their_masters_read(tmp_path):
     master = paddle.to_tensor(np.arange(3, dtype="float32"))
     path = tmp_path / "model.pdopt"
     paddle.save({**optimizer.state_dict(), "master_weights": {"linear_0.b_0": master}}, str(path))
-    np.testing.assert_array_equal(checkpoint.read_state(path)["master_weights"]["linear_0.b_0"], [0, 1, 2])
+    np.testing.assert_array_equal(read_state(path)["master_weights"]["linear_0.b_0"], [0, 1, 2])
     paddle.save(model.state_dict(), str(tmp_path / "model.pdparams"))
     full = Net()
-    checkpoint.load_weights(full, tmp_path / "model.pdparams")
+    weights.load_weights(full, tmp_path / "model.pdparams")
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(full.state_dict()[name].numpy(), tensor.astype("float32").numpy())
 
@@ -113,7 +115,7 @@ def test_all_pickle_protocols_and_new_numpys_module_read(tmp_path):
             content.replace(b"numpy.core.multiarray", b"numpy._core.multiarray") if protocol == 2 else content
         )
         (tmp_path / "old.pdparams").write_bytes(content)
-        read = checkpoint.read_state(tmp_path / "old.pdparams")
+        read = read_state(tmp_path / "old.pdparams")
         np.testing.assert_array_equal(read["weight"], array)
         assert read["scalar"] == 2
 
@@ -127,7 +129,7 @@ PYTHON_2 = (  # {'weight': numpy.array([1, 2], 'float32')}, as Python 2 pickled 
 
 def test_what_python_2_wrote_reads(tmp_path):
     (tmp_path / "old.pdparams").write_bytes(PYTHON_2)
-    np.testing.assert_array_equal(checkpoint.read_state(tmp_path / "old.pdparams")["weight"], [1, 2])
+    np.testing.assert_array_equal(read_state(tmp_path / "old.pdparams")["weight"], [1, 2])
 
 
 # What must not be read
@@ -158,7 +160,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch
     path = tmp_path / "evil.pdparams"
     path.write_bytes(pickle.dumps({"weight": call}))
     with pytest.raises(WeightsError, match=rf"evil\.pdparams is refused.*{name}") as caught:
-        checkpoint.read_state(path)
+        read_state(path)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [path]
 
@@ -166,7 +168,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch
 def test_no_codec_but_that_of_bytes_is_run(tmp_path):
     (tmp_path / "evil.pdparams").write_bytes(b"c_codecs\nencode\n(S'text'\nS'rot13'\ntR.")
     with pytest.raises(WeightsError, match="rot13"):
-        checkpoint.read_state(tmp_path / "evil.pdparams")
+        read_state(tmp_path / "evil.pdparams")
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -187,7 +189,7 @@ def test_damaged_files_are_named(tmp_path):
         path = tmp_path / f"{name}.pdparams"
         path.write_bytes(bad)
         with pytest.raises(WeightsError, match=rf"{name}\.pdparams") as caught:
-            checkpoint.load_weights(Net(), path)
+            weights.load_weights(Net(), path)
         assert "\n" not in str(caught.value)
 
 
@@ -198,14 +200,14 @@ def test_any_flipped_byte_gives_weights_or_a_weights_error(tmp_path):
     for position in range(len(content)):
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x5A]) + content[position + 1 :])
         try:
-            checkpoint.read_state(path)
+            read_state(path)
         except WeightsError as error:
             assert "flipped.pdparams" in str(error)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"nowhere\.pdparams cannot be read: No such file"):
-        checkpoint.load_weights(Net(), tmp_path / "nowhere")
+        weights.load_weights(Net(), tmp_path / "nowhere")
 
 
 # Weights into a model
@@ -217,7 +219,7 @@ def test_weights_load_with_and_without_the_suffix(tmp_path):
     paddle.save(source.state_dict(), str(tmp_path / "model.v2.pdparams"))
     for name in ("model.v2", "model.v2.pdparams"):
         model = Net()
-        checkpoint.load_weights(model, tmp_path / name)
+        weights.load_weights(model, tmp_path / name)
         _assert_equal(_arrays(model), _arrays(source))
 
 
@@ -228,7 +230,7 @@ def test_weights_of_another_model_are_listed_and_nothing_is_loaded(tmp_path):
     model = Net(classes=3)
     before = _arrays(model)
     with pytest.raises(WeightsError) as caught:
-        checkpoint.load_weights(model, tmp_path / "other.pdparams")
+        weights.load_weights(model, tmp_path / "other.pdparams")
     message = str(caught.value)
     assert "1 missing (backbone.0.weight)" in message
     assert "1 unexpected (neck.weight)" in message
@@ -242,7 +244,7 @@ def test_weights_of_another_model_are_listed_and_nothing_is_loaded(tmp_path):
 def test_long_lists_are_cut(tmp_path):
     paddle.save({f"weight {number}": paddle.ones([1]) for number in range(9)}, str(tmp_path / "w.pdparams"))
     with pytest.raises(WeightsError, match=r"9 unexpected \(weight 0, weight 1, weight 2, \.\.\.\)"):
-        checkpoint.load_weights(Net(), tmp_path / "w")
+        weights.load_weights(Net(), tmp_path / "w")
 
 
 def test_an_optimizers_state_is_no_weights(tmp_path):
@@ -250,7 +252,7 @@ def test_an_optimizers_state_is_no_weights(tmp_path):
     _steps(model, optimizer, schedule, 0, 1)
     checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1))
     with pytest.raises(WeightsError, match="more than weights"):
-        checkpoint.load_weights(model, tmp_path / "m.pdopt")
+        weights.load_weights(model, tmp_path / "m.pdopt")
 
 
 def test_a_backbone_fits_by_the_ends_of_the_names(tmp_path, caplog):
@@ -262,7 +264,7 @@ def test_a_backbone_fits_by_the_ends_of_the_names(tmp_path, caplog):
     model = Net(classes=3)
     head = model.head.weight.numpy()
     with caplog.at_level("INFO", logger="ppfcos"):
-        checkpoint.load_pretrained(model, str(tmp_path / "imagenet"))
+        weights.load_pretrained(model, str(tmp_path / "imagenet"))
     for name, value in _arrays(source).items():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
@@ -279,17 +281,17 @@ def test_names_are_matched_as_paddledetection_matches_them(tmp_path):
         file = {prefix + name[len("backbone.") :]: tensor for name, tensor in model.state_dict().items()}
         file["fc.weight"] = paddle.ones([512, 1000])
         theirs = match_state_dict(model.state_dict(), dict(file))
-        ours = checkpoint._match_names(model.state_dict(), file)
+        ours = weights._match_names(model.state_dict(), file)
         assert {name: file[key] is theirs[name] for name, key in ours.items()} == dict.fromkeys(theirs, True)
 
 
 def test_pretrained_weights_that_fit_nowhere_or_twice_are_refused(tmp_path):
     paddle.save({"stem.weight": paddle.ones([1])}, str(tmp_path / "alien.pdparams"))
     with pytest.raises(WeightsError, match=r"none of its 1 weights fits.*stem\.weight"):
-        checkpoint.load_pretrained(Net(), str(tmp_path / "alien.pdparams"))
+        weights.load_pretrained(Net(), str(tmp_path / "alien.pdparams"))
     paddle.save({"weight": paddle.ones([4])}, str(tmp_path / "vague.pdparams"))
     with pytest.raises(WeightsError, match="its weight fits both"):
-        checkpoint.load_pretrained(Net(), str(tmp_path / "vague.pdparams"))
+        weights.load_pretrained(Net(), str(tmp_path / "vague.pdparams"))
 
 
 # Downloads
@@ -319,10 +321,10 @@ def test_a_url_is_downloaded_once_and_then_comes_from_the_cache(server, capfd):
     folder, url, httpd = server
     source = Net()
     paddle.save(source.state_dict(), str(folder / "net.pdparams"))
-    checkpoint.load_pretrained(Net(), f"{url}/net.pdparams")
+    weights.load_pretrained(Net(), f"{url}/net.pdparams")
     httpd.shutdown()
     httpd.server_close()
-    for load in (checkpoint.load_pretrained, checkpoint.load_weights):
+    for load in (weights.load_pretrained, weights.load_weights):
         model = Net()
         load(model, f"{url}/net.pdparams")
         _assert_equal(_arrays(model), _arrays(source))
@@ -334,9 +336,9 @@ def test_a_failed_download_names_the_url_and_the_way_without(server, tmp_path):
     with pytest.raises(
         WeightsError, match=rf"{url}/none\.pdparams cannot be downloaded.*-o pretrain_weights=$"
     ):
-        checkpoint.load_pretrained(Net(), f"{url}/none.pdparams")
+        weights.load_pretrained(Net(), f"{url}/none.pdparams")
     with pytest.raises(WeightsError, match=r"http://127\.0\.0\.1:9/net\.pdparams cannot be downloaded"):
-        checkpoint.load_pretrained(Net(), "http://127.0.0.1:9/net.pdparams")
+        weights.load_pretrained(Net(), "http://127.0.0.1:9/net.pdparams")
     assert not list(tmp_path.glob("cache/*"))
 
 
@@ -354,12 +356,13 @@ def test_a_resumed_training_ends_where_the_undisturbed_one_does(tmp_path, optimi
     _steps(*straight, 0, 3, average)
     with averaged_weights(straight[0], average) as own:
         checkpoint.save_checkpoint(
-            tmp_path, "3", straight[0].state_dict(), straight[1], TrainingState(3, 0.5), own, average
+            tmp_path, "3", straight[0].state_dict(), straight[1], TrainingState(3, 7, 0.5), own, average
         )
     _steps(*straight, 3, 6, average)
 
     resumed, resumed_average = start(1)  # another seed, and other names of the tensors
-    assert checkpoint.resume(*resumed[:2], tmp_path / "3.pdparams", resumed_average) == TrainingState(3, 0.5)
+    state = checkpoint.resume(*resumed[:2], tmp_path / "3.pdparams", resumed_average)
+    assert state == TrainingState(3, 7, 0.5)
     _steps(*resumed, 3, 6, resumed_average)
     _assert_equal(_arrays(resumed[0]), _arrays(straight[0]))
     assert resumed[2].state_dict() == straight[2].state_dict()
@@ -398,7 +401,7 @@ def test_ours_resumes_paddledetections(tmp_path):
     save_model(straight[0].state_dict(), straight[1], str(tmp_path), "3", 3)
     _steps(*straight, 3, 5)
     resumed = _training(1)
-    assert checkpoint.resume(*resumed[:2], tmp_path / "3") == TrainingState(3, None)
+    assert checkpoint.resume(*resumed[:2], tmp_path / "3") == TrainingState(3)
     _steps(*resumed, 3, 5)
     _assert_equal(_arrays(resumed[0]), _arrays(straight[0]))
 
@@ -415,11 +418,117 @@ def test_a_checkpoint_of_another_optimizer_or_without_one_is_refused(tmp_path):
         checkpoint.resume(*_training()[:2], tmp_path / "m")
 
 
-def test_the_figure_of_a_checkpoint_is_remembered(tmp_path):
-    model, optimizer, _ = _training()
-    assert checkpoint.saved_ap(tmp_path / "best_model") is None
-    checkpoint.save_checkpoint(tmp_path, "best_model", model.state_dict(), optimizer, TrainingState(2, 0.25))
-    assert checkpoint.saved_ap(tmp_path / "best_model") == 0.25
+STATE = TrainingState(2, 5, 0.25, "2026-01-01T00:00:00", Plan(12, 9, 16, 4), ["cat", "hát"])
+
+
+def _saved(folder, name="m", state=STATE):
+    model, optimizer, schedule = _training()
+    _steps(model, optimizer, schedule, 0, 1)
+    checkpoint.save_checkpoint(folder, name, model.state_dict(), optimizer, state)
+    return folder / name
+
+
+def test_where_a_training_stood_is_remembered(tmp_path):
+    assert checkpoint.saved_state(tmp_path / "m") is None
+    path = _saved(tmp_path)
+    assert checkpoint.read_manifest(path) == checkpoint.saved_state(f"{path}.pdparams") == STATE
+    checkpoint.note_ap(path, 0.5)
+    assert checkpoint.read_manifest(path) == STATE._replace(ap=0.5)
+    checkpoint.require_whole(path)
+
+
+@pytest.mark.parametrize("suffix", ["pdparams", "pdopt"])
+def test_a_damaged_checkpoint_is_named(tmp_path, suffix):
+    path = _saved(tmp_path)
+    file = tmp_path / f"m.{suffix}"
+    content = file.read_bytes()
+    last_byte_flipped = content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
+    for damaged in (last_byte_flipped, content[:-1], content + b" "):
+        file.write_bytes(damaged)
+        with pytest.raises(WeightsError, match=rf"m\.{suffix} is damaged"):
+            checkpoint.require_whole(path)
+        with pytest.raises(WeightsError, match=rf"m\.{suffix} is damaged"):
+            checkpoint.resume(*_training()[:2], path)
+    file.unlink()
+    with pytest.raises(WeightsError, match=rf"m\.{suffix} cannot be read"):
+        checkpoint.require_whole(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', "\udcff"])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    path = _saved(tmp_path)
+    (tmp_path / "m.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(WeightsError, match=r"m\.json"):
+        checkpoint.resume(*_training()[:2], path)
+
+
+def test_a_copy_is_whole_and_its_own(tmp_path):
+    path = _saved(tmp_path)
+    (tmp_path / "best.pdema").write_text("of an earlier one")
+    assert checkpoint.copy_checkpoint(path, "best") == tmp_path / "best.pdparams"
+    checkpoint.note_ap(path, 0.75)
+    weights_of_copy = (tmp_path / "best.pdparams").read_bytes()
+    _saved(tmp_path, state=TrainingState(3))
+    checkpoint.remove_checkpoint(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.json", "best.pdopt", "best.pdparams"]
+    checkpoint.require_whole(tmp_path / "best")
+    assert (tmp_path / "best.pdparams").read_bytes() == weights_of_copy
+    assert checkpoint.read_manifest(tmp_path / "best") == STATE
+
+
+def test_the_newest_whole_checkpoint_is_found_past_broken_ones(tmp_path, caplog):
+    assert run_folder.newest_whole(tmp_path / "nowhere") is None
+    for number in range(4):
+        _saved(tmp_path, str(number), TrainingState(number))
+    (tmp_path / "run.json").write_text("[]")  # other files of a run are not mistaken for one
+    assert run_folder.newest_whole(tmp_path) == tmp_path / "3"
+    (tmp_path / "3.pdopt").unlink()
+    (tmp_path / "2.json").write_text('{"form')
+    with caplog.at_level(logging.WARNING, "ppfcos"):
+        assert run_folder.newest_whole(tmp_path) == tmp_path / "1"
+    assert "3 is passed over" in caplog.text and "2 is passed over" in caplog.text
+
+
+def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
+    def saved(name, epochs, step=0, run="now"):
+        _saved(tmp_path, name, TrainingState(epochs, step, run=run))
+        if run == "now":
+            run_folder.remove_old(tmp_path, "now", keep=2)
+        return {path.name for path in checkpoint.checkpoints_by_age(tmp_path)}
+
+    saved("7", 8, run="another run")
+    saved("0", 1)
+    checkpoint.copy_checkpoint(tmp_path / "0", "best_model")
+    stays = {"7", "best_model"}
+    assert saved("1_step10", 1, 10) == {"0", "1_step10"} | stays
+    assert saved("1_step20", 1, 20) == {"0", "1_step20"} | stays
+    assert saved("1", 2) == {"0", "1"} | stays
+    assert saved("2", 3) == {"1", "2"} | stays
+    assert saved("3_step5", 3, 5) == {"1", "2", "3_step5"} | stays
+    run_folder.remove_old(tmp_path, "now", keep=None)
+    assert (tmp_path / "1.pdparams").exists()
+
+
+@pytest.mark.parametrize(
+    ("plan", "position", "said"),
+    [
+        (Plan(12, 100, 16, 8), (3, 50), []),
+        (Plan(12, 100, 16, 4), (3, 50), ["4 processes instead of 8: each step is the same"]),
+        (Plan(24, 100, 16, 8), (3, 50), ["24 epochs instead of 12"]),
+        (
+            Plan(12, 400, 4, 8),
+            (3, 200),
+            ["400 steps of 4 images instead of 100 of 16: going on after step 200"],
+        ),
+        (Plan(12, 33, 48, 8), (3, 16), ["33 steps of 48 images"]),
+    ],
+)
+def test_another_plan_is_said_and_the_position_translated(caplog, plan, position, said):
+    saved = TrainingState(3, 50, plan=Plan(12, 100, 16, 8))
+    with caplog.at_level(logging.INFO, "ppfcos"):
+        assert run_folder.position_in_plan(saved, plan) == position
+    assert len(caplog.records) == len(said)
+    assert all(text in caplog.text for text in said)
 
 
 def test_averages_of_an_earlier_run_do_not_stay(tmp_path):
@@ -428,7 +537,7 @@ def test_averages_of_an_earlier_run_do_not_stay(tmp_path):
     checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1), own)
     assert (tmp_path / "m.pdema").is_file()
     checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pdopt", "m.pdparams"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "m.pdopt", "m.pdparams"]
 
 
 # Files

@@ -20,9 +20,10 @@ from visualdl import LogReader
 from ppfcos.cli import command, eval, train
 from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
-from ppfcos.engine.checkpoint import read_state, saved_ap
+from ppfcos.engine.checkpoint import read_manifest
 from ppfcos.engine.coco_metrics import FIGURE_NAMES
 from ppfcos.engine.model import build_model
+from ppfcos.engine.state_file import read_state
 from ppfcos.errors import ConfigError
 
 LAUNCH = ("-m", "paddle.distributed.launch", "--nproc_per_node", "2")
@@ -96,7 +97,9 @@ def small(tmp_path, pictures, root) -> Path:
 def test_a_training_leaves_what_it_says(trained):
     names = sorted(path.name for path in trained.folder.iterdir())
     checkpoints = [
-        f"{name}.{suffix}" for name in ("0", "best_model", "model_final") for suffix in ("pdopt", "pdparams")
+        f"{name}.{suffix}"
+        for name in ("0", "best_model", "model_final")
+        for suffix in ("json", "pdopt", "pdparams")
     ]
     assert names == sorted([*checkpoints, "vdl_log"])
     lines = trained.finished.stdout.splitlines()
@@ -119,7 +122,7 @@ def test_a_trainings_curves_are_complete(trained):
     )
     assert {f"eval/{name}" for name in FIGURE_NAMES} <= set(curves)
     best = max(curves["eval/AP"])
-    assert saved_ap(trained.folder / "best_model") == pytest.approx(best, abs=1e-6)
+    assert read_manifest(trained.folder / "best_model").ap == pytest.approx(best, abs=1e-6)
     first_best = 1 + curves["eval/AP"].index(best)
     assert read_state(trained.folder / "best_model.pdopt")["last_epoch"] == first_best
 

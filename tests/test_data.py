@@ -31,7 +31,7 @@ from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.records import clip_boxes
-from ppfcos.data.sampler import GlobalBatches, share_of_batch
+from ppfcos.data.sampler import GlobalBatches, images_at_once
 from ppfcos.data.transforms import SampleTransforms, pad_stride
 from ppfcos.errors import ConfigError, DataError
 
@@ -564,7 +564,7 @@ def test_voc_without_a_size(tmp_path):
     path = tmp_path / "Annotations/one.xml"
     path.write_text(path.read_text().replace("<width>80</width><height>60</height>", "<width>0</width>"))
     data = build_dataset({"TrainDataset": voc_section(tmp_path)}, "TrainDataset")
-    [batch] = TrainLoader(config(total_batch_size=1), data)
+    [[batch]] = TrainLoader(config(total_batch_size=1), data)
     assert batch["im_shape"].numpy().tolist() == [[96, 128]] and not batch["bad_images"]
 
 
@@ -623,7 +623,7 @@ def test_samples_are_what_paddledetection_makes(tinycoco):
     operators = [
         ppdet_transform.Decode(), ppdet_transform.Resize(**RESIZE["Resize"]), ppdet_transform.Permute(),
     ]  # fmt: skip
-    for record, batch in zip(data.records, TrainLoader(cfg, data)):
+    for record, [batch] in zip(data.records, TrainLoader(cfg, data)):
         sample = {**record, "gt_bbox": record["gt_bbox"].copy()}
         for operator in operators:
             sample = operator(sample)
@@ -653,7 +653,7 @@ def boxes_in_picture(image: np.ndarray) -> dict[int, np.ndarray]:
 
 def assert_boxes_are_where_they_are_drawn(loader):
     seen = 0
-    for batch in loader:
+    for [batch] in loader:
         assert not batch["bad_images"]
         for image, boxes, labels in zip(*(batch[key].numpy() for key in ("image", "gt_bbox", "gt_class"))):
             found = boxes_in_picture(image)
@@ -703,7 +703,7 @@ def test_a_picture_of_another_size_is_bad(coco):
     coco.add((0, 2, 3, 30, 50))
     coco.add((0, 2, 3, 30, 50))
     coco.content["images"][1].update(height=120, width=160)
-    [batch] = TrainLoader(config(total_batch_size=2), coco.build())
+    [[batch]] = TrainLoader(config(total_batch_size=2), coco.build())
     [line] = batch["bad_images"]
     assert "2.png: is 80x60 pixels, but its annotation says 160x120" in line
     assert batch["im_id"].numpy().tolist() == [[1], [1]]
@@ -714,7 +714,7 @@ def test_random_crops_keep_boxes_right(ten):
     crop = {"RandomCrop": {"cover_all_box": False}}
     cfg = config(transforms=[{"Decode": {}}, crop, RESIZE, {"Permute": {}}])
     loader = TrainLoader(cfg, ten.build(allow_empty=True))
-    boxes = np.concatenate([batch["gt_bbox"].numpy().reshape(-1, 4) for batch in loader])
+    boxes = np.concatenate([batch["gt_bbox"].numpy().reshape(-1, 4) for [batch] in loader])
     boxes = boxes[boxes.any(axis=1)]
     assert len(boxes) and (boxes[:, 2:] > boxes[:, :2]).all() and boxes.min() >= 0 and boxes.max() <= 161
 
@@ -798,27 +798,34 @@ def test_clipping(box, clipped, kept):
 @settings(max_examples=60, deadline=None)
 @given(
     images=st.integers(1, 60),
-    share=st.integers(1, 5),
-    world_size=st.integers(1, 4),
+    part=st.integers(1, 3),
+    accumulate_steps=st.integers(1, 3),
+    world_size=st.integers(1, 3),
     seed=st.integers(0, 5),
     epoch=st.integers(0, 5),
     drop_last=st.booleans(),
+    upright=st.one_of(st.none(), st.integers(0, 60)),
 )
-def test_global_batches(images, share, world_size, seed, epoch, drop_last):
-    total = share * world_size
+def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch, drop_last, upright):
+    total = part * accumulate_steps * world_size
+    shapes = None if upright is None else [int(index < upright) for index in range(images)]
     if drop_last and images < total:
         with pytest.raises(DataError, match=f"{images} images"):
             GlobalBatches(images, total)
         return
 
-    def batches(world_size, rank, epoch=epoch):
-        made = GlobalBatches(images, total, world_size, rank, seed, True, drop_last)
+    def steps(world_size, rank, accumulate_steps, epoch=epoch):
+        made = GlobalBatches(images, total, world_size, rank, seed, True, drop_last, accumulate_steps, shapes)
         made.epoch = epoch
         assert len(made) == len(list(made))
         return list(made)
 
-    whole, parts = batches(1, 0), [batches(world_size, rank) for rank in range(world_size)]
-    assert [list(chain(*pieces)) for pieces in zip(*parts)] == whole
+    whole = [batch for (batch,) in steps(1, 0, 1)]
+    shared = [steps(world_size, rank, accumulate_steps) for rank in range(world_size)]
+    for batch, shares in zip(whole, zip(*shared)):
+        assert [len(share) for share in shares] == [accumulate_steps] * world_size
+        assert {len(piece) for share in shares for piece in share} == {part}
+        assert list(chain(*chain(*shares))) == batch
     assert all(len(batch) == total for batch in whole)
     used = list(chain(*whole))
     if drop_last:
@@ -827,21 +834,41 @@ def test_global_batches(images, share, world_size, seed, epoch, drop_last):
         assert set(used) == set(range(images))
         assert len(whole) == -(-images // total)
     if images > 20:
-        assert batches(1, 0, epoch + 1) != whole
+        assert steps(1, 0, 1, epoch + 1) != steps(1, 0, 1)
+
+
+def test_images_of_one_shape_make_a_batch_as_far_as_they_go():
+    upright = np.random.default_rng(0).random(103) < 0.3
+    batches = GlobalBatches(103, 4, drop_last=False, shapes=upright.astype(int))
+    kinds = [[bool(upright[index]) for index in batch] for (batch,) in batches]
+    mixed = [number for number, batch in enumerate(kinds) if len(set(batch)) > 1]
+    # Of each kind three or fewer are left, and the first ones fill the last batch: at the end of the epoch.
+    assert len(kinds) == 26 and all(number >= 24 for number in mixed)
+    firsts = [batch[0] for batch in kinds[:24]]
+    assert sum(firsts) == pytest.approx(24 * upright.mean(), abs=2)
+    assert firsts != sorted(firsts) and firsts != sorted(firsts, reverse=True)
 
 
 def test_batches_in_order():
-    assert list(GlobalBatches(5, 2, shuffle=False, drop_last=False)) == [[0, 1], [2, 3], [4, 0]]
-    assert list(GlobalBatches(2, 5, shuffle=False, drop_last=False)) == [[0, 1, 0, 1, 0]]
+    assert list(GlobalBatches(5, 2, shuffle=False, drop_last=False)) == [[[0, 1]], [[2, 3]], [[4, 0]]]
+    assert list(GlobalBatches(2, 5, shuffle=False, drop_last=False)) == [[[0, 1, 0, 1, 0]]]
+    in_parts = GlobalBatches(8, 8, world_size=2, rank=1, shuffle=False, accumulate_steps=2)
+    assert list(in_parts) == [[[4, 5], [6, 7]]]
 
 
 def test_a_batch_that_cannot_be_shared():
-    assert share_of_batch(16, 8) == 2
+    assert images_at_once(16, 8) == 2
+    assert images_at_once(16, 2, 4) == 2
     with pytest.raises(ConfigError) as error:
-        share_of_batch(16, 3)
+        images_at_once(16, 3)
     assert "15 or 18" in one_line(error) and "1, 2, 4, 8, 16 processes" in one_line(error)
     with pytest.raises(ConfigError, match="set it to 3, or start one of 1, 2 processes"):
-        share_of_batch(2, 3)
+        images_at_once(2, 3)
+    with pytest.raises(ConfigError) as error:
+        images_at_once(16, 2, 3)
+    assert "set it to 12 or 18, or set TrainReader.accumulate_steps to one of 1, 2, 4, 8" in one_line(error)
+    with pytest.raises(ConfigError, match=r"set it to 12 or 24$"):
+        images_at_once(16, 6, 2)
 
 
 # Loaders ------------------------------------------------------------------------------------------
@@ -850,10 +877,10 @@ def test_a_batch_that_cannot_be_shared():
 def batches_of(ten, epoch=0, world_size=1, rank=0, **more):
     cfg = config(**more)
     loader = TrainLoader(cfg, ten.build(allow_empty=True), world_size, rank)
-    loader.set_epoch(epoch)
+    loader.set_position(epoch)
     batches = [
         {key: value if isinstance(value, list) else value.numpy() for key, value in batch.items()}
-        for batch in loader
+        for [batch] in loader
     ]
     assert len(batches) == len(loader)
     return batches
@@ -940,7 +967,7 @@ def test_other_draws_are_left_alone(ten):
 def test_only_pictures_without_objects(coco):
     for _ in range(2):
         coco.add()
-    [batch] = TrainLoader(config(total_batch_size=2), coco.build(allow_empty=True))
+    [[batch]] = TrainLoader(config(total_batch_size=2), coco.build(allow_empty=True))
     assert batch["gt_bbox"].numpy().tolist() == [[[0] * 4]] * 2
     assert batch["gt_class"].numpy().tolist() == [[[0]]] * 2
 
@@ -960,7 +987,7 @@ def test_training_replaces_what_cannot_be_read(coco, workers):
     broken = spoil(coco, 2, 3, 6)
     cfg = config(worker_num=workers, total_batch_size=3)
     cfg["TrainReader"]["shuffle"] = False
-    batches = list(TrainLoader(cfg, coco.build()))
+    batches = list(chain(*TrainLoader(cfg, coco.build())))
     assert [batch["im_id"].numpy().ravel().tolist() for batch in batches] == [[1, 4, 4], [4, 5, 1]]
     named = [[line.split(": ")[0] for line in batch["bad_images"]] for batch in batches]
     assert named == [[broken[0], broken[1], broken[1]], [broken[2]]]
@@ -1030,7 +1057,7 @@ def test_a_reading_process_that_dies(ten, monkeypatch):
 def test_stopping_in_the_middle_of_an_epoch(ten):
     loader = TrainLoader(config(worker_num=2, total_batch_size=1), ten.build(allow_empty=True))
     for epoch in range(2):
-        loader.set_epoch(epoch)
+        loader.set_position(epoch)
         for _batch in loader:
             break
     assert len(list(loader)) == 10

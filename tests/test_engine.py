@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -26,7 +27,9 @@ from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
 from ppfcos.engine.model import has_synchronized_backbone
 from ppfcos.engine.precision import Precision
 from ppfcos.engine.progress import Progress
+from ppfcos.engine.run_folder import newest_whole
 from ppfcos.engine.schedule import build_optimizer, build_schedule
+from ppfcos.engine.state_file import read_state
 from ppfcos.engine.trainer import Trainer
 from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.errors import ConfigError, DataError, DeviceError, TrainingError
@@ -114,7 +117,7 @@ seen = {
     "main": distributed.is_main(),
     "gathered": distributed.gather({"rank": rank, "much": list(range(10 + 1000 * rank))}),
     "from_main": distributed.from_main(["said", rank]),
-    "mean": distributed.mean(paddle.to_tensor([1.0, 2.0 * rank])).tolist(),
+    "rows": distributed.gather_rows(paddle.to_tensor([1.0, 2.0 * rank])).tolist(),
     "errors": [],
 }
 norm = paddle.nn.BatchNorm2D(2)
@@ -138,23 +141,26 @@ class Loader:
     def __len__(self):
         return 4
 
-    def set_epoch(self, epoch):
+    def set_position(self, epoch, first_step):
         self.epoch = epoch
 
     def __iter__(self):
-        yield {"number": 1, "bad_images": []}
-        yield {"number": 2, "bad_images": [f"image {rank}: torn", "image 7: torn"]}
-        if rank == 1:
-            raise DataError("the disk is gone")
-        yield {"number": 3, "bad_images": []}
+        for number in (1, 2, 3):
+            if (number, rank) == (3, 1):
+                raise DataError("the disk is gone")
+            # of the second step, two parts, of another size in each process
+            sizes = [(2, 3 + rank), (4 - rank, 1)] if number == 2 else [(2, 2)]
+            bad = [f"image {rank}: torn", "image 7: torn"] if number == 2 else []
+            yield [{"image": paddle.ones([1, 3, *size], "uint8"), "bad_images": bad} for size in sizes]
 
 
 feed = BatchFeed(Loader(), max_bad_images=3)
 feed.start_epoch(5)
 seen["batches"] = []
 try:
-    while feed.current is not None:
-        seen["batches"].append(feed.current["number"])
+    while feed.current:
+        seen["batches"].append([list(part["image"].shape) for part in feed.current])
+        seen["pixels"] = [int(part["image"].astype("int64").sum()) for part in feed.current]
         seen["batches"] += feed.advance(paddle.to_tensor([10.0 * rank, 1.0])).tolist()
 except DataError as caught:
     seen["errors"].append(str(caught))
@@ -172,19 +178,26 @@ def test_two_processes_speak_to_one_another_and_fail_together(tmp_path, root):
     assert [one.pop("main") for one in seen] == [True, False]
     buffers = [one.pop("buffers") for one in seen]
     assert buffers == [[5, 5, 5, 5], [5, 5, 6, 6]]
+    # Padding is zeros: the sums are those of the images alone.
+    assert [one.pop("pixels") for one in seen] == [[3 * 2 * 3, 3 * 4 * 1], [3 * 2 * 4, 3 * 3 * 1]]
     assert seen[0] == seen[1]
     assert seen[0] == {
         "size": 2,
         "gathered": [{"rank": rank, "much": list(range(10 + 1000 * rank))} for rank in (0, 1)],
         "from_main": ["said", 0],
-        "mean": [1.0, 1.0],
+        "rows": [[1.0, 0.0], [1.0, 2.0]],
         "errors": [
             "DataError: process 1 of 2: no picture",
             "OutputError: process 0 of 2: no disk",
             "DataError: no data",
             "process 1 of 2: the disk is gone",
         ],
-        "batches": [1, 5.0, 1.0, 2],
+        "batches": [
+            [[1, 3, 2, 2]],
+            [0.0, 1.0],
+            [10.0, 1.0],
+            [[1, 3, 4, 4], [1, 3, 4, 4]],
+        ],
     }
 
 
@@ -192,7 +205,7 @@ def test_one_process_is_alone():
     assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
     assert distributed.gather("x") == ["x"]
     assert distributed.from_main("x") == "x"
-    assert distributed.mean(paddle.to_tensor([1.0, 3.0])).tolist() == [1, 3]
+    assert distributed.gather_rows(paddle.to_tensor([1.0, 3.0])).tolist() == [[1, 3]]
     with pytest.raises(DataError, match=r"^bad$"), distributed.together():
         raise DataError("bad")
 
@@ -459,17 +472,60 @@ def test_curves_are_read_back_from_visualdl(tmp_path):
 # The trainer
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step_and_images(config, shapes, tmp_path):
-    trainer = Trainer(config("LearningRate.base_lr=1e30", "epoch=3"), "cpu")
-    with pytest.raises(
-        TrainingError, match=r"not finite at epoch 1, step [23] \(.*loss_cls.*images .*jpg"
-    ) as caught:
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config, shapes, tmp_path):
+    overrides = ("LearningRate.base_lr=1e30", "epoch=3", "snapshot_steps=1", "worker_num=2")
+    trainer = Trainer(config(*overrides), "cpu")
+    with pytest.raises(TrainingError) as caught:
         trainer.train()
-    assert "\n" not in str(caught.value)
-    named = re.findall(r"[^ ,]+\.jpg", str(caught.value))
+    message = str(caught.value)
+    assert "\n" not in message
+    found = re.search(
+        r"not finite at epoch 1, step ([23]) \(loss_cls .*; learning rate \S+, gradient norm ", message
+    )
+    assert found, message
+    named = re.findall(r"[^ ,]+\.jpg", message)
     assert len(named) == 2
-    assert all((shapes / "train2017" / Path(name).name).is_file() for name in named)
-    assert not (tmp_path / "output").exists()
+    (file,) = (tmp_path / "output" / "small").glob("*.npz")
+    assert str(file) in message
+    batch = np.load(file)
+    for number, name in enumerate(named):
+        image = cv2.imread(str(shapes / "train2017" / Path(name).name))[..., ::-1].transpose(2, 0, 1)
+        written = batch["image_0"][number]
+        assert np.array_equal(written, image) or np.array_equal(written, image[..., ::-1])
+    newest = newest_whole(tmp_path / "output" / "small")
+    assert newest.name == f"0_step{int(found[1]) - 1}"
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
+    overrides = ("on_nonfinite=skip", "max_nonfinite_steps=2", f"ResNet.freeze_norm={frozen}")
+    trainer = Trainer(config(*overrides), "cpu")
+    trainer.model.train()
+    trainer.feed.start_epoch(0)
+    trainer.train_one_step("epoch 1, step 1")
+    before = {name: tensor.numpy() for name, tensor in trainer.model.state_dict().items()}
+    scale = trainer.model.pixel_scale.clone()
+    trainer.model.pixel_scale.set_value(scale * math.nan)
+    with caplog.at_level("WARNING", logger="ppfcos"):
+        trainer.train_one_step("epoch 1, step 2")
+    assert "not finite at epoch 1, step 2" in caplog.text and "skipped, 1 of 2" in caplog.text
+    for name, tensor in trainer.model.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), before[name], err_msg=name)
+    trainer.model.pixel_scale.set_value(scale)
+    assert math.isfinite(trainer.train_one_step("epoch 1, step 3").losses["loss"])
+    assert trainer.optimizer.get_lr() == build_schedule(trainer.cfg, 3, finished_steps=3).get_lr()
+    trainer.model.pixel_scale.set_value(scale * math.nan)
+    trainer.feed.start_epoch(1)
+    trainer.train_one_step("epoch 2, step 1")
+    with pytest.raises(TrainingError, match=r"epoch 2, step 2 .* after 2 that were skipped"):
+        trainer.train_one_step("epoch 2, step 2")
+
+
+def test_the_learning_rate_follows_the_batch(config, caplog):
+    assert build_schedule(config(), 10, 5).get_lr() == pytest.approx(0.01)
+    for batch, reference, rate in ((2, 16, 0.00125), (2, 1, 0.02), (2, "null", 0.01)):
+        cfg = config(f"TrainReader.total_batch_size={batch}", f"lr_batch_size={reference}")
+        assert build_schedule(cfg, 10, 5).get_lr() == pytest.approx(rate)
 
 
 def test_an_unreadable_image_is_named_once_and_training_goes_on(config, shapes, tmp_path, caplog):
@@ -511,15 +567,13 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         f"{name}.{suffix}"
         for name in ("best_model", "model_final")
-        for suffix in ("pdema", "pdopt", "pdparams")
+        for suffix in ("json", "pdema", "pdopt", "pdparams")
     )
-    own, averaged = (
-        checkpoint.read_state(folder / f"model_final.{suffix}") for suffix in ("pdema", "pdparams")
-    )
+    own, averaged = (read_state(folder / f"model_final.{suffix}") for suffix in ("pdema", "pdparams"))
     name = "head.class_conv.weight"
     np.testing.assert_array_equal(trainer.model.state_dict()[name].numpy(), own[name])
     assert np.abs(own[name] - averaged[name]).max() > 0
-    assert checkpoint.saved_ap(folder / "best_model") == figures.ap
+    assert checkpoint.read_manifest(folder / "best_model").ap == figures.ap
 
 
 def test_a_compiled_network_learns_the_same(config):
@@ -528,7 +582,7 @@ def test_a_compiled_network_learns_the_same(config):
         trainer = Trainer(config("ResNet.freeze_norm=true", *overrides), "cpu")
         trainer.model.train()
         trainer.feed.start_epoch(0)
-        losses.append([trainer.train_one_step(f"step {step}") for step in range(2)])
+        losses.append([trainer.train_one_step(f"step {step}").losses for step in range(2)])
     for plain, compiled in zip(*losses):
         assert compiled == pytest.approx(plain, rel=1e-5)
         assert all(math.isfinite(value) for value in plain.values())

@@ -113,7 +113,7 @@ def test_losses_and_gradients(seed, positives, kind, quality):
     tensors = HeadOutputs(*(_tensors(levels) for levels in outputs))
     wanted = paddle.to_tensor(distances.astype("float32").reshape([-1, 4]))
     targets = Targets(paddle.to_tensor(labels), paddle.to_tensor(indices), wanted, centerness_of(wanted))
-    losses = PPFCOSLoss(box_loss=kind, quality=quality)(tensors, targets, global_normalizers(targets))
+    losses = PPFCOSLoss(box_loss=kind, quality=quality)(tensors, targets, global_normalizers([targets]))
     losses["loss"].backward()
 
     predicted = _flat(outputs.distances)

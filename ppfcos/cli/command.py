@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Callable
 
-from ppfcos.errors import PPFCOSError
+from ppfcos.errors import PPFCOSError, Stopped
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -127,6 +127,9 @@ def run(
                 traceback.print_exc()
             print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
             return error.exit_code
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr, flush=True)
+            return stopped.exit_code
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED

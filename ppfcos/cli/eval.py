@@ -83,11 +83,12 @@ def _figures_of_file(cfg: Mapping[str, Any], data: Any) -> Any:
 
 def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
     from ppfcos.data.loader import EvalLoader
-    from ppfcos.engine import checkpoint, distributed, evaluator
+    from ppfcos.engine import distributed, evaluator
     from ppfcos.engine.files import require_writable
     from ppfcos.engine.model import build_model
     from ppfcos.engine.precision import Precision
     from ppfcos.engine.trainer import FINAL, run_folder
+    from ppfcos.engine.weights import load_weights
 
     output = cfg.get("output_eval")
     with distributed.together():
@@ -97,7 +98,7 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
         loader = EvalLoader(cfg, data, "EvalReader", distributed.world_size(), distributed.rank())
         model = build_model(cfg)
         weights = cfg.get("weights") or run_folder(cfg) / FINAL
-        checkpoint.load_weights(model, weights)
+        load_weights(model, weights)
         logger.info("weights: %s", weights)
     return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], output)
 

@@ -11,7 +11,7 @@ from ppfcos.cli import command
 EXAMPLE = """
 python tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml --eval
 python -m paddle.distributed.launch --gpus 0,1 tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml --eval
-python tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml -r output/fcos_r50_fpn_1x_coco/3 --eval
+python tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml -r auto --eval
 """
 
 
@@ -23,14 +23,16 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = command.option_parser(
         "Train the model of a configuration. Checkpoints go to save_dir/NAME/, NAME being the\n"
-        "configuration's: one after every snapshot_epoch epochs, model_final, and with --eval best_model.",
+        "configuration's: one after every snapshot_epoch epochs and every snapshot_minutes minutes,\n"
+        "model_final, and with --eval best_model. Ctrl-C and SIGTERM finish the step and write one too.",
         EXAMPLE,
     )
     parser.add_argument(
         "-r",
         "--resume",
         metavar="CHECKPOINT",
-        help="go on from a checkpoint and its schedule, such as output/fcos_r50_fpn_1x_coco/3",
+        help="go on from a checkpoint, such as output/fcos_r50_fpn_1x_coco/3; auto: from the newest whole "
+        "one, or from the beginning where there is none",
     )
     parser.add_argument(
         "--eval",
@@ -58,19 +60,22 @@ def train(options: argparse.Namespace) -> None:
 
     Raises:
         PPFCOSError: it cannot be done.
+        Stopped: a signal ended it.
     """
     environment.prepare()
     with environment.quiet_imports():
         from ppfcos.config import load_config
         from ppfcos.engine import distributed
         from ppfcos.engine.device import select_device
+        from ppfcos.engine.interruption import StopRequest
         from ppfcos.engine.trainer import Trainer
 
     switches = command.overrides(options, "amp", "to_static", "use_vdl", "vdl_log_dir")
     cfg = load_config(options.config, switches)
     device = select_device(cfg)
     distributed.start()
-    Trainer(cfg, device, with_evaluation=options.eval, resume=options.resume).train()
+    with StopRequest().listening() as stop:
+        Trainer(cfg, device, options.eval, options.resume, stop).train()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,6 +41,7 @@ def or_none(kind: Kind) -> Kind:
 TEXT = Kind("text (quote it)", lambda value: isinstance(value, str))
 YES_NO = Kind("true or false", lambda value: isinstance(value, bool))
 FRACTION = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+ABOVE_ZERO = Kind("a number above zero", lambda value: is_number(value) and value > 0)
 TEXTS = Kind(
     "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
@@ -87,6 +88,14 @@ PLAIN_KEYS = {
     "amp": PlainKey("train in mixed precision", YES_NO, False),
     "amp_level": PlainKey("O1: operators that gain from it; O2: nearly all", one_of("O1", "O2"), "O1"),
     "to_static": PlainKey("compile the network into a static graph for training", YES_NO, False),
+    "lr_batch_size": PlainKey(
+        "the total_batch_size that LearningRate.base_lr is meant for; another one scales it; null: never",
+        or_none(_whole(1)),
+    ),
+    "on_nonfinite": PlainKey(
+        "what to do about a step whose loss is not finite", one_of("stop", "skip"), "stop"
+    ),
+    "max_nonfinite_steps": PlainKey("how many such steps may be skipped", _whole(1), 10),
     "max_bad_images": PlainKey("images that may fail to decode before the run stops", _whole(0), 100),
     # where it runs
     "device": PlainKey("auto, cpu, gpu, xpu, npu, mlu or the name of a custom device", TEXT, "auto"),
@@ -99,6 +108,17 @@ PLAIN_KEYS = {
     "filename": PlainKey("the run's name; the configuration file's, unless set", TEXT),
     "save_dir": PlainKey("checkpoints go to {save_dir}/{filename}", TEXT, "output"),
     "snapshot_epoch": PlainKey("epochs between two checkpoints and evaluations", _whole(1), 1),
+    "snapshot_minutes": PlainKey(
+        "minutes after which a checkpoint is written within an epoch, too; null: never",
+        or_none(ABOVE_ZERO),
+        15,
+    ),
+    "snapshot_steps": PlainKey(
+        "steps between two checkpoints within an epoch; null: none", or_none(_whole(1))
+    ),
+    "keep_checkpoints": PlainKey(
+        "how many checkpoints of ends of epochs stay, besides the best; null: all", or_none(_whole(1)), 5
+    ),
     "log_iter": PlainKey("steps between two lines of the log", _whole(1), 20),
     "use_vdl": PlainKey("write a VisualDL log", YES_NO, False),
     "vdl_log_dir": PlainKey("where the VisualDL log goes", or_none(TEXT)),
@@ -119,6 +139,8 @@ READER_KEYS = {
     "TrainReader": {
         **_TRANSFORM_KEYS,
         "total_batch_size": _whole(1),  # images a step over all processes
+        "accumulate_steps": _whole(1),  # parts in which each process takes its share of them
+        "aspect_ratio_grouping": YES_NO,  # upright and wide images in batches of their own
         "shuffle": YES_NO,
         "drop_last": YES_NO,
     },

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import itertools
 import logging
+import multiprocessing
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,7 +36,8 @@ class TrainLoader:
     """One process's part of every training batch.
 
     A batch is the same, to the pixel, whatever worker_num is; and the parts of all processes, one after the
-    other, hold the same images and boxes whatever the number of processes is (each part has its own padding).
+    other, hold the same images and boxes whatever the number of processes and of parts is (each part has its
+    own padding).
 
     Args:
         cfg: The configuration: TrainReader, worker_num, seed.
@@ -52,38 +57,54 @@ class TrainLoader:
             raise ConfigError(
                 "TrainReader.total_batch_size is missing: the images of a step over all processes"
             )
+        shuffle = reader.get("shuffle", True)
         self._indices = GlobalBatches(
             len(data),
             total,
             world_size,
             rank,
             seed,
-            reader.get("shuffle", True),
+            shuffle,
             reader.get("drop_last", True),
+            reader.get("accumulate_steps", 1),
+            _shapes(data) if shuffle and reader.get("aspect_ratio_grouping", True) else None,
         )
         self._samples = TrainingSamples(data, SampleTransforms(reader, "TrainReader"), seed)
         self._collate = Collate(pad_stride(reader, "TrainReader"))
         self._workers = _worker_num(cfg)
+        self._first_step = 0
 
     def __len__(self) -> int:
         """Steps in an epoch."""
         return len(self._indices)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the augmentation of the next iteration."""
-        self._indices.epoch = self._samples.epoch = epoch
+    def set_position(self, epoch: int, first_step: int = 0) -> None:
+        """Chooses the order and the augmentation of the next iteration, and where in the epoch it starts.
 
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches of the epoch.
+        Args:
+            epoch: From 0.
+            first_step: How many of the epoch's steps are left out.
+        """
+        self._indices.epoch = self._samples.epoch = epoch
+        self._first_step = first_step
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """The steps of the epoch.
 
         Yields:
-            As tensors image [B, 3, H, W] uint8, im_shape and scale_factor [B, 2] float32, im_id [B, 1] int64,
+            The parts of this process's share of a global batch, `accumulate_steps` of them, each with the
+            tensors image [B, 3, H, W] uint8, im_shape and scale_factor [B, 2] float32, im_id [B, 1] int64,
             gt_bbox [B, M, 4] float32, gt_class [B, M, 1] int32; and bad_images, a list of 'path: reason'.
 
         Raises:
             DataError: Images cannot be transformed or too many cannot be read, or a reading process died.
         """
-        return _batches(self._samples, list(self._indices), self._collate, self._workers)
+        steps = list(self._indices)[self._first_step :]
+        batches = _batches(
+            self._samples, [part for step in steps for part in step], self._collate, self._workers
+        )
+        for step in steps:
+            yield list(itertools.islice(batches, len(step)))
 
 
 class EvalLoader:
@@ -149,6 +170,11 @@ def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     return reader
 
 
+def _shapes(data: DetectionData) -> list[int]:
+    """Of each image whether it is upright; one whose size is not stated counts as wide."""
+    return [int(record.get("h", 0) > record.get("w", 0)) for record in data.records]
+
+
 def _worker_num(cfg: Mapping[str, Any]) -> int:
     return max(0, int(cfg.get("worker_num") or 0))
 
@@ -190,6 +216,7 @@ def _read_elsewhere(
         worker_init_fn=_start_of_worker,
     )
     iterator = iter(loader)
+    atexit.register(_kill_readers)  # runs before multiprocessing's own, which would wait for them for ever
     while True:
         try:
             batch, _ = next(iterator)
@@ -204,12 +231,23 @@ def _read_elsewhere(
         yield batch
 
 
+def _kill_readers() -> None:
+    """End the processes that read for an iterator that was not used up: they do not listen to SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Paddle's handler takes the end of one for an accident
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def _collate_with_an_array(collate: Collate, samples: list[dict[str, Any]]) -> tuple[Batch, np.ndarray]:
     """Paddle waits for ever for a batch that has no array in it, such as one of unreadable pictures only."""
     return collate(samples), np.zeros(1, dtype=np.uint8)
 
 
 def _start_of_worker(_worker: int) -> None:
+    # Ctrl-C and paddle.distributed.launch send their signals to the whole group of processes, but they are
+    # for the training process, which finishes its step and then ends these itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)  # the processes are the parallelism, and OpenCV's threads do not survive a fork
 
 

@@ -14,6 +14,11 @@ def generator(*key: int) -> np.random.RandomState:
     return np.random.RandomState(np.random.MT19937(_sequence(key)))
 
 
+def seed_of(*key: int) -> int:
+    """One number below 2³² for a key of whole numbers, for generators that are seeded by one."""
+    return int(_sequence(key).generate_state(1)[0])
+
+
 @contextlib.contextmanager
 def global_generators(*key: int) -> Iterator[None]:
     """Python's and numpy's global generators seeded from a key, and afterwards as they were before.

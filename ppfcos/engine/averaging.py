@@ -25,7 +25,7 @@ def build_average(cfg: Mapping[str, Any], model: nn.Layer) -> ModelEMA | None:
         return None
     # ModelEMA's own `ema_filter_no_grad` fails in PaddleDetection 2.6.0. What is not trained does not change,
     # so it is left out in any case: the average would only round it.
-    statistics = _running_statistics(model)
+    statistics = running_statistics(model)
     fixed = [
         name for name, weight in model.named_parameters() if weight.stop_gradient and name not in statistics
     ]
@@ -38,8 +38,15 @@ def build_average(cfg: Mapping[str, Any], model: nn.Layer) -> ModelEMA | None:
     )
 
 
-def _running_statistics(model: nn.Layer) -> set[str]:
-    """Names of the means and variances that change, which Paddle counts among the parameters."""
+def running_statistics(model: nn.Layer) -> set[str]:
+    """Names of the means and variances that change, which Paddle counts among the parameters.
+
+    Args:
+        model: with batch norms.
+
+    Returns:
+        Their names in its `state_dict`.
+    """
     return {
         f"{name}.{statistic}"
         for name, layer in model.named_sublayers()

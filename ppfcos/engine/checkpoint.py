@@ -1,21 +1,21 @@
-"""Weights and the state of a training, from and to files that `paddle.load` and PaddleDetection read too.
+"""Checkpoints: all that a training needs to go on, in files that `paddle.load` and PaddleDetection read too.
 
-A checkpoint NAME is `NAME.pdparams`, the weights to evaluate and deploy, and `NAME.pdopt`, the state of the
-optimizer. With averaged weights (EMA) these are in NAME.pdparams, and the ones that the optimizer moves in
-`NAME.pdema`.
+A checkpoint NAME is `NAME.pdparams`, the weights to evaluate and deploy; `NAME.pdopt`, the state of the
+optimizer; with averaged weights (EMA), which are in NAME.pdparams then, `NAME.pdema`, the ones that the
+optimizer moves; and `NAME.json`, which says where the training stood and holds the checksums of the others.
+It is written last: a checkpoint that has it, and whose files are what it says, is whole.
 
-These files are pickles, and a pickle can run any code. Ours is read by an unpickler that knows NumPy's arrays
-and nothing else.
+Random states are not among all this. What a step draws comes from (seed, epoch, step) alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
+import hashlib
+import json
 import os
-import pickle
-from collections.abc import Iterable, Mapping
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,15 +24,29 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
-from ppfcos.engine import distributed
 from ppfcos.engine.files import replacing
-from ppfcos.errors import OutputError, WeightsError
+from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_weights
+from ppfcos.errors import OutputError, WeightsError, one_line
 
-logger = logging.getLogger(__name__)
-
-SUFFIXES = (".pdparams", ".pdopt", ".pdema")
-NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's: from places in the model to names of tensors
+MANIFEST = ".json"
 OURS = "ppfcos"  # the key of .pdopt that holds what Paddle's own state does not
+
+
+class Plan(NamedTuple):
+    """What a training set out to do; of another plan, steps and epochs mean something else.
+
+    Attributes:
+        epochs: of the whole training.
+        steps_per_epoch: number of them.
+        total_batch_size: images a step, over all processes.
+        processes: number of them.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    total_batch_size: int
+    processes: int
 
 
 class TrainingState(NamedTuple):
@@ -40,93 +54,19 @@ class TrainingState(NamedTuple):
 
     Attributes:
         epochs: finished ones.
+        step: finished steps of the epoch after these.
         ap: box AP of these weights, if they were evaluated.
+        run: when the run began, which tells its checkpoints from those of another; a resumed run is the same.
+        plan: of the run, if the checkpoint says it.
+        class_names: what the labels mean, if the checkpoint says it.
     """
 
     epochs: int
+    step: int = 0
     ap: float | None = None
-
-
-def _array_bytes(text: str, encoding: str) -> bytes:
-    """Old pickles hold bytes as text. The real `_codecs.encode` would take any codec there is."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_SAFE = {
-    "tuple": tuple,
-    "dtype": np.dtype,
-    "ndarray": np.ndarray,
-    "_reconstruct": np.zeros(0).__reduce__()[0],  # wherever this version of NumPy keeps it
-    "scalar": np.float64(0).__reduce__()[0],
-    "OrderedDict": dict,
-    "encode": _array_bytes,
-}
-_SAFE_MODULES = {
-    "builtins": {"tuple"},
-    "__builtin__": {"tuple"},
-    "collections": {"OrderedDict"},
-    "_codecs": {"encode"},
-    "numpy": {"dtype", "ndarray"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _SAFE_MODULES.get(module, ()):
-            raise _UnsafeError(f"{module}.{name}")
-        return _SAFE[name]
-
-
-class _UnsafeError(Exception):
-    """A pickle asks for something that is no array."""
-
-
-def read_state(path: Path | str) -> dict[str, Any]:
-    """Read what `paddle.save` wrote, without the power to run code.
-
-    Args:
-        path: a .pdparams, .pdopt or .pdema file, of Paddle 2 or 3, or of PaddleDetection.
-
-    Returns:
-        Arrays, numbers and dicts of these, by name.
-
-    Raises:
-        WeightsError: the file is missing, corrupt, no pickle of a dict, or asks for more than arrays.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            state = _ArrayUnpickler(file, encoding="latin1").load()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except _UnsafeError as error:
-        raise WeightsError(
-            f"{path} is refused: its pickle asks for {error}, and weights need nothing but NumPy arrays"
-        ) from None
-    except Exception as error:  # damaged bytes make the unpickler raise anything
-        raise WeightsError(
-            f"{path} is damaged or no weights file ({_as_one_line(error)}): download or write it again"
-        ) from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, not weights by their names")
-    return {name: _without_tensor_names(value) for name, value in state.items()}
-
-
-def _as_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
-
-
-def _without_tensor_names(value: Any) -> Any:
-    """Tensors of a nested state are saved as pairs of a name and an array."""
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
-        return value[1]
-    if isinstance(value, dict):
-        return {name: _without_tensor_names(inner) for name, inner in value.items()}
-    return value
+    run: str | None = None
+    plan: Plan | None = None
+    class_names: Sequence[str] | None = None
 
 
 def checkpoint_prefix(path: Path | str) -> Path:
@@ -139,157 +79,14 @@ def checkpoint_prefix(path: Path | str) -> Path:
         The path without the suffix.
     """
     path = Path(path)
-    return path.with_suffix("") if path.suffix in SUFFIXES else path
+    return path.with_suffix("") if path.suffix in (*SUFFIXES, MANIFEST) else path
 
 
 def _file(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
-def _read_weights(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of NAME.pdparams."""
-    path = Path(path)
-    path = path if path.suffix in SUFFIXES else _file(path, ".pdparams")
-    weights = {name: value for name, value in read_state(path).items() if name != NAME_TABLE}
-    odd = [
-        name
-        for name, value in weights.items()
-        if getattr(value, "dtype", np.dtype(object)).kind not in "fiub"
-    ]
-    if odd:
-        raise WeightsError(f"{path} holds more than weights ({_some(odd)}): is it a .pdparams file?")
-    return weights
-
-
-def load_weights(model: nn.Layer, source: Path | str) -> None:
-    """Give a model the weights of a checkpoint, all of them.
-
-    Args:
-        model: changed in place, or not at all.
-        source: path of the checkpoint, with or without `.pdparams`, or its URL.
-
-    Raises:
-        WeightsError: the file cannot be read, or does not fit the model; the message lists what does not.
-    """
-    weights, tensors = _read_weights(_local(source)), model.state_dict()
-    missing = [name for name in tensors if name not in weights]
-    unexpected = [name for name in weights if name not in tensors]
-    reshaped = [
-        f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in weights and list(weights[name].shape) != list(tensor.shape)
-    ]
-    if missing or unexpected or reshaped:
-        parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-        listed = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in parts.items() if names)
-        raise WeightsError(
-            f"{source} holds weights of another model: {listed}. Use the configuration it was trained with, "
-            "or start from it with -o pretrain_weights="
-        )
-    _assign(tensors, weights)
-
-
-def load_pretrained(model: nn.Layer, source: str) -> None:
-    """Give a model what fits of another one's weights, such as a backbone trained on ImageNet.
-
-    A weight of the file is taken where its name, or what follows a dot in it, is a name of the model:
-    `conv1.weight` fits `backbone.conv1.weight`. Of several, the longest is taken. This is PaddleDetection's
-    rule.
-
-    Args:
-        model: changed in place.
-        source: path of the file, with or without `.pdparams`, or its URL.
-
-    Raises:
-        WeightsError: it cannot be read or downloaded, nothing of it fits, or a weight of it fits twice.
-    """
-    weights, tensors = _read_weights(_local(source)), model.state_dict()
-    matches = _match_names(tensors, weights)
-    _check_unambiguous(source, matches)
-    reshaped = [
-        name for name, key in matches.items() if list(weights[key].shape) != list(tensors[name].shape)
-    ]
-    fitting = {name: weights[key] for name, key in matches.items() if name not in reshaped}
-    if not fitting:
-        raise WeightsError(
-            f"pretrain_weights {source}: none of its {len(weights)} weights fits the model "
-            f"({_some(list(weights))} in the file, {_some(list(tensors))} in the model)"
-        )
-    _assign(tensors, fitting)
-    logger.info(
-        "pretrained weights %s: %d of the model's %d taken%s%s",
-        source,
-        len(fitting),
-        len(tensors),
-        _counted("not in the model", [key for key in weights if key not in matches.values()]),
-        _counted("of another shape", reshaped),
-    )
-
-
-def _match_names(wanted: Iterable[str], offered: Mapping[str, Any]) -> dict[str, str]:
-    """For each name of the model the longest of the file's that it ends with."""
-    matches: dict[str, str] = {}
-    for name in wanted:
-        parts = name.split(".")
-        endings = (".".join(parts[start:]) for start in range(len(parts)))
-        match = next((ending for ending in endings if ending in offered), None)
-        if match is not None:
-            matches[name] = match
-    return matches
-
-
-def _check_unambiguous(source: str, matches: Mapping[str, str]) -> None:
-    takers: dict[str, str] = {}
-    for name, key in matches.items():
-        if key in takers:
-            raise WeightsError(f"{source}: its {key} fits both {takers[key]} and {name} of the model")
-        takers[key] = name
-
-
-def _assign(tensors: Mapping[str, paddle.Tensor], weights: Mapping[str, np.ndarray]) -> None:
-    for name, array in weights.items():
-        if array.dtype == np.uint16:  # how Paddle keeps bfloat16 in NumPy: the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        tensors[name].set_value(paddle.to_tensor(array).astype(tensors[name].dtype))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _counted(what: str, names: list[str]) -> str:
-    return f", {len(names)} {what} ({_some(names)})" if names else ""
-
-
-def _local(source: Path | str) -> Path | str:
-    return _download(str(source)) if "://" in str(source) else source
-
-
-def _download(url: str) -> str:
-    """Path of a URL in PaddleDetection's cache. One process a machine downloads, the others wait."""
-    from ppdet.utils.download import WEIGHTS_HOME, map_path, parse_url
-
-    cached = map_path(parse_url(url), WEIGHTS_HOME)
-    # Where several were to start at once, PaddleDetection would let them wait forever for one that fails. And
-    # what it has in its cache already it asks the internet about.
-    with distributed.together():
-        if not os.path.isfile(cached) and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
-            _download_to_cache(url)
-    return cached
-
-
-def _download_to_cache(url: str) -> None:
-    from ppdet.utils.download import get_weights_path
-
-    logger.info("downloading %s", url)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar, thousands of lines long in a log
-            get_weights_path(url)
-    except (Exception, SystemExit) as error:
-        raise WeightsError(
-            f"{url} cannot be downloaded ({_as_one_line(error)}): give a local file instead, "
-            "or train from scratch with -o pretrain_weights="
-        ) from error
+# Writing ----------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
@@ -300,6 +97,7 @@ def save_checkpoint(
     state: TrainingState,
     own: Mapping[str, paddle.Tensor] | None = None,
     average: Any = None,
+    scaler: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint. A reader finds the old one or the new one, never half of one.
 
@@ -311,6 +109,7 @@ def save_checkpoint(
         state: where the training stands.
         own: the weights that the optimizer moves, where `weights` are an average of them.
         average: PaddleDetection's ModelEMA, whose own sums are needed to go on.
+        scaler: state of the loss scaler, in mixed precision.
 
     Returns:
         Path of the weights.
@@ -319,32 +118,122 @@ def save_checkpoint(
         OutputError: a file cannot be written.
     """
     prefix = Path(folder) / name
-    ours = {"optimizer": type(optimizer).__name__, "ap": state.ap}
+    ours: dict[str, Any] = {"optimizer": type(optimizer).__name__, "scaler": dict(scaler or {})}
     if average is not None:
         ours["ema"] = {"step": average.step, "epoch": average.epoch, "sums": dict(average.state_dict)}
-    files = {
+    contents = {
         ".pdopt": {**optimizer.state_dict(), "last_epoch": state.epochs, OURS: ours},
         ".pdema": own,
-        ".pdparams": weights,  # last: who finds it finds the others too
+        ".pdparams": weights,
     }
-    for suffix, content in files.items():
+    _remove(_file(prefix, MANIFEST))  # what it says of the old files is not true of the new ones
+    files = {}
+    for suffix, content in contents.items():
         path = _file(prefix, suffix)
         if content is None:
             _remove(path)
             continue
         with replacing(path) as unfinished:
             paddle.save(dict(content), str(unfinished))
+            files[suffix] = {"bytes": unfinished.stat().st_size, "sha256": _sha256(unfinished)}
+    _write_manifest(prefix, state, files)
     return _file(prefix, ".pdparams")
+
+
+def note_ap(path: Path | str, ap: float) -> None:
+    """Add the result of an evaluation to a checkpoint.
+
+    Args:
+        path: of the checkpoint, with or without a suffix.
+        ap: box AP of its weights.
+
+    Raises:
+        OutputError: it cannot be written.
+        WeightsError: there is no such checkpoint.
+    """
+    prefix = checkpoint_prefix(path)
+    state = read_manifest(prefix)._replace(ap=ap)
+    _write_manifest(prefix, state, _read_json(prefix)["files"])
+
+
+def copy_checkpoint(path: Path | str, name: str) -> Path:
+    """Give a checkpoint a second name, which takes no room where the file system has hard links.
+
+    Args:
+        path: of the checkpoint, with or without a suffix.
+        name: the second one, in the same folder; what had it before is replaced.
+
+    Returns:
+        Path of the second name's weights.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    source = checkpoint_prefix(path)
+    target = source.with_name(name)
+    _remove(_file(target, MANIFEST))
+    for suffix in (".pdopt", ".pdema", ".pdparams", MANIFEST):
+        if not _file(source, suffix).exists():
+            _remove(_file(target, suffix))
+            continue
+        with replacing(_file(target, suffix)) as unfinished:
+            try:
+                os.link(_file(source, suffix), unfinished)
+            except OSError:
+                shutil.copyfile(_file(source, suffix), unfinished)
+    return _file(target, ".pdparams")
+
+
+def remove_checkpoint(path: Path | str) -> None:
+    """Remove a checkpoint.
+
+    Args:
+        path: of the checkpoint, with or without a suffix.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    for suffix in (MANIFEST, *SUFFIXES):
+        _remove(_file(checkpoint_prefix(path), suffix))
+
+
+def _write_manifest(prefix: Path, state: TrainingState, files: Mapping[str, Any]) -> None:
+    content = {
+        "format": 1,
+        "run": state.run,
+        "written": time.time(),
+        "epochs": state.epochs,
+        "step": state.step,
+        "ap": state.ap,
+        "plan": state.plan and state.plan._asdict(),
+        "class_names": state.class_names and list(state.class_names),
+        "files": files,
+    }
+    with replacing(_file(prefix, MANIFEST)) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} of an earlier run cannot be removed: {error.strerror or error}") from error
+        raise OutputError(f"{path} cannot be removed: {error.strerror or error}") from error
 
 
-def resume(model: nn.Layer, optimizer: Optimizer, path: Path | str, average: Any = None) -> TrainingState:
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+def resume(
+    model: nn.Layer, optimizer: Optimizer, path: Path | str, average: Any = None, scaler: Any = None
+) -> TrainingState:
     """Go on from a checkpoint.
 
     Args:
@@ -352,14 +241,17 @@ def resume(model: nn.Layer, optimizer: Optimizer, path: Path | str, average: Any
         optimizer: gets its state, and that of the learning-rate schedule.
         path: of the checkpoint, with or without a suffix; PaddleDetection's work too.
         average: a new ModelEMA of the model, where the training has one.
+        scaler: something with `set_state_dict`, in mixed precision: gets the loss scaler's state.
 
     Returns:
         Where the training stood.
 
     Raises:
-        WeightsError: a file is missing or does not fit the model or its optimizer.
+        WeightsError: a file is missing, damaged, or does not fit the model or its optimizer.
     """
     prefix = checkpoint_prefix(path)
+    if _file(prefix, MANIFEST).exists():
+        require_whole(prefix)
     moved = _file(prefix, ".pdema") if _file(prefix, ".pdema").is_file() else _file(prefix, ".pdparams")
     saved = read_state(_file(prefix, ".pdopt"))
     load_weights(model, moved)
@@ -372,20 +264,101 @@ def resume(model: nn.Layer, optimizer: Optimizer, path: Path | str, average: Any
     optimizer.set_state_dict(_as_tensors(renamed))
     if average is not None:
         _resume_average(average, ours.get("ema"), _file(prefix, ".pdparams"), saved)
-    return TrainingState(epochs, ours.get("ap"))
+    if scaler is not None and ours.get("scaler"):
+        scaler.set_state_dict(ours["scaler"])
+    return saved_state(prefix) or TrainingState(epochs)
 
 
-def saved_ap(path: Path | str) -> float | None:
-    """The box AP of a checkpoint.
+def read_manifest(path: Path | str) -> TrainingState:
+    """Where the training stood when a checkpoint was written.
 
     Args:
         path: of the checkpoint, with or without a suffix.
 
     Returns:
-        None if there is no such checkpoint, or it was not evaluated.
+        What its NAME.json says.
+
+    Raises:
+        WeightsError: that is missing or damaged.
     """
-    optimizer_file = _file(checkpoint_prefix(path), ".pdopt")
-    return read_state(optimizer_file).get(OURS, {}).get("ap") if optimizer_file.is_file() else None
+    content = _read_json(checkpoint_prefix(path))
+    plan = content["plan"] and Plan(**content["plan"])
+    return TrainingState(
+        content["epochs"], content["step"], content["ap"], content["run"], plan, content["class_names"]
+    )
+
+
+def require_whole(path: Path | str) -> None:
+    """Compare a checkpoint's files with their checksums.
+
+    Args:
+        path: of the checkpoint, with or without a suffix.
+
+    Raises:
+        WeightsError: one is missing or not what it was; the message names it.
+    """
+    prefix = checkpoint_prefix(path)
+    for suffix, known in _read_json(prefix)["files"].items():
+        file = _file(prefix, suffix)
+        try:
+            whole = file.stat().st_size == known["bytes"] and _sha256(file) == known["sha256"]
+        except OSError as error:
+            raise WeightsError(f"{file} cannot be read: {error.strerror or error}") from error
+        if not whole:
+            raise WeightsError(
+                f"{file} is damaged: it is not what {prefix.name}{MANIFEST} says was written; "
+                "resume from another checkpoint, or let -r auto find one"
+            )
+
+
+def checkpoints_by_age(folder: Path | str) -> list[Path]:
+    """All checkpoints in a folder that have a NAME.json, whole or not.
+
+    Args:
+        folder: need not exist.
+
+    Returns:
+        Their paths without suffix, the newest first.
+    """
+    found = []
+    for path in Path(folder).glob("*" + MANIFEST):
+        try:
+            found.append((_read_json(path.with_suffix(""))["written"], path.with_suffix("")))
+        except WeightsError:
+            if _file(path.with_suffix(""), ".pdparams").exists():
+                found.append((path.stat().st_mtime, path.with_suffix("")))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _read_json(prefix: Path) -> dict[str, Any]:
+    path = _file(prefix, MANIFEST)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != 1:
+            raise WeightsError(f"{path} is of format {content['format']!r}, which this version does not know")
+        for key in ("written", "epochs", "step", "ap", "run", "plan", "class_names", "files"):
+            content[key]
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise WeightsError(f"{path} is damaged or describes no checkpoint ({one_line(error)})") from error
+    return content
+
+
+def saved_state(path: Path | str) -> TrainingState | None:
+    """As `read_manifest`, of a checkpoint that need not be there.
+
+    Args:
+        path: of the checkpoint, with or without a suffix.
+
+    Returns:
+        What its NAME.json says; None if it has none.
+
+    Raises:
+        WeightsError: that is damaged.
+    """
+    prefix = checkpoint_prefix(path)
+    return read_manifest(prefix) if _file(prefix, MANIFEST).is_file() else None
 
 
 def _check_optimizer(prefix: Path, optimizer: Optimizer, ours: dict, saved: dict) -> None:
@@ -433,7 +406,7 @@ def _as_tensors(state: dict) -> dict:
 
 def _resume_average(average: Any, saved: dict | None, averaged: Path, optimizer_state: dict) -> None:
     if saved is None:  # PaddleDetection's checkpoints hold the averaged weights, not the sums they came from
-        sums, step = _read_weights(averaged), optimizer_state["LR_Scheduler"]["last_epoch"]
+        sums, step = read_weights(averaged), optimizer_state["LR_Scheduler"]["last_epoch"]
     else:
         sums, step = saved["sums"], saved["step"]
         average.epoch = saved["epoch"]

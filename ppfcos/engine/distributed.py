@@ -89,20 +89,21 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
-def mean(values: Tensor) -> np.ndarray:
-    """Mean over the processes, in all of them.
+def gather_rows(values: Tensor) -> np.ndarray:
+    """A few numbers of each process, in all of them.
 
     Args:
-        values: [N] float32.
+        values: [N] float32, of one length everywhere.
 
     Returns:
-        [N] float64; not finite where any process's is not.
+        [processes, N] float64.
     """
-    total = values.detach()
+    rows = values.detach()
     if world_size() > 1:
-        total = total.clone()
-        dist.all_reduce(total)
-    return total.numpy().astype("float64") / world_size()
+        gathered: list = []
+        dist.all_gather(gathered, rows)
+        rows = paddle.concat(gathered)
+    return rows.numpy().astype("float64").reshape([world_size(), -1])
 
 
 @contextlib.contextmanager

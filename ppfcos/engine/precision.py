@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import paddle
@@ -66,3 +66,34 @@ class Precision:
             self._scaler.step(optimizer)
             self._scaler.update()
         optimizer.clear_grad(set_to_zero=False)
+
+    @property
+    def handles_overflow(self) -> bool:
+        """Whether an update whose gradient is not finite is left out, and the next loss scaled less."""
+        return self._scaler is not None
+
+    def gradient_norm(self, weights: Iterable[Tensor]) -> Tensor:
+        """L2 norm of the gradients of all weights together, before any clipping.
+
+        Args:
+            weights: those without a gradient count as zero.
+
+        Returns:
+            Scalar.
+        """
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        norm = paddle.stack([gradient.astype("float32").norm() for gradient in gradients]).norm()
+        return norm if self._scaler is None else norm / self._scaler.get_init_loss_scaling()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `set_state_dict` needs to go on with the scale that was found."""
+        return {} if self._scaler is None else self._scaler.state_dict()
+
+    def set_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the scale of an earlier run.
+
+        Args:
+            state: of `state_dict`.
+        """
+        if self._scaler is not None:
+            self._scaler.load_state_dict(dict(state))

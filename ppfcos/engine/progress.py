@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,6 +25,7 @@ class Report(NamedTuple):
         data_seconds: mean wait for a batch.
         seconds_left: of training, without evaluations.
         memory: most bytes taken so far.
+        gradient_norm: of the last step's gradient.
     """
 
     epoch: int
@@ -36,6 +38,7 @@ class Report(NamedTuple):
     data_seconds: float
     seconds_left: float
     memory: int
+    gradient_norm: float = math.nan
 
     @property
     def global_step(self) -> int:
@@ -105,13 +108,14 @@ class Progress:
         """
         return step % self.log_iter == 0 or step in (1, self.steps_per_epoch)
 
-    def report(self, epoch: int, step: int, learning_rate: float) -> Report:
+    def report(self, epoch: int, step: int, learning_rate: float, gradient_norm: float = math.nan) -> Report:
         """Sum up the steps since the last report.
 
         Args:
             epoch: from 0.
             step: number of the last step in it, from 1.
             learning_rate: of that step.
+            gradient_norm: of that step.
 
         Returns:
             The report.
@@ -131,6 +135,7 @@ class Progress:
             self._waited / self._steps,
             steps_left * self._seconds / self._steps_timed,
             peak_memory(),
+            gradient_norm,
         )
         self._clear()
         return report

@@ -13,12 +13,27 @@ from ppdet.core.workspace import create
 from ppfcos.errors import ConfigError
 
 
-def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int) -> LRScheduler:
-    """The learning rate of every step, from the key LearningRate.
+def batch_factor(cfg: Mapping[str, Any]) -> float:
+    """How many times as large the batch is as the one that the learning rate was chosen for.
+
+    Args:
+        cfg: the configuration.
+
+    Returns:
+        TrainReader.total_batch_size over `lr_batch_size`; 1 where that is null.
+    """
+    return cfg["TrainReader"]["total_batch_size"] / cfg["lr_batch_size"] if cfg.get("lr_batch_size") else 1.0
+
+
+def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int, finished_steps: int = 0) -> LRScheduler:
+    """The learning rate of every step, from the key LearningRate, times the factor of the batch.
+
+    It follows the batch linearly (Goyal et al., arXiv 1706.02677, section 2.1).
 
     Args:
         cfg: the configuration.
         steps_per_epoch: to which milestones in epochs are multiplied.
+        finished_steps: those that an earlier run has done.
 
     Returns:
         To be stepped after every training step.
@@ -28,13 +43,17 @@ def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int) -> LRScheduler:
     """
     learning_rate = _create("LearningRate")
     _check_warmup(learning_rate.schedulers, steps_per_epoch)
+    learning_rate.base_lr *= batch_factor(cfg)
     try:
-        return learning_rate(steps_per_epoch)
+        schedule = learning_rate(steps_per_epoch)
     except (AssertionError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(
             f"LearningRate.schedulers cannot be used ({type(error).__name__}: {error}): give a decay such as "
             "PiecewiseDecay first, and a warm-up such as LinearWarmup second"
         ) from error
+    for _ in range(finished_steps):  # one by one: some schedules compute a rate from the last one
+        schedule.step()
+    return schedule
 
 
 def build_optimizer(model: nn.Layer, schedule: LRScheduler) -> Optimizer:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import logging
 import random
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -14,36 +18,55 @@ from paddle import Tensor
 
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import EvalLoader, TrainLoader
+from ppfcos.data.randomness import seed_of
 from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.averaging import averaged_weights, build_average
-from ppfcos.engine.checkpoint import TrainingState
+from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.coco_metrics import CocoFigures
 from ppfcos.engine.evaluator import evaluate
 from ppfcos.engine.feed import BatchFeed
 from ppfcos.engine.files import require_writable
+from ppfcos.engine.interruption import StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
+from ppfcos.engine.nonfinite import NonFiniteSteps
 from ppfcos.engine.precision import Precision
 from ppfcos.engine.progress import Progress
-from ppfcos.engine.schedule import build_optimizer, build_schedule
+from ppfcos.engine.run_folder import (
+    BEST,
+    FINAL,
+    checkpoint_name,
+    newest_whole,
+    position_in_plan,
+    remove_old,
+    run_folder,
+)
+from ppfcos.engine.schedule import batch_factor, build_optimizer, build_schedule
 from ppfcos.engine.visualdl_log import VisualDLLog
-from ppfcos.errors import ConfigError, TrainingError
+from ppfcos.engine.weights import load_pretrained
+from ppfcos.errors import ConfigError, Stopped, WeightsError
+from ppfcos.modeling.losses import global_normalizers
 
 logger = logging.getLogger(__name__)
 
-BEST, FINAL = "best_model", "model_final"  # PaddleDetection's names
-NAMED_IMAGES = 16  # most images that an error names
+AUTO = "auto"  # resume from whatever is there
 
 
-def run_folder(cfg: Mapping[str, Any]) -> Path:
-    """Where a run keeps its checkpoints.
+class StepResult(NamedTuple):
+    """What a step leaves behind, the same in all processes.
 
-    Args:
-        cfg: the configuration.
-
-    Returns:
-        `{save_dir}/{filename}`.
+    Attributes:
+        losses: of the global batch, by name.
+        gradient_norm: L2 norm of the gradient of all weights together.
+        learning_rate: of the step.
+        stop_signal: number of the signal by which a process was told to stop; 0 if none was.
+        checkpoint_is_due: whether so much time has passed that one should be written.
     """
-    return Path(cfg["save_dir"]) / cfg["filename"]
+
+    losses: dict[str, float]
+    gradient_norm: float
+    learning_rate: float
+    stop_signal: int
+    checkpoint_is_due: bool
 
 
 class Trainer:
@@ -52,8 +75,9 @@ class Trainer:
     Args:
         cfg: the configuration, from load_config.
         device: as Paddle names it.
-        with_evaluation: evaluate wherever a checkpoint is written, and keep the best one.
-        resume: the checkpoint to go on from, if any.
+        with_evaluation: evaluate after every checkpoint at the end of an epoch, and keep the best one.
+        resume: the checkpoint to go on from, if any; `auto` takes the run's newest that is whole.
+        stop: whether the run was told to stop; whoever starts it listens.
 
     Raises:
         PPFCOSError: the output folder, the configuration, the data or the weights do not do. Nothing is
@@ -61,12 +85,17 @@ class Trainer:
     """
 
     def __init__(
-        self, cfg: Mapping[str, Any], device: str, with_evaluation: bool = False, resume: str | None = None
+        self,
+        cfg: Mapping[str, Any],
+        device: str,
+        with_evaluation: bool = False,
+        resume: str | None = None,
+        stop: StopRequest | None = None,
     ):
         self.cfg = cfg
         self.device = device
+        self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
-        self.state = TrainingState(epochs=0)
         self.best_ap: float | None = None
         self.figures: CocoFigures | None = None
         self.curves: VisualDLLog | None = None
@@ -78,22 +107,24 @@ class Trainer:
         with distributed.together():
             self._build_model()
         self._load_weights(resume)
-        self.progress = Progress(cfg["epoch"], len(self.feed), cfg["log_iter"], self.batch_size)
+        self.progress = Progress(cfg["epoch"], len(self.feed), cfg["log_iter"], self.plan.total_batch_size)
+        self.nonfinite = NonFiniteSteps(cfg, self.folder, self.model, self.train_data.records)
         self.parallel_model = paddle.DataParallel(self.model) if distributed.world_size() > 1 else self.model
+        self._last_saved = time.monotonic()
 
     def _read_data(self, with_evaluation: bool) -> None:
         cfg, place = self.cfg, (distributed.world_size(), distributed.rank())
-        self.batch_size = cfg["TrainReader"]["total_batch_size"]
         self.train_data = build_dataset(cfg, "TrainDataset")
         self.feed = BatchFeed(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
         self.eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
         self.eval_loader = EvalLoader(cfg, self.eval_data, "EvalReader", *place) if with_evaluation else None
+        self.plan = Plan(cfg["epoch"], len(self.feed), cfg["TrainReader"]["total_batch_size"], place[0])
 
     def _build_model(self) -> None:
         cfg = self.cfg
         self.schedule = build_schedule(cfg, len(self.feed))
         self.precision = Precision(cfg, self.device)
-        _seed(cfg.get("seed") or 0)
+        self._seed()
         self.model = build_model(cfg)
         if has_synchronized_backbone(cfg) and distributed.world_size() > 1 and self.device != "cpu":
             distributed.synchronize_norms(self.model.backbone)
@@ -102,20 +133,65 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.schedule)
         self.average = build_average(cfg, self.model)
 
+    def _seed(self, *key: int) -> None:
+        """Weights and whatever a step draws depend on the seed and the key alone, however often a run was
+        resumed."""
+        number = seed_of(self.cfg.get("seed") or 0, *key)
+        random.seed(number)
+        np.random.seed(number)
+        paddle.seed(number)
+
     def _load_weights(self, resume: str | None) -> None:
+        run = distributed.from_main(datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"))
+        self.state = TrainingState(0, run=run, plan=self.plan, class_names=self.train_data.class_names)
+        self._not_evaluated: Path | None = None
         pretrained = self.cfg.get("pretrain_weights")
+        path = self._newest_checkpoint() if resume == AUTO else resume
         with distributed.together():
-            if resume:
-                self.state = checkpoint.resume(self.model, self.optimizer, resume, self.average)
-                self.best_ap = checkpoint.saved_ap(self.folder / BEST)
-                if self.state.epochs >= self.cfg["epoch"]:
-                    raise ConfigError(
-                        f"{resume} has finished all {self.state.epochs} epochs: train more of them with "
-                        f"-o epoch={self.state.epochs + 1}"
-                    )
-                logger.info("resumed from %s, after epoch %d", resume, self.state.epochs)
+            if path:
+                self._resume(path, may_be_finished=resume == AUTO)
             elif pretrained:
-                checkpoint.load_pretrained(self.model, pretrained)
+                load_pretrained(self.model, pretrained)
+
+    def _newest_checkpoint(self) -> Path | None:
+        path = distributed.from_main(newest_whole(self.folder) if distributed.is_main() else None)
+        if path is None:
+            logger.info("%s holds no checkpoint to go on from: starting anew", self.folder)
+        return path
+
+    def _resume(self, path: Path | str, may_be_finished: bool) -> None:
+        saved = checkpoint.resume(self.model, self.optimizer, path, self.average, self.precision)
+        if saved.class_names not in (None, self.train_data.class_names):
+            raise WeightsError(
+                f"{path} was trained on the classes {', '.join(saved.class_names)}, and "
+                f"{self.train_data.source} has {', '.join(self.train_data.class_names)}: resume on the same "
+                "classes, or start anew with -o pretrain_weights="
+            )
+        epochs, step = position_in_plan(saved, self.plan)
+        if epochs >= self.cfg["epoch"] and not may_be_finished:
+            raise ConfigError(
+                f"{path} has finished all {epochs} epochs: train more of them with -o epoch={epochs + 1}"
+            )
+        self.state = self.state._replace(epochs=epochs, step=step, run=saved.run or self.state.run)
+        if saved.run and not saved.step and saved.ap is None:
+            self._not_evaluated = Path(path)
+        best = checkpoint.saved_state(self.folder / BEST)
+        if best is not None and best.run == saved.run:
+            self.best_ap = best.ap
+        logger.info("resumed from %s, after epoch %d%s", path, epochs, f" and {step} steps" if step else "")
+        self._go_on_with_schedule(epochs * len(self.feed) + step)
+
+    def _go_on_with_schedule(self, finished_steps: int) -> None:
+        """The configuration's schedule, not the checkpoint's, so that a changed one takes effect."""
+        rate_there = self.optimizer.get_lr()
+        self.schedule = build_schedule(self.cfg, len(self.feed), finished_steps)
+        self.optimizer.set_lr_scheduler(self.schedule)
+        if rate_there != self.schedule.get_lr():
+            logger.warning(
+                "the learning rate was %.6g in the checkpoint and goes on, as it is configured now, at %.6g",
+                rate_there,
+                self.schedule.get_lr(),
+            )
 
     def train(self) -> CocoFigures | None:
         """Train to the last epoch.
@@ -125,13 +201,20 @@ class Trainer:
 
         Raises:
             PPFCOSError: the training cannot go on; all processes raise the same.
+            Stopped: a signal came. If it came during a step, that was finished and a checkpoint written.
         """
         self.before_train()
         try:
+            if self._not_evaluated is not None:
+                self.evaluate_and_keep_best(self._not_evaluated)
             for epoch in range(self.state.epochs, self.cfg["epoch"]):
-                self.train_in_epoch(epoch)
-                self.after_epoch(epoch)
+                with self.stop.deferred():
+                    self.train_in_epoch(epoch)
+                    path = self.after_epoch()
+                if path is not None:
+                    self.evaluate_and_keep_best(path)
         finally:
+            self.feed.close()
             if self.curves is not None:
                 self.curves.close()
         self.after_train()
@@ -147,113 +230,211 @@ class Trainer:
             self.state.epochs + 1,
             self.cfg["epoch"],
             len(self.feed),
-            self.batch_size,
+            self.plan.total_batch_size,
             distributed.world_size(),
             "" if distributed.world_size() == 1 else "es",
             self.device.split(":")[0],
             self.folder,
         )
+        factor = batch_factor(self.cfg)
+        if factor != 1:
+            logger.info(
+                "the learning rate is LearningRate.base_lr times %.4g, since a step takes %d images, not "
+                "lr_batch_size, which is %d (-o lr_batch_size=null leaves the rate alone)",
+                factor,
+                self.plan.total_batch_size,
+                self.cfg["lr_batch_size"],
+            )
 
     def train_in_epoch(self, epoch: int) -> None:
-        """All steps of an epoch.
+        """The steps of an epoch that are not done yet.
 
         Args:
             epoch: from 0.
         """
         self.model.train()
         self.progress.start_epoch()
-        self.feed.start_epoch(epoch)
-        for step in range(1, len(self.feed) + 1):
-            learning_rate = self.optimizer.get_lr()
-            losses = self.train_one_step(f"epoch {epoch + 1}, step {step}")
-            self.after_step(epoch, step, losses, learning_rate)
+        self.feed.start_epoch(epoch, self.state.step)
+        for step in range(self.state.step + 1, len(self.feed) + 1):
+            self._seed(epoch, step, distributed.rank())
+            result = self.train_one_step(f"epoch {epoch + 1}, step {step}")
+            self.after_step(epoch, step, result)
 
-    def train_one_step(self, name: str) -> dict[str, float]:
-        """Forward, backward, update.
+    def train_one_step(self, name: str) -> StepResult:
+        """Forward and backward for each part of the batch, then one update.
 
         Args:
             name: of the step, for an error.
 
         Returns:
-            The losses, means over all processes.
+            What came out.
         """
-        batch = self.feed.current
-        with self.precision.autocast():
-            losses = self.parallel_model({key: batch[key] for key in batch if key != "bad_images"})
-        self.precision.backward(losses["loss"])
-        values = paddle.stack([value.astype("float32") for value in losses.values()])
-        means = dict(zip(losses, self.feed.advance(values)))
-        if not np.isfinite(list(means.values())).all():
-            self.stop_not_finite(losses, batch, name)
-        self.precision.update(self.optimizer)
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update(self.model)
-        return means
+        batches = self.feed.current
+        learning_rate = self.optimizer.get_lr()
+        totals = self.accumulate_gradients(batches)
+        names = list(totals)
+        norm = self.precision.gradient_norm(self.model.parameters())
+        own = paddle.stack([value.astype("float32") for value in (*totals.values(), norm)])
+        flags = paddle.to_tensor([self.stop.signal, self._checkpoint_is_due()], "float32")
+        rows = self.feed.advance(paddle.concat([own, flags]))
+        losses = dict(zip(names, rows[:, : len(names)].mean(axis=0)))
+        result = StepResult(
+            losses, float(rows[0, -3]), learning_rate, int(rows[:, -2].max()), bool(rows[0, -1])
+        )
+        self._update(name, result, dict(zip(names, own.tolist())), batches)
+        return result
 
-    def after_step(self, epoch: int, step: int, losses: dict[str, float], learning_rate: float) -> None:
-        """Note the losses, and report every few steps.
+    def accumulate_gradients(self, batches: list[dict]) -> dict[str, Tensor]:
+        """Forward and backward.
+
+        Args:
+            batches: this process's parts of the global batch.
+
+        Returns:
+            The losses, summed over the parts. Their mean over the processes is the global batch's.
+        """
+        targets = [self.model.assign(batch) for batch in batches]
+        normalizers = global_normalizers(targets)
+        totals: dict[str, Tensor] = {}
+        for number, (batch, own_targets) in enumerate(zip(batches, targets), start=1):
+            inputs = {key: batch[key] for key in batch if key != "bad_images"}
+            inputs.update(targets=own_targets, normalizers=normalizers)
+            with self._gradients_stay_here() if number < len(batches) else contextlib.nullcontext():
+                with self.precision.autocast():
+                    losses = self.parallel_model(inputs)
+                self.precision.backward(losses["loss"])
+            for key, value in losses.items():
+                totals[key] = totals[key] + value.detach() if key in totals else value.detach()
+        return totals
+
+    def _gradients_stay_here(self) -> contextlib.AbstractContextManager:
+        """Within it, the backward pass does not send gradients to other processes: the last part's does."""
+        return (
+            contextlib.nullcontext() if self.parallel_model is self.model else self.parallel_model.no_sync()
+        )
+
+    def _update(self, name: str, result: StepResult, own: dict[str, float], batches: list[dict]) -> None:
+        """Move the weights, unless the loss is not finite."""
+        finite = np.isfinite(list(result.losses.values())).all()
+        if finite and (np.isfinite(result.gradient_norm) or self.precision.handles_overflow):
+            self.nonfinite.remember()
+            self.precision.update(self.optimizer)
+            if self.average is not None:
+                self.average.update(self.model)
+        else:
+            facts = {"learning rate": result.learning_rate, "gradient norm": result.gradient_norm}
+            self.nonfinite.add(name, own, batches, facts)
+            self.optimizer.clear_grad(set_to_zero=False)
+        self.schedule.step()
+
+    def _checkpoint_is_due(self) -> bool:
+        minutes = self.cfg["snapshot_minutes"]
+        return minutes is not None and time.monotonic() - self._last_saved >= 60 * minutes
+
+    def after_step(self, epoch: int, step: int, result: StepResult) -> None:
+        """Note the losses, report every few steps, and write a checkpoint if one is due.
 
         Args:
             epoch: from 0.
             step: from 1.
-            losses: of the step.
-            learning_rate: of the step.
+            result: of the step.
+
+        Raises:
+            Stopped: a process was told to stop.
         """
-        self.progress.add(losses, self.feed.take_seconds_waited())
+        self.state = self.state._replace(epochs=epoch, step=step)
+        self.progress.add(result.losses, self.feed.take_seconds_waited())
         if self.progress.is_due(step):
-            report = self.progress.report(epoch, step, learning_rate)
+            report = self.progress.report(epoch, step, result.learning_rate, result.gradient_norm)
             logger.info("%s", report.line())
             if self.curves is not None:
                 self.curves.add_step(report)
+        if step == len(self.feed):
+            return  # after_epoch sees to the rest
+        every = self.cfg["snapshot_steps"]
+        is_due = every is not None and (epoch * len(self.feed) + step) % every == 0
+        if is_due or result.checkpoint_is_due or result.stop_signal:
+            path = self.save()
+        if result.stop_signal:
+            self._stopped(result.stop_signal, path)
 
-    def after_epoch(self, epoch: int) -> None:
-        """Write a checkpoint and evaluate it, if it is time to.
+    def after_epoch(self) -> Path | None:
+        """Write a checkpoint if it is time to.
 
-        Args:
-            epoch: from 0.
+        Returns:
+            Path of the checkpoint, to be evaluated; None if none was written.
+
+        Raises:
+            Stopped: a process was told to stop.
         """
-        self.state = TrainingState(epochs=epoch + 1)
+        self.state = self.state._replace(epochs=self.state.epochs + 1, step=0)
+        stop_signal = max(distributed.gather(self.stop.signal))
         is_last = self.state.epochs == self.cfg["epoch"]
-        if self.state.epochs % self.cfg["snapshot_epoch"] and not is_last:
-            return
-        distributed.share_statistics(self.model)
-        with averaged_weights(self.model, self.average) as own:
-            self.save(FINAL if is_last else str(epoch), own)
-            if self.eval_loader is not None:
-                self.evaluate_and_keep_best(own)
+        if self.state.epochs % self.cfg["snapshot_epoch"] and not is_last and not stop_signal:
+            return None
+        path = self.save()
+        if stop_signal:
+            self._stopped(stop_signal, path)
+        return path
 
-    def evaluate_and_keep_best(self, own: dict[str, Tensor] | None) -> None:
-        """Evaluate the weights that the model has now.
+    def _stopped(self, number: int, path: Path) -> None:
+        raise Stopped(
+            number,
+            f"stopped by {signal.Signals(number).name} after epoch {self.state.epochs} and {self.state.step} "
+            f"steps; checkpoint: {path}; go on with -r auto",
+        )
+
+    def evaluate_and_keep_best(self, path: Path) -> None:
+        """Evaluate, if the run is to do that, the checkpoint that was just written or resumed from.
 
         Args:
-            own: the model's own weights, while it has the averaged ones.
+            path: of the checkpoint.
         """
-        self.figures = evaluate(
-            self.model, self.eval_loader, self.eval_data, self.precision, self.cfg["coco_eval"]
-        )
+        if self.eval_loader is None:
+            return
+        with averaged_weights(self.model, self.average):
+            self.figures = evaluate(
+                self.model, self.eval_loader, self.eval_data, self.precision, self.cfg["coco_eval"]
+            )
         logger.info("after epoch %d:\n%s", self.state.epochs, self.figures.table())
         if self.curves is not None:
             self.curves.add_figures(self.figures, self.state.epochs)
-        if self.best_ap is None or self.figures.ap > self.best_ap:
-            self.best_ap = self.figures.ap
-            self.state = self.state._replace(ap=self.best_ap)
-            self.save(BEST, own)
-
-    def save(self, name: str, own: dict[str, Tensor] | None) -> None:
-        """Write a checkpoint of the weights that the model has now.
-
-        Args:
-            name: of the checkpoint.
-            own: the model's own weights, while it has the averaged ones.
-        """
-        weights = self.model.state_dict()
+        is_best = self.best_ap is None or self.figures.ap > self.best_ap
         with distributed.together():
             if distributed.is_main():
+                checkpoint.note_ap(path, self.figures.ap)
+                if is_best:
+                    logger.info("best so far: %s", checkpoint.copy_checkpoint(path, BEST))
+        if is_best:
+            self.best_ap = self.figures.ap
+
+    def save(self) -> Path:
+        """Write a checkpoint, and remove those that it makes superfluous.
+
+        Returns:
+            Path of its weights.
+
+        Raises:
+            OutputError: it cannot be written; the older ones are untouched.
+        """
+        distributed.share_statistics(self.model)
+        name = checkpoint_name(self.state, self.cfg["epoch"])
+        with averaged_weights(self.model, self.average) as own, distributed.together():
+            if distributed.is_main():
                 path = checkpoint.save_checkpoint(
-                    self.folder, name, weights, self.optimizer, self.state, own, self.average
+                    self.folder,
+                    name,
+                    self.model.state_dict(),
+                    self.optimizer,
+                    self.state,
+                    own,
+                    self.average,
+                    self.precision.state_dict(),
                 )
+                remove_old(self.folder, self.state.run, self.cfg["keep_checkpoints"])
                 logger.info("checkpoint: %s", path)
+        self._last_saved = time.monotonic()
+        return self.folder / f"{name}.pdparams"
 
     def after_train(self) -> None:
         """Say what came out."""
@@ -262,37 +443,3 @@ class Trainer:
         if self.best_ap is not None:
             logger.info("best checkpoint: %s, box AP %.3f", self.folder / f"{BEST}.pdparams", self.best_ap)
         logger.info("training is done; last checkpoint: %s", self.folder / f"{FINAL}.pdparams")
-
-    def stop_not_finite(self, losses: dict[str, Tensor], batch: dict, name: str) -> None:
-        """Stop before a loss that is not finite spoils the weights.
-
-        Args:
-            losses: of this process.
-            batch: of this process.
-            name: of the step.
-
-        Raises:
-            TrainingError: always, the same in all processes.
-        """
-        files = {int(record["im_id"][0]): record["im_file"] for record in self.train_data.records}
-        values = {key: float(value) for key, value in losses.items()}
-        images = [files[int(number)] for number in batch["im_id"].numpy().reshape(-1)]
-        everywhere = distributed.gather((values, images))
-        broken = [part for part in everywhere if not np.isfinite(list(part[0].values())).all()]
-        shown = " and ".join(
-            ", ".join(f"{key} {value:.4g}" for key, value in part[0].items()) for part in broken
-        )
-        culprits = [image for part in broken for image in part[1]]
-        more = f" and {len(culprits) - NAMED_IMAGES} more" if len(culprits) > NAMED_IMAGES else ""
-        raise TrainingError(
-            f"the loss is not finite at {name} ({shown}), learning rate {self.optimizer.get_lr():.6g}, "
-            f"images {', '.join(culprits[:NAMED_IMAGES])}{more}: lower LearningRate.base_lr, "
-            "or look at their annotations"
-        )
-
-
-def _seed(seed: int) -> None:
-    """Random weights are the same in every run and process."""
-    random.seed(seed)
-    np.random.seed(seed)
-    paddle.seed(seed)

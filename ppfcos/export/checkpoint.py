@@ -14,8 +14,8 @@ from ppdet.data.source.category import get_categories
 from ppfcos.data.datasets import dataset_of_images
 from ppfcos.deploy import Detector
 from ppfcos.deploy.preprocess import Preprocess
-from ppfcos.engine.checkpoint import load_weights
 from ppfcos.engine.model import build_model
+from ppfcos.engine.weights import load_weights
 from ppfcos.errors import ConfigError
 from ppfcos.export.infer_config import preprocess_steps
 

@@ -11,6 +11,7 @@ from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.locations import level_locations
 from ppfcos.modeling.losses import global_normalizers
+from ppfcos.modeling.targets import Targets
 
 STRIDE = 32  # of the backbone's coarsest level: the neck doubles it level by level
 
@@ -76,6 +77,8 @@ class PPFCOS(BaseArch):
                 `im_shape` [B, 2] height and width of each image without its padding; `scale_factor` [B, 2]
                 vertical and horizontal factor by which it was resized; in training `gt_bbox` [B, M, 4] x0,
                 y0, x1, y1 in pixels of `image`, padded with zeros, and `gt_class` [B, M] or [B, M, 1].
+                Where the images are a part of a larger batch, also `targets`, as `assign` gives them, and
+                `normalizers`, those of the whole batch.
 
         Returns:
             In training the scalars `loss_cls`, `loss_box`, `loss_quality` and `loss`; otherwise `bbox` [N, 6]
@@ -87,15 +90,30 @@ class PPFCOS(BaseArch):
         if paddle.in_dynamic_mode():  # an exported program does not know its sizes
             _check_size(batch["image"].shape)
         outputs = HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
-        locations = self._locations(outputs)
         if self.training:
-            labels = batch["gt_class"].reshape(batch["gt_bbox"].shape[:2])
-            targets = self.targets(
-                locations, self.head.strides, batch["gt_bbox"], labels, self.head.num_classes
-            )
-            return self.loss(outputs, targets, global_normalizers(targets))
-        boxes, counts = self.decode(outputs, locations, batch["im_shape"], batch["scale_factor"])
+            targets = batch["targets"] if "targets" in batch else self.assign(batch)
+            normalizers = batch["normalizers"] if "normalizers" in batch else global_normalizers([targets])
+            return self.loss(outputs, targets, normalizers)
+        boxes, counts = self.decode(
+            outputs, self._locations(outputs), batch["im_shape"], batch["scale_factor"]
+        )
         return {"bbox": boxes, "bbox_num": counts}
+
+    def assign(self, batch: dict) -> Targets:
+        """What the head should say, which depends on the boxes and the size of the images alone.
+
+        Args:
+            batch: `image`, `gt_bbox` and `gt_class` as in `forward`.
+
+        Returns:
+            Targets of all locations.
+        """
+        strides = self.head.strides
+        height, width = batch["image"].shape[2:]
+        # Every stride-2 step of backbone and neck rounds up.
+        locations = [level_locations(-(-height // s), -(-width // s), s) for s in strides]
+        labels = batch["gt_class"].reshape(batch["gt_bbox"].shape[:2])
+        return self.targets(locations, strides, batch["gt_bbox"], labels, self.head.num_classes)
 
     def network(self, image: Tensor, im_shape: Tensor) -> HeadOutputs:
         """Everything that has weights: pixels to the head's answers.

@@ -10,6 +10,7 @@ the whole global batch, however many devices share it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import paddle
@@ -37,18 +38,22 @@ class Normalizers(NamedTuple):
     centerness: Tensor
 
 
-def global_normalizers(targets: Targets) -> Normalizers:
-    """Sum N⁺ and Σ centerness over all processes, in one message.
+def global_normalizers(parts: Sequence[Targets]) -> Normalizers:
+    """Sum N⁺ and Σ centerness over the whole global batch, in one message between the processes.
 
     Args:
-        targets: of this process's images.
+        parts: targets of all of this process's images, however many forward passes they take.
 
     Returns:
-        The sums, never below 1 and ε, divided by the number of processes: the mean of the processes' losses
-        is then the loss of the joined batch to the last digit, also where hardly any process has a positive.
+        The sums over the parts of all processes, never below 1 and ε, divided by the number of processes. So
+        the mean over the processes of the sums of their parts' losses is the loss of the joined batch to the
+        last digit, also where hardly any process has a positive.
     """
     sums = paddle.stack(
-        [paddle.full([], float(targets.positives.shape[0])), targets.centerness.sum().astype("float32")]
+        [
+            paddle.full([], float(sum(targets.positives.shape[0] for targets in parts))),
+            paddle.add_n([targets.centerness.sum().astype("float32") for targets in parts]),
+        ]
     )
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if processes > 1:
@@ -153,8 +158,15 @@ class PPFCOSLoss(nn.Layer):
 
         Returns:
             Scalars `loss_cls`, `loss_box`, `loss_quality` and their sum `loss`.
+
+        Raises:
+            ValueError: the targets are of other locations than the outputs.
         """
         class_logits = _flatten_levels(outputs.class_logits)
+        if class_logits.shape[0] != targets.labels.shape[0]:
+            raise ValueError(
+                f"targets of {targets.labels.shape[0]} locations for outputs at {class_logits.shape[0]}"
+            )
         class_sum = focal_loss_sum(
             class_logits, targets.labels, targets.positives, self.focal_alpha, self.focal_gamma
         )

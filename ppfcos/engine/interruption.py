@@ -1,0 +1,61 @@
+"""SIGTERM and SIGINT: how a run that is told to stop gets to the end of its step."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from ppfcos.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether this process was told to stop. Until `listening` is entered nobody can tell it.
+
+    Attributes:
+        signal: number of the signal that came while it was deferred; 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._is_deferred = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Within it, a signal raises Stopped, or is noted where that is wanted.
+
+        Paddle's own handler prints a trace of its C++ frames and dies. This one takes its place, so Paddle
+        must have been imported before.
+
+        Yields:
+            Itself.
+        """
+        if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+            yield self
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it, a signal is only noted; whoever entered it looks at `signal` when it suits."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._is_deferred and not (number == signal.SIGINT and self.signal == signal.SIGINT):
+            # paddle.distributed.launch sends SIGTERM up to three times; only a second Ctrl-C is impatience.
+            self.signal = number
+            return
+        raise Stopped(number, f"stopped by {signal.Signals(number).name}")

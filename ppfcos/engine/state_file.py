@@ -1,0 +1,93 @@
+"""State files of Paddle, read without the power to run code.
+
+They are pickles, and a pickle can run any code. Ours is read by an unpickler that knows NumPy's arrays and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppfcos.errors import WeightsError, one_line
+
+
+def _array_bytes(text: str, encoding: str) -> bytes:
+    """Old pickles hold bytes as text. The real `_codecs.encode` would take any codec there is."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_SAFE = {
+    "tuple": tuple,
+    "dtype": np.dtype,
+    "ndarray": np.ndarray,
+    "_reconstruct": np.zeros(0).__reduce__()[0],  # wherever this version of NumPy keeps it
+    "scalar": np.float64(0).__reduce__()[0],
+    "OrderedDict": dict,
+    "encode": _array_bytes,
+}
+_SAFE_MODULES = {
+    "builtins": {"tuple"},
+    "__builtin__": {"tuple"},
+    "collections": {"OrderedDict"},
+    "_codecs": {"encode"},
+    "numpy": {"dtype", "ndarray"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _SAFE_MODULES.get(module, ()):
+            raise _UnsafeError(f"{module}.{name}")
+        return _SAFE[name]
+
+
+class _UnsafeError(Exception):
+    """A pickle asks for something that is no array."""
+
+
+def read_state(path: Path | str) -> dict[str, Any]:
+    """Read what `paddle.save` wrote, without the power to run code.
+
+    Args:
+        path: a .pdparams, .pdopt or .pdema file, of Paddle 2 or 3, or of PaddleDetection.
+
+    Returns:
+        Arrays, numbers and dicts of these, by name.
+
+    Raises:
+        WeightsError: the file is missing, corrupt, no pickle of a dict, or asks for more than arrays.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            state = _ArrayUnpickler(file, encoding="latin1").load()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except _UnsafeError as error:
+        raise WeightsError(
+            f"{path} is refused: its pickle asks for {error}, and weights need nothing but NumPy arrays"
+        ) from None
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        raise WeightsError(
+            f"{path} is damaged or no weights file ({one_line(error)}): download or write it again"
+        ) from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} holds a {type(state).__name__}, not weights by their names")
+    return {name: _without_tensor_names(value) for name, value in state.items()}
+
+
+def _without_tensor_names(value: Any) -> Any:
+    """Tensors of a nested state are saved as pairs of a name and an array."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
+        return value[1]
+    if isinstance(value, dict):
+        return {name: _without_tensor_names(inner) for name, inner in value.items()}
+    return value
