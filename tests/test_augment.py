@@ -329,8 +329,8 @@ def batches_of(folder: Path, workers: int = 0, world_size: int = 1, epoch: int =
     data, parts = build_dataset(cfg, "TrainDataset"), []
     for rank in range(world_size):
         loader = TrainLoader(cfg, data, world_size, rank)
-        loader.set_epoch(epoch)
-        parts.append(list(loader))
+        loader.set_position(epoch)
+        parts.append([part for step in loader for part in step])
     return [batch for together in zip(*parts) for batch in together]
 
 
@@ -511,8 +511,8 @@ def test_the_readers_of_the_repository(root, tmp_path, tinycoco, name):
         "TrainReader: {total_batch_size: 2}\n"
     )
     cfg = load_config(path)
-    batches = iter(TrainLoader(cfg, build_dataset(cfg, "TrainDataset")))
-    for batch in (next(batches) for _ in range(3)):
+    steps = iter(TrainLoader(cfg, build_dataset(cfg, "TrainDataset")))
+    for [batch] in (next(steps) for _ in range(3)):
         sizes = batch["im_shape"].numpy()
         assert sizes.min(axis=1).max() <= 800.5 and sizes.max() <= 1333.5
         boxes = batch["gt_bbox"].numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,8 +61,9 @@ def show(options: argparse.Namespace) -> None:
         from ppfcos.config import load_config
         from ppfcos.data.datasets import build_dataset
         from ppfcos.data.loader import TrainLoader
+        from ppfcos.engine.feed import BatchFeed
         from ppfcos.engine.model import build_model
-        from ppfcos.engine.trainer import run_folder
+        from ppfcos.engine.run_folder import run_folder
         from ppfcos.report.batch_picture import draw_batch
         from ppfcos.report.pictures import save_picture
 
@@ -72,14 +72,15 @@ def show(options: argparse.Namespace) -> None:
     data = build_dataset(cfg, "TrainDataset")
     model = build_model(cfg)
     loader = TrainLoader({**cfg, "worker_num": 0}, data)  # the batches are the same, and start sooner
-    loader.set_epoch(options.epoch - 1)
+    feed = BatchFeed(loader, cfg["max_bad_images"])
+    feed.start_epoch(options.epoch - 1)
     output = Path(options.output or run_folder(cfg) / "batch.png")
-    for number, batch in enumerate(itertools.islice(loader, options.batches), start=1):
-        images = fed_images(model, batch, data)
+    for number in range(1, min(options.batches, len(feed)) + 1):
+        if number > 1:
+            feed.advance(paddle.zeros([1]))
+        images = [image for part in feed.current for image in fed_images(model, part, data)]
         path = output.with_name(f"{output.stem}_{number}{output.suffix}") if options.batches > 1 else output
         save_picture(path, draw_batch(images, pyramid_levels(model)))
-        for line in batch["bad_images"]:
-            logger.warning("unreadable image, replaced by another: %s", line)
         _log_counts(path, images)
 
 
@@ -103,7 +104,7 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
 
     Args:
         model: a PPFCOS; only its strides and its targets are used.
-        batch: from TrainLoader.
+        batch: from BatchFeed; a part of it where `accumulate_steps` divides it.
         data: where it came from.
 
     Returns:
@@ -145,11 +146,8 @@ def _assigned(model: Any, batch: Mapping[str, Any]) -> list:
 
     from ppfcos.modeling.locations import level_locations
 
-    strides, (height, width) = model.head.strides, batch["image"].shape[2:]
-    grids = [level_locations(-(-height // stride), -(-width // stride), stride) for stride in strides]
-    boxes = batch["gt_bbox"]
-    labels = batch["gt_class"].reshape(boxes.shape[:2])
-    targets = model.targets(grids, strides, boxes, labels, model.head.num_classes)
+    targets, (height, width) = model.assign(batch), batch["image"].shape[2:]
+    grids = [level_locations(-(-height // s), -(-width // s), s) for s in model.head.strides]
     all_points = paddle.concat(grids).numpy()
     all_levels = np.repeat(np.arange(len(grids)), [len(grid) for grid in grids])
     image, location = np.divmod(targets.positives.numpy(), len(all_points))
@@ -157,7 +155,7 @@ def _assigned(model: Any, batch: Mapping[str, Any]) -> list:
     reached = np.concatenate([points - distances[:, :2], points + distances[:, 2:]], axis=1)
     return [
         {"points": points[mine], "levels": all_levels[location[mine]], "boxes": reached[mine]}
-        for mine in (image == i for i in range(len(boxes)))
+        for mine in (image == i for i in range(len(batch["image"])))
     ]
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ppfcos.boxes import box_areas
 from ppfcos.report.pictures import FONT, class_colour, draw_box, draw_label, style_for
 
 NO_LEVEL = -1
@@ -18,7 +19,7 @@ LARGEST_CELL = 900
 GAP = 12
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-HATCH = (70, 105)  # two greys
+HATCH = ((88, 66, 54), (140, 112, 96))  # two shades of slate, to be told from the grey of augmentation
 HATCH_WIDTH = 8
 TEXT_SCALE, LINE_HEIGHT = 0.55, 26
 
@@ -59,6 +60,12 @@ class Level(NamedTuple):
         """P3 for stride 8, as everyone calls it."""
         return f"P{round(math.log2(self.stride))}"
 
+    @property
+    def reach(self) -> str:
+        """The size range in words."""
+        last = math.isinf(self.upper)
+        return f"over {self.lower:g} px" if last else f"{self.lower:g} to {self.upper:g} px"
+
 
 def draw_batch(images: Sequence[FedImage], levels: Sequence[Level]) -> np.ndarray:
     """Draw a batch on one sheet, with a legend.
@@ -85,26 +92,37 @@ def draw_batch(images: Sequence[FedImage], levels: Sequence[Level]) -> np.ndarra
 
 def _draw_image(image: FedImage, levels: Sequence[Level], scale: float) -> np.ndarray:
     """One image with what belongs to it, its title above, and a gap at the right and below."""
-    height, width = image.pixels.shape[:2]
-    pixels = np.array(image.pixels)
-    hatch = _hatch(height, width)
-    pixels[image.size[0] :] = hatch[image.size[0] :]
-    pixels[:, image.size[1] :] = hatch[:, image.size[1] :]
+    height, width = (round(side * scale) for side in image.pixels.shape[:2])
     # shrunk without moiré, or enlarged so that the pixels that the network sees can be told apart
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    canvas = cv2.resize(pixels, (round(width * scale), round(height * scale)), interpolation=kind)
-    style = style_for(*canvas.shape[:2])
+    canvas, hatch = cv2.resize(image.pixels, (width, height), interpolation=kind), _hatch(height, width)
+    bottom, right = (round(side * scale) for side in image.size)
+    canvas[bottom:], canvas[:, right:] = hatch[bottom:], hatch[:, right:]
+    style = style_for(height, width)
     for box, level in zip(image.boxes * scale, image.box_levels):
         draw_box(canvas, box, BLACK, style._replace(line=style.line + 2))
         draw_box(canvas, box, _level_colour(level), style)
-    for box, level, name in zip(image.boxes * scale, image.box_levels, image.names):
-        text = name if level != NO_LEVEL else f"{name}: no location"
-        draw_label(canvas, box, text, _level_colour(level), style)
+    _draw_names(canvas, image, scale)
     for point, level in zip(image.locations * scale, image.location_levels):
         _draw_dot(canvas, point, _level_colour(level), levels[level].stride * scale)
     canvas = cv2.copyMakeBorder(canvas, LINE_HEIGHT, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=PAPER)
     _write(canvas, image.title, 0, canvas.shape[1] - GAP)
     return canvas
+
+
+def _draw_names(canvas: np.ndarray, image: FedImage, scale: float) -> None:
+    """The class of each box, unless its plate would cover a larger box's; those without a location always."""
+    style = style_for(*canvas.shape[:2])
+    style = style._replace(font_scale=max(0.35, 0.8 * style.font_scale))
+    lost = image.box_levels == NO_LEVEL
+    taken = np.zeros(canvas.shape[:2], dtype=bool)
+    for i in np.lexsort((-box_areas(image.boxes), ~lost)):
+        box, text = image.boxes[i] * scale, f"{image.names[i]}: no location" if lost[i] else image.names[i]
+        x, y = np.maximum(0, box[:2]).astype(int)
+        plate = np.s_[max(0, y - LINE_HEIGHT // 2) : y + 1, x : x + _text_width(text, style.font_scale)]
+        if lost[i] or not taken[plate].any():
+            taken[plate] = True
+            draw_label(canvas, box, text, _level_colour(image.box_levels[i]), style)
 
 
 def _draw_dot(canvas: np.ndarray, point: np.ndarray, colour: tuple, spacing: float) -> None:
@@ -122,10 +140,7 @@ def _draw_legend(images: Sequence[FedImage], levels: Sequence[Level], width: int
     entries = []
     for number, level in enumerate(levels):
         boxes, locations = (box_levels == number).sum(), (location_levels == number).sum()
-        reach = f"{level.lower:g} to {level.upper:g} px" if math.isfinite(level.upper) else (
-            f"over {level.lower:g} px"
-        )  # fmt: skip
-        text = f"{level.name}, stride {level.stride}, {reach}: {locations} locations, {boxes} boxes"
+        text = f"{level.name}, stride {level.stride}, {level.reach}: {locations} locations, {boxes} boxes"
         entries.append((_level_colour(number), text))
     entries.append((_level_colour(NO_LEVEL), f"no location: {(box_levels == NO_LEVEL).sum()} boxes"))
     entries.append((None, "padding"))
@@ -153,7 +168,7 @@ def _level_colour(level: int) -> tuple[int, int, int]:
 def _hatch(height: int, width: int) -> np.ndarray:
     """[height, width, 3] of slanting stripes, which no photograph has and no network gets."""
     stripes = (np.arange(height)[:, None] + np.arange(width)) // HATCH_WIDTH % 2
-    return np.repeat(np.array(HATCH, dtype=np.uint8)[stripes][..., None], 3, axis=2)
+    return np.array(HATCH, dtype=np.uint8)[stripes]
 
 
 def _write(canvas: np.ndarray, text: str, x: int, room: int) -> None:
