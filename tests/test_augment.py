@@ -108,7 +108,7 @@ GEOMETRIC = [
     {"RandomCrop": {"aspect_ratio": None, "thresholds": [0.3], "allow_no_crop": False}},
     {"RandomSizeCrop": {"min_size": 60, "max_size": 200}},
     {"RandomResizeCrop": {"resizes": [150, 200], "cropsizes": [[90, 140]], "prob": 1.0}},
-    {"RandomExpand": {"prob": 0.2}},
+    {"RandomExpand": {"prob": 0.2, "ratio": 1.5}},
     {"Pad": {"size": [280, 300], "pad_mode": 1}},
     {"PPFCOSScaleJitterCrop": {"size": [120, 150], "scale": [0.3, 2.0]}},
     {"PPFCOSScaleJitterCrop": {"size": 200, "scale": [1.0, 3.0], "min_visible": 0}},
@@ -173,7 +173,7 @@ def test_rotated_boxes_are_tight_around_their_corners(seed):
     with global_generators(seed):
         np.random.uniform()  # whether to move the picture at all
         matrix = augment.PPFCOSRandomAffine(**arguments).draw_matrix(height, width)
-    margin = 500
+    margin = 320  # pixels: nothing is moved farther beyond the picture
     y, x = np.mgrid[-margin : height + margin, -margin : width + margin] + 0.5
     points = np.stack([x, y]) - matrix[:, 2].reshape(2, 1, 1)
     old_x, old_y = np.einsum("ij,jhw->ihw", np.linalg.inv(matrix[:, :2]), points)
