@@ -178,14 +178,34 @@ def _check_reader(reader: str, section: Section) -> None:
             _check_transforms(origin, path, value, BATCH_TRANSFORMS)
         elif key == "sample_transforms":
             _check_transforms(origin, path, value, _sample_transforms())
+            if reader != "TrainReader":
+                _refuse_mixing(path, value)
 
 
 def _sample_transforms() -> list[str]:
+    """The operators for one image: PaddleDetection's, and ours among them."""
     from ppdet.data.transform.operators import registered_ops
+
+    import ppfcos.data.augment  # noqa: F401
 
     return [
         name for name in registered_ops if name not in REFUSED_TRANSFORMS and name not in BATCH_TRANSFORMS
     ]
+
+
+def _refuse_mixing(path: str, transforms: list) -> None:
+    """Further training samples are to be had in TrainReader.sample_transforms itself only."""
+    from ppdet.data import transform
+
+    from ppfcos.data.augment import MixingOperator
+
+    for index, element in enumerate(transforms):
+        [name] = element
+        if issubclass(getattr(transform, name), MixingOperator):
+            raise ConfigError(
+                f"{element.origins[name]}: {path}.{index}.{name} is refused: it mixes several training "
+                "samples, and its place is in TrainReader.sample_transforms itself"
+            )
 
 
 def _check_transforms(origin: str, path: str, transforms: list, valid: Sequence[str]) -> None:
@@ -211,6 +231,7 @@ def _check_transforms(origin: str, path: str, transforms: list, valid: Sequence[
             if key in arguments:
                 _check_kind(arguments.origins[key], f"{inner_path}.{key}", arguments[key], LIST)
                 _check_transforms(arguments.origins[key], f"{inner_path}.{key}", arguments[key], valid)
+                _refuse_mixing(f"{inner_path}.{key}", arguments[key])
 
 
 def _check_schedulers(origin: str, path: str, schedulers: Any) -> None:

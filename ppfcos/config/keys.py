@@ -157,11 +157,24 @@ MOVED_KEYS = {
     "EvalReader.total_batch_size": "the evaluation counts in each process: set EvalReader.batch_size",
     "TestReader.total_batch_size": "inference counts in each process: set TestReader.batch_size",
 }
-_WANTS_SEVERAL_IMAGES = "it mixes several images, and PPFCOS's loader reads one at a time"
+# What PaddleDetection 2.6.0's operators were seen to do to drawn boxes: tests/test_augment.py repeats it.
+_BOXES_FROM_0_TO_1 = "boxes stay x0, y0, x1, y1 in pixels here: remove it"
 REFUSED_TRANSFORMS = {
     "NormalizeImage": "PPFCOS normalises on the device, by PPFCOS.image_mean and PPFCOS.image_std: remove it",
     "Gt2FCOSTarget": "PPFCOS makes its targets on the device, by PPFCOSTargets: remove it",
-    "Mixup": _WANTS_SEVERAL_IMAGES,
-    "Cutmix": _WANTS_SEVERAL_IMAGES,
-    "Mosaic": _WANTS_SEVERAL_IMAGES,
+    "Mosaic": "its boxes lie up to 2 pixels beside the objects: use PPFCOSMosaic",
+    "Mixup": "it leaves each box's weight to a gt_score that FCOS does not know: use PPFCOSMixup, made of it",
+    "Cutmix": "it keeps the boxes of what it has cut away: use PPFCOSMosaic",
+    "RandomScaledCrop": "it fails on every image: use PPFCOSScaleJitterCrop",
+    "RandomShift": "it may move the boxes and not the picture: use PPFCOSRandomAffine",
+    "AutoAugment": "its boxes do not follow the picture: use PPFCOSRandomAffine and RandomColorJitter",
+    "PadResize": "its boxes lie more than a pixel beside the objects: use Resize; the batch pads",
+    "GridMask": "it wants the number of the step, which no reader knows: use PPFCOSCutOut",
+    "Lighting": "it is for normalised pixels, and PPFCOS normalises on the device: use RandomColorJitter",
+    "CropWithSampling": _BOXES_FROM_0_TO_1,
+    "CropWithDataAchorSampling": _BOXES_FROM_0_TO_1,
+    "NormalizeBox": _BOXES_FROM_0_TO_1,
+    "Norm2PixelBbox": _BOXES_FROM_0_TO_1,
+    "BboxXYXY2XYWH": _BOXES_FROM_0_TO_1,
+    "BboxCXCYWH2XYXY": _BOXES_FROM_0_TO_1,
 }

@@ -18,7 +18,8 @@ Record = dict[str, Any]
 
 # A side this short (pixels) is no side: PaddleDetection's limit for COCO.
 SHORTEST_SIDE = 1e-5
-_PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
+# What a record and a sample say of each box, row by row.
+PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
 
 
 @dataclass
@@ -99,7 +100,7 @@ def drop_boxes_without_area(records: list[Record], keep_empty: bool) -> tuple[li
         lost = len(kept) - int(kept.sum())
         if lost:
             dropped, first = dropped + lost, first or record["im_file"]
-            for key in _PER_BOX:
+            for key in PER_BOX:
                 if key in record:
                     record[key] = record[key][kept]
         if keep_empty or not lost or kept.any():

@@ -1,4 +1,4 @@
-"""One record at a time: read the picture, transform it and its boxes."""
+"""Records into samples: read the picture, transform it and its boxes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 # So many pictures one after the other that cannot be read are no accident.
 _MOST_IN_A_ROW = 100
+
+
+class _NoneReadable(Exception):
+    """Too many pictures in a row cannot be read."""
 
 
 class TrainingSamples(Dataset):
@@ -47,17 +51,28 @@ class TrainingSamples(Dataset):
             [M, 1] int32, and bad_images, a list of 'path: reason'; or only `failure`, one line, since an
             exception would not leave a reading process in one piece.
         """
+        bad_images: list[str] = []
         with global_generators(self._seed, self.epoch, index):
-            bad_images: list[str] = []
-            for step in range(min(len(self), _MOST_IN_A_ROW)):
-                record = self._data.records[(index + step) % len(self)]
-                try:
-                    return {**_with_boxes(record, self._transforms), "bad_images": bad_images}
-                except ImageUnreadable as error:
-                    bad_images.append(str(error))
-                except Exception as error:  # reported in the training process
-                    return _failure(record, error)
-        return {"failure": f"{len(bad_images)} images in a row cannot be read, the last is {bad_images[-1]}"}
+            try:
+                first = self._readable(index, bad_images)
+                sample = self._transforms(first, lambda: self._any_readable(bad_images))
+            except Exception as error:  # reported in the training process
+                return _failure(self._data.records[index], error)
+        return {**_training_sample(sample), "bad_images": list(dict.fromkeys(bad_images))}
+
+    def _any_readable(self, bad_images: list[str]) -> dict[str, Any]:
+        """A decoded sample for an operator that mixes several: from anywhere, whoever reads which part."""
+        return self._readable(np.random.randint(len(self)), bad_images)
+
+    def _readable(self, index: int, bad_images: list[str]) -> dict[str, Any]:
+        """The decoded sample at `index`, or the next one whose picture can be read."""
+        for step in range(min(len(self), _MOST_IN_A_ROW)):
+            record = self._data.records[(index + step) % len(self)]
+            try:
+                return _with_boxes(record)
+            except ImageUnreadable as error:
+                bad_images.append(str(error))
+        raise _NoneReadable(f"{step + 1} images in a row cannot be read, the last is {bad_images[-1]}")
 
 
 class EvaluationSamples(Dataset):
@@ -95,16 +110,20 @@ def _decoded(record: Record) -> dict[str, Any]:
         "im_shape": np.array([height, width], dtype=np.float32),
         "scale_factor": np.ones(2, dtype=np.float32),
         "im_id": record["im_id"],
+        "im_file": record["im_file"],
     }
 
 
-def _with_boxes(record: Record, transforms: SampleTransforms) -> dict[str, Any]:
+def _with_boxes(record: Record) -> dict[str, Any]:
     sample = _decoded(record)
     # copies: PaddleDetection's operators write into the arrays that they are given
     sample["gt_bbox"] = np.array(record.get("gt_bbox", ()), dtype=np.float32).reshape(-1, 4)
     sample["gt_class"] = np.array(record.get("gt_class", ()), dtype=np.int32).reshape(-1, 1)
     sample["is_crowd"] = np.array(record.get("is_crowd", np.zeros_like(sample["gt_class"])), dtype=np.int32)
-    sample = transforms(sample)
+    return sample
+
+
+def _training_sample(sample: dict[str, Any]) -> dict[str, Any]:
     boxes, labels = sample["gt_bbox"].reshape(-1, 4), sample["gt_class"].reshape(-1, 1)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a crop may have cut all of a box away
     return {**_what_every_batch_has(sample), "gt_bbox": boxes[kept], "gt_class": labels[kept]}
@@ -115,6 +134,9 @@ def _what_every_batch_has(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failure(record: Record, error: Exception) -> dict[str, Any]:
+    """One line, which names the image at fault where the error knows better than the record."""
     logger.debug("%s", traceback.format_exc())
-    reason = str(error) if isinstance(error, TransformError) else f"{type(error).__name__}: {error}"
-    return {"failure": f"{record['im_file']}: {' '.join(reason.split())}"}
+    reason = str(error)
+    if not isinstance(error, (TransformError, _NoneReadable)):
+        reason = f"{record['im_file']}: {type(error).__name__}: {error}"
+    return {"failure": " ".join(reason.split())}

@@ -1,30 +1,35 @@
-"""PaddleDetection's sample transforms, on 8-bit images, and what happens to a batch."""
+"""PaddleDetection's sample transforms and ours, on 8-bit images, and what happens to a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Callable
 
 import cv2
 import numpy as np
 from ppdet.data import transform as operators
 
+from ppfcos.data.augment import MixingOperator
+from ppfcos.data.records import clip_boxes
 from ppfcos.errors import ConfigError
+
+Sample = dict[str, Any]
 
 # The network adds levels to one another up to this stride: the sides of a batch must be multiples of it.
 COARSEST_ADDED_STRIDE = 32
 
 
 class TransformError(Exception):
-    """A transform failed on an image; the message names the transform."""
+    """A transform failed on an image; the message names both."""
 
 
 class SampleTransforms:
     """The operators of a reader's `sample_transforms` behind `Decode`, in their order.
 
     Decoding is ours (`ppfcos.data.images`): PaddleDetection's passes a picture that it cannot decode on as
-    bytes and takes no notice of a picture cut short or turned by EXIF. Every other operator is
-    PaddleDetection's own.
+    bytes and takes no notice of a picture cut short or turned by EXIF. The other operators are
+    PaddleDetection's own and those of `ppfcos.data.augment`. Each of them is given 8-bit pixels, whatever the
+    one before it left: several of PaddleDetection's leave floats, and several are right on 8 bits only.
 
     Args:
         reader: The configuration's section, such as that of TrainReader.
@@ -46,28 +51,46 @@ class SampleTransforms:
             )
         self._operators = [(name, _build(name, arguments, section)) for name, arguments in named[1:]]
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, sample: Sample, draw: Callable[[], Sample] | None = None) -> Sample:
         """Applies the operators to a decoded sample.
 
         Args:
-            sample: What PaddleDetection's Decode leaves: image [H, W, 3] uint8 RGB, h, w, im_shape,
+            sample: What PaddleDetection's Decode leaves: im_file, image [H, W, 3] uint8 RGB, h, w, im_shape,
                 scale_factor, and gt_bbox, gt_class, is_crowd where there are boxes to transform. It is
                 changed.
+            draw: Gives a further such sample, at random, for operators that mix several; None where only one
+                is to be had.
 
         Returns:
-            The sample; its image is [3, H, W] uint8 again.
+            The sample; its image is [3, H, W] uint8, im_shape its size and gt_bbox within it.
 
         Raises:
             TransformError: An operator failed.
         """
-        for name, operator in self._operators:
+        sample = self._apply(sample, draw, len(self._operators))
+        image = sample["image"]
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise TransformError(
+                f"{sample['im_file']}: the transforms left an image of shape {list(image.shape)}, "
+                "not [3, height, width]"
+            )
+        _state_size(sample, *image.shape[1:])
+        return sample
+
+    def _apply(self, sample: Sample, draw: Callable[[], Sample] | None, count: int) -> Sample:
+        """The first `count` operators; what they mix in has gone through those before them."""
+        for position, (name, operator) in enumerate(self._operators[:count]):
+            mixes = isinstance(operator, MixingOperator) and draw is not None
+            partners = operator.partners() if mixes else 0
+            samples = [sample, *(self._apply(draw(), draw, position) for _ in range(partners))]
             try:
-                sample = operator(sample)
+                for each in samples:
+                    each["image"] = _as_pixels(each["image"])
+                sample = operator.mix(samples) if mixes else operator(sample)
             except Exception as error:
                 raise TransformError(
-                    f"the transform {name} failed: {type(error).__name__}: {error}"
+                    f"{sample['im_file']}: the transform {name} failed: {type(error).__name__}: {error}"
                 ) from error
-        sample["image"] = _as_pixels(sample["image"])
         return sample
 
 
@@ -108,7 +131,7 @@ def _name_and_arguments(entry: Any, section: str) -> tuple[str, dict[str, Any]]:
 def _build(name: str, arguments: dict[str, Any], section: str) -> Any:
     operator = getattr(operators, name, None)
     if not callable(operator):
-        raise ConfigError(f"{section}.sample_transforms: PaddleDetection has no transform {name}")
+        raise ConfigError(f"{section}.sample_transforms: there is no transform {name}")
     try:
         return operator(**arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -118,13 +141,19 @@ def _build(name: str, arguments: dict[str, Any], section: str) -> Any:
 
 
 def _as_pixels(image: np.ndarray) -> np.ndarray:
-    """Operators that compute in floats leave floats: back to whole numbers from 0 to 255."""
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise TransformError(
-            f"the transforms left an image of shape {list(image.shape)}, not [3, height, width]"
-        )
-    if image.dtype == np.uint8:
-        return image
-    pixels = np.ascontiguousarray(image.transpose(1, 2, 0), dtype=np.float32)
-    # rounds and clips, several times faster than numpy does
-    return cv2.add(pixels, 0, dtype=cv2.CV_8U).transpose(2, 0, 1)
+    """Whole numbers from 0 to 255, in one piece of memory."""
+    if image.dtype != np.uint8:
+        # rounds and clips, several times faster than numpy does
+        image = cv2.add(np.ascontiguousarray(image, dtype=np.float32), 0, dtype=cv2.CV_8U)
+    return np.ascontiguousarray(image)
+
+
+def _state_size(sample: Sample, height: int, width: int) -> None:
+    """Several of PaddleDetection's crops leave im_shape as it was, and boxes up to a pixel beyond the edge.
+
+    A stated size that rounds to the right one is kept: Resize states the exact one, and its boxes fit that.
+    """
+    if (np.rint(sample.get("im_shape", 0)) != (height, width)).any():
+        sample["im_shape"] = np.array([height, width], dtype=np.float32)
+    if "gt_bbox" in sample:
+        sample["gt_bbox"], _ = clip_boxes(sample["gt_bbox"], *sample["im_shape"])

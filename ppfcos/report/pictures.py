@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -70,11 +71,11 @@ def draw_detections(image_bgr: np.ndarray, detections: Drawable, threshold: floa
     style = style_for(*canvas.shape[:2])
     chosen = [i for i in np.argsort(detections.scores, kind="stable") if detections.scores[i] >= threshold]
     for i in chosen:
-        _draw_box(canvas, detections.boxes[i], class_colour(int(detections.labels[i])), style)
+        draw_box(canvas, detections.boxes[i], class_colour(int(detections.labels[i])), style)
     for i in chosen:  # after all boxes: no line crosses a text
         label = int(detections.labels[i])
-        text = f"{_printable(label, detections.class_names)} {detections.scores[i]:.2f}"
-        _draw_label(canvas, detections.boxes[i], text, class_colour(label), style)
+        text = f"{printable_name(label, detections.class_names)} {detections.scores[i]:.2f}"
+        draw_label(canvas, detections.boxes[i], text, class_colour(label), style)
     return canvas
 
 
@@ -106,15 +107,31 @@ def save_picture(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
         raise OutputError(f"{path}: the picture cannot be written ({error.strerror})") from error
 
 
-def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], style: Style) -> None:
+def draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], style: Style) -> None:
+    """Draw the lines of a box.
+
+    Args:
+        canvas: [H, W, 3] uint8; changed.
+        box: [4] x0, y0, x1, y1 in its pixels.
+        colour: blue first.
+        style: of the picture.
+    """
     x0, y0, x1, y1 = _inside(box, canvas)
     cv2.rectangle(canvas, (x0, y0), (x1, y1), colour, style.line, cv2.LINE_8)
 
 
-def _draw_label(
+def draw_label(
     canvas: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int], style: Style
 ) -> None:
-    """A plate above the box's upper edge; below it, or moved sideways, where it would leave the picture."""
+    """Draw a plate above the box's upper edge; below it, or moved sideways, where it would leave the picture.
+
+    Args:
+        canvas: [H, W, 3] uint8; changed.
+        box: [4] x0, y0, x1, y1 in its pixels.
+        text: in the letters that OpenCV's fonts have, see `printable_name`.
+        colour: of the plate, blue first.
+        style: of the picture.
+    """
     height, width = canvas.shape[:2]
     font_scale = style.font_scale
     (text_width, text_height), baseline = cv2.getTextSize(text, FONT, font_scale, style.font_line)
@@ -145,7 +162,15 @@ def _text_colour(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 130 else (255, 255, 255)
 
 
-def _printable(label: int, class_names: tuple) -> str:
-    """The class's name in the letters that OpenCV's fonts have, which are ASCII's."""
+def printable_name(label: int, class_names: Sequence[str]) -> str:
+    """A class's name in the letters that OpenCV's fonts have, which are ASCII's.
+
+    Args:
+        label: of the class.
+        class_names: by label.
+
+    Returns:
+        The name, or `class N` where there is none or it has other letters.
+    """
     name = str(class_names[label]) if 0 <= label < len(class_names) else ""
     return name if name and name.isascii() and name.isprintable() else f"class {label}"
