@@ -87,7 +87,7 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
     from ppfcos.engine.files import require_writable
     from ppfcos.engine.model import build_model
     from ppfcos.engine.precision import Precision
-    from ppfcos.engine.trainer import FINAL, run_folder
+    from ppfcos.engine.run_folder import FINAL, run_folder
     from ppfcos.engine.weights import load_weights
 
     output = cfg.get("output_eval")
