@@ -246,7 +246,6 @@ def test_files_merge_as_paddledetection_merges(tmp_path_factory, files):
         ("a: &a [*a]\n", "this is not YAML: found unconstructable recursive node"),
         ("epoch: \x00\n", "this is not YAML"),
         ("", "run.yml: the key 'architecture' is missing: the registered class that is the model"),
-        ("architecture: PPFCOS\n", "run.yml: the key 'num_classes' is missing"),
     ],
 )
 def test_files_that_cannot_be_read(write, text, said):
