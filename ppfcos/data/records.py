@@ -22,7 +22,8 @@ Record = dict[str, Any]
 
 # A side this short (pixels) is no side: PaddleDetection's limit for COCO.
 SHORTEST_SIDE = 1e-5
-_PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
+# What a record and a sample say of each box, row by row.
+PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
 
 
 class EpochDraw:
@@ -153,7 +154,7 @@ def drop_crowds(records: list[Record], keep_empty: bool) -> list[Record]:
     for record in records:
         kept = record["is_crowd"][:, 0] == 0 if "is_crowd" in record else np.ones(0, dtype=bool)
         if not kept.all():
-            for key in _PER_BOX:
+            for key in PER_BOX:
                 if key in record:
                     record[key] = record[key][kept]
         if keep_empty or kept.all() or kept.any():
@@ -199,7 +200,7 @@ def drop_boxes_without_area(records: list[Record], keep_empty: bool) -> tuple[li
         lost = len(kept) - int(kept.sum())
         if lost:
             dropped, first = dropped + lost, first or record["im_file"]
-            for key in _PER_BOX:
+            for key in PER_BOX:
                 if key in record:
                     record[key] = record[key][kept]
         if keep_empty or not lost or kept.any():

@@ -16,6 +16,7 @@ from ppdet.data.source.dataset import DetDataset
 from ppfcos.data import voc_xml
 from ppfcos.data.classes import checked_names
 from ppfcos.data.records import Record, drop_boxes_without_area, log_dropped_boxes, numbered
+from ppfcos.data.voc_xml import image_names, pictures_by_stem, stated_side
 from ppfcos.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class PPFCOSVOCDataSet(DetDataset):
         self._require(image_dir)
         names = self._names(source, folder / self.anno_dir)
         self.find_categories()
-        pictures = voc_xml.pictures_by_stem(image_dir)
+        pictures = pictures_by_stem(image_dir)
         records, missing = [], []
         for image_id, name in enumerate(names):
             if 0 < self.sample_num <= len(records):
@@ -152,7 +153,7 @@ class PPFCOSVOCDataSet(DetDataset):
                 f"{source} is not there: set image_set to one of the lists in {source.parent}, "
                 f"or to null to read all of {anno_dir}"
             )
-        return voc_xml.names_in_list(source)
+        return image_names(source)
 
     def _read_record(self, xml_file: Path, image_file: str, image_id: int) -> Record:
         annotation = voc_xml.read_annotation(xml_file)
@@ -161,8 +162,8 @@ class PPFCOSVOCDataSet(DetDataset):
         return {
             "im_file": image_file,
             "im_id": np.array([image_id], dtype=np.int64),
-            "h": voc_xml.stated_size(annotation, "height"),
-            "w": voc_xml.stated_size(annotation, "width"),
+            "h": stated_side(annotation, "height"),
+            "w": stated_side(annotation, "width"),
             "gt_bbox": np.array(boxes, dtype=np.float32).reshape(-1, 4),
             "gt_class": _column([self._label(node, xml_file) for node in nodes]),
             "is_crowd": _column([voc_xml.is_set(node, voc_xml.CROWD) for node in nodes]),

@@ -67,7 +67,7 @@ def is_set(node: Element, tag: str) -> bool:
     return (node.findtext(tag) or "0").strip() not in ("", "0")
 
 
-def stated_size(annotation: Element, side: str) -> int:
+def stated_side(annotation: Element, side: str) -> int:
     """The stated `height` or `width`; 0 where nothing usable is stated (some tools write 0 themselves)."""
     try:
         return max(int(float(annotation.findtext(f"size/{side}"))), 0)
@@ -75,7 +75,7 @@ def stated_size(annotation: Element, side: str) -> int:
         return 0
 
 
-def names_in_list(list_file: Path) -> list[str]:
+def image_names(list_file: Path) -> list[str]:
     """The names in an image set, without the second column (-1, 0, 1) that VOC's lists of one class have.
 
     Raises:

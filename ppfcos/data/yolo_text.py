@@ -267,11 +267,7 @@ def find_categories(folder: Path, label_dirs: Sequence[Path] = ()) -> tuple[list
         DataError: No file names the classes, or two of them contradict each other.
     """
     found = [(path, description.categories) for path, description in descriptions_in(folder).items()]
-    texts = [
-        folder / "classes.txt",
-        *sorted(folder.glob("*.names")),
-        *(d / "classes.txt" for d in label_dirs),
-    ]
+    texts = [place / "classes.txt" for place in (folder, *label_dirs)] + sorted(folder.glob("*.names"))
     found += [(path, numbered(read_names(path))) for path in texts if path.is_file()]
     if not found:
         raise DataError(
