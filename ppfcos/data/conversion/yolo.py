@@ -94,7 +94,7 @@ def _places(folder: Path) -> dict[str, list[Path]]:
 
 
 def _splits_described_in(folder: Path) -> dict[str, list[Path]]:
-    """The splits that the first data.yaml with any names."""
+    """The splits of the first data.yaml in a folder that names any."""
     for description in yolo_text.descriptions_in(folder).values() if folder.is_dir() else ():
         if description.splits:
             return description.splits
@@ -241,8 +241,8 @@ def write(data: AnnotatedSet, folder: Path) -> tuple[Names, dict[str, dict[str, 
 def _rows(image: dict[str, Any], notes: list[dict[str, Any]], labels: dict[int, int]) -> list[str]:
     if notes and min(image["width"], image["height"]) <= 0:
         raise DataError(
-            f"{image['file_name']}: YOLO's boxes are fractions of a picture, and this one is not there nor its "
-            "size stated"
+            f"{image['file_name']}: YOLO's boxes are fractions of a picture, and this one is not "
+            "there, nor its size stated"
         )
     rows = []
     for note in notes:
