@@ -115,12 +115,12 @@ def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = Non
     """
     categories, source = _data_categories(cfg)
     if categories is None and trained is not None:
-        categories, source = numbered(trained), "the weights"
+        categories, source = numbered(trained), "the checkpoint"
     elif categories is None:
         categories, source = _categories_without_data(cfg), "TestDataset"
     names = [category["name"] for category in categories]
     if trained is not None:
-        check_same_classes(trained, "the weights", names, source)
+        check_same_classes(trained, "the checkpoint", names, source)
     settle_num_classes(cfg, names, source)
     return categories
 
