@@ -536,7 +536,7 @@ def test_voc_details(tmp_path, caplog):
         (lambda d, s: shutil.rmtree(d / "JPEGImages"), "JPEGImages"),
         (lambda d, s: shutil.rmtree(d / "Annotations"), "Annotations"),
         (lambda d, s: s.update(image_set="nonsense"), "nonsense.txt"),
-        (lambda d, s: s.update(class_names=[]), "class_names"),
+        (lambda d, s: s.update(class_names=[]), "trainval.txt has 1 classes, but num_classes is 2"),
         (lambda d, s: s.update(class_names=["cat", "cat"]), "twice"),
         (lambda d, s: s.update(class_names=["dog", "cow"]), "'cat' that is not in class_names"),
         (lambda d, s: (d / "Annotations/one.xml").write_text("<annotation>"), "one.xml"),
@@ -808,7 +808,7 @@ def test_clipping(box, clipped, kept):
 )
 def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch, drop_last, upright):
     total = part * accumulate_steps * world_size
-    shapes = None if upright is None else [int(index < upright) for index in range(images)]
+    shapes = None if upright is None else lambda _: [int(index < upright) for index in range(images)]
     if drop_last and images < total:
         with pytest.raises(DataError, match=f"{images} images"):
             GlobalBatches(images, total)
@@ -839,7 +839,7 @@ def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch,
 
 def test_images_of_one_shape_make_a_batch_as_far_as_they_go():
     upright = np.random.default_rng(0).random(103) < 0.3
-    batches = GlobalBatches(103, 4, drop_last=False, shapes=upright.astype(int))
+    batches = GlobalBatches(103, 4, drop_last=False, shapes=lambda _: upright.astype(int))
     kinds = [[bool(upright[index]) for index in batch] for (batch,) in batches]
     mixed = [number for number, batch in enumerate(kinds) if len(set(batch)) > 1]
     # Of each kind three or fewer are left, and the first ones fill the last batch: at the end of the epoch.

@@ -49,11 +49,12 @@ def export_model(options: argparse.Namespace) -> None:
         import paddle
 
         from ppfcos.config import load_config
+        from ppfcos.engine.checkpoint import saved_class_names
         from ppfcos.export.bundle import export_bundle
         from ppfcos.export.checkpoint import model_categories, trained_model
     cfg = load_config(options.config, options.opt)
     paddle.set_device("cpu")  # the bundle runs anywhere; the check of its boxes is exact on a CPU only
-    categories = model_categories(cfg)
+    categories = model_categories(cfg, saved_class_names(cfg.get("weights")))
     names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
     folder = Path(options.output_dir) / cfg["filename"]
     export_bundle(trained_model(cfg), cfg, names, folder, ids)

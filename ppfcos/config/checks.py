@@ -11,6 +11,8 @@ from ppfcos.config.hints import hint
 from ppfcos.config.keys import (
     BATCH_TRANSFORMS,
     DATASET_SECTIONS,
+    JOINED_DATASET_KEYS,
+    JOINED_DATASETS,
     LIST,
     MAPPING,
     MOVED_KEYS,
@@ -151,7 +153,9 @@ class Checker:
         if name not in self._modules:
             raise ConfigError(f"{origin}: {path}: no class '{name}' is registered{hint(name, self._modules)}")
 
-    def _check_dataset(self, origin: str, key: str, section: Section) -> None:
+    def _check_dataset(
+        self, origin: str, key: str, section: Section, besides: Sequence[str] = ("name",)
+    ) -> None:
         name = section.get("name")
         if name is None:
             raise ConfigError(f"{origin}: {key} lacks its `name`, one of {', '.join(sorted(self._datasets))}")
@@ -165,7 +169,23 @@ class Checker:
             )
         # Whatever else a data set would swallow (**kwargs), it ignores.
         arguments = _Arguments(tuple(self._modules[name].schema), others=False)
-        _check_arguments(section, key, arguments, besides=("name", *OUR_DATASET_KEYS.get(name, ())))
+        _check_arguments(section, key, arguments, (*besides, *OUR_DATASET_KEYS.get(name, ())))
+        if JOINED_DATASETS in section:
+            self._check_joined(
+                section.origins[JOINED_DATASETS], f"{key}.{JOINED_DATASETS}", section[JOINED_DATASETS]
+            )
+
+    def _check_joined(self, origin: str, path: str, datasets: Any) -> None:
+        """A list of data sets in another one, each with keys of its own and those of a member."""
+        _check_kind(origin, path, datasets, LIST)
+        for index, member in enumerate(datasets):
+            inner = f"{path}.{index}"
+            if not isinstance(member, Section):
+                raise ConfigError(f"{origin}: {inner} is a data set: write its `name` and keys as a mapping")
+            self._check_dataset(origin, inner, member, besides=("name", *JOINED_DATASET_KEYS))
+            for key, kind in JOINED_DATASET_KEYS.items():
+                if key in member:
+                    _check_kind(member.origins[key], f"{inner}.{key}", member[key], kind)
 
 
 def _check_reader(reader: str, section: Section) -> None:

@@ -68,7 +68,10 @@ class PlainKey(NamedTuple):
 PLAIN_KEYS = {
     # what is trained
     "architecture": PlainKey("the registered class that is the model", TEXT),
-    "num_classes": PlainKey("the number of object classes, background not counted", _whole(1)),
+    "num_classes": PlainKey(
+        "the number of object classes, background not counted; null: as many as the data has",
+        or_none(_whole(1)),
+    ),
     "norm_type": PlainKey(
         "the normalisation of the parts that share this key", one_of("bn", "sync_bn", "gn")
     ),
@@ -129,7 +132,7 @@ PLAIN_KEYS = {
     "classwise": PlainKey("print the average precision of each class", YES_NO, False),
     "export": PlainKey("what PaddleDetection may leave out of the exported program", EXPORT),
 }
-REQUIRED_KEYS = ("architecture", "num_classes")
+REQUIRED_KEYS = ("architecture",)
 
 _TRANSFORM_KEYS = {
     "sample_transforms": LIST,  # PaddleDetection's operators, applied to each image in this order
@@ -149,6 +152,9 @@ READER_KEYS = {
 }
 # What ppfcos.data understands of a data set besides the arguments of its class.
 OUR_DATASET_KEYS = {"ImageFolder": ("class_names",)}
+# What it understands of each data set in a list of them, the `datasets` of PPFCOSJoinedDataSet.
+JOINED_DATASETS = "datasets"
+JOINED_DATASET_KEYS = {"weight": Kind("a number above 0", lambda value: is_number(value) and value > 0)}
 BATCH_TRANSFORMS = ("PadBatch", "PadGT")
 
 # Keys and operators that PaddleDetection knows and that have another place here.

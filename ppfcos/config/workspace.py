@@ -60,7 +60,7 @@ def _registered_modules() -> tuple[dict[str, Any], list[str]]:
         from ppdet.core.config.schema import SchemaDict
         from ppdet.core.workspace import global_config
 
-        import ppfcos.data.voc
+        import ppfcos.data.datasets
         import ppfcos.modeling  # noqa: F401
     _seen_modules.update(
         {name: value for name, value in global_config.items() if isinstance(value, SchemaDict)}

@@ -40,20 +40,21 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
     Raises:
         DataError: The file is missing, not JSON, not COCO's format, or all images are missing.
     """
-    content = _load_json(path, section)
+    content = load_json(path, section)
     categories = read_categories(content, path)
-    images = _read_images(content, path)
+    images = read_images(content, path)
     images, notes = _existing_images(images, path, image_dir, section)
     dataset = {"info": content.get("info", {}), "images": images, "categories": categories}
     if "annotations" in content:
-        dataset["annotations"], more = _read_annotations(content, path, images, categories)
+        pairs, more = read_annotations(content, path, images, categories)
+        dataset["annotations"] = [checked for _, checked in pairs]
         notes += more
     return dataset, notes
 
 
 def load_categories(path: Path, section: str) -> list[dict[str, Any]]:
     """Only the categories of a COCO file, in the file's order, which is the labels' order."""
-    return read_categories(_load_json(path, section), path)
+    return read_categories(load_json(path, section), path)
 
 
 def read_categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -95,19 +96,28 @@ def opened_for_paddledetection(dataset: dict[str, Any]) -> Iterator[None]:
         pycocotools.coco.COCO = original
 
 
-def _load_json(path: Path, section: str) -> dict[str, Any]:
+def load_json(path: Path, section: str | None = None) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Args:
+        path: The file.
+        section: The configuration's section that names it, if one does; for messages.
+
+    Raises:
+        DataError: The file is missing, not JSON, or holds something else.
+    """
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)
     except FileNotFoundError:
-        raise DataError(f"{path} is not there: set {section}.dataset_dir and {section}.anno_path") from None
+        cure = f": set {section}.dataset_dir and {section}.anno_path" if section else ""
+        raise DataError(f"{path} is not there{cure}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{path} is not JSON ({reason}): {section}.anno_path must name a COCO annotation file"
-        ) from None
+        cure = f": {section}.anno_path must name a COCO annotation file" if section else ""
+        raise DataError(f"{path} is not JSON ({reason}){cure}") from None
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a JSON {type(content).__name__}, not COCO's object with images and categories"
@@ -150,7 +160,12 @@ def _is_box(value: Any) -> bool:
         return False
 
 
-def _read_images(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+def read_images(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Checks the `images` of an opened file; {'id', 'file_name', 'width', 'height'} each, 0 if not stated.
+
+    Raises:
+        DataError: There is none, one lacks its id or name, or two share an id.
+    """
     images, seen = [], set()
     for position, entry in enumerate(_list_of(content, "images", path)):
         where = f"{path}: images[{position}]"
@@ -188,16 +203,31 @@ def _existing_images(
     ]
 
 
-def _read_annotations(
+def read_annotations(
     content: dict[str, Any],
     path: Path,
     images: list[dict[str, Any]],
     categories: list[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[str]]:
+    """Checks the `annotations` of an opened file, and fills in what they lack.
+
+    Args:
+        content: The file's.
+        path: The file; for messages.
+        images: Of `read_images`; annotations of others are left out.
+        categories: Of `read_categories`.
+
+    Returns:
+        Each annotation as it stands in the file, and as detection needs it; and one line for each kind of
+        thing that was left out.
+
+    Raises:
+        DataError: One is wrong.
+    """
     listed = {int(entry["id"]) for entry in content["images"]}
     here = {image["id"] for image in images}
     known_categories = {category["id"] for category in categories}
-    annotations, strays, boxless = [], 0, 0
+    pairs, strays, boxless = [], 0, 0
     for position, entry in enumerate(_list_of(content, "annotations", path)):
         where = f"{path}: annotations[{position}]"
         image_id = _as_id(entry, "image_id", where)
@@ -212,10 +242,10 @@ def _read_annotations(
                 f"{where}: the category {entry['category_id']} is not among the file's categories: "
                 "add it there or remove the annotation"
             )
-        annotations.append(_read_annotation(entry, where))
-    _number_annotations(annotations)
+        pairs.append((entry, _read_annotation(entry, where)))
+    _number_annotations([checked for _, checked in pairs])
     left_out = ((strays, "of images that it does not list"), (boxless, "without a box"))
-    return annotations, [
+    return pairs, [
         f"{number} annotations {what} are left out of {path}" for number, what in left_out if number
     ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,28 @@ from ppdet.core.workspace import global_config
 from ppdet.data.source.coco import COCODataSet
 
 from ppfcos.data import coco
+from ppfcos.data.classes import read_names, settle_num_classes
+from ppfcos.data.images import IMAGE_SUFFIXES, list_images
+from ppfcos.data.joined import PPFCOSJoinedDataSet, join, join_categories
 from ppfcos.data.randomness import global_generators
 from ppfcos.data.records import (
     SHORTEST_SIDE,
     DetectionData,
+    EpochDraw,
     Record,
     drop_boxes_without_area,
+    drop_crowds,
     log_dropped_boxes,
+    numbered,
 )
-from ppfcos.data.voc import IMAGE_SUFFIXES, PPFCOSVOCDataSet
+from ppfcos.data.voc import PPFCOSVOCDataSet
+from ppfcos.data.yolo import PPFCOSYOLODataSet
 from ppfcos.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 _DATA_FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd", "difficult"]
+_OURS = (PPFCOSVOCDataSet, PPFCOSYOLODataSet, PPFCOSJoinedDataSet)
 
 
 def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
@@ -45,19 +52,11 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
 
     Raises:
         ConfigError: The section or one of its keys is wrong.
-        DataError: Files are missing or wrong, or the categories contradict num_classes.
+        DataError: Files are missing or wrong, or the categories contradict num_classes, if that is set.
     """
-    arguments = dict(cfg.get(section) or {})
-    name = arguments.pop("name", None)
-    if not name:
-        raise ConfigError(f"{section} is missing or has no `name`, such as COCODataSet")
-    if name == "ImageFolder":
-        return _image_folder(cfg, section, arguments)
-    dataset = _construct(name, arguments, section)
-    # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
-    with global_generators(int(cfg.get("seed") or 0)):
-        data = _coco(dataset, section) if isinstance(dataset, COCODataSet) else _other(dataset, section)
-    _check_class_count(cfg, data)
+    data = _read(cfg, section, cfg.get(section) or {})
+    if cfg.get("num_classes") is not None:
+        settle_num_classes(cfg, data.class_names, data.source)
     objects = sum(len(record.get("gt_bbox", ())) for record in data.records)
     logger.info(
         "%s: %d images, %d objects, %d classes from %s",
@@ -68,6 +67,46 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
         data.source,
     )
     return data
+
+
+def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> DetectionData:
+    """The data set that `keys` describe, whatever `num_classes` says."""
+    arguments = dict(keys)
+    name = arguments.pop("name", None)
+    if not name:
+        raise ConfigError(f"{section} is missing or has no `name`, such as COCODataSet")
+    if name == "ImageFolder":
+        return _image_folder(cfg, section, arguments)
+    dataset = _construct(name, arguments, section)
+    if isinstance(dataset, PPFCOSJoinedDataSet):
+        return _joined(cfg, section, dataset)
+    # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
+    with global_generators(int(cfg.get("seed") or 0)):
+        return _coco(dataset, section) if isinstance(dataset, COCODataSet) else _other(dataset, section)
+
+
+def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) -> DetectionData:
+    parts, weights = [], []
+    for number, keys in enumerate(dataset.datasets):
+        arguments = dict(keys)
+        weights.append(arguments.pop("weight", 1))
+        part = f"{section}.datasets.{number}"
+        if not weights[-1] > 0:
+            raise ConfigError(f"{part}.weight is {weights[-1]}: it must be above 0")
+        if arguments.get("name") == "ImageFolder":
+            raise ConfigError(f"{part} is an ImageFolder: pictures without annotations cannot be joined")
+        parts.append(_read(cfg, part, arguments))
+        logger.info("%s: %d images from %s", part, len(parts[-1]), parts[-1].source)
+    if not parts:
+        raise ConfigError(f"{section}.datasets is empty: list the data sets to be joined")
+    draw = None
+    if _is_training(section) and any(weight != 1 for weight in weights):
+        draw = EpochDraw([len(part.records) for part in parts], weights, int(cfg.get("seed") or 0))
+    return join(parts, section, dataset.class_names, draw)
+
+
+def _is_training(section: str) -> bool:
+    return section.partition(".")[0] == "TrainDataset"
 
 
 def dataset_of_images(
@@ -87,14 +126,6 @@ def dataset_of_images(
     return DetectionData(section, "the given images", records, _categories_without_annotations(cfg, section))
 
 
-def list_images(folder: Path) -> list[str]:
-    """All pictures in a folder and the folders below it, sorted by path."""
-    found = []
-    for directory, _, names in os.walk(folder, followlinks=False):
-        found += [os.path.join(directory, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    return sorted(found)
-
-
 def _construct(name: str, arguments: dict[str, Any], section: str) -> Any:
     """An object of a data set class registered in the workspace. (`create` takes no arguments of ours.)"""
     schema = global_config.get(name)
@@ -102,9 +133,9 @@ def _construct(name: str, arguments: dict[str, Any], section: str) -> Any:
     if data_class is None or not hasattr(data_class, "parse_dataset"):
         raise ConfigError(
             f"{section}.name: {name} is not a data set: "
-            f"use COCODataSet, {PPFCOSVOCDataSet.__name__} or ImageFolder"
+            f"use COCODataSet, {', '.join(kind.__name__ for kind in _OURS)} or ImageFolder"
         )
-    if section == "EvalDataset":
+    if section.partition(".")[0] == "EvalDataset":
         every_image = {"allow_empty": True, "empty_ratio": 1.0}
         arguments = {
             **arguments,
@@ -176,7 +207,7 @@ def _images_of_boxes_without_area(content: dict[str, Any]) -> list[str]:
 
 
 def _other(dataset: Any, section: str) -> DetectionData:
-    """Our VOC data set, or any of PaddleDetection's that numbers class names in `cname2cid`."""
+    """One of our data sets, or any of PaddleDetection's that numbers class names in `cname2cid`."""
     folder = Path(dataset.dataset_dir)
     _require(folder, section, "dataset_dir to the folder of your data", folder)
     with _quiet_paddledetection():
@@ -188,10 +219,13 @@ def _other(dataset: Any, section: str) -> DetectionData:
     if not names:
         raise ConfigError(f"{section}: {type(dataset).__name__} does not say which classes it has")
     records = [_plain(record) for record in dataset.roidbs]
+    if _is_training(section):
+        records = drop_crowds(records, getattr(dataset, "allow_empty", False))
     records, dropped, first = drop_boxes_without_area(records, getattr(dataset, "allow_empty", False))
     log_dropped_boxes(section, dropped, first)
-    categories = _numbered(sorted(names, key=names.get))
-    return DetectionData(section, str(folder / (dataset.anno_path or "")), records, categories)
+    categories = getattr(dataset, "categories", None) or numbered(sorted(names, key=names.get))
+    source = folder / (dataset.anno_path or dataset.image_dir or "")
+    return DetectionData(section, str(source), records, categories)
 
 
 def _plain(record: Record) -> Record:
@@ -213,45 +247,71 @@ def _image_folder(cfg: Mapping[str, Any], section: str, arguments: dict[str, Any
 def _categories_without_annotations(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
     """Class names for pictures without annotations: the section's, else EvalDataset's, else numbers."""
     for name in (section, "EvalDataset"):
-        arguments = cfg.get(name) or {}
-        path = Path(arguments.get("dataset_dir") or "", arguments.get("anno_path") or "")
-        if arguments.get("class_names"):
-            categories, source = _numbered(arguments["class_names"]), f"{name}.class_names"
-        elif arguments.get("anno_path") and path.is_file():
-            categories, source = _categories_in_file(path, name), str(path)
-        else:
-            continue
-        _check_class_count(cfg, DetectionData(name, source, [], categories))
-        return categories
+        found = categories_of(cfg, name)
+        if found is not None:
+            return found
+    if cfg.get("num_classes") is None:
+        raise ConfigError(
+            f"nothing says what the classes are: set {section}.class_names, or let {section}.anno_path name "
+            "an annotation file that is there"
+        )
     logger.warning(
         "%s: no class names: neither it nor EvalDataset has class_names or an anno_path that is there",
         section,
     )
-    return _numbered([f"class {label}" for label in range(int(cfg.get("num_classes") or 0))])
+    return numbered(f"class {label}" for label in range(int(cfg["num_classes"])))
 
 
-def _numbered(names: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"id": label + 1, "name": str(name)} for label, name in enumerate(names)]
+def categories_of(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]] | None:
+    """The classes of a section, without reading its annotations where something shorter names them.
+
+    Args:
+        cfg: The configuration.
+        section: TrainDataset, EvalDataset or TestDataset.
+
+    Returns:
+        `id` and `name` of every class in the order of the labels; None where the section says nothing of
+        them, or its files are not there.
+
+    Raises:
+        DataError: A file is wrong, or the categories contradict num_classes.
+    """
+    found = _named_classes(section, cfg.get(section) or {})
+    if found is not None and cfg.get("num_classes") is not None:
+        settle_num_classes(cfg, found.class_names, found.source)
+    return found.categories if found is not None else None
+
+
+def _named_classes(section: str, keys: Mapping[str, Any]) -> DetectionData | None:
+    """The classes that a section's keys lead to, as a data set without images; None where they do not."""
+    name, folder = keys.get("name"), Path(keys.get("dataset_dir") or "")
+    if name == PPFCOSJoinedDataSet.__name__:
+        parts = [
+            _named_classes(f"{section}.datasets.{number}", part)
+            for number, part in enumerate(keys.get("datasets") or ())
+        ]
+        if not parts or any(part is None for part in parts):
+            return None
+        source = " + ".join(part.source for part in parts)
+        return DetectionData(section, source, [], join_categories(parts, keys.get("class_names") or ()))
+    if keys.get("class_names"):
+        return DetectionData(section, f"{section}.class_names", [], numbered(keys["class_names"]))
+    if name in (PPFCOSVOCDataSet.__name__, PPFCOSYOLODataSet.__name__):
+        if not (keys.get("dataset_dir") and folder.is_dir()):
+            return None
+        dataset = _construct(name, {key: value for key, value in keys.items() if key != "name"}, section)
+        return DetectionData(section, str(folder), [], dataset.find_categories())
+    path = folder / (keys.get("anno_path") or "")
+    if keys.get("anno_path") and path.is_file():
+        return DetectionData(section, str(path), [], _categories_in_file(path, section))
+    return None
 
 
 def _categories_in_file(path: Path, section: str) -> list[dict[str, Any]]:
     """Of a COCO file, or of a text file with one name a line (PaddleDetection's label_list.txt)."""
     if path.suffix.lower() == ".json":
         return coco.load_categories(path, section)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a list of class names: {error}") from None
-    return _numbered([line.strip() for line in lines if line.strip()])
-
-
-def _check_class_count(cfg: Mapping[str, Any], data: DetectionData) -> None:
-    wanted: int | None = cfg.get("num_classes")
-    if wanted is not None and wanted != len(data.categories):
-        raise DataError(
-            f"{data.source} has {len(data.categories)} classes, but num_classes is {wanted}: "
-            f"set num_classes: {len(data.categories)}, or let {data.section} name the right file"
-        )
+    return numbered(read_names(path))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+_ORIENTATION = 0x0112  # EXIF's tag
+_TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # what may follow 0xff within the pixels (0: the pixels have this value; restarts), and the start itself
 _MARKERS_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
@@ -49,6 +55,59 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             )
         image = stored
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """The height and width that `read_image` gives, mostly from the file's first bytes alone.
+
+    Args:
+        path: The picture's file.
+
+    Returns:
+        (height, width) in pixels, of the picture turned as its EXIF orientation says.
+
+    Raises:
+        ImageUnreadable: The file is missing, empty or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            (width, height), kind = picture.size, picture.format
+            turned = kind in ("JPEG", "MPO") and picture.getexif().get(_ORIENTATION) in _TURNED_BY_A_QUARTER
+    except OSError as error:
+        if error.strerror:
+            raise ImageUnreadable(path, error.strerror) from None
+        return read_image(path).shape[:2]  # nothing that Pillow knows; OpenCV may
+    except Exception:  # damaged EXIF makes Pillow raise anything
+        return read_image(path).shape[:2]
+    if kind not in ("JPEG", "MPO", "BMP") and _may_be_turned(path, kind):
+        return read_image(path).shape[:2]  # which formats it turns depends on OpenCV's version
+    return (width, height) if turned else (height, width)
+
+
+def _may_be_turned(path: str | Path, kind: str | None) -> bool:
+    """Whether there may be an EXIF orientation somewhere in a PNG, WebP or TIFF."""
+    if kind == "TIFF":
+        return True
+    data = Path(path).read_bytes()
+    return b"eXIf" in data or b"EXIF" in data
+
+
+def list_images(folder: Path) -> list[str]:
+    """All pictures in a folder and the folders below it, sorted by path; hidden ones are left out."""
+    found = []
+    for directory, inner, names in os.walk(folder, followlinks=False):
+        inner[:] = [name for name in inner if not is_clutter(name)]
+        found += [
+            os.path.join(directory, name)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not is_clutter(name)
+        ]
+    return sorted(found)
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder is one that systems leave behind: hidden, or macOS's in a ZIP."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _read_bytes(path: str | Path) -> bytes:

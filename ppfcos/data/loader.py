@@ -67,7 +67,9 @@ class TrainLoader:
             shuffle,
             reader.get("drop_last", True),
             reader.get("accumulate_steps", 1),
-            _shapes(data) if shuffle and reader.get("aspect_ratio_grouping", True) else None,
+            functools.partial(_shapes, data)
+            if shuffle and reader.get("aspect_ratio_grouping", True)
+            else None,
         )
         self._samples = TrainingSamples(data, SampleTransforms(reader, "TrainReader"), seed)
         self._collate = Collate(pad_stride(reader, "TrainReader"))
@@ -170,9 +172,10 @@ def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     return reader
 
 
-def _shapes(data: DetectionData) -> list[int]:
-    """Of each image whether it is upright; one whose size is not stated counts as wide."""
-    return [int(record.get("h", 0) > record.get("w", 0)) for record in data.records]
+def _shapes(data: DetectionData, epoch: int) -> list[int]:
+    """Of each image of an epoch whether it is upright; one whose size is not stated counts as wide."""
+    records = (data.record(position, epoch) for position in range(len(data)))
+    return [int(record.get("h", 0) > record.get("w", 0)) for record in records]
 
 
 def _worker_num(cfg: Mapping[str, Any]) -> int:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+
+from ppfcos.data.randomness import generator
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +26,46 @@ SHORTEST_SIDE = 1e-5
 PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
 
 
+class EpochDraw:
+    """Which records an epoch of a joined data set goes through: each part as often as its weight says.
+
+    A part of weight 2 comes twice, one of weight 0.5 with half of its images. That half is another one in
+    every epoch, in an order that the seed decides, until all have had their turn.
+
+    Args:
+        sizes: The number of records of each part; the parts follow one another in the list of records.
+        weights: How often an epoch goes through each part.
+        seed: Decides the order in which the images of a part have their turns.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
+        self._parts = list(zip(sizes, weights))
+        self._orders = [generator(seed, part).permutation(size) for part, size in enumerate(sizes)]
+        self._drawn: tuple[int, np.ndarray] = (0, self._draw(0))
+
+    def __len__(self) -> int:
+        return len(self._drawn[1])
+
+    def positions(self, epoch: int) -> np.ndarray:
+        """Positions in the list of records, int64 [len(self)].
+
+        Args:
+            epoch: From 0.
+        """
+        if self._drawn[0] != epoch:
+            self._drawn = (epoch, self._draw(epoch))
+        return self._drawn[1]
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        drawn, start = [], 0
+        for (size, weight), order in zip(self._parts, self._orders):
+            rounds, more = divmod(max(1, round(size * weight)), size)
+            turns = (epoch * more + np.arange(more)) % size
+            drawn += [np.tile(np.arange(size), rounds) + start, order[turns] + start]
+            start += size
+        return np.concatenate(drawn).astype(np.int64)
+
+
 @dataclass
 class DetectionData:
     """The records of one data set and what their labels mean.
@@ -32,6 +76,7 @@ class DetectionData:
         records: One dict an image, see `Record`.
         categories: {'id', 'name'} of every class; the position is the label.
         read_ground_truth: Reads the annotation file again, for data sets that have one in COCO's format.
+        draw: Which records an epoch of training goes through; None: each of them once.
     """
 
     section: str
@@ -39,10 +84,21 @@ class DetectionData:
     records: list[Record]
     categories: list[dict[str, Any]]
     read_ground_truth: Callable[[], dict[str, Any]] | None = None
+    draw: EpochDraw | None = None
     _ground_truth: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
-        return len(self.records)
+        """Images in an epoch."""
+        return len(self.records) if self.draw is None else len(self.draw)
+
+    def record(self, position: int, epoch: int = 0) -> Record:
+        """The record of an epoch's image.
+
+        Args:
+            position: In the epoch, from 0 to len(self) − 1.
+            epoch: From 0.
+        """
+        return self.records[position if self.draw is None else self.draw.positions(epoch)[position]]
 
     @property
     def class_names(self) -> list[str]:
@@ -60,6 +116,50 @@ class DetectionData:
             else:
                 self._ground_truth = _only_images(self.read_ground_truth(), self.records)
         return self._ground_truth
+
+
+def numbered(names: Iterable[Any]) -> list[dict[str, Any]]:
+    """Categories for class names, with ids from 1."""
+    return [{"id": label + 1, "name": str(name)} for label, name in enumerate(names)]
+
+
+def image_ids(files: Sequence[str | Path]) -> list[int]:
+    """Numbers for pictures that have none: those in their names if all have one, as COCO's, else from 1.
+
+    Args:
+        files: The pictures, which are different files.
+
+    Returns:
+        An id for each, no two alike.
+    """
+    stems = [Path(file).stem for file in files]
+    if all(stem.isascii() and stem.isdigit() for stem in stems):
+        found = [int(stem) for stem in stems]
+        if len(set(found)) == len(found) and max(found, default=0) < 2**53:  # exact in every JSON reader
+            return found
+    return list(range(1, len(files) + 1))
+
+
+def drop_crowds(records: list[Record], keep_empty: bool) -> list[Record]:
+    """Takes the boxes of crowds out, in place: they are one box around many objects, and teach nothing.
+
+    Args:
+        records: The records; those without is_crowd are left alone.
+        keep_empty: Whether an image that loses its last box stays, as an image without objects.
+
+    Returns:
+        The records that remain.
+    """
+    remaining = []
+    for record in records:
+        kept = record["is_crowd"][:, 0] == 0 if "is_crowd" in record else np.ones(0, dtype=bool)
+        if not kept.all():
+            for key in PER_BOX:
+                if key in record:
+                    record[key] = record[key][kept]
+        if keep_empty or kept.all() or kept.any():
+            remaining.append(record)
+    return remaining
 
 
 def clip_boxes(boxes: np.ndarray, height: float, width: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -64,8 +64,9 @@ class GlobalBatches:
         shuffle: Whether the order changes at all.
         drop_last: Whether the images that do not fill a batch are left out of the epoch.
         accumulate_steps: Into how many parts this process splits its share of a batch.
-        shapes: [images] the kind of shape of each image, such as upright or wide; images of one kind are put
-            into batches together as far as they go, since all images of a batch are padded to one size.
+        shapes: For an epoch, [images] the kind of shape of each image, such as upright or wide; images of one
+            kind are put into batches together as far as they go, since all images of a batch are padded to
+            one size.
 
     Attributes:
         epoch: Chooses the order.
@@ -85,13 +86,13 @@ class GlobalBatches:
         shuffle: bool = True,
         drop_last: bool = True,
         accumulate_steps: int = 1,
-        shapes: Sequence[int] | None = None,
+        shapes: Callable[[int], Sequence[int]] | None = None,
     ):
         self._part = images_at_once(total_batch_size, world_size, accumulate_steps)
         self._parts = accumulate_steps
         self._images, self._total, self._rank = images, total_batch_size, rank
         self._seed, self._shuffle = seed, shuffle
-        self._shapes = None if shapes is None else np.asarray(shapes)
+        self._shapes = shapes
         self._batches = images // total_batch_size if drop_last else -(-images // total_batch_size)
         self.epoch = 0
         if not self._batches:
@@ -120,18 +121,18 @@ class GlobalBatches:
         if self._shuffle:
             generator(self._seed, self.epoch).shuffle(order)
         if self._shapes is not None:
-            order = self._grouped(order)
+            order = self._grouped(order, np.asarray(self._shapes(self.epoch)))
         order = np.resize(order, self._batches * self._total)  # too short: from its beginning again
         return order.reshape(self._batches, self._total)
 
-    def _grouped(self, order: np.ndarray) -> np.ndarray:
+    def _grouped(self, order: np.ndarray, shapes: np.ndarray) -> np.ndarray:
         """The same images so arranged that most batches hold images of one shape.
 
         Each shape's images keep their order and are cut into batches. A batch's place is that of its last
         image, as if images were dealt out in their order and a batch left the table once it is full. The
         images that fill no batch of their own shape come last.
         """
-        kinds = self._shapes[order]
+        kinds = shapes[order]
         full, left = [], []
         for kind in np.unique(kinds):
             places = np.flatnonzero(kinds == kind)

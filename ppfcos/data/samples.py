@@ -57,7 +57,7 @@ class TrainingSamples(Dataset):
                 first = self._readable(index, bad_images)
                 sample = self._transforms(first, lambda: self._any_readable(bad_images))
             except Exception as error:  # reported in the training process
-                return _failure(self._data.records[index], error)
+                return _failure(self._data.record(index, self.epoch), error)
         return {**_training_sample(sample), "bad_images": list(dict.fromkeys(bad_images))}
 
     def _any_readable(self, bad_images: list[str]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class TrainingSamples(Dataset):
     def _readable(self, index: int, bad_images: list[str]) -> dict[str, Any]:
         """The decoded sample at `index`, or the next one whose picture can be read."""
         for step in range(min(len(self), _MOST_IN_A_ROW)):
-            record = self._data.records[(index + step) % len(self)]
+            record = self._data.record((index + step) % len(self), self.epoch)
             try:
                 return _with_boxes(record)
             except ImageUnreadable as error:

@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file an image, and lists of names under ImageSets/Main."""
+"""Pascal VOC: one XML file an image, and lists of names under ImageSets/Main, or no lists at all."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from ppdet.core.workspace import register, serializable
 from ppdet.data.source.dataset import DetDataset
 
-from ppfcos.data.records import Record, drop_boxes_without_area, log_dropped_boxes
+from ppfcos.data import voc_xml
+from ppfcos.data.classes import checked_names
+from ppfcos.data.records import Record, drop_boxes_without_area, log_dropped_boxes, numbered
+from ppfcos.data.voc_xml import image_names, pictures_by_stem, stated_side
 from ppfcos.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @register
 @serializable
 class PPFCOSVOCDataSet(DetDataset):
-    """A data set in Pascal VOC's layout, read as its annotation tools wrote it.
+    """A data set of XML files in Pascal VOC's form, read as its annotation tools wrote them.
 
     Boxes are (xmin, ymin, xmax, ymax) as they stand in the XML, clipped to the image; those without area are
     dropped and counted in the log. `difficult` boxes are kept and marked.
 
+    Plain folders, without ImageSets, are read with `image_set: null`; where XML files and pictures lie in
+    one folder, with `image_dir: .` and `anno_dir: .` besides.
+
     Args:
         dataset_dir (str): The folder that holds ImageSets, Annotations and JPEGImages.
-        image_set (str): The list ImageSets/Main/<image_set>.txt, one image name a line.
-        class_names (list): The classes; the position is the label.
+        image_set (str): The list ImageSets/Main/<image_set>.txt, one image name a line; null reads every
+            XML file in anno_dir.
+        class_names (list): The classes; the position is the label. Where they are not given they come from
+            label_list.txt, labels.txt or classes.txt in dataset_dir, else from all XML files in anno_dir,
+            sorted.
         allow_empty (bool): Whether images without objects are kept, as negatives.
         image_dir (str): The images' folder in dataset_dir.
         anno_dir (str): The XML files' folder in dataset_dir.
@@ -44,7 +51,7 @@ class PPFCOSVOCDataSet(DetDataset):
     def __init__(
         self,
         dataset_dir: str | None = None,
-        image_set: str = "trainval",
+        image_set: str | None = "trainval",
         class_names: Sequence[str] | None = None,
         allow_empty: bool = False,
         image_dir: str = "JPEGImages",
@@ -56,7 +63,7 @@ class PPFCOSVOCDataSet(DetDataset):
         super().__init__(
             dataset_dir=dataset_dir,
             image_dir=image_dir,
-            anno_path=os.path.join("ImageSets", "Main", f"{image_set}.txt"),
+            anno_path=anno_dir if image_set is None else str(voc_xml.LISTS / f"{image_set}.txt"),
             data_fields=list(data_fields),
             sample_num=sample_num,
             repeat=repeat,
@@ -66,10 +73,28 @@ class PPFCOSVOCDataSet(DetDataset):
         self.allow_empty = allow_empty
         self.anno_dir = anno_dir
         self.roidbs: list[Record] | None = None
-        self.cname2cid = {name: label for label, name in enumerate(self.class_names)}
+        self.cname2cid: dict[str, int] = {}
+        self.categories: list[dict[str, Any]] = []
 
     def check_or_download_dataset(self) -> None:
         """There is nothing to download: the data is the user's own."""
+
+    def find_categories(self) -> list[dict[str, Any]]:
+        """`id` and `name` of every class, given or found; `cname2cid` numbers them from then on.
+
+        Raises:
+            DataError: A file is missing or wrong, or a class is there twice.
+        """
+        folder = Path(self.dataset_dir)
+        if self.class_names:
+            names = checked_names(self.class_names, "class_names of PPFCOSVOCDataSet")
+        else:
+            self._require(folder / self.anno_dir)
+            names, source = voc_xml.class_names(folder, folder / self.anno_dir)
+            logger.info("classes from %s: %s", source, ", ".join(names))
+        self.cname2cid = {name: label for label, name in enumerate(names)}
+        self.categories = numbered(names)
+        return self.categories
 
     def parse_dataset(self) -> None:
         """Reads the list and its XML files into `roidbs`.
@@ -79,11 +104,13 @@ class PPFCOSVOCDataSet(DetDataset):
                 class_names.
         """
         folder = Path(self.dataset_dir)
-        list_file, image_dir = folder / self.anno_path, folder / self.image_dir
-        self._check_layout(list_file, image_dir, folder / self.anno_dir)
-        pictures = _pictures_by_stem(image_dir)
+        source, image_dir = folder / self.anno_path, folder / self.image_dir
+        self._require(image_dir)
+        names = self._names(source, folder / self.anno_dir)
+        self.find_categories()
+        pictures = pictures_by_stem(image_dir)
         records, missing = [], []
-        for image_id, name in enumerate(_names(list_file)):
+        for image_id, name in enumerate(names):
             if 0 < self.sample_num <= len(records):
                 break
             xml_file = folder / self.anno_dir / f"{name}.xml"
@@ -97,104 +124,62 @@ class PPFCOSVOCDataSet(DetDataset):
         if missing:
             logger.warning(
                 "%s: %d images are left out because their picture or XML file is missing, the first is %s",
-                list_file,
+                source,
                 len(missing),
                 missing[0],
             )
         records, dropped, first = drop_boxes_without_area(records, self.allow_empty)
-        log_dropped_boxes(str(list_file), dropped, first)
+        log_dropped_boxes(str(source), dropped, first)
         if not records:
             raise DataError(
-                f"{list_file} gives no usable image: {len(missing)} are missing from {image_dir} or "
+                f"{source} gives no usable image: {len(missing)} are missing from {image_dir} or "
                 f"{folder / self.anno_dir}, the others have no objects"
             )
         self.roidbs = records
 
-    def _check_layout(self, list_file: Path, *folders: Path) -> None:
-        if not self.class_names:
+    def _require(self, wanted: Path) -> None:
+        if not wanted.is_dir():
             raise DataError(
-                "PPFCOSVOCDataSet needs `class_names`, the list of the classes in the order of their labels"
-            )
-        if len(self.cname2cid) != len(self.class_names):
-            raise DataError(
-                f"`class_names` of PPFCOSVOCDataSet names a class twice: {', '.join(self.class_names)}"
-            )
-        for wanted in folders:
-            if not wanted.is_dir():
-                raise DataError(
-                    f"{wanted} is not there: set dataset_dir to the folder that holds ImageSets, "
-                    f"{self.anno_dir} and {self.image_dir}"
-                )
-        if not list_file.is_file():
-            raise DataError(
-                f"{list_file} is not there: set image_set to one of the lists in {list_file.parent}"
+                f"{wanted} is not there: set dataset_dir to the folder that holds ImageSets, "
+                f"{self.anno_dir} and {self.image_dir}, or name those by anno_dir and image_dir"
             )
 
-    def _read_record(self, xml_file: Path, image_file: str, image_id: int) -> Record:
-        try:
-            annotation = ElementTree.parse(xml_file).getroot()
-        except (OSError, ElementTree.ParseError, ValueError) as error:
+    def _names(self, source: Path, anno_dir: Path) -> list[str]:
+        self._require(anno_dir)
+        if self.image_set is None:
+            return voc_xml.annotated_names(anno_dir)
+        if not source.is_file():
             raise DataError(
-                f"{xml_file} is not XML that can be read ({error}): repair it or take it off the list"
-            ) from None
-        objects = [self._read_object(node, xml_file) for node in annotation.findall("object")]
+                f"{source} is not there: set image_set to one of the lists in {source.parent}, "
+                f"or to null to read all of {anno_dir}"
+            )
+        return image_names(source)
+
+    def _read_record(self, xml_file: Path, image_file: str, image_id: int) -> Record:
+        annotation = voc_xml.read_annotation(xml_file)
+        nodes = annotation.findall("object")
+        boxes = [voc_xml.object_box(node, xml_file) for node in nodes]
         return {
             "im_file": image_file,
             "im_id": np.array([image_id], dtype=np.int64),
-            "h": _size(annotation, "height"),
-            "w": _size(annotation, "width"),
-            "gt_bbox": np.array([box for box, _, _ in objects], dtype=np.float32).reshape(-1, 4),
-            "gt_class": np.array([label for _, label, _ in objects], dtype=np.int32).reshape(-1, 1),
-            "is_crowd": np.zeros((len(objects), 1), dtype=np.int32),
-            "difficult": np.array([difficult for _, _, difficult in objects], dtype=np.int32).reshape(-1, 1),
+            "h": stated_side(annotation, "height"),
+            "w": stated_side(annotation, "width"),
+            "gt_bbox": np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            "gt_class": _column([self._label(node, xml_file) for node in nodes]),
+            "is_crowd": _column([voc_xml.is_set(node, voc_xml.CROWD) for node in nodes]),
+            "difficult": _column([voc_xml.is_set(node, "difficult") for node in nodes]),
         }
 
-    def _read_object(self, node: ElementTree.Element, xml_file: Path) -> tuple[list[float], int, int]:
-        name = (node.findtext("name") or "").strip()
+    def _label(self, node: Element, xml_file: Path) -> int:
+        name = voc_xml.object_name(node)
         if name not in self.cname2cid:
             raise DataError(
                 f"{xml_file} names a class {name!r} that is not in class_names "
-                f"({', '.join(self.class_names)}): add it there, and to num_classes"
+                f"({', '.join(self.cname2cid)}): add it there, and to num_classes"
             )
-        try:
-            box = [float(node.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
-        except (TypeError, ValueError):
-            box = [np.nan]
-        if not np.isfinite(box).all():
-            raise DataError(
-                f"{xml_file}: an object {name!r} lacks a number in its bndbox: repair or remove it"
-            )
-        difficult = (node.findtext("difficult") or "0").strip()
-        return box, self.cname2cid[name], int(difficult not in ("", "0"))
+        return self.cname2cid[name]
 
 
-def _size(annotation: ElementTree.Element, key: str) -> int:
-    """The stated height or width; 0 where nothing usable is stated (some tools write 0 themselves)."""
-    try:
-        return max(int(float(annotation.findtext(f"size/{key}"))), 0)
-    except (TypeError, ValueError, OverflowError):
-        return 0
-
-
-def _names(list_file: Path) -> list[str]:
-    """The names in an image set, without the second column (-1, 0, 1) that VOC's lists of one class have."""
-    try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{list_file} cannot be read as a list of names: {error}") from None
-    names: dict[str, None] = {}
-    for line in lines:
-        parts = line.split()
-        if parts:
-            names.setdefault(parts[0] if len(parts) == 2 and parts[1] in ("-1", "0", "1") else line.strip())
-    return list(names)
-
-
-def _pictures_by_stem(image_dir: Path) -> dict[str, str]:
-    """{name without suffix: file name} of the pictures in a folder."""
-    found: dict[str, Any] = {}
-    for name in sorted(os.listdir(image_dir)):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES:
-            found.setdefault(stem, name)
-    return found
+def _column(values: Sequence[int]) -> np.ndarray:
+    """[M, 1] int32."""
+    return np.array(values, dtype=np.int32).reshape(-1, 1)

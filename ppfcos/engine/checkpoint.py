@@ -361,6 +361,22 @@ def saved_state(path: Path | str) -> TrainingState | None:
     return read_manifest(prefix) if _file(prefix, MANIFEST).is_file() else None
 
 
+def saved_class_names(source: Path | str | None) -> Sequence[str] | None:
+    """The classes that weights were trained on.
+
+    Args:
+        source: path of a weights file, its address, or None.
+
+    Returns:
+        Their names in the order of the labels; None where nothing says it.
+
+    Raises:
+        WeightsError: the NAME.json beside the weights is damaged.
+    """
+    state = None if source is None or "://" in str(source) else saved_state(source)
+    return None if state is None else state.class_names
+
+
 def _check_optimizer(prefix: Path, optimizer: Optimizer, ours: dict, saved: dict) -> None:
     written_by, current = ours.get("optimizer"), type(optimizer).__name__
     if written_by not in (None, current):

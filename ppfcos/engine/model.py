@@ -24,6 +24,8 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     Raises:
         ConfigError: the architecture or one of its parts does not take what the configuration gives it.
     """
+    if cfg.get("num_classes") is None:  # the workspace would silently take PaddleDetection's 80
+        raise ConfigError("num_classes is not set, and no data set was read that says it: set num_classes")
     try:
         return create(cfg["architecture"])
     except (AssertionError, KeyError, TypeError, ValueError) as error:

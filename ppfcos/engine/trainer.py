@@ -8,7 +8,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,11 @@ import paddle
 from paddle import Tensor
 
 from ppfcos.config.resolved import resolved_config
+from ppfcos.data.classes import check_same_classes, settle_num_classes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.randomness import seed_of
+from ppfcos.data.records import DetectionData
 from ppfcos.engine import checkpoint, distributed, run_record, summary
 from ppfcos.engine.averaging import averaged_weights, build_average
 from ppfcos.engine.checkpoint import Plan, TrainingState
@@ -44,7 +46,7 @@ from ppfcos.engine.run_folder import (
 from ppfcos.engine.schedule import batch_factor, build_optimizer, build_schedule
 from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.engine.weights import load_pretrained
-from ppfcos.errors import ConfigError, Stopped, WeightsError
+from ppfcos.errors import ConfigError, Stopped
 from ppfcos.modeling.losses import global_normalizers
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ class Trainer:
 
     def __init__(
         self,
-        cfg: Mapping[str, Any],
+        cfg: MutableMapping[str, Any],
         device: str,
         with_evaluation: bool = False,
         resume: str | None = None,
@@ -101,7 +103,6 @@ class Trainer:
         with_profile: bool = False,
     ):
         self.cfg = cfg
-        self._resolved = resolved_config(cfg)  # before anything is built of it
         self.device = device
         self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
@@ -113,6 +114,7 @@ class Trainer:
                 require_writable(self.folder)
         with distributed.together():
             self._read_data(with_evaluation)
+        self._resolved = resolved_config(cfg)  # before anything is built of it
         with distributed.together():
             self._build_model()
         self._load_weights(resume)
@@ -127,8 +129,11 @@ class Trainer:
     def _read_data(self, with_evaluation: bool) -> None:
         cfg, place = self.cfg, (distributed.world_size(), distributed.rank())
         self.train_data = build_dataset(cfg, "TrainDataset")
+        settle_num_classes(cfg, self.train_data.class_names, self.train_data.source)
         self.feed = BatchFeed(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
         self.eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
+        if self.eval_data is not None:
+            check_same_classes(*_classes(self.train_data), *_classes(self.eval_data))
         self.eval_loader = EvalLoader(cfg, self.eval_data, "EvalReader", *place) if with_evaluation else None
         self.plan = Plan(cfg["epoch"], len(self.feed), cfg["TrainReader"]["total_batch_size"], place[0])
 
@@ -173,12 +178,8 @@ class Trainer:
 
     def _resume(self, path: Path | str, may_be_finished: bool) -> None:
         saved = checkpoint.resume(self.model, self.optimizer, path, self.average, self.precision)
-        if saved.class_names not in (None, self.train_data.class_names):
-            raise WeightsError(
-                f"{path} was trained on the classes {', '.join(saved.class_names)}, and "
-                f"{self.train_data.source} has {', '.join(self.train_data.class_names)}: resume on the same "
-                "classes, or start anew with -o pretrain_weights="
-            )
+        if saved.class_names is not None:
+            check_same_classes(saved.class_names, str(path), *_classes(self.train_data))
         epochs, step = position_in_plan(saved, self.plan)
         if epochs >= self.cfg["epoch"] and not may_be_finished:
             raise ConfigError(
@@ -466,3 +467,7 @@ class Trainer:
                 logger.info("checkpoint: %s", path)
         self._last_saved = time.monotonic()
         return self.folder / f"{name}.pdparams"
+
+
+def _classes(data: DetectionData) -> tuple[list[str], str]:
+    return data.class_names, data.source

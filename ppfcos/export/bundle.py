@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from ppfcos.errors import BundleError, OutputError
 from ppfcos.export.agreement import compare, noise_batches
 from ppfcos.export.checkpoint import CheckpointRuntime
 from ppfcos.export.infer_config import infer_config
+from ppfcos.folders import replacing_folder
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +90,12 @@ def export_bundle(
     description = infer_config(cfg, class_names, category_ids)
     target = Path(directory)
     _check_target(target)
-    with _folder_beside(target) as unfinished, _evaluating(model):
+    with replacing_folder(target) as unfinished, _evaluating(model):
         _save_program(model, unfinished)
         (unfinished / layout.CONFIG_FILE).write_text(
             yaml.safe_dump(description, sort_keys=False), encoding="utf-8"
         )
         _check_answers(model, unfinished)
-        _put_into_place(unfinished, target)
     logger.info("exported to %s", target)
     return target
 
@@ -124,22 +123,6 @@ def _check_target(target: Path) -> None:
             f"{target}: holds {', '.join(strangers[:3])}, which is not part of a bundle and would be lost; "
             "move it away or choose another folder"
         )
-
-
-@contextlib.contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A new folder beside the target, gone in the end whatever happens."""
-    folder = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"{target}: the bundle cannot be written there ({error.strerror})") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise OutputError(f"{target}: the bundle cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -184,17 +167,3 @@ def _check_answers(model: paddle.nn.Layer, folder: Path) -> None:
         logger.warning(
             "the model finds nothing in the test images, so the exported program's boxes were not compared"
         )
-
-
-def _put_into_place(unfinished: Path, target: Path) -> None:
-    """Rename; the old bundle steps aside first, for a folder cannot be renamed over a full one."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.replace(target, aside)
-    try:
-        os.replace(unfinished, target)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

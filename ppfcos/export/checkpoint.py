@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 import paddle
 from ppdet.data.source.category import get_categories
 
-from ppfcos.data.datasets import dataset_of_images
+from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.datasets import categories_of, dataset_of_images
+from ppfcos.data.records import numbered
 from ppfcos.deploy import Detector
 from ppfcos.deploy.preprocess import Preprocess
+from ppfcos.engine.checkpoint import saved_class_names
 from ppfcos.engine.model import build_model
 from ppfcos.engine.weights import load_weights
 from ppfcos.errors import ConfigError
@@ -89,30 +92,51 @@ def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
         WeightsError: the file is missing, corrupt, or another model's.
     """
     preprocess = Preprocess(preprocess_steps(cfg["TestReader"]))
-    categories = model_categories(cfg)
+    categories = model_categories(cfg, saved_class_names(cfg.get("weights")))
     names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
     return Detector(preprocess, CheckpointRuntime(trained_model(cfg)), names, ids)
 
 
-def model_categories(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The classes of the configured model; no picture is needed for it.
+def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The classes of the configured model; no picture is needed for it. Settles `num_classes`.
 
     Args:
         cfg: the configuration.
+        trained: the class names that the weights were trained with, where their checkpoint tells.
 
     Returns:
         `id` and `name` of every class in the order of the labels: from the first of TestDataset, EvalDataset
-        and TrainDataset whose `class_names` is set or whose annotation file is there; COCO's own where it is
-        COCO's file that is not there; else made-up names.
+        and TrainDataset whose `class_names` is set or whose annotations are there; else those of the weights;
+        COCO's own where it is COCO's file that is not there; else made-up names.
 
     Raises:
-        DataError: the annotation file is wrong, or its categories contradict num_classes.
+        ConfigError: nothing says how many classes there are.
+        DataError: an annotation file is wrong, or two of the data, `trained` and num_classes contradict each
+            other.
     """
+    categories, source = _data_categories(cfg)
+    if categories is None and trained is not None:
+        categories, source = numbered(trained), "the checkpoint"
+    elif categories is None:
+        categories, source = _categories_without_data(cfg), "TestDataset"
+    names = [category["name"] for category in categories]
+    if trained is not None:
+        check_same_classes(trained, "the checkpoint", names, source)
+    settle_num_classes(cfg, names, source)
+    return categories
+
+
+def _data_categories(cfg: Mapping[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
     for section in ("TestDataset", "EvalDataset", "TrainDataset"):
-        if _names_classes(cfg.get(section) or {}):
-            return dataset_of_images(cfg, [], section).categories
+        categories = categories_of(cfg, section)
+        if categories is not None:
+            return categories, section
+    return None, ""
+
+
+def _categories_without_data(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
     annotations = Path((cfg.get("TestDataset") or {}).get("anno_path") or "").name
-    if annotations in COCO_2017_FILES and cfg.get("num_classes") == COCO_2017_CLASSES:
+    if annotations in COCO_2017_FILES and cfg.get("num_classes") in (None, COCO_2017_CLASSES):
         return _coco_2017_categories()
     logger.warning(
         "no class names: set TestDataset.class_names or TestDataset.anno_path; classes are numbered"
@@ -128,8 +152,3 @@ def _coco_2017_categories() -> list[dict[str, Any]]:
         return [{"id": number, "name": name} for number, name in get_categories("COCO", None)[1].items()]
     finally:
         talker.disabled = before
-
-
-def _names_classes(dataset: Mapping[str, Any]) -> bool:
-    path = Path(dataset.get("dataset_dir") or "", dataset.get("anno_path") or "")
-    return bool(dataset.get("class_names") or (dataset.get("anno_path") and path.is_file()))

@@ -1,0 +1,91 @@
+"""Names for the pictures of a converted data set, and the pictures themselves under these names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Callable
+
+from ppfcos.data.conversion.annotated import AnnotatedSet, Split
+
+HOW = {
+    "link": lambda source, target: os.symlink(source.resolve(), target),
+    "copy": shutil.copyfile,
+}
+# {(name of the split, image id): path in the new data set}
+Names = Mapping[tuple[str, int], PurePosixPath]
+
+
+def name_pictures(data: AnnotatedSet, wanted: Callable[[Split, PurePosixPath], PurePosixPath]) -> Names:
+    """A path for every picture: one for all splits that it is in, and no other picture's but for the suffix.
+
+    Args:
+        data: The data set; what had to be renamed is added to its losses.
+        wanted: The path that a picture should get, from its split and its file name.
+
+    Returns:
+        The paths, relative to the new data set.
+    """
+    names: dict[tuple[str, int], PurePosixPath] = {}
+    by_picture: dict[str, PurePosixPath] = {}
+    taken: set[PurePosixPath] = set()
+    for split in data.splits:
+        for image in split.images:
+            picture = _identity(split, image)
+            if picture not in by_picture:
+                path = wanted(split, _inside(image["file_name"]))
+                by_picture[picture] = free = _free(path, split.name, taken)
+                taken.add(free.with_suffix(""))
+                data.losses.remark(
+                    "pictures are renamed, because another one has the same name", free != path
+                )
+            names[split.name, image["id"]] = by_picture[picture]
+    return names
+
+
+def _identity(split: Split, image: dict[str, Any]) -> str:
+    picture = split.pictures.get(image["id"])
+    return f"{split.folder}/{image['file_name']}" if picture is None else os.path.abspath(picture)
+
+
+def _inside(file_name: str) -> PurePosixPath:
+    """A file name that leads nowhere out of its folder, whatever an annotation file says."""
+    parts = [part for part in PurePosixPath(file_name).parts if part not in ("/", "..", ".")]
+    return PurePosixPath(*parts)
+
+
+def _free(path: PurePosixPath, prefix: str, taken: set[PurePosixPath]) -> PurePosixPath:
+    candidate, number = path, 0
+    while candidate.with_suffix("") in taken:
+        candidate = path.with_name(f"{prefix}_{number or ''}{path.name}")
+        number += 1
+    return candidate
+
+
+def place_pictures(data: AnnotatedSet, names: Names, folder: Path, how: str) -> int:
+    """Puts every picture that is there under its name.
+
+    Args:
+        data: The data set.
+        names: Of `name_pictures`.
+        folder: The new data set's.
+        how: A key of HOW: link or copy.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        OSError: One cannot be written.
+    """
+    placed = 0
+    for split in data.splits:
+        for number, picture in split.pictures.items():
+            target = folder / names[split.name, number]
+            if os.path.lexists(target):  # of an earlier split
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            HOW[how](picture, target)
+            placed += 1
+    return placed

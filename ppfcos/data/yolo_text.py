@@ -1,0 +1,297 @@
+"""The files of YOLO's layout, one by one: labels, lists of pictures, and descriptions (data.yaml).
+
+A label file has a row an object: the class, counted from 0, and the box's centre, width and height as
+fractions of the picture's sides. A row of segmentation has the corners of a polygon, x and y in turn, in
+place of the box. The picture is the one that a viewer shows, turned as its EXIF orientation says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ppfcos.data.classes import checked_names, read_names, shown
+from ppfcos.data.images import is_clutter, list_images
+from ppfcos.data.records import numbered
+from ppfcos.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")  # keys of a description
+CATEGORY_IDS = "category_ids"  # a key of our own in it: the numbers that the classes have in COCO's files
+_IMAGES, _LABELS = "images", "labels"
+_BOX_COLUMNS, _LEAST_POLYGON_COLUMNS = 5, 7
+_TOLERANCE = 0.01  # by which rounding may leave 0 to 1; more than that are pixels, or nonsense
+
+
+class Row(NamedTuple):
+    """One object of a label file.
+
+    Attributes:
+        label: The class, from 0.
+        box: x0, y0, x1, y1 as fractions of the picture's sides.
+        is_polygon: Whether the row held a polygon, whose bounding box this is.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    is_polygon: bool
+
+
+def read_rows(label_file: str | Path, num_classes: int) -> list[Row]:
+    """The objects in a label file; none where there is no such file, as is the custom.
+
+    Args:
+        label_file: The file.
+        num_classes: The number of classes; a row of another one is an error.
+
+    Raises:
+        DataError: The file cannot be read, or a row is wrong; the message names its line.
+    """
+    try:
+        with open(label_file, encoding="utf-8-sig") as stream:
+            lines = stream.read().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{label_file} cannot be read as YOLO labels: {error}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            rows.append(_row(line.split(), num_classes, f"{label_file}, line {number}"))
+    return rows
+
+
+def _row(columns: list[str], num_classes: int, where: str) -> Row:
+    is_polygon = len(columns) >= _LEAST_POLYGON_COLUMNS and len(columns) % 2 == 1
+    if len(columns) != _BOX_COLUMNS and not is_polygon:
+        raise DataError(
+            f"{where}: {len(columns)} columns, but a box has 5 (class, centre x and y, width, height) "
+            "and a polygon 7, 9, 11, ..."
+        )
+    try:
+        label, *values = (float(column) for column in columns)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
+    if not (label.is_integer() and 0 <= label < num_classes):
+        raise DataError(
+            f"{where}: the class is {columns[0]}, but there are {num_classes} classes, counted from 0: "
+            "add its name to the class names, or repair the row"
+        )
+    outside = [value for value in values if not -_TOLERANCE <= value <= 1 + _TOLERANCE]  # NaN is, too
+    if outside:
+        raise DataError(f"{where}: {outside[0]:g} is no fraction of the picture's side, from 0 to 1")
+    return Row(int(label), _bounding_box(values) if is_polygon else _corners(*values), is_polygon)
+
+
+def _corners(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _bounding_box(polygon: Sequence[float]) -> tuple[float, float, float, float]:
+    return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
+
+
+def label_file_of(picture: str) -> str:
+    """Where YOLO's tools look for a picture's labels.
+
+    Args:
+        picture: The picture's path.
+
+    Returns:
+        The path with its last folder `images` made `labels`, or beside the picture where there is no such
+        folder, and the suffix .txt. Whether the file is there is another matter.
+    """
+    head, tail = os.path.split(os.path.splitext(picture)[0] + ".txt")
+    beside = os.path.join(head, tail)
+    while os.path.basename(head) not in (_IMAGES, ""):
+        head, inner = os.path.split(head)
+        tail = os.path.join(inner, tail)
+    return os.path.join(os.path.dirname(head), _LABELS, tail) if os.path.basename(head) else beside
+
+
+def read_list(list_file: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """The pictures in a list such as train.txt, one path a line.
+
+    Paths are taken as they are, or from the list's folder, or from the data set's. A path into a folder that
+    was elsewhere when the list was written is found again by what follows `images` in it.
+
+    Args:
+        list_file: The list.
+        folder: The data set's.
+
+    Returns:
+        The paths of the pictures that are there, each once, and the lines of those that are not.
+
+    Raises:
+        DataError: The list cannot be read as text.
+    """
+    try:
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{list_file} cannot be read as a list of pictures: {error}") from None
+    found, missing = {}, []
+    for line in dict.fromkeys(line.strip() for line in lines):
+        if not line:
+            continue
+        places = (os.path.normpath(place) for place in _places(line, list_file, folder))
+        picture = next((place for place in places if os.path.isfile(place)), None)
+        if picture is None:
+            missing.append(line)
+        else:
+            found[picture] = None
+    return list(found), missing
+
+
+def _places(line: str, list_file: Path, folder: Path) -> Iterator[str]:
+    yield os.path.join(list_file.parent, line)  # `line` itself, if that is absolute
+    yield os.path.join(folder, line)
+    _, separator, tail = line.rpartition(f"/{_IMAGES}/")
+    if separator:
+        yield os.path.join(folder, _IMAGES, tail)
+
+
+def pictures_at(place: Path, folder: Path) -> list[str]:
+    """The pictures of a folder or of a list, sorted or in the list's order.
+
+    Args:
+        place: The folder or list.
+        folder: The data set's.
+
+    Raises:
+        DataError: It is not there, or none of its pictures is.
+    """
+    if not place.exists():
+        raise DataError(f"{place} is not there: a folder of pictures, or a list of them, was expected")
+    pictures, missing = (list_images(place), []) if place.is_dir() else read_list(place, folder)
+    if not pictures:
+        what = f"none of its {len(missing)} pictures is there" if missing else "there are no pictures in it"
+        raise DataError(f"{place}: {what}{f', the first is {missing[0]}' if missing else ''}")
+    if missing:
+        logger.warning(
+            "%s: %d pictures are not there and are left out, the first is %s",
+            place,
+            len(missing),
+            missing[0],
+        )
+    return pictures
+
+
+class Description(NamedTuple):
+    """What a data.yaml says.
+
+    Attributes:
+        categories: `id` and `name` of every class.
+        splits: By name (train, val, test), the folders or lists of pictures.
+    """
+
+    categories: list[dict[str, Any]]
+    splits: dict[str, list[Path]]
+
+
+def read_description(path: Path) -> Description | None:
+    """Reads a data.yaml.
+
+    Args:
+        path: A YAML file.
+
+    Returns:
+        None if it is one of something else, without `names`.
+
+    Raises:
+        DataError: It cannot be read, or contradicts itself.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
+        return None
+    if "kpt_shape" in content:
+        raise DataError(f"{path} has kpt_shape: its labels are keypoints, which are not read")
+    categories = _categories(content, path)
+    return Description(categories, {key: _split(content, key, path) for key in SPLITS if content.get(key)})
+
+
+def _categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    names = content["names"]
+    if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            raise DataError(
+                f"{path}: names should be numbered from 0 to {len(names) - 1}, with none left out"
+            )
+        names = [names[label] for label in range(len(names))]
+    categories = numbered(checked_names(names, str(path)))
+    if content.get("nc", len(names)) != len(names):
+        raise DataError(f"{path} has {len(names)} names, but nc is {content['nc']}: correct one of them")
+    ids = content.get(CATEGORY_IDS)
+    if ids is None:
+        return categories
+    whole = isinstance(ids, list) and all(isinstance(number, int) for number in ids)
+    if not whole or len(ids) != len(names) or len(set(ids)) != len(ids):
+        raise DataError(f"{path}: {CATEGORY_IDS} should be {len(names)} whole numbers, no two alike")
+    return [{**category, "id": number} for category, number in zip(categories, ids)]
+
+
+def _split(content: dict[str, Any], key: str, path: Path) -> list[Path]:
+    entries = content[key] if isinstance(content[key], list) else [content[key]]
+    return [_find_entry(str(entry), str(content.get("path") or ""), path.parent) for entry in entries]
+
+
+def _find_entry(entry: str, stated: str, folder: Path) -> Path:
+    """A split's folder or list: below `path`, or else below the description's own folder.
+
+    `path` is often where the data was for its author, and `../train/images` means train/images to many tools.
+    """
+    inner = entry[len("../") :] if entry.startswith("../") else entry
+    places = [base / part for base in (folder / stated, folder) for part in (entry, inner)]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def find_categories(folder: Path, label_dirs: Sequence[Path] = ()) -> tuple[list[dict[str, Any]], str]:
+    """The classes of a data set, from whatever file in it names them; several must say the same.
+
+    Args:
+        folder: The data set's: *.yaml with `names`, classes.txt, *.names.
+        label_dirs: Where LabelImg puts its classes.txt.
+
+    Returns:
+        The categories, and the file.
+
+    Raises:
+        DataError: No file names the classes, or two of them contradict each other.
+    """
+    found = [(path, description.categories) for path, description in descriptions_in(folder).items()]
+    texts = [place / "classes.txt" for place in (folder, *label_dirs)] + sorted(folder.glob("*.names"))
+    found += [(path, numbered(read_names(path))) for path in texts if path.is_file()]
+    if not found:
+        raise DataError(
+            f"{folder} does not say what its classes are called: put a data.yaml with `names` there, "
+            "or a classes.txt with a name a line, or set class_names"
+        )
+    first, categories = found[0]
+    for path, others in found[1:]:
+        names, other_names = ([each["name"] for each in some] for some in (categories, others))
+        if names != other_names:
+            raise DataError(
+                f"{first} and {path} name other classes ({shown(names)}; {shown(other_names)}): "
+                "remove the wrong one, or set class_names"
+            )
+    return categories, str(first)
+
+
+def descriptions_in(folder: Path) -> dict[Path, Description]:
+    """The descriptions in a folder by their paths, data.yaml first."""
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".yaml", ".yml") and path.is_file() and not is_clutter(path.name)
+    ]
+    files.sort(key=lambda path: (path.stem != "data", path.name))
+    read = ((path, read_description(path)) for path in files)
+    return {path: description for path, description in read if description is not None}
