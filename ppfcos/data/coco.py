@@ -40,7 +40,7 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
     Raises:
         DataError: The file is missing, not JSON, not COCO's format, or all images are missing.
     """
-    content = _load_json(path, section)
+    content = load_json(path, section)
     categories = read_categories(content, path)
     images = _read_images(content, path)
     images, notes = _existing_images(images, path, image_dir, section)
@@ -53,7 +53,7 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
 
 def load_categories(path: Path, section: str) -> list[dict[str, Any]]:
     """Only the categories of a COCO file, in the file's order, which is the labels' order."""
-    return read_categories(_load_json(path, section), path)
+    return read_categories(load_json(path, section), path)
 
 
 def read_categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -95,7 +95,12 @@ def opened_for_paddledetection(dataset: dict[str, Any]) -> Iterator[None]:
         pycocotools.coco.COCO = original
 
 
-def _load_json(path: Path, section: str) -> dict[str, Any]:
+def load_json(path: Path, section: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        DataError: The file is missing, not JSON, or holds something else; names the section's keys.
+    """
     try:
         with open(path, encoding="utf-8") as stream:
             content = json.load(stream)

@@ -81,9 +81,9 @@ class PPFCOSVOCDataSet(DetDataset):
         folder = Path(self.dataset_dir)
         list_file, image_dir = folder / self.anno_path, folder / self.image_dir
         self._check_layout(list_file, image_dir, folder / self.anno_dir)
-        pictures = _pictures_by_stem(image_dir)
+        pictures = pictures_by_stem(image_dir)
         records, missing = [], []
-        for image_id, name in enumerate(_names(list_file)):
+        for image_id, name in enumerate(image_names(list_file)):
             if 0 < self.sample_num <= len(records):
                 break
             xml_file = folder / self.anno_dir / f"{name}.xml"
@@ -141,8 +141,8 @@ class PPFCOSVOCDataSet(DetDataset):
         return {
             "im_file": image_file,
             "im_id": np.array([image_id], dtype=np.int64),
-            "h": _size(annotation, "height"),
-            "w": _size(annotation, "width"),
+            "h": stated_side(annotation, "height"),
+            "w": stated_side(annotation, "width"),
             "gt_bbox": np.array([box for box, _, _ in objects], dtype=np.float32).reshape(-1, 4),
             "gt_class": np.array([label for _, label, _ in objects], dtype=np.int32).reshape(-1, 1),
             "is_crowd": np.zeros((len(objects), 1), dtype=np.int32),
@@ -168,7 +168,7 @@ class PPFCOSVOCDataSet(DetDataset):
         return box, self.cname2cid[name], int(difficult not in ("", "0"))
 
 
-def _size(annotation: ElementTree.Element, key: str) -> int:
+def stated_side(annotation: ElementTree.Element, key: str) -> int:
     """The stated height or width; 0 where nothing usable is stated (some tools write 0 themselves)."""
     try:
         return max(int(float(annotation.findtext(f"size/{key}"))), 0)
@@ -176,7 +176,7 @@ def _size(annotation: ElementTree.Element, key: str) -> int:
         return 0
 
 
-def _names(list_file: Path) -> list[str]:
+def image_names(list_file: Path) -> list[str]:
     """The names in an image set, without the second column (-1, 0, 1) that VOC's lists of one class have."""
     try:
         lines = list_file.read_text(encoding="utf-8").splitlines()
@@ -190,7 +190,7 @@ def _names(list_file: Path) -> list[str]:
     return list(names)
 
 
-def _pictures_by_stem(image_dir: Path) -> dict[str, str]:
+def pictures_by_stem(image_dir: Path) -> dict[str, str]:
     """{name without suffix: file name} of the pictures in a folder."""
     found: dict[str, Any] = {}
     for name in sorted(os.listdir(image_dir)):
