@@ -1,0 +1,127 @@
+"""From a path to the sections that a configuration would have for the data there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from ppfcos.data.checker.kinds import TRAINING, VALIDATION
+from ppfcos.data.coco import load_json
+from ppfcos.data.voc import image_names
+from ppfcos.errors import DataError
+
+_LOOKED_FOR = 200  # listed images that are looked for in a folder that may be theirs
+_NO_BOXES = ("captions", "person_keypoints", "image_info")  # COCO's other files
+_NEAR = ("", "images", "JPEGImages", "train", "val", "images/train", "images/val")
+_VOC_LISTS = (("trainval", "test"), ("train", "val"), ("default", "test"))
+
+
+def sections_at(path: Path, image_dir: Path | None = None) -> dict[str, Any]:
+    """The data sets at a path, as sections of a configuration.
+
+    Args:
+        path: A COCO annotation file (.json), or the folder of a data set in COCO's or Pascal VOC's layout.
+        image_dir: Where the images are; None looks for them around the annotation file.
+
+    Returns:
+        TrainDataset, EvalDataset or both.
+
+    Raises:
+        DataError: There is no data set that could be recognised.
+    """
+    if path.is_file() and path.suffix.lower() == ".json":
+        return {TRAINING: _coco_section(path, image_dir)}
+    if not path.is_dir():
+        raise DataError(f"{path} is not there, or no .json file: name an annotation file or a folder")
+    if (path / "Annotations").is_dir():
+        return _voc_sections(path)
+    files = sorted([*path.glob("*.json"), *path.glob("annotations/*.json")])
+    sections = _coco_sections(files, image_dir)
+    if not sections:
+        raise DataError(
+            f"{path} is in no known layout: it has neither Annotations and ImageSets (Pascal VOC) nor a "
+            ".json file in it or in annotations (COCO): name the annotation file, or a configuration with -c"
+        )
+    return sections
+
+
+def _coco_sections(files: list[Path], image_dir: Path | None) -> dict[str, Any]:
+    """Of a folder's annotation files those of boxes, whose names say what they are for."""
+    files = [file for file in files if not file.name.startswith(_NO_BOXES)]
+    chosen = {
+        section: next((file for file in files if any(word in file.stem.lower() for word in words)), None)
+        for section, words in ((TRAINING, ("train",)), (VALIDATION, ("val", "test")))
+    }
+    if not any(chosen.values()) and files:
+        chosen[TRAINING] = files[0]
+    return {section: _coco_section(file, image_dir) for section, file in chosen.items() if file}
+
+
+def _coco_section(path: Path, image_dir: Path | None) -> dict[str, Any]:
+    folder = image_dir or _folder_of_images(path)
+    return {"name": "COCODataSet", "dataset_dir": "", "anno_path": str(path), "image_dir": str(folder)}
+
+
+def _folder_of_images(path: Path) -> Path:
+    """The folder near an annotation file that holds the most of its images."""
+    images = load_json(path, TRAINING).get("images")
+    names = [
+        entry["file_name"]
+        for entry in (images if isinstance(images, list) else [])[:_LOOKED_FOR]
+        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+    ]
+    split = path.stem.split("_")[-1]  # instances_train2017
+    tops = [path.parent, path.parent.parent]
+    inner = (
+        "",
+        split,
+        f"images/{split}",
+        "images",
+        "JPEGImages",
+        "train",
+        "val",
+        "images/train",
+        "images/val",
+    )
+    folders = [top / name for top in tops for name in inner]
+    found = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
+    if not any(found):
+        raise DataError(
+            f"none of the images of {path} was found near it: say where they are, with --image_dir"
+        )
+    return folders[found.index(max(found))]
+
+
+def _voc_sections(folder: Path) -> dict[str, Any]:
+    lists = folder / "ImageSets" / "Main"
+    there = [pair for pair in _VOC_LISTS if (lists / f"{pair[0]}.txt").is_file()]
+    if not there:
+        raise DataError(f"{lists} holds neither trainval.txt nor train.txt: name a configuration with -c")
+    chosen = [name for name in there[0] if (lists / f"{name}.txt").is_file()]
+    classes = _voc_classes(folder, [name for each in chosen for name in image_names(lists / f"{each}.txt")])
+    return {
+        section: {
+            "name": "PPFCOSVOCDataSet",
+            "dataset_dir": str(folder),
+            "image_set": name,
+            "class_names": classes,
+        }
+        for section, name in zip((TRAINING, VALIDATION), chosen)
+    }
+
+
+def _voc_classes(folder: Path, names: list[str]) -> list[str]:
+    """The names in the XML files: without a configuration nothing else says what the classes are."""
+    found = set()
+    for name in names:
+        try:
+            annotation = ElementTree.parse(folder / "Annotations" / f"{name}.xml")
+        except (OSError, ElementTree.ParseError, ValueError):
+            continue  # reported once the files are read in earnest
+        found.update((node.text or "").strip() for node in annotation.iterfind("object/name"))
+    classes = sorted(found - {""})
+    if not classes:
+        raise DataError(f"{folder / 'Annotations'} names no class in any file that is listed")
+    return classes
