@@ -13,7 +13,7 @@ from ppfcos.data.checker.findings import DataReport
 from ppfcos.data.checker.kinds import KINDS, TRAINING, Finding
 from ppfcos.data.checker.rules import SectionCheck
 from ppfcos.data.images import ImageUnreadable, read_image
-from ppfcos.report.data_report import bin_names, level_names, printable, sizes_text, summary
+from ppfcos.report.data_report import bin_names, level_names, lost_text, printable, sizes_text, summary
 
 THUMBNAILS_OF_A_KIND, THUMBNAILS = 6, 120
 LINES_OF_A_KIND = 100
@@ -108,6 +108,7 @@ def _section(section: SectionCheck, report: DataReport) -> str:
         rows = list(zip(bin_names(), counts.levels.tolist()))
         title = f"Boxes by longer side in pixels and by level, {sizes_text(report.geometry)}"
         parts.append(_bars(title, rows, level_names(report.geometry)))
+        parts.append(f"<p>{_text(lost_text(section))}</p>")
     return "".join(parts)
 
 

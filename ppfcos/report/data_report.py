@@ -111,6 +111,14 @@ def sizes_text(geometry: Geometry) -> str:
     return text
 
 
+def lost_text(section: SectionCheck) -> str:
+    """How many boxes no location is responsible for."""
+    *_, covered, without = section.counts.levels.sum(axis=0).tolist()
+    return (
+        f"{without} boxes have no location on any level; {covered} more lose all of theirs to smaller boxes"
+    )
+
+
 def printable(text: str) -> str:
     """The text with escapes for what would move the cursor or end the line."""
     return "".join(
@@ -166,7 +174,7 @@ def _level_table(section: SectionCheck, geometry: Geometry) -> list[str]:
         if any(numbers):
             cells = "  ".join(f"{number or '·':>{w}}" for number, w in zip(numbers, widths))
             rows.append(f"    {name:<10}{cells}")
-    return rows
+    return [*rows, f"  {lost_text(section)}"]
 
 
 def _about(

@@ -50,13 +50,14 @@ def sections_at(path: Path, image_dir: Path | None = None) -> dict[str, Any]:
 def _coco_sections(files: list[Path], image_dir: Path | None) -> dict[str, Any]:
     """Of a folder's annotation files those of boxes, whose names say what they are for."""
     files = [file for file in files if not file.name.startswith(_NO_BOXES)]
-    chosen = {
-        section: next((file for file in files if any(word in file.stem.lower() for word in words)), None)
-        for section, words in ((TRAINING, ("train",)), (VALIDATION, ("val", "test")))
-    }
-    if not any(chosen.values()) and files:
+    chosen: dict[str, Path] = {}
+    for section, words in ((TRAINING, ("train",)), (VALIDATION, ("val", "test"))):
+        fitting = [file for file in files if any(word in file.stem.lower() for word in words)]
+        if fitting and fitting[0] not in chosen.values():
+            chosen[section] = fitting[0]
+    if not chosen and files:
         chosen[TRAINING] = files[0]
-    return {section: _coco_section(file, image_dir) for section, file in chosen.items() if file}
+    return {section: _coco_section(file, image_dir) for section, file in chosen.items()}
 
 
 def _coco_section(path: Path, image_dir: Path | None) -> dict[str, Any]:
@@ -73,24 +74,13 @@ def _folder_of_images(path: Path) -> Path:
         if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
     ]
     split = path.stem.split("_")[-1]  # instances_train2017
-    tops = [path.parent, path.parent.parent]
-    inner = (
-        "",
-        split,
-        f"images/{split}",
-        "images",
-        "JPEGImages",
-        "train",
-        "val",
-        "images/train",
-        "images/val",
-    )
-    folders = [top / name for top in tops for name in inner]
+    folders = [
+        top / name for top in (path.parent, path.parent.parent) for name in (split, f"images/{split}", *_NEAR)
+    ]
+    folders += sorted(folder for folder in path.parent.iterdir() if folder.is_dir())
     found = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
     if not any(found):
-        raise DataError(
-            f"none of the images of {path} was found near it: say where they are, with --image_dir"
-        )
+        raise DataError(f"no image that {path} lists was found near it: say where they are, with --image_dir")
     return folders[found.index(max(found))]
 
 

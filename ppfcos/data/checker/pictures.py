@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 from tqdm import tqdm
 
 from ppfcos.data.checker.responsibility import Geometry, Responsibility, responsibility
@@ -160,13 +160,13 @@ def look_at(task: Task) -> Look:
 def _header(path: str) -> _Header | None:
     """What Pillow reads of a file's head; None where it knows no such format."""
     try:
-        with _pillow_without_limit(), Image.open(path) as picture:
+        with _pillow_set_up(), Image.open(path) as picture:
             return _Header(
                 str(picture.format),
                 picture.width,
                 picture.height,
                 picture.mode,
-                int(picture.getexif().get(_EXIF_ORIENTATION, 1) or 1),
+                _orientation(picture),
                 _is_deep(picture, path),
                 "A" in picture.getbands() or "transparency" in picture.info,
             )
@@ -174,16 +174,31 @@ def _header(path: str) -> _Header | None:
         return None
 
 
+def _orientation(picture: Image.Image) -> int:
+    """From 1, the upright one, to 8.
+
+    Not by `getexif`, which decodes the whole of a PNG, and believes XMP where OpenCV does not.
+    """
+    exif = Image.Exif()
+    exif.load(picture.info.get("exif", b""))
+    tags = getattr(picture, "tag_v2", {})  # a TIFF's
+    return int(tags.get(_EXIF_ORIENTATION) or exif.get(_EXIF_ORIENTATION) or 1)
+
+
 @contextlib.contextmanager
-def _pillow_without_limit() -> Iterator[None]:
-    """Pillow refuses to so much as open a very large picture, whose size is wanted here, not its pixels."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+def _pillow_set_up() -> Iterator[None]:
+    """Pillow opens a picture of any size, whose pixels nobody asks for, and does not pass over a missing end.
+
+    Both are settings of the process, and PaddleDetection changes the second when it is imported.
+    """
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _is_deep(picture: Image.Image, path: str) -> bool:
@@ -232,7 +247,7 @@ def _kind_of_failure(task: Task, error: ImageUnreadable, header: _Header | None)
     if header is None:
         return "image-unreadable"
     try:
-        with Image.open(task.path) as picture:
+        with _pillow_set_up(), Image.open(task.path) as picture:
             picture.load()
     except Exception as reason:  # as in _header
         return "image-truncated" if "truncated" in str(reason) else "image-unreadable"
