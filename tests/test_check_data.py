@@ -741,6 +741,9 @@ def test_any_other_data_set_is_checked_by_its_records(voc, tmp_path):
     report = check({**READERS, "TrainDataset": section})
     assert report.sections[0].counts.objects == 6
     assert kinds_of(report)["image-unreadable"] == 1
+    (voc / "label_list.txt").write_text("cat\n")  # the reader meets a dog, and gives up
+    report = check({**READERS, "TrainDataset": section})
+    assert set(kinds_of(report)) == {"refused"} and "'dog'" in report.findings[0].detail
 
 
 # Cleaned files ------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ppfcos.data.checker.kinds import Finding
+from ppfcos.errors import DataError
 
 
 @dataclass
@@ -127,16 +129,22 @@ class RecordsSource:
         self._section = section
 
     def read(self) -> RawData:
-        """Reads the data set as training does."""
+        """Reads the data set as training does; one that the reader refuses has no images."""
         from ppfcos.data.datasets import build_dataset
 
-        with log_lines() as lines:
-            data = build_dataset(self._cfg, self._section)
         arguments = self._cfg[self._section]
+        folder = str(arguments.get("dataset_dir") or "")
+        try:
+            with log_lines() as lines:
+                data = build_dataset(self._cfg, self._section)
+        except DataError:
+            if not os.path.isdir(folder or "."):
+                raise
+            return RawData(self._section, folder, folder)
         raw = RawData(
             self._section,
             data.source,
-            str(arguments.get("dataset_dir") or ""),
+            folder,
             [RawCategory(name) for name in data.class_names],
             keeps_empty=True,  # the records that are there are those that are trained on
         )
