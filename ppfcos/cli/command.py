@@ -121,19 +121,19 @@ def command_line(tool: str, *arguments: object) -> str:
 
 
 def run(
-    command: Callable[[argparse.Namespace], None],
+    command: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line, run the command, and turn its errors into a line and an exit code.
 
     Args:
-        command: what to do with the parsed options.
+        command: what to do with the parsed options; returns an exit code of its own, or None for 0.
         parser: of the command line.
         argv: the arguments; those of the process where None.
 
     Returns:
-        0, or the exit code of the error.
+        0 or what the command returned, or the exit code of the error.
     """
     options = parser.parse_args(argv)
     with messages_on_stdout(), warnings.catch_warnings():
@@ -141,7 +141,7 @@ def run(
             # Of its own operators, and nothing that a user could do anything about.
             warnings.filterwarnings("ignore", module="paddle")
         try:
-            command(options)
+            return command(options) or 0
         except PPFCOSError as error:
             if options.debug:
                 traceback.print_exc()
@@ -153,7 +153,6 @@ def run(
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
-    return 0
 
 
 @contextlib.contextmanager

@@ -27,6 +27,14 @@ class ImageUnreadable(Exception):
         self.reason = reason
 
 
+class ImageCutShort(ImageUnreadable):
+    """A picture whose file ends before its pixels do."""
+
+
+class ImageOfAnotherSize(ImageUnreadable):
+    """A picture that is not of the stated size, turned or not."""
+
+
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Decodes a picture to 8-bit RGB, whatever its own colours and depth are.
 
@@ -50,7 +58,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if stored.shape[:2] != tuple(size):
             height, width = image.shape[:2]
-            raise ImageUnreadable(
+            raise ImageOfAnotherSize(
                 path, f"is {width}x{height} pixels, but its annotation says {size[1]}x{size[0]}"
             )
         image = stored
@@ -118,7 +126,7 @@ def _read_bytes(path: str | Path) -> bytes:
     if not data:
         raise ImageUnreadable(path, "the file is empty")
     if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
-        raise ImageUnreadable(path, "the picture is cut short")
+        raise ImageCutShort(path, "the picture is cut short")
     return data
 
 
