@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,7 +100,8 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
         weights = cfg.get("weights") or run_folder(cfg) / FINAL
         checkpoint.load_weights(model, weights)
         logger.info("weights: %s", weights)
-    return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], output)
+    uses = [functools.partial(evaluator.write_detections, output)] if output else []
+    return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

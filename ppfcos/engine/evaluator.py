@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def evaluate(
     data: Any,
     precision: Precision,
     backend: str = "faster_coco_eval",
-    output_folder: Path | str | None = None,
+    uses: Sequence[Callable[[list[dict]], object]] = (),
 ) -> CocoFigures:
     """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
 
@@ -39,14 +39,14 @@ def evaluate(
         data: DetectionData of the images.
         precision: of the network.
         backend: of `evaluate_detections`.
-        output_folder: where to write the detections as `bbox.json`, if anywhere.
+        uses: what else the main process does with the detections of all images, such as writing them.
 
     Returns:
         The figures. An image that does not decode counts as one in which nothing was found.
 
     Raises:
         DataError: an image cannot be transformed, or none of them decodes.
-        OutputError: the detections cannot be written.
+        OutputError: one of `uses` cannot write.
     """
     share: list[dict] = []
     with distributed.together():
@@ -56,8 +56,8 @@ def evaluate(
     with distributed.together():
         if distributed.is_main():
             _report_unreadable(unreadable, len(data))
-            if output_folder is not None:
-                write_detections(output_folder, found)
+            for use in uses:
+                use(found)
             figures = evaluate_detections(data.coco_ground_truth(), found, backend)
     return distributed.from_main(figures)
 

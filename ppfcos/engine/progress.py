@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,6 +25,7 @@ class Report(NamedTuple):
         data_seconds: mean wait for a batch.
         seconds_left: of training, without evaluations.
         memory: most bytes taken so far.
+        gradient_norm: of the last step; nan where it is not known.
     """
 
     epoch: int
@@ -36,6 +38,7 @@ class Report(NamedTuple):
     data_seconds: float
     seconds_left: float
     memory: int
+    gradient_norm: float = math.nan
 
     @property
     def global_step(self) -> int:
