@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -28,7 +29,6 @@ from ppfcos.engine.precision import Precision
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.schedule import build_optimizer, build_schedule
 from ppfcos.engine.trainer import Trainer
-from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.errors import ConfigError, DataError, DeviceError, TrainingError
 
 
@@ -372,7 +372,7 @@ def test_whoever_knows_the_truth_gets_all_of_it(tinycoco, config, tmp_path, batc
         EvalLoader(cfg, data, "EvalReader"),
         data,
         Precision({}, "cpu"),
-        output_folder=tmp_path / "found",
+        uses=[functools.partial(write_detections, tmp_path / "found")],
     )
     assert oracle.training
     assert figures.ap == pytest.approx(1, abs=1e-9)
@@ -410,7 +410,7 @@ def test_a_file_of_detections_that_is_none_is_named(tmp_path):
     assert read_detections(tmp_path) == []
 
 
-# Progress and curves
+# Progress
 
 
 def test_a_report_sums_up_the_steps_since_the_one_before():
@@ -431,29 +431,6 @@ def test_a_report_sums_up_the_steps_since_the_one_before():
     progress.add({"loss_box": 0.0, "loss": 5.0}, seconds_waited=0)
     assert progress.report(epoch=1, step=5, learning_rate=0.1).losses["loss"] == 5
     assert [step for step in range(1, 11) if progress.is_due(step)] == [1, 4, 8, 10]
-
-
-def test_curves_are_read_back_from_visualdl(tmp_path):
-    from visualdl import LogReader
-
-    curves = VisualDLLog(tmp_path / "vdl")
-    progress = Progress(epochs=2, steps_per_epoch=2, log_iter=1, batch_size=1)
-    for step, value in ((1, 2.5), (2, 1.5)):
-        progress.add({"loss": value}, seconds_waited=0)
-        curves.add_step(progress.report(epoch=0, step=step, learning_rate=0.25))
-    curves.add_figures(CocoFigures(tuple(np.linspace(0, 0.75, 12))), epochs=1)
-    curves.close()
-    (file,) = (tmp_path / "vdl").iterdir()
-    reader = LogReader(file_path=str(file))
-
-    def scalars(tag):
-        return [(record.id, record.value) for record in reader.get_data("scalar", tag)]
-
-    assert scalars("train/loss") == [(1, 2.5), (2, 1.5)]
-    assert scalars("train/learning_rate") == [(1, 0.25), (2, 0.25)]
-    assert scalars("eval/AP") == [(1, 0)]
-    assert scalars("eval/ARl") == [(1, 0.75)]
-    assert len(scalars("train/images_per_second")) == 2
 
 
 # The trainer

@@ -1,45 +1,63 @@
-"""What a run was told, as one flat list of names and values, by which runs are compared."""
+"""The settings by which runs are compared, as one flat list of names and values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
-from ppfcos.config.keys import PLAIN_KEYS
-
-SECTIONS = ("LearningRate", "OptimizerBuilder", "TrainReader")  # besides the model's own
-
-# Plain keys that say where a run computes and what it writes, and so change nothing about what is learnt.
-_OF_THE_PLACE = {
-    *("device", "use_gpu", "use_xpu", "use_npu", "use_mlu", "worker_num"),
-    *("filename", "save_dir", "snapshot_epoch", "log_iter", "use_vdl", "vdl_log_dir", "vdl_images"),
-    *("weights", "output_eval", "metric", "coco_eval", "classwise", "export"),
-}
+# In this order; `*` stands for the name of a class or a place in a list. A configuration has far more, and in
+# a table of all of it nobody would find what differs.
+CHOSEN = (
+    "filename",
+    "architecture",
+    "*.depth",
+    "*.norm_type",
+    "pretrain_weights",
+    "epoch",
+    "seed",
+    "TrainReader.total_batch_size",
+    "TrainReader.sample_transforms.*.target_size",
+    "LearningRate.base_lr",
+    "LearningRate.schedulers.*.milestones",
+    "LearningRate.schedulers.*.max_epochs",
+    "LearningRate.schedulers.*.steps",
+    "OptimizerBuilder.optimizer.type",
+    "OptimizerBuilder.optimizer.momentum",
+    "OptimizerBuilder.regularizer.factor",
+    "use_ema",
+    "ema_decay",
+    "amp",
+    "*.center_sampling_radius",
+    "*.box_loss",
+    "*.quality",
+)
 
 
 def settings_of(cfg: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """Everything that a configuration says about the model and its training.
+    """What a configuration says of `CHOSEN`.
 
     Args:
         cfg: the configuration.
 
     Returns:
-        Values by the names that `-o` has for them, such as `ResNet.depth`, `LearningRate.schedulers.1.steps`
-        and `TrainReader.sample_transforms.2.Resize.target_size`. Lists of plain values and switches are text.
+        Values by the last two parts of their names, such as `LearningRate base_lr`, `LinearWarmup steps` and
+        `Resize target_size`: a table has no room for more, and VisualDL's leaves columns empty whose names
+        have dots. Lists and switches are text.
     """
-    plain = {key: cfg[key] for key in PLAIN_KEYS if key in cfg and key not in _OF_THE_PLACE}
-    architecture = cfg[cfg["architecture"]]
-    parts = [name for name in architecture.values() if isinstance(name, str) and name in cfg]
-    sections = {name: dict(cfg[name]) for name in (*parts, cfg["architecture"], *SECTIONS) if name in cfg}
-    return dict(_flat({**plain, **sections}))
+    parts = [part for part in cfg[cfg["architecture"]].values() if isinstance(part, str)]
+    names = {pattern.split(".")[0] for pattern in CHOSEN} | set(parts)
+    values = dict(_flat({name: cfg[name] for name in names if name in cfg}))
+    chosen = [name for pattern in CHOSEN for name in sorted(values) if fnmatchcase(name, pattern)]
+    return {" ".join(name.split(".")[-2:]): values[name] for name in chosen}
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, int | float | str]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}" if name else key)
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        yield from _flat({str(position): item for position, item in enumerate(value)}, name)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        yield from _flat({item.get("name", str(i)): item for i, item in enumerate(value)}, name)
     elif isinstance(value, bool):
         yield name, str(value).lower()
     elif value is not None:

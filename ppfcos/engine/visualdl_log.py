@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppfcos import environment
-from ppfcos.engine.coco_metrics import NO_OBJECTS, RECALLS, CocoFigures
+from ppfcos.engine.coco_metrics import RECALLS, CocoFigures
 from ppfcos.engine.files import replacing, require_writable
 from ppfcos.engine.progress import Report
 from ppfcos.report.pictures import encode_picture
@@ -99,7 +99,7 @@ class VisualDLLog:
     def add_evaluation(self, figures: CocoFigures, epochs: int) -> None:
         """The twelve COCO figures and the AP of each class, over the epochs; precision over recall.
 
-        What has no objects to be found has no point in its curve.
+        Where no object was to be found, a figure is −1, as COCO has it, and a class has no precision.
 
         Args:
             figures: of an evaluation.
@@ -107,8 +107,7 @@ class VisualDLLog:
         """
         values = {f"eval/{name}": value for name, value in figures.named().items()}
         values.update({f"eval_AP_of_class/{name}": value for name, value in figures.per_class.items()})
-        known = {name: value for name, value in values.items() if value != NO_OBJECTS}
-        self._write([*_scalars(known, epochs), *_precision_recall(figures, epochs)])
+        self._write([*_scalars(values, epochs), *_precision_recall(figures, epochs)])
 
     def add_pictures(self, pictures: Iterable[tuple[str, np.ndarray]], epochs: int) -> None:
         """Pictures of an evaluation, as JPEG: VisualDL's own PNG would take ten times the room.
