@@ -39,8 +39,9 @@ MOST_CLASS_CURVES = 20  # with more classes than these, only their mean has a pr
 class VisualDLLog:
     """Writes records that `visualdl --logdir FOLDER` shows.
 
-    VisualDL's LogWriter is not used: it writes in a thread that a full disk ends, and whose queue then blocks
-    the training for ever. Here every call writes at once, so that a killed run leaves all it has reported.
+    VisualDL's LogWriter is not used: it can neither carry a log on nor take precision as COCO has it, and on a
+    full disk it leaves half a record, at which readers fail. Here every call writes at once, all or nothing,
+    so that a killed run leaves whatever it has reported.
 
     Args:
         folder: made where missing.
@@ -110,7 +111,7 @@ class VisualDLLog:
         self._write([*_scalars(values, epochs), *_precision_recall(figures, epochs)])
 
     def add_pictures(self, pictures: Iterable[tuple[str, np.ndarray]], epochs: int) -> None:
-        """Pictures of an evaluation, as JPEG: VisualDL's own PNG would take ten times the room.
+        """Pictures of an evaluation, as JPEG: VisualDL's own PNG would take three times the room.
 
         Args:
             pictures: names, and [H, W, 3] uint8, blue first.
@@ -180,9 +181,7 @@ def _precision_recall(figures: CocoFigures, epochs: int) -> list[Any]:
         records.pr_curve_raw(
             tag=f"precision_recall_IoU50/{name}",
             **{"tp": [], "fp": [], "tn": [], "fn": []},
-            precision=precision[
-                ::-1
-            ],  # from the lowest threshold, where the recall is largest, as VisualDL has it
+            precision=precision[::-1],  # VisualDL begins with the lowest threshold: the largest recall
             recall=RECALLS[::-1],
             step=epochs,
             walltime=_now(),
