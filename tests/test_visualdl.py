@@ -488,10 +488,15 @@ def _canvases(browser, number: int) -> list:
 
 
 def _curve(browser, canvas) -> list[float]:
-    """The first run's, once it is drawn: its height from the top in every column, left to right."""
-    wide = canvas.size["width"] / 4
-    _wait(browser, lambda b: len(b.execute_script(COLOURED_COLUMNS, canvas, FIRST_COLOUR)) > wide)
-    return browser.execute_script(COLOURED_COLUMNS, canvas, FIRST_COLOUR)
+    """The first run's, once it is drawn and stands still: its height from the top, column by column."""
+
+    def standing(driver) -> list[float]:
+        first = driver.execute_script(COLOURED_COLUMNS, canvas, FIRST_COLOUR)
+        time.sleep(0.3)
+        again = driver.execute_script(COLOURED_COLUMNS, canvas, FIRST_COLOUR)
+        return again if first == again and len(again) > canvas.size["width"] / 4 else []
+
+    return _wait(browser, standing)
 
 
 def test_the_page_draws_the_loss_curve(page, browser):

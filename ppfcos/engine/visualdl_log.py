@@ -39,9 +39,9 @@ MOST_CLASS_CURVES = 20  # with more classes than these, only their mean has a pr
 class VisualDLLog:
     """Writes records that `visualdl --logdir FOLDER` shows.
 
-    VisualDL's LogWriter is not used: it can neither carry a log on nor take precision as COCO has it, and on a
-    full disk it leaves half a record, at which readers fail. Here every call writes at once, all or nothing,
-    so that a killed run leaves whatever it has reported.
+    VisualDL's LogWriter is not used: it can neither carry a log on nor take precision as COCO has it, and on
+    a full disk it leaves half a record, at which readers fail. Here every call writes at once, all or
+    nothing, so that a killed run leaves whatever it has reported.
 
     Args:
         folder: made where missing.
