@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import start_browser
+from selenium.webdriver import Chrome
 
 from ppfcos import environment
 
@@ -43,3 +46,11 @@ def tinycoco() -> Path:
 def root() -> Path:
     """The checkout's top folder."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Chrome]:
+    """A headless Chromium."""
+    driver = start_browser()
+    yield driver
+    driver.quit()

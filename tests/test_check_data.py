@@ -289,7 +289,7 @@ class Training:
             self.refused = str(error)
             return
         files = {int(record["im_id"][0]): record["im_file"] for record in data.records}
-        for batch in TrainLoader(cfg, data):
+        for [batch] in TrainLoader(cfg, data):
             self.replaced += [line.split(": ")[0] for line in batch["bad_images"]]
             self.images.append(files[int(batch["im_id"][0, 0])])
             boxes = batch["gt_bbox"].numpy()[0]
@@ -536,7 +536,7 @@ def test_sizes_after_resizing_are_the_loaders(made):
         }
         data = build_dataset(cfg, "TrainDataset")
         geometry = geometry_of(cfg, (8, 16, 32, 64, 128))
-        for batch, record in zip(TrainLoader(cfg, data), data.records):
+        for [batch], record in zip(TrainLoader(cfg, data), data.records):
             boxes = batch["gt_bbox"].numpy()[0]
             seen = responsibility(record["gt_bbox"], int(record["h"]), int(record["w"]), geometry)
             np.testing.assert_allclose(seen.sides, boxes[:, 2:] - boxes[:, :2], rtol=1e-6)

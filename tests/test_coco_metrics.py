@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppfcos.engine.coco_metrics import FIGURE_NAMES, CocoFigures, evaluate_detections
+from ppfcos.engine.coco_metrics import FIGURE_NAMES, RECALLS, CocoFigures, evaluate_detections
 from ppfcos.errors import ConfigError, DataError
 
 # pycocotools adds 2.2e-16 to the denominators of its precisions, faster-coco-eval does not: where a single
@@ -115,6 +115,11 @@ def test_both_backends_give_the_same_ap_for_every_class(seed):
     assert faster.per_class["class 0"] == -1
     with_objects = [ap for ap in faster.per_class.values() if ap != -1]
     assert np.mean(with_objects) == pytest.approx(faster.ap, abs=1e-12)
+    assert faster.precision.keys() == reference.precision.keys() == faster.per_class.keys() - {"class 0"}
+    for name, precision in faster.precision.items():
+        assert precision == pytest.approx(reference.precision[name], rel=0, abs=1e-15)
+    assert len(faster.mean_precision()) == len(RECALLS)
+    assert np.mean(faster.mean_precision()) == pytest.approx(faster.named()["AP50"], abs=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

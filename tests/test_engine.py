@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -26,12 +27,10 @@ from ppfcos.engine.coco_metrics import CocoFigures, evaluate_detections
 from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
 from ppfcos.engine.model import has_synchronized_backbone
 from ppfcos.engine.precision import Precision
-from ppfcos.engine.progress import Progress
 from ppfcos.engine.run_folder import newest_whole
 from ppfcos.engine.schedule import build_optimizer, build_schedule
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.trainer import Trainer
-from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.errors import ConfigError, DataError, DeviceError, TrainingError
 
 
@@ -385,7 +384,7 @@ def test_whoever_knows_the_truth_gets_all_of_it(tinycoco, config, tmp_path, batc
         EvalLoader(cfg, data, "EvalReader"),
         data,
         Precision({}, "cpu"),
-        output_folder=tmp_path / "found",
+        uses=[functools.partial(write_detections, tmp_path / "found")],
     )
     assert oracle.training
     assert figures.ap == pytest.approx(1, abs=1e-9)
@@ -421,32 +420,6 @@ def test_a_file_of_detections_that_is_none_is_named(tmp_path):
             read_detections(tmp_path)
     write_detections(tmp_path, [])
     assert read_detections(tmp_path) == []
-
-
-# Curves
-
-
-def test_curves_are_read_back_from_visualdl(tmp_path):
-    from visualdl import LogReader
-
-    curves = VisualDLLog(tmp_path / "vdl")
-    progress = Progress(epochs=2, steps_per_epoch=2, log_iter=1, batch_size=1)
-    for step, value in ((1, 2.5), (2, 1.5)):
-        progress.add({"loss": value}, seconds_waited=0)
-        curves.add_step(progress.report(epoch=0, step=step, learning_rate=0.25))
-    curves.add_figures(CocoFigures(tuple(np.linspace(0, 0.75, 12))), epochs=1)
-    curves.close()
-    (file,) = (tmp_path / "vdl").iterdir()
-    reader = LogReader(file_path=str(file))
-
-    def scalars(tag):
-        return [(record.id, record.value) for record in reader.get_data("scalar", tag)]
-
-    assert scalars("train/loss") == [(1, 2.5), (2, 1.5)]
-    assert scalars("train/learning_rate") == [(1, 0.25), (2, 0.25)]
-    assert scalars("eval/AP") == [(1, 0)]
-    assert scalars("eval/ARl") == [(1, 0.75)]
-    assert len(scalars("train/images_per_second")) == 2
 
 
 # The trainer

@@ -10,7 +10,15 @@ import pytest
 
 from ppfcos.deploy import Detections
 from ppfcos.errors import OutputError
-from ppfcos.report.pictures import class_colour, draw_detections, save_picture, style_for
+from ppfcos.report.pictures import (
+    TRUTH_COLOUR,
+    class_colour,
+    draw_detections,
+    draw_truth,
+    save_picture,
+    shrink,
+    style_for,
+)
 
 NAMES = ("cat", "traffic light", "a class whose name is rather long", "Füchse", "")
 
@@ -47,6 +55,37 @@ def test_boxes_below_the_threshold_are_left_out():
     assert (draw_detections(grey(), found((0, 0.49, 10, 80, 200, 180)), 0.5) == 128).all()
     assert (draw_detections(grey(), found((0, 0.5, 10, 80, 200, 180)), 0.5) != 128).any()
     assert (draw_detections(grey(), found()) == 128).all()
+
+
+@pytest.mark.parametrize("brightness", [0, 128, 255])
+def test_truth_can_be_seen_on_any_picture_and_taken_for_no_class(brightness):
+    image = np.full((240, 320, 3), brightness, np.uint8)
+    picture = draw_truth(image, np.array([[100, 80, 200, 180]], np.float32))
+    assert (image == brightness).all()
+    for x, y in ((100, 130), (200, 130), (150, 180), (150, 80)):
+        assert (picture[y, x] == TRUTH_COLOUR).all()
+        around = picture[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3)
+        assert np.ptp(around.astype(int), axis=0).min() > 200, "white beside black"
+    assert (picture[90:170, 110:190] == brightness).all()
+    assert all(class_colour(label) != TRUTH_COLOUR for label in range(1000))
+    assert (draw_truth(image, np.zeros((0, 4))) == brightness).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected", "factor"),
+    [
+        ((480, 640), (480, 640), 1),
+        ((30, 20), (30, 20), 1),
+        ((960, 1280), (480, 640), 0.5),
+        ((3200, 10), (640, 2), 0.2),
+        ((1, 6400), (1, 640), 0.1),
+    ],
+)
+def test_only_large_pictures_shrink(shape, expected, factor):
+    picture, found_factor = shrink(grey(*shape), 640)
+    assert picture.shape == (*expected, 3)
+    assert found_factor == pytest.approx(factor)
+    assert (picture == 128).all()
 
 
 def test_the_best_is_on_top():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +59,7 @@ def evaluate(options: argparse.Namespace) -> None:
     environment.prepare()
     with environment.quiet_imports():
         from ppfcos.config import load_config
+        from ppfcos.data.classes import settle_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.engine import distributed
         from ppfcos.engine.device import select_device
@@ -67,6 +69,7 @@ def evaluate(options: argparse.Namespace) -> None:
     distributed.start()
     with distributed.together():
         data = build_dataset(cfg, "EvalDataset")
+        settle_num_classes(cfg, data.class_names, data.source)
     figures = _figures_of_file(cfg, data) if options.json_eval else _figures_of_model(cfg, data, device)
     if cfg["classwise"]:
         logger.info("box AP of each class:\n%s", figures.class_table())
@@ -82,8 +85,10 @@ def _figures_of_file(cfg: Mapping[str, Any], data: Any) -> Any:
 
 
 def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
+    from ppfcos.data.classes import check_same_classes
     from ppfcos.data.loader import EvalLoader
     from ppfcos.engine import distributed, evaluator
+    from ppfcos.engine.checkpoint import saved_class_names
     from ppfcos.engine.files import require_writable
     from ppfcos.engine.model import build_model
     from ppfcos.engine.precision import Precision
@@ -98,9 +103,13 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
         loader = EvalLoader(cfg, data, "EvalReader", distributed.world_size(), distributed.rank())
         model = build_model(cfg)
         weights = cfg.get("weights") or run_folder(cfg) / FINAL
+        trained_on = saved_class_names(weights)
+        if trained_on is not None:
+            check_same_classes(trained_on, str(weights), data.class_names, data.source)
         load_weights(model, weights)
         logger.info("weights: %s", weights)
-    return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], output)
+    uses = [functools.partial(evaluator.write_detections, output)] if output else []
+    return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -125,6 +125,7 @@ PLAIN_KEYS = {
     "log_iter": PlainKey("steps between two lines of the log", _whole(1), 20),
     "use_vdl": PlainKey("write a VisualDL log", YES_NO, False),
     "vdl_log_dir": PlainKey("where the VisualDL log goes", or_none(TEXT)),
+    "vdl_images": PlainKey("validation images that it shows after each evaluation", _whole(0), 4),
     "output_eval": PlainKey("folder for the detections of an evaluation", or_none(TEXT)),
     # how it is evaluated and exported
     "metric": PlainKey("the metric of the evaluation", one_of("COCO"), "COCO"),

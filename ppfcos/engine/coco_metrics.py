@@ -34,6 +34,8 @@ class _Figure(NamedTuple):
     max_detections: int = 100
 
 
+RECALLS = tuple(np.linspace(0, 1, 101).tolist())  # at which COCO takes the precision
+
 _FIGURES = (
     _Figure(True),
     _Figure(True, iou=0.5),
@@ -78,15 +80,26 @@ class CocoFigures:
         stats: the twelve figures in the order of `FIGURE_NAMES`, from 0 to 1; −1 where no object was to be
             found.
         per_class: AP of each class by its name; −1 where the class has no object.
+        precision: of each class that has objects, by its name: the precision at IoU 0.50 and each of COCO's
+            recalls (`RECALLS`), which rise from 0 to 1. Their mean is the class's AP50.
     """
 
     stats: tuple
     per_class: dict = field(default_factory=dict)
+    precision: dict = field(default_factory=dict)
 
     @property
     def ap(self) -> float:
         """Box AP at IoU 0.50 to 0.95, by which models are compared."""
         return self.stats[0]
+
+    def mean_precision(self) -> tuple:
+        """Precision at IoU 0.50, the mean over the classes that have objects.
+
+        Returns:
+            A value for each of `RECALLS`; their mean is AP50. Empty where there is no object at all.
+        """
+        return tuple(np.mean(list(self.precision.values()), axis=0).tolist()) if self.precision else ()
 
     def named(self) -> dict[str, float]:
         """The twelve figures by their names.
@@ -142,7 +155,12 @@ def evaluate_detections(
         curves = _BACKENDS[backend](truth, found)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     per_class = {names[number]: _class_ap(curves, k) for k, number in enumerate(curves.categories)}
-    return CocoFigures(tuple(_value(curves, figure) for figure in _FIGURES), per_class)
+    precision = {names[number]: _class_precision(curves, k) for k, number in enumerate(curves.categories)}
+    return CocoFigures(
+        tuple(_value(curves, figure) for figure in _FIGURES),
+        per_class,
+        {name: values for name, values in precision.items() if per_class[name] != NO_OBJECTS},
+    )
 
 
 def _plain_truth(ground_truth: dict) -> dict:
@@ -235,6 +253,11 @@ def _value(curves: _Curves, figure: _Figure) -> float:
 
 def _class_ap(curves: _Curves, k: int) -> float:
     return _mean(curves.precision[:, :, k, curves.areas.index("all"), -1])
+
+
+def _class_precision(curves: _Curves, k: int) -> tuple:
+    at_50 = int(np.argmin(np.abs(curves.thresholds - 0.5)))
+    return tuple(curves.precision[at_50, :, k, curves.areas.index("all"), -1].tolist())
 
 
 def _mean(values: np.ndarray) -> float:

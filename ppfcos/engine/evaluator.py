@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppfcos import console
 from ppfcos.engine import distributed
 from ppfcos.engine.coco_metrics import CocoFigures, evaluate_detections
 from ppfcos.engine.files import replacing
@@ -29,7 +30,7 @@ def evaluate(
     data: Any,
     precision: Precision,
     backend: str = "faster_coco_eval",
-    output_folder: Path | str | None = None,
+    uses: Sequence[Callable[[list[dict]], object]] = (),
 ) -> CocoFigures:
     """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
 
@@ -39,14 +40,14 @@ def evaluate(
         data: DetectionData of the images.
         precision: of the network.
         backend: of `evaluate_detections`.
-        output_folder: where to write the detections as `bbox.json`, if anywhere.
+        uses: what else the main process does with the detections of all images, such as writing them.
 
     Returns:
         The figures. An image that does not decode counts as one in which nothing was found.
 
     Raises:
         DataError: an image cannot be transformed, or none of them decodes.
-        OutputError: the detections cannot be written.
+        OutputError: one of `uses` cannot write.
     """
     share: list[dict] = []
     with distributed.together():
@@ -56,20 +57,18 @@ def evaluate(
     with distributed.together():
         if distributed.is_main():
             _report_unreadable(unreadable, len(data))
-            if output_folder is not None:
-                write_detections(output_folder, found)
+            for use in uses:
+                use(found)
             figures = evaluate_detections(data.coco_ground_truth(), found, backend)
     return distributed.from_main(figures)
 
 
-def detect(
-    model: nn.Layer, loader: Iterable[dict], categories: Sequence[dict], precision: Precision
-) -> list[dict]:
+def detect(model: nn.Layer, loader: Any, categories: Sequence[dict], precision: Precision) -> list[dict]:
     """This process's share of the detections.
 
     Args:
         model: left in the mode in which it came.
-        loader: batches with `im_id` [B, 1] besides what the model takes.
+        loader: a number of batches, with `im_id` [B, 1] besides what the model takes.
         categories: `id` and `name` of every class.
         precision: of the network.
 
@@ -80,12 +79,12 @@ def detect(
     model.eval()
     found: list[dict] = []
     try:
-        with paddle.no_grad(), precision.autocast():
+        with paddle.no_grad(), precision.autocast(), console.bar("evaluating", len(loader)) as bar:
             for batch in loader:
                 outputs = model(batch)
-                found += _as_coco(
-                    outputs["bbox"].numpy(), outputs["bbox_num"].numpy(), batch["im_id"].numpy(), categories
-                )
+                boxes, counts = outputs["bbox"].numpy(), outputs["bbox_num"].numpy()
+                found += _as_coco(boxes, counts, batch["im_id"].numpy(), categories)
+                bar.advance()
     finally:
         if was_training:
             model.train()

@@ -44,6 +44,8 @@ from ppfcos.engine.run_folder import (
     run_folder,
 )
 from ppfcos.engine.schedule import batch_factor, build_optimizer, build_schedule
+from ppfcos.engine.settings import settings_of
+from ppfcos.engine.validation_pictures import ValidationPictures
 from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.engine.weights import load_pretrained
 from ppfcos.errors import ConfigError, Stopped
@@ -114,7 +116,8 @@ class Trainer:
                 require_writable(self.folder)
         with distributed.together():
             self._read_data(with_evaluation)
-        self._resolved = resolved_config(cfg)  # before anything is built of it
+        # Before anything is built of it: PaddleDetection takes names out of it.
+        self._resolved, self._settings = resolved_config(cfg), settings_of(cfg)
         with distributed.together():
             self._build_model()
         self._load_weights(resume)
@@ -214,20 +217,15 @@ class Trainer:
             Stopped: a signal came. If it came during a step, that was finished and a checkpoint written.
         """
         self.before_train()
-        try:
+        with contextlib.closing(self.feed), self.progress.bar(self._finished_steps()), self.profiler:
             if self._not_evaluated is not None:
                 self.evaluate_and_keep_best(self._not_evaluated)
-            with self.progress.bar(self._finished_steps()), self.profiler:
-                for epoch in range(self.state.epochs, self.cfg["epoch"]):
-                    with self.stop.deferred():
-                        self.train_in_epoch(epoch)
-                        path = self.after_epoch()
-                    if path is not None:
-                        self.evaluate_and_keep_best(path)
-        finally:
-            self.feed.close()
-            if self.curves is not None:
-                self.curves.close()
+            for epoch in range(self.state.epochs, self.cfg["epoch"]):
+                with self.stop.deferred():
+                    self.train_in_epoch(epoch)
+                    path = self.after_epoch()
+                if path is not None:
+                    self.evaluate_and_keep_best(path)
 
     def _finished_steps(self) -> int:
         return self.state.epochs * len(self.feed) + self.state.step
@@ -241,7 +239,12 @@ class Trainer:
                 remove_unfinished(self.folder)
                 run_record.write_record(self.folder, record, self._resolved)
                 if cfg["use_vdl"]:
-                    self.curves = VisualDLLog(cfg.get("vdl_log_dir") or self.folder / "vdl_log")
+                    self.curves = VisualDLLog(
+                        cfg.get("vdl_log_dir") or self.folder / "vdl_log",
+                        self._settings,
+                        self._finished_steps(),
+                        self.state.epochs,
+                    )
         factor = batch_factor(cfg)
         lines = summary.opening(
             self.model,
@@ -423,14 +426,15 @@ class Trainer:
         """
         if self.eval_loader is None:
             return
+        uses = [] if self.curves is None else [self.show_pictures]
         with averaged_weights(self.model, self.average):
             figures = evaluate(
-                self.model, self.eval_loader, self.eval_data, self.precision, self.cfg["coco_eval"]
+                self.model, self.eval_loader, self.eval_data, self.precision, self.cfg["coco_eval"], uses
             )
         logger.info("after epoch %d:\n%s", self.state.epochs, figures.table())
         self.evaluations.append(summary.Evaluation(self.state.epochs, figures))
         if self.curves is not None:
-            self.curves.add_figures(figures, self.state.epochs)
+            self.curves.add_evaluation(figures, self.state.epochs)
         is_best = self.best is None or figures.ap > self.best[1]
         with distributed.together():
             if distributed.is_main():
@@ -439,6 +443,15 @@ class Trainer:
                     checkpoint.copy_checkpoint(path, BEST)
         if is_best:
             self.best = self.folder / f"{BEST}.pdparams", figures.ap
+
+    def show_pictures(self, detections: list[dict]) -> None:
+        """Draw a handful of validation images for VisualDL.
+
+        Args:
+            detections: of all images, as in COCO's result files.
+        """
+        pictures = ValidationPictures(self.eval_data, self.cfg["vdl_images"])
+        self.curves.add_pictures(pictures.drawn(detections), self.state.epochs)
 
     def save(self) -> Path:
         """Write a checkpoint, and remove those that it makes superfluous.

@@ -17,6 +17,7 @@ from ppfcos.errors import OutputError
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 JPEG_QUALITY = 95
 GOLDEN_RATIO = 0.618033988749895
+TRUTH_COLOUR, TRUTH_EDGE = (255, 255, 255), (0, 0, 0)  # no class has either: class_colour has hues only
 
 
 class Drawable(Protocol):
@@ -79,6 +80,59 @@ def draw_detections(image_bgr: np.ndarray, detections: Drawable, threshold: floa
     return canvas
 
 
+def draw_truth(image_bgr: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Draw what was to be found, in white with a black edge; `draw_detections` then goes on top.
+
+    Args:
+        image_bgr: [H, W, 3] uint8, blue first; it is not changed.
+        boxes: [M, 4] x0, y0, x1, y1 in this image's pixels.
+
+    Returns:
+        A copy with the boxes on it.
+    """
+    canvas = np.array(image_bgr, order="C")
+    style = style_for(*canvas.shape[:2])
+    for colour, line in ((TRUTH_EDGE, style.line + 2), (TRUTH_COLOUR, style.line)):
+        for box in boxes:
+            draw_box(canvas, box, colour, style._replace(line=line))
+    return canvas
+
+
+def shrink(image_bgr: np.ndarray, longest_side: int) -> tuple[np.ndarray, float]:
+    """Make a large picture smaller; a small one stays as it is.
+
+    Args:
+        image_bgr: [H, W, 3] uint8.
+        longest_side: that the result may have, in pixels.
+
+    Returns:
+        The picture, and the factor by which its boxes shrink.
+    """
+    height, width = image_bgr.shape[:2]
+    factor = longest_side / max(height, width)
+    if factor >= 1:
+        return image_bgr, 1.0
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), factor
+
+
+def encode_picture(image_bgr: np.ndarray, suffix: str) -> bytes | None:
+    """A picture in the format that a file name's ending says.
+
+    Args:
+        image_bgr: [H, W, 3] uint8, blue first.
+        suffix: such as `.jpg` or `.png`.
+
+    Returns:
+        What would be in the file; None where OpenCV knows no such format.
+    """
+    try:
+        done, data = cv2.imencode(suffix, image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    except cv2.error:
+        return None
+    return data.tobytes() if done else None
+
+
 def save_picture(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
     """Write a picture in the format that its name's ending says, beside its name first, then renamed.
 
@@ -90,16 +144,13 @@ def save_picture(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
         OutputError: OpenCV cannot write this format, or the folder cannot be written.
     """
     path = Path(path)
-    try:
-        done, data = cv2.imencode(path.suffix, image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    except cv2.error:
-        done = False
-    if not done:
+    data = encode_picture(image_bgr, path.suffix)
+    if data is None:
         raise OutputError(f"{path}: OpenCV cannot write a picture of this kind; name it .jpg or .png")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data.tobytes())
+        beside.write_bytes(data)
         os.replace(beside, path)
     except OSError as error:
         with contextlib.suppress(OSError):
