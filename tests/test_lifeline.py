@@ -45,19 +45,22 @@ class Members:
         _wait_for(lambda: all((self.folder / f"{rank}.inside").exists() for rank in self.processes))
 
     def ends(self) -> dict[int, tuple[int, str]]:
-        """Exit code and standard error of each, by rank."""
-        return {
-            rank: (process.wait(timeout=MOST_SECONDS), process.stderr.read())
-            for rank, process in self.processes.items()
-        }
+        """Exit code and standard error of each, by rank. Their children live until then."""
+        codes = {rank: process.wait(timeout=MOST_SECONDS) for rank, process in self.processes.items()}
+        self.end_children()  # which have the standard error too
+        return {rank: (codes[rank], process.stderr.read()) for rank, process in self.processes.items()}
 
     def clear_away(self) -> None:
+        self.end_children()
         for process in self.processes.values():
             process.kill()
             process.communicate()
+
+    def end_children(self) -> None:
         for child in self.folder.glob("*.child"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(child.read_text()), signal.SIGKILL)
+            child.unlink()
 
 
 def _wait_for(condition, seconds: float = 60.0) -> None:
