@@ -98,7 +98,7 @@ def test_a_killed_process_ends_all_though_its_children_live(members, victim):
 def test_those_who_leave_in_order_are_not_missed(members):
     for rank in range(3):
         members.start(rank, 3, "leave")
-    assert members.ends() == {rank: (0, "") for rank in range(3)}
+    assert members.ends() == dict.fromkeys(range(3), (0, ""))
 
 
 def test_an_error_of_one_process_ends_the_others(members):
@@ -219,7 +219,8 @@ def training(tmp_path, root):
         _wait_for(lambda: log.exists() and "step: [3/3]" in log.read_text(), 120)
         pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
         for pid in pids:
-            readers.extend(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            readers.extend(int(child) for child in children.split())
         return pids
 
     yield start, wait_for_steps

@@ -1,10 +1,10 @@
 """The death of one process ends all of them, within seconds and with its name.
 
 A process that is killed, or that crashes, leaves the others waiting in a message to all that it will never
-answer. So every process holds a connection to process 0, over which nothing is said while all is well. However
-a process ends, its system closes the connection; process 0 sees that and tells the rest, and all of them stop.
-The connections of a machine that vanishes without closing them are given up by TCP itself, since nobody
-answers its probes. Whoever leaves in good order says so first.
+answer. So every process holds a connection to process 0, over which nothing is said while all is well.
+However a process ends, its system closes the connection; process 0 sees that and tells the rest, and all of
+them stop. The connections of a machine that vanishes without closing them are given up by TCP itself, since
+nobody answers its probes. Whoever leaves in good order says so first.
 
 It takes a thread that sleeps until something happens, and nothing at all in a run of one process. The
 standard library is all it needs, so that it works whatever Paddle is doing at that moment.
