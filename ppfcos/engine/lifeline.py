@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 EXIT_CODE = 3  # of a process that stops because another one died: 2 is for what the user can cure
 CONNECT_SECONDS = 30.0
 SEND_SECONDS = 5.0
+LONGEST_INTRODUCTION = 8192  # bytes
 # After one process fails with an error, until those that have not left by themselves are stopped. An error
 # that all raise together takes them out much sooner.
 FAILURE_SECONDS = 15.0
@@ -120,6 +121,21 @@ class _Connection:
         """Send a message, or do without: the other end may be gone already."""
         with contextlib.suppress(OSError):
             self.link.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive_first(self) -> dict:
+        """The first message, read byte by byte: those behind it are the listener's.
+
+        Raises:
+            OSError: the other end has closed the connection, or says nothing.
+            ValueError: what it says is no message.
+        """
+        line = b""
+        while not line.endswith(b"\n") and len(line) < LONGEST_INTRODUCTION:
+            byte = self.link.recv(1)
+            if not byte:
+                raise ConnectionResetError(errno.ECONNRESET, "closed")
+            line += byte
+        return json.loads(line)
 
     def receive(self) -> list[dict]:
         """What arrives next: as many messages as are complete.
@@ -231,7 +247,7 @@ def _accept_others(server: socket.socket, secret: str, world_size: int) -> list[
 def _introduced(connection: _Connection, secret: str) -> Member | None:
     """Who has connected; None where it is a stranger, such as a scanner of ports."""
     try:
-        (message,) = connection.receive()
+        message = connection.receive_first()
         known = hmac.compare_digest(str(message["secret"]), secret)
         return Member(*message["member"]) if known else None
     except (OSError, ValueError, KeyError, TypeError):
