@@ -13,16 +13,16 @@ process, Paddle included.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from machine import day_and_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -199,10 +199,7 @@ def main() -> None:
     if args.worker:
         work(args.worker, args.model)
         return
-    described = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in described if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    print(f"{datetime.date.today()}, {os.cpu_count()} cores of {processor}, median of {args.steps} steps")
+    print(f"{day_and_machine()}, median of {args.steps} steps")
     print("| model | environment | ours | stock | stock/ours | ours MiB | stock MiB | ours/stock |")
     print("|---|---|---|---|---|---|---|---|")
     for environment in [args.environment] if args.environment else ["typed", "tuned"]:

@@ -21,7 +21,7 @@ from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import EvalLoader
 from ppfcos.data.shapes import generate
-from ppfcos.engine import checkpoint, device, distributed
+from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.averaging import averaged_weights, build_average
 from ppfcos.engine.coco_metrics import CocoFigures, evaluate_detections
 from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
@@ -31,7 +31,7 @@ from ppfcos.engine.run_folder import newest_whole
 from ppfcos.engine.schedule import build_optimizer, build_schedule
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.trainer import Trainer
-from ppfcos.errors import ConfigError, DataError, DeviceError, TrainingError
+from ppfcos.errors import ConfigError, DataError, TrainingError
 
 
 @pytest.fixture
@@ -50,47 +50,6 @@ def config(tmp_path, shapes, root):
 
 def _spoil(picture: Path) -> None:
     picture.write_bytes(picture.read_bytes()[:50])
-
-
-# Device
-
-
-@pytest.mark.parametrize(
-    ("cfg", "wanted"),
-    [
-        ({}, "auto"),
-        ({"device": "auto"}, "auto"),
-        ({"device": "GPU:1"}, "gpu:1"),
-        ({"device": "auto", "use_gpu": False}, "cpu"),
-        ({"device": "gpu", "use_gpu": False}, "cpu"),
-        ({"device": "xpu", "use_gpu": False}, "xpu"),
-        ({"device": "auto", "use_gpu": True}, "gpu"),
-        ({"device": "gpu:2", "use_gpu": True}, "gpu:2"),
-        ({"device": "auto", "use_npu": True}, "npu"),
-        ({"device": "cpu"}, "cpu"),
-        ({"device": "iluvatar_gpu"}, "iluvatar_gpu"),
-    ],
-)
-def test_paddledetections_switches_and_ours_name_one_device(cfg, wanted):
-    assert device.wanted_device(cfg) == wanted
-
-
-def test_a_device_that_is_there_is_taken():
-    assert device.select_device({"device": "cpu"}) == "cpu"
-    assert paddle.get_device() == "cpu"
-    if not paddle.device.is_compiled_with_cuda():
-        assert device.select_device({"device": "auto"}) == "cpu"
-
-
-@pytest.mark.parametrize("name", ["gpu:99", "xpu", "mlu", "fpga"])
-def test_an_absent_device_is_an_error_that_lists_what_is_there(name):
-    with pytest.raises(DeviceError, match=rf"device {name}: not on this machine.*which has cpu"):
-        device.select_device({"device": name})
-    assert paddle.get_device() == "cpu"
-
-
-def test_memory_is_counted_in_bytes():
-    assert 5e7 < device.peak_memory() < 1e12
 
 
 # Several processes
@@ -285,26 +244,6 @@ def test_an_impossible_optimizer_is_a_config_error(config):
     config("OptimizerBuilder.optimizer={type: Momentum, momentum: null}")
     with pytest.raises(ConfigError, match="OptimizerBuilder"):
         build_optimizer(nn.Linear(2, 2), build_schedule({}, 5))
-
-
-def test_mixed_precision_on_a_cpu_says_that_there_is_none(caplog):
-    with caplog.at_level("WARNING", logger="ppfcos"):
-        precision = Precision({"amp": True}, "cpu")
-    assert "Paddle has no mixed precision on a CPU" in caplog.text
-    weight = paddle.create_parameter([2], "float32")
-    before = weight.numpy()
-    optimizer = paddle.optimizer.SGD(0.5, parameters=[weight])
-    with precision.autocast():
-        loss = (weight * 2).sum()
-    precision.backward(loss)
-    precision.update(optimizer)
-    np.testing.assert_allclose(weight.numpy(), before - 1, atol=1e-6)
-    assert weight.grad is None or not weight.grad.numpy().any()
-
-
-def test_a_level_of_mixed_precision_that_is_not_there_is_refused():
-    with pytest.raises(ConfigError, match="amp_level is 'O2'"):
-        Precision({"amp": True, "amp_level": "O2"}, "gpu:0")
 
 
 # Average

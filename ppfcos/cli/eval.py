@@ -66,11 +66,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
     cfg = load_config(options.config, command.overrides(options, "classwise", "output_eval", "amp"))
     device = select_device(cfg)
-    distributed.start()
-    with distributed.together():
-        data = build_dataset(cfg, "EvalDataset")
-        settle_num_classes(cfg, data.class_names, data.source)
-    figures = _figures_of_file(cfg, data) if options.json_eval else _figures_of_model(cfg, data, device)
+    with distributed.joined():
+        with distributed.together():
+            data = build_dataset(cfg, "EvalDataset")
+            settle_num_classes(cfg, data.class_names, data.source)
+        figures = _figures_of_file(cfg, data) if options.json_eval else _figures_of_model(cfg, data, device)
     if cfg["classwise"]:
         logger.info("box AP of each class:\n%s", figures.class_table())
     logger.info("evaluated on %d images:\n%s", len(data), figures.table())

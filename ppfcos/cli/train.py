@@ -11,7 +11,6 @@ from ppfcos import environment
 from ppfcos.cli import command
 
 if TYPE_CHECKING:  # Paddle is not imported before it is needed
-    from ppfcos.engine.interruption import StopRequest
     from ppfcos.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -78,30 +77,24 @@ def train(options: argparse.Namespace) -> None:
     """
     environment.prepare()
     with environment.quiet_imports():
+        from ppfcos.config import load_config
         from ppfcos.engine import distributed, run_record
+        from ppfcos.engine.device import select_device
         from ppfcos.engine.interruption import StopRequest
         from ppfcos.engine.run_log import RunLog
-
-    with RunLog() as log, StopRequest().listening() as stop:
-        trainer = _trainer(options, stop)
-        with distributed.together():
-            if distributed.is_main():
-                log.open(trainer.folder, run_record.command_line())
-        trainer.train()
-        _say_what_came_of_it(trainer)
-
-
-def _trainer(options: argparse.Namespace, stop: StopRequest) -> Trainer:
-    from ppfcos.config import load_config
-    from ppfcos.engine import distributed
-    from ppfcos.engine.device import select_device
-    from ppfcos.engine.trainer import Trainer
+        from ppfcos.engine.trainer import Trainer
 
     switches = command.overrides(options, "amp", "to_static", "use_vdl", "vdl_log_dir")
-    cfg = load_config(options.config, switches)
-    device = select_device(cfg)
-    distributed.start()
-    return Trainer(cfg, device, options.eval, options.resume, stop, options.profile)
+    with RunLog() as log, StopRequest().listening() as stop:
+        cfg = load_config(options.config, switches)
+        device = select_device(cfg)
+        with distributed.joined():
+            trainer = Trainer(cfg, device, options.eval, options.resume, stop, options.profile)
+            with distributed.together():
+                if distributed.is_main():
+                    log.open(trainer.folder, run_record.command_line())
+            trainer.train()
+            _say_what_came_of_it(trainer)
 
 
 def _say_what_came_of_it(trainer: Trainer) -> None:

@@ -40,6 +40,7 @@ def or_none(kind: Kind) -> Kind:
 
 TEXT = Kind("text (quote it)", lambda value: isinstance(value, str))
 YES_NO = Kind("true or false", lambda value: isinstance(value, bool))
+POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
 FRACTION = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 ABOVE_ZERO = Kind("a number above zero", lambda value: is_number(value) and value > 0)
 TEXTS = Kind(
@@ -90,6 +91,13 @@ PLAIN_KEYS = {
     "ema_filter_no_grad": PlainKey("copy, not average, weights that are not trained", YES_NO, False),
     "amp": PlainKey("train in mixed precision", YES_NO, False),
     "amp_level": PlainKey("O1: operators that gain from it; O2: nearly all", one_of("O1", "O2"), "O1"),
+    "amp_dtype": PlainKey(
+        "its 16 bits; auto: bfloat16 where the device has it", one_of("auto", "float16", "bfloat16"), "auto"
+    ),
+    "custom_white_list": PlainKey("operators that compute in 16 bits besides Paddle's list", or_none(TEXTS)),
+    "custom_black_list": PlainKey("operators that do not, besides Paddle's list", or_none(TEXTS)),
+    "master_weight": PlainKey("keep float32 weights, as PPFCOS always does", or_none(YES_NO)),
+    "init_loss_scaling": PlainKey("the first factor of float16's loss", POSITIVE, 1024),
     "to_static": PlainKey("compile the network into a static graph for training", YES_NO, False),
     "lr_batch_size": PlainKey(
         "the total_batch_size that LearningRate.base_lr is meant for; another one scales it; null: never",

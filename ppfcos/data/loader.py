@@ -7,9 +7,12 @@ import functools
 import itertools
 import logging
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -251,7 +254,15 @@ def _start_of_worker(_worker: int) -> None:
     # for the training process, which finishes its step and then ends these itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Paddle's own watch over the parent never looks: a killed training would leave its workers behind.
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)  # the processes are the parallelism, and OpenCV's threads do not survive a fork
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _shared_memory_suffices() -> bool:

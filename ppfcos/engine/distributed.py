@@ -16,6 +16,7 @@ import paddle.distributed as dist
 from paddle import Tensor, nn
 
 from ppfcos import environment, errors
+from ppfcos.engine import lifeline
 from ppfcos.errors import PPFCOSError
 
 
@@ -28,6 +29,17 @@ def start() -> None:
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     with environment.quiet_imports():  # it prints Paddle's flags
         dist.init_parallel_env()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that `paddle.distributed.launch` started: if one dies, all end within seconds.
+
+    The device must be selected before. In a run of one process, nothing is done.
+    """
+    start()
+    with lifeline.held(rank(), world_size(), from_main):
+        yield
 
 
 def world_size() -> int:

@@ -146,8 +146,11 @@ class Trainer:
         self.precision = Precision(cfg, self.device)
         self._seed()
         self.model = build_model(cfg)
-        if has_synchronized_backbone(cfg) and distributed.world_size() > 1 and self.device != "cpu":
-            distributed.synchronize_norms(self.model.backbone)
+        if has_synchronized_backbone(cfg) and distributed.world_size() > 1:
+            if self.device == "cpu":
+                logger.warning("norm_type sync_bn: Paddle has none on a CPU; each process norms alone")
+            else:
+                distributed.synchronize_norms(self.model.backbone)
         if cfg["to_static"]:
             compile_network(self.model)
         self.optimizer = build_optimizer(self.model, self.schedule)

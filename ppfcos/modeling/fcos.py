@@ -90,13 +90,17 @@ class PPFCOS(BaseArch):
         if paddle.in_dynamic_mode():  # an exported program does not know its sizes
             _check_size(batch["image"].shape)
         outputs = HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
-        if self.training:
-            targets = batch["targets"] if "targets" in batch else self.assign(batch)
-            normalizers = batch["normalizers"] if "normalizers" in batch else global_normalizers([targets])
-            return self.loss(outputs, targets, normalizers)
-        boxes, counts = self.decode(
-            outputs, self._locations(outputs), batch["im_shape"], batch["scale_factor"]
-        )
+        with paddle.amp.auto_cast(enable=False):  # 16 bits hold no position in a large image
+            return self._losses(outputs, batch) if self.training else self._boxes(outputs, batch)
+
+    def _losses(self, outputs: HeadOutputs, batch: dict) -> dict:
+        targets = batch["targets"] if "targets" in batch else self.assign(batch)
+        normalizers = batch["normalizers"] if "normalizers" in batch else global_normalizers([targets])
+        return self.loss(outputs, targets, normalizers)
+
+    def _boxes(self, outputs: HeadOutputs, batch: dict) -> dict:
+        locations = self._locations(outputs)
+        boxes, counts = self.decode(outputs, locations, batch["im_shape"], batch["scale_factor"])
         return {"bbox": boxes, "bbox_num": counts}
 
     def assign(self, batch: dict) -> Targets:
@@ -125,7 +129,9 @@ class PPFCOS(BaseArch):
         Returns:
             The head's answers on all levels.
         """
-        return self.head(self.neck(self.backbone({"image": self._normalize(image, im_shape)})))
+        with paddle.amp.auto_cast(enable=False):
+            pixels = self._normalize(image, im_shape)
+        return self.head(self.neck(self.backbone({"image": pixels})))
 
     def _normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
         """Normalised pixels, zero in the padding: as if that had been added afterwards, as is the custom."""

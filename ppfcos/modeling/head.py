@@ -175,7 +175,9 @@ class PPFCOSHead(nn.Layer):
                 class_logits, quality_logits = self.class_tower(feature, [self.class_conv, self.quality_conv])
                 (raw_distances,) = self.box_tower(feature, [self.box_conv])
             outputs.class_logits.append(class_logits)
-            outputs.distances.append(self._distances(raw_distances * scale, stride))
+            with paddle.amp.auto_cast(enable=False):  # float16 ends at e to the 11.1, and bfloat16 is coarse
+                distances = self._distances(raw_distances.astype("float32") * scale, stride)
+            outputs.distances.append(distances)
             outputs.quality_logits.append(quality_logits)
         return outputs
 

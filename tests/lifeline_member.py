@@ -1,0 +1,61 @@
+"""One process that holds on to others, run by test_lifeline.py; it needs no Paddle.
+
+python tests/lifeline_member.py RANK WORLD_SIZE FOLDER BEHAVIOUR
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ppfcos.engine import lifeline
+from ppfcos.errors import DataError
+
+lifeline.FAILURE_SECONDS, lifeline.NEWS_SECONDS = 2.0, 1.0
+lifeline.PROBE_AFTER, lifeline.PROBE_EVERY, lifeline.PROBES = 1, 1, 2
+
+
+def from_main_by_file(file: Path, rank: int):
+    """What paddle.distributed does for the real processes."""
+
+    def from_main(value):
+        if rank == 0:
+            file.with_suffix(".new").write_text(json.dumps(value))
+            file.with_suffix(".new").rename(file)
+            return value
+        while not file.exists():
+            time.sleep(0.02)
+        said = json.loads(file.read_text())
+        return {**said, "member": lifeline.Member(*said["member"])}
+
+    return from_main
+
+
+def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
+    with lifeline.held(rank, world_size, from_main_by_file(folder / "main.json", rank)):
+        if behaviour == "wait with a child":
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            (folder / f"{rank}.child").write_text(str(child))
+        (folder / f"{rank}.inside").touch()
+        if behaviour == "fail":
+            raise ValueError("it broke")
+        if behaviour == "fail in all":
+            time.sleep(0.3 * rank)
+            raise DataError("no data anywhere")
+        if behaviour == "leave":
+            time.sleep(0.3 * ((rank + 1) % world_size))
+        else:
+            while not (folder / "leave").exists():
+                time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
