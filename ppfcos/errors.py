@@ -47,10 +47,12 @@ class Stopped(Exception):
     Args:
         signal_number: of the signal.
         message: what was left behind, in one line.
+        together: whether all processes of the run stop at the same step.
     """
 
-    def __init__(self, signal_number: int, message: str):
+    def __init__(self, signal_number: int, message: str, together: bool = False):
         super().__init__(message)
+        self.together = together
         self.exit_code = 128 + signal_number  # as shells count
 
 

@@ -223,18 +223,17 @@ def _read_elsewhere(
     )
     iterator = iter(loader)
     atexit.register(_kill_readers)  # runs before multiprocessing's own, which would wait for them for ever
-    while True:
-        try:
-            batch, _ = next(iterator)
-        except StopIteration:
-            return
-        except (SystemError, RuntimeError, OSError) as error:
-            logger.debug("Paddle says: %s", error)
-            raise DataError(
-                f"one of the {workers} processes that read images died; most often memory ran out: "
-                "lower worker_num, or set it to 0 to read in the training process"
-            ) from None
-        yield batch
+    try:
+        for batch, _ in iterator:
+            yield batch
+    except (SystemError, RuntimeError, OSError) as error:
+        logger.debug("Paddle says: %s", error)
+        raise DataError(
+            f"one of the {workers} processes that read images died; most often memory ran out: "
+            "lower worker_num, or set it to 0 to read in the training process"
+        ) from None
+    finally:
+        iterator._try_shutdown_all()  # Paddle's own thread would keep it, and its processes, for ever
 
 
 def _kill_readers() -> None:

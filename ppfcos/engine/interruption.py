@@ -23,6 +23,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = 0
         self._is_deferred = False
+        self._is_stopping = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -42,7 +43,10 @@ class StopRequest:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+                # paddle.distributed.launch sends SIGTERM up to three times: the last must not kill a process
+                # that is on its way out.
+                default = signal.SIG_DFL if handler is None else handler
+                signal.signal(number, signal.SIG_IGN if self._is_stopping else default)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -53,9 +57,36 @@ class StopRequest:
         finally:
             self._is_deferred = False
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `deferred`, a part that a signal may break off, such as one that came before it."""
+        self._is_deferred = False
+        if self.signal:
+            self._handle(self.signal, None)
+        try:
+            yield
+        finally:
+            self._is_deferred = True
+
+    def stopped(self, number: int, message: str) -> Stopped:
+        """What to raise when all processes have agreed to stop. From now on signals are ignored.
+
+        Args:
+            number: of the signal.
+            message: what is left behind, in one line.
+
+        Returns:
+            The exception.
+        """
+        self._is_stopping = True
+        return Stopped(number, message, together=True)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._is_deferred and not (number == signal.SIGINT and self.signal == signal.SIGINT):
-            # paddle.distributed.launch sends SIGTERM up to three times; only a second Ctrl-C is impatience.
+        if self._is_stopping:
+            return
+        is_impatient = number == signal.SIGINT and self.signal == signal.SIGINT
+        if self._is_deferred and not is_impatient:
             self.signal = number
             return
+        self._is_stopping = True
         raise Stopped(number, f"stopped by {signal.Signals(number).name}")

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
-from ppfcos.errors import PPFCOSError
+from ppfcos.errors import PPFCOSError, Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -284,7 +284,10 @@ class _Watch:
         Args:
             error: on its way out of this process.
         """
-        if isinstance(error, Exception) and not isinstance(error, PPFCOSError):
+        if isinstance(error, Stopped) and error.together:
+            self.leave()
+            return
+        if isinstance(error, Exception) and not isinstance(error, (PPFCOSError, Stopped)):
             # It may be no more than a broken message to all. Then the listener soon knows why it broke.
             self._thread.join(NEWS_SECONDS)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -292,8 +295,9 @@ class _Watch:
         self.leave()
 
     def _stop_listening(self) -> None:
-        self._bell.close()
+        self._bell.send(b"!")  # closing it would not ring: a child may have a copy
         self._thread.join()
+        self._bell.close()
 
     def _tell_all(self, **message: Any) -> None:
         for connection in self._connections:

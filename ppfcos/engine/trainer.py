@@ -48,7 +48,7 @@ from ppfcos.engine.settings import settings_of
 from ppfcos.engine.validation_pictures import ValidationPictures
 from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.engine.weights import load_pretrained
-from ppfcos.errors import ConfigError, Stopped
+from ppfcos.errors import ConfigError
 from ppfcos.modeling.losses import global_normalizers
 
 logger = logging.getLogger(__name__)
@@ -220,13 +220,13 @@ class Trainer:
             Stopped: a signal came. If it came during a step, that was finished and a checkpoint written.
         """
         self.before_train()
-        with contextlib.closing(self.feed), self.progress.bar(self._finished_steps()), self.profiler:
+        bar = self.progress.bar(self._finished_steps())
+        with contextlib.closing(self.feed), bar, self.profiler, self.stop.deferred():
             if self._not_evaluated is not None:
                 self.evaluate_and_keep_best(self._not_evaluated)
             for epoch in range(self.state.epochs, self.cfg["epoch"]):
-                with self.stop.deferred():
-                    self.train_in_epoch(epoch)
-                    path = self.after_epoch()
+                self.train_in_epoch(epoch)
+                path = self.after_epoch()
                 if path is not None:
                     self.evaluate_and_keep_best(path)
 
@@ -415,7 +415,7 @@ class Trainer:
         return path
 
     def _stopped(self, number: int, path: Path) -> None:
-        raise Stopped(
+        raise self.stop.stopped(
             number,
             f"stopped by {signal.Signals(number).name} after epoch {self.state.epochs} and {self.state.step} "
             f"steps; checkpoint: {path}; go on with -r auto",
@@ -430,7 +430,7 @@ class Trainer:
         if self.eval_loader is None:
             return
         uses = [] if self.curves is None else [self.show_pictures]
-        with averaged_weights(self.model, self.average):
+        with averaged_weights(self.model, self.average), self.stop.at_once():
             figures = evaluate(
                 self.model, self.eval_loader, self.eval_data, self.precision, self.cfg["coco_eval"], uses
             )
