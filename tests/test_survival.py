@@ -157,9 +157,9 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed):
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(run):
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full, a disk that is always full")
-    run.folder.mkdir(parents=True)
-    (run.folder / ".model_final.pdopt.unfinished").symlink_to("/dev/full")
     process = run.start()
+    run.wait_for("epoch: [1/2] step: [3/6]", process)
+    (run.folder / ".model_final.pdopt.unfinished").symlink_to("/dev/full")
     assert process.wait(timeout=120) == 2
     last = run.log.read_text().splitlines()[-1]
     assert last == f"error: {run.folder}/model_final.pdopt cannot be written: No space left on device"

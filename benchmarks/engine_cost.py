@@ -1,0 +1,122 @@
+"""What the engine adds to a training step: ours with everything on against the bare computation.
+
+    python benchmarks/engine_cost.py
+
+The bare step is forward, losses, backward and update of the same model on a batch that is already there. The
+engine's step is the one of tools/train.py, with a log line and VisualDL's records every step, averaged weights
+(EMA), gradient norm, checks for losses that are not finite, and reading of images by a process of its own. The
+two take turns, step by step, in one process; the figure is the ratio of their medians. EMA is computation that
+the user asked for, so its share is printed apart. Also printed: how long a checkpoint holds the training up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import day_and_machine
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
+CONFIG = """
+_BASE_:
+- {configs}/runtime.yml
+- {configs}/_base_/fcos_r50_fpn.yml
+- {configs}/_base_/optimizer_1x.yml
+- {configs}/_base_/fcos_reader.yml
+num_classes: 3
+save_dir: {output}
+device: cpu
+epoch: 1
+worker_num: 1
+log_iter: 1
+use_ema: {ema}
+use_vdl: true
+pretrain_weights: null
+ResNet: {{depth: 18}}
+TrainDataset:
+  name: COCODataSet
+  dataset_dir: {data}
+  image_dir: train2017
+  anno_path: annotations/instances_train2017.json
+TrainReader:
+  total_batch_size: 4
+  sample_transforms:
+  - Decode: {{}}
+  - RandomFlip: {{}}
+  - Resize: {{target_size: [384, 384], keep_ratio: true, interp: 1}}
+  - Permute: {{}}
+"""
+
+
+def bare_step(trainer, batch: dict) -> None:
+    """Forward, backward and update, as a script of one's own would write them."""
+    losses = trainer.model(batch)
+    losses["loss"].backward()
+    trainer.optimizer.step()
+    trainer.optimizer.clear_grad(set_to_zero=False)
+
+
+def measure(folder: Path, pictures: Path, with_ema: bool, steps: int) -> tuple[float, float, float]:
+    """Median seconds of the bare step and of the engine's, and of writing a checkpoint."""
+    from ppfcos.config import load_config
+    from ppfcos.engine.trainer import Trainer
+
+    folder.mkdir()
+    settings = {"configs": ROOT / "configs", "output": folder, "data": pictures}
+    (folder / "cost.yml").write_text(CONFIG.format(**settings, ema=str(with_ema).lower()))
+    trainer = Trainer(load_config(str(folder / "cost.yml")), "cpu")
+    bare, engine = [], []
+    with contextlib.closing(trainer.feed):
+        trainer.before_train()
+        trainer.model.train()
+        trainer.progress.start_epoch()
+        trainer.feed.start_epoch(0)
+        for step in range(1, steps + 1):
+            (batch,) = trainer.feed.current
+            inputs = {key: value for key, value in batch.items() if key != "bad_images"}
+            start = time.perf_counter()
+            bare_step(trainer, inputs)
+            middle = time.perf_counter()
+            trainer.after_step(0, step, trainer.train_one_step(f"step {step}"))
+            bare.append(middle - start)
+            engine.append(time.perf_counter() - middle)
+        start = time.perf_counter()
+        trainer.save()
+        saving = time.perf_counter() - start
+    return statistics.median(bare[2:]), statistics.median(engine[2:]), saving
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args()
+    from ppfcos import environment
+
+    environment.prepare()
+    with environment.quiet_imports():
+        import ppdet  # noqa: F401
+    from ppfcos.data.shapes import generate
+
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        generate(scratch / "shapes", train=4 * args.steps + 8, val=1, size=384, seed=1)
+        print(f"{day_and_machine()}: R18 at 384×384, batch 4")
+        print("| | bare step | engine's step | engine/bare | checkpoint |")
+        print("|---|---|---|---|---|")
+        for name, with_ema in (("without EMA", False), ("with EMA", True)):
+            bare, engine, saving = measure(scratch / name, scratch / "shapes", with_ema, args.steps)
+            row = f"| {name} | {bare:.3f} s | {engine:.3f} s | {engine / bare:.3f} | {saving:.2f} s |"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
