@@ -2,11 +2,12 @@
 
     python benchmarks/engine_cost.py
 
-The bare step is forward, losses, backward and update of the same model on a batch that is already there. The
-engine's step is the one of tools/train.py, with a log line and VisualDL's records every step, averaged weights
-(EMA), gradient norm, checks for losses that are not finite, and reading of images by a process of its own. The
-two take turns, step by step, in one process; the figure is the ratio of their medians. EMA is computation that
-the user asked for, so its share is printed apart. Also printed: how long a checkpoint holds the training up.
+The bare step is forward, losses, backward and update of the same model on a batch that is already there.
+The engine's step is the one of tools/train.py, with a log line and VisualDL's records every step, averaged
+weights (EMA), gradient norm, checks for losses that are not finite, and reading of images by a process of its
+own. The two take turns, step by step, in one process; the figure is the ratio of their medians. EMA is
+computation that the user asked for, so its share is printed apart. Also printed: how long a checkpoint holds
+the training up.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ use_ema: {ema}
 use_vdl: true
 pretrain_weights: null
 ResNet: {{depth: 18}}
+LearningRate:
+  base_lr: 0.001
+  schedulers:
+  - !PiecewiseDecay
+    gamma: 0.1
+    milestones: [8, 11]
+  - !LinearWarmup
+    start_factor: 0.1
+    steps: 3
 TrainDataset:
   name: COCODataSet
   dataset_dir: {data}
