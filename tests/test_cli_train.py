@@ -184,6 +184,37 @@ def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, pictures, root
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_profile_says_where_the_time_went_and_changes_nothing(trained, tmp_path, pictures, root):
+    config = write_config(tmp_path / "small.yml", root, pictures, tmp_path / "run")
+    arguments = ["tools/train.py", "-c", config, "--profile", "-o", "epoch=2", FROZEN]
+    finished = _python(arguments, root, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "where the time of steps 2 to 3 went" in finished.stdout
+    for phase in ("data wait", "forward", "backward", "communication", "optimizer"):
+        assert re.search(rf"^{phase} +\d+\.\d+ +\d+\.\d%$", finished.stdout, re.M), phase
+    (trace,) = (tmp_path / "run" / "small" / "profile").iterdir()
+    events = [str(event.get("name")) for event in json.loads(trace.read_text())["traceEvents"]]
+    assert all(any(event.startswith(phase) for event in events) for phase in ("forward", "backward"))
+    assert not (tmp_path / "profiler_log").exists()
+    whole, profiled = (
+        read_state(folder / "model_final.pdparams") for folder in (trained.folder, tmp_path / "run" / "small")
+    )
+    for name, value in whole.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(profiled[name], value, err_msg=name)
+
+
+def test_a_run_is_repeated_by_its_own_record(trained, tmp_path, root):
+    """config.yml alone, written elsewhere by one override, is the same training."""
+    arguments = ["tools/train.py", "-c", trained.folder / "config.yml", "-o", f"save_dir={tmp_path}"]
+    finished = _python(arguments, root, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    whole, again = (read_state(run / "model_final.pdparams") for run in (trained.folder, tmp_path / "small"))
+    for name, value in whole.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
 # An evaluation
 
 

@@ -481,6 +481,33 @@ def test_a_compiled_network_learns_the_same(config):
         assert all(math.isfinite(value) for value in plain.values())
 
 
+def test_another_batch_is_resumed_at_the_same_part_of_the_epoch(config, tmp_path, caplog):
+    Trainer(config("snapshot_steps=1", "keep_checkpoints=null", "epoch=1"), "cpu").train()
+    # Six images: after epoch 1, the second one has 3 steps of 2. Let it be stopped after 1 of them.
+    first = Trainer(config("epoch=2", "lr_batch_size=2"), "cpu", resume="auto")
+    first.model.train()
+    first.feed.start_epoch(1)
+    first.train_one_step("epoch 2, step 1")
+    first.state = first.state._replace(epochs=1, step=1)
+    first.save()
+    with caplog.at_level("INFO", logger="ppfcos"):
+        cfg = config("epoch=2", "lr_batch_size=2", "TrainReader.total_batch_size=1")
+        second = Trainer(cfg, "cpu", resume="auto")
+    assert (second.state.epochs, second.state.step) == (1, 2)
+    assert "an epoch has 6 steps of 1 images instead of 3 of 2: going on after step 2 of 6" in caplog.text
+    assert second.optimizer.get_lr() == pytest.approx(first.optimizer.get_lr() / 2)
+    assert f"goes on, as it is configured now, at {second.optimizer.get_lr():.6g}" in caplog.text
+
+
+def test_other_classes_are_not_resumed(config, shapes, tmp_path):
+    Trainer(config(), "cpu").train()
+    for split in ("train2017", "val2017"):
+        path = shapes / "annotations" / f"instances_{split}.json"
+        path.write_text(path.read_text().replace('"circle"', '"disc"'))
+    with pytest.raises(DataError, match="disc"):
+        Trainer(config("epoch=2"), "cpu", resume="auto")
+
+
 def test_a_finished_run_is_not_resumed(config, tmp_path):
     Trainer(config(), "cpu").train()
     with pytest.raises(ConfigError, match=r"has finished all 1 epochs.*-o epoch=2"):
