@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import statistics
 import sys
 import tempfile
@@ -24,45 +25,7 @@ from machine import day_and_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
-CONFIG = """
-_BASE_:
-- {configs}/runtime.yml
-- {configs}/_base_/fcos_r50_fpn.yml
-- {configs}/_base_/optimizer_1x.yml
-- {configs}/_base_/fcos_reader.yml
-num_classes: 3
-save_dir: {output}
-device: cpu
-epoch: 1
-worker_num: 1
-log_iter: 1
-use_ema: {ema}
-use_vdl: true
-pretrain_weights: null
-ResNet: {{depth: 18}}
-LearningRate:
-  base_lr: 0.001
-  schedulers:
-  - !PiecewiseDecay
-    gamma: 0.1
-    milestones: [8, 11]
-  - !LinearWarmup
-    start_factor: 0.1
-    steps: 3
-TrainDataset:
-  name: COCODataSet
-  dataset_dir: {data}
-  image_dir: train2017
-  anno_path: annotations/instances_train2017.json
-TrainReader:
-  total_batch_size: 4
-  sample_transforms:
-  - Decode: {{}}
-  - RandomFlip: {{}}
-  - Resize: {{target_size: [384, 384], keep_ratio: true, interp: 1}}
-  - Permute: {{}}
-"""
+CONFIG = ROOT / "configs" / "fcos_demo_shapes.yml"
 
 
 def bare_step(trainer, batch: dict) -> None:
@@ -76,14 +39,23 @@ def bare_step(trainer, batch: dict) -> None:
 def measure(folder: Path, pictures: Path, with_ema: bool, steps: int) -> tuple[float, float, float]:
     """Median seconds of the bare step and of the engine's, and of writing a checkpoint."""
     from ppfcos.config import load_config
+    from ppfcos.engine.run_log import RunLog
     from ppfcos.engine.trainer import Trainer
 
-    folder.mkdir()
-    settings = {"configs": ROOT / "configs", "output": folder, "data": pictures}
-    (folder / "cost.yml").write_text(CONFIG.format(**settings, ema=str(with_ema).lower()))
-    trainer = Trainer(load_config(str(folder / "cost.yml")), "cpu")
+    keys = {
+        "TrainDataset.dataset_dir": pictures,
+        "save_dir": folder,
+        "device": "cpu",
+        "worker_num": 1,
+        "epoch": 12,
+        "log_iter": 1,
+        "use_vdl": True,
+        "use_ema": with_ema,
+    }
+    trainer = Trainer(load_config(CONFIG, [f"{key}={value}" for key, value in keys.items()]), "cpu")
     bare, engine = [], []
-    with contextlib.closing(trainer.feed):
+    with RunLog() as log, contextlib.closing(trainer.feed):
+        log.open(trainer.folder, "cost of the engine")
         trainer.before_train()
         trainer.model.train()
         trainer.progress.start_epoch()
@@ -112,14 +84,17 @@ def main() -> None:
     from ppfcos import environment
 
     environment.prepare()
+    package = logging.getLogger("ppfcos")
+    package.setLevel(logging.INFO)
+    package.propagate = False  # the lines go to the log of the run
     with environment.quiet_imports():
         import ppdet  # noqa: F401
     from ppfcos.data.shapes import generate
 
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        generate(scratch / "shapes", train=4 * args.steps + 8, val=1, size=384, seed=1)
-        print(f"{day_and_machine()}: R18 at 384×384, batch 4")
+        generate(scratch / "shapes", train=8 * args.steps, val=1, size=192, seed=1)
+        print(f"{day_and_machine()}: {CONFIG.name}, as make demo trains it")
         print("| | bare step | engine's step | engine/bare | checkpoint |")
         print("|---|---|---|---|---|")
         for name, with_ema in (("without EMA", False), ("with EMA", True)):
