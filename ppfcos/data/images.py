@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,10 +10,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
+try:
+    import simplejpeg
+except ImportError:  # there is not a wheel for every machine
+    simplejpeg = None
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
+_EXIF = b"Exif\0\0"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # what may follow 0xff within the pixels (0: the pixels have this value; restarts), and the start itself
 _MARKERS_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
@@ -53,6 +60,9 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         ImageUnreadable: The file is missing, empty, cut short, no picture, or not of the stated size.
     """
     data = _read_bytes(path)
+    image = _decode_plain_jpeg(data)
+    if image is not None and size in (None, image.shape[:2]):
+        return image
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if size is not None and image.shape[:2] != tuple(size):
         stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -151,6 +161,21 @@ def _jpeg_is_whole(data: bytes) -> bool:
             position += 2
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+
+
+def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels [H, W, 3] RGB of a JPEG, in less than half of OpenCV's time and equal to OpenCV's.
+
+    Returns:
+        None where OpenCV is to be asked: it is no JPEG of grey or ordinary colours, there may be an
+        orientation in it, something in it is damaged, or the decoder is not installed.
+    """
+    if simplejpeg is None or not data.startswith(_JPEG_START) or _EXIF in data:
+        return None
+    with contextlib.suppress(ValueError):
+        if simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
+            return simplejpeg.decode_jpeg(data, "RGB")
+    return None
 
 
 def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:

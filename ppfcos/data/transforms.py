@@ -10,6 +10,7 @@ import numpy as np
 from ppdet.data import transform as operators
 
 from ppfcos.data.augment import MixingOperator
+from ppfcos.data.pixel_operators import PIXEL_OPERATORS
 from ppfcos.data.records import clip_boxes
 from ppfcos.errors import ConfigError
 
@@ -28,8 +29,9 @@ class SampleTransforms:
 
     Decoding is ours (`ppfcos.data.images`): PaddleDetection's passes a picture that it cannot decode on as
     bytes and takes no notice of a picture cut short or turned by EXIF. The other operators are
-    PaddleDetection's own and those of `ppfcos.data.augment`. Each of them is given 8-bit pixels, whatever the
-    one before it left: several of PaddleDetection's leave floats, and several are right on 8 bits only.
+    PaddleDetection's own (the commonest in the form of `ppfcos.data.pixel_operators`) and those of
+    `ppfcos.data.augment`. Each of them is given 8-bit pixels, whatever the one before it left: several of
+    PaddleDetection's leave floats, and several are right on 8 bits only.
 
     Args:
         reader: The configuration's section, such as that of TrainReader.
@@ -129,7 +131,7 @@ def _name_and_arguments(entry: Any, section: str) -> tuple[str, dict[str, Any]]:
 
 
 def _build(name: str, arguments: dict[str, Any], section: str) -> Any:
-    operator = getattr(operators, name, None)
+    operator = PIXEL_OPERATORS.get(name) or getattr(operators, name, None)
     if not callable(operator):
         raise ConfigError(f"{section}.sample_transforms: there is no transform {name}")
     try:
