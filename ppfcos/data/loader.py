@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import atexit
 import functools
-import itertools
 import logging
 import multiprocessing
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Any, Callable, Union
 
 import cv2
 import numpy as np
@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
-# With less shared memory free, a few batches of large images fill it, and the reading processes die of that.
-_SHARED_MEMORY_NEEDED = 1 << 30
+# A batch before it is read: what its samples are asked for by.
+Items = list[Any]
+
+_SHARED_MEMORY = "/dev/shm"
+_READ_AHEAD = 2  # batches that each reading process works ahead
+_PATIENCE = 3  # seconds that one gets to end by itself
 
 
 class TrainLoader:
@@ -39,8 +43,10 @@ class TrainLoader:
     other, hold the same images and boxes whatever the number of processes and of parts is (each part has its
     own padding).
 
+    The reading processes live on from epoch to epoch, and work ahead into the next one.
+
     Args:
-        cfg: The configuration: TrainReader, worker_num, seed.
+        cfg: The configuration: TrainReader, worker_num, seed; epoch, behind which nothing is read ahead.
         data: What to train on.
         world_size: The number of training processes.
         rank: This process, from 0.
@@ -71,10 +77,18 @@ class TrainLoader:
             if shuffle and reader.get("aspect_ratio_grouping", True)
             else None,
         )
-        self._samples = TrainingSamples(data, SampleTransforms(reader, "TrainReader"), seed)
-        self._collate = Collate(pad_stride(reader, "TrainReader"))
-        self._workers = _worker_num(cfg)
-        self._first_step = 0
+        transforms = SampleTransforms(reader, "TrainReader")
+        self._parts = reader.get("accumulate_steps", 1)
+        self._open = functools.partial(
+            _open,
+            TrainingSamples(data, transforms, seed),
+            collate=Collate(pad_stride(reader, "TrainReader")),
+            workers=_worker_num(cfg),
+            batch_bytes=total // world_size // self._parts * transforms.largest_bytes(),
+        )
+        self._epochs = cfg.get("epoch")
+        self._epoch = self._first_step = 0
+        self._ahead: tuple[int, Source] | None = None  # an epoch, and what stands at its beginning
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -87,8 +101,7 @@ class TrainLoader:
             epoch: From 0.
             first_step: How many of the epoch's steps are left out.
         """
-        self._indices.epoch = self._samples.epoch = epoch
-        self._first_step = first_step
+        self._epoch, self._first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """The steps of the epoch.
@@ -101,12 +114,41 @@ class TrainLoader:
         Raises:
             DataError: Images cannot be transformed or too many cannot be read, or a reading process died.
         """
-        steps = list(self._indices)[self._first_step :]
-        batches = _batches(
-            self._samples, [part for step in steps for part in step], self._collate, self._workers
-        )
-        for step in steps:
-            yield list(itertools.islice(batches, len(step)))
+        epoch, first_step = self._epoch, self._first_step
+        source = self._source_at(epoch, first_step)
+        try:
+            for _ in range(first_step, len(self)):
+                yield [next(source) for _ in range(self._parts)]
+        except BaseException:  # the iteration is given up, too
+            source.close()
+            raise
+        if epoch + 1 == self._epochs:
+            source.close()
+        else:
+            self._ahead = epoch + 1, source
+
+    def _source_at(self, epoch: int, first_step: int) -> Source:
+        """The batches from there on: those that are being read ahead already, or else from the beginning."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if (epoch, first_step) == (ahead[0], 0):
+                return ahead[1]
+            ahead[1].close()
+        return self._open(_items(self._indices, epoch, first_step, self._epochs))
+
+
+def _items(indices: GlobalBatches, epoch: int, first_step: int, epochs: int | None) -> Iterator[Items]:
+    """The parts of all steps from there on, over all the epochs that follow; (epoch, index) each.
+
+    No method of the loader: what the reading processes are fed with must not keep alive who ends them.
+    """
+    while True:
+        indices.epoch = epoch
+        for step in list(indices)[first_step:]:
+            yield from ([(epoch, index) for index in part] for part in step)
+        epoch, first_step = epoch + 1, 0
+        if epoch == epochs:
+            return
 
 
 class EvalLoader:
@@ -140,9 +182,14 @@ class EvalLoader:
             raise ConfigError(f"{reader_section}.batch_size must be a whole number from 1, not {size!r}")
         mine = list(range(rank, len(data), world_size))
         self._indices = [mine[start : start + size] for start in range(0, len(mine), size)]
-        self._samples = EvaluationSamples(data, SampleTransforms(reader, reader_section))
-        self._collate = Collate(pad_stride(reader, reader_section))
-        self._workers = _worker_num(cfg)
+        transforms = SampleTransforms(reader, reader_section)
+        self._open = functools.partial(
+            _open,
+            EvaluationSamples(data, transforms),
+            collate=Collate(pad_stride(reader, reader_section)),
+            workers=min(_worker_num(cfg), len(self._indices)),
+            batch_bytes=size * transforms.largest_bytes(),
+        )
         self.bad_images: list[str] = []
 
     def __len__(self) -> int:
@@ -159,10 +206,14 @@ class EvalLoader:
             DataError: An image cannot be transformed, or a reading process died.
         """
         self.bad_images = []
-        for batch in _batches(self._samples, self._indices, self._collate, self._workers):
-            self.bad_images += batch.pop("bad_images")
-            if batch:
-                yield batch
+        source = self._open(self._indices)
+        try:
+            for batch in source:
+                self.bad_images += batch.pop("bad_images")
+                if batch:
+                    yield batch
+        finally:
+            source.close()
 
 
 def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -182,56 +233,121 @@ def _worker_num(cfg: Mapping[str, Any]) -> int:
     return max(0, int(cfg.get("worker_num") or 0))
 
 
-def _batches(
-    samples: paddle.io.Dataset, indices: Sequence[list[int]], collate: Collate, workers: int
-) -> Iterator[Batch]:
-    """The batches with these indices, in this order."""
-    source = _read_here(samples, indices, collate)
-    if workers and indices:
-        source = _read_elsewhere(samples, indices, collate, min(workers, len(indices)))
-    for batch in source:
-        if "failure" in batch:
-            raise DataError(batch["failure"])
-        yield batch
+class ReadingProcesses:
+    """Batches that other processes read, some ahead of being asked for.
+
+    Args:
+        samples: What gives a sample for each of a batch's items.
+        items: The batches, without end if need be.
+        collate: Makes a batch of samples.
+        workers: The number of processes.
+        shares_memory: Whether pixels travel in shared memory; or else through pipes, which takes longer.
+    """
+
+    def __init__(
+        self,
+        samples: paddle.io.Dataset,
+        items: Iterable[Items],
+        collate: Collate,
+        workers: int,
+        shares_memory: bool,
+    ):
+        self._iterator = iter(
+            paddle.io.DataLoader(
+                samples,
+                batch_sampler=items,
+                collate_fn=functools.partial(_collate_with_an_array, collate),
+                num_workers=workers,
+                return_list=True,
+                use_shared_memory=shares_memory,
+                prefetch_factor=_READ_AHEAD,
+                worker_init_fn=_start_of_worker,
+            )
+        )
+        atexit.register(_kill_readers)  # before multiprocessing's own, which would wait for them for ever
+        _name_deaths()
+
+    def __iter__(self) -> ReadingProcesses:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            DataError: A process died, or a sample cannot be made.
+        """
+        try:
+            batch, _ = next(self._iterator)
+        except (SystemError, RuntimeError, OSError) as error:
+            logger.debug("Paddle says: %s", error)
+            raise _death() from None
+        return _checked(batch)
+
+    def close(self) -> None:
+        """Ends the processes. Paddle does so by itself at the end of the items only."""
+        self._iterator._try_shutdown_all(_PATIENCE)
+        for process in self._iterator._workers:
+            if process.is_alive():  # it waits for a lock that one that died had
+                process.kill()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_iterator"):
+            self.close()
 
 
-def _read_here(samples: paddle.io.Dataset, indices: Sequence[list[int]], collate: Collate) -> Iterator[Batch]:
+Source = Union[ReadingProcesses, Generator[Batch, None, None]]
+
+
+def _open(
+    samples: paddle.io.Dataset, items: Iterable[Items], collate: Collate, workers: int, batch_bytes: int
+) -> Source:
+    """The batches of these items, in this order."""
+    if not workers:
+        return _read_here(samples, items, collate)
+    return ReadingProcesses(samples, items, collate, workers, _shared_memory_suffices(workers, batch_bytes))
+
+
+def _read_here(
+    samples: paddle.io.Dataset, items: Iterable[Items], collate: Collate
+) -> Generator[Batch, None, None]:
     """Without Paddle's loader, which reads in a thread that would share the global random generators with
     us."""
-    for batch_indices in indices:
-        batch = collate([samples[index] for index in batch_indices])
+    for of_batch in items:
+        batch = _checked(collate([samples[item] for item in of_batch]))
         yield {
             key: paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
             for key, value in batch.items()
         }
 
 
-def _read_elsewhere(
-    samples: paddle.io.Dataset, indices: Sequence[list[int]], collate: Collate, workers: int
-) -> Iterator[Batch]:
-    loader = paddle.io.DataLoader(
-        samples,
-        batch_sampler=indices,
-        collate_fn=functools.partial(_collate_with_an_array, collate),
-        num_workers=workers,
-        return_list=True,
-        use_shared_memory=_shared_memory_suffices(),
-        worker_init_fn=_start_of_worker,
+def _checked(batch: Batch) -> Batch:
+    if "failure" in batch:
+        raise DataError(batch["failure"])
+    return batch
+
+
+def _death() -> DataError:
+    return DataError(
+        "one of the processes that read images died; most often memory ran out: "
+        "lower worker_num, or set it to 0 to read in the training process"
     )
-    iterator = iter(loader)
-    atexit.register(_kill_readers)  # runs before multiprocessing's own, which would wait for them for ever
-    while True:
-        try:
-            batch, _ = next(iterator)
-        except StopIteration:
-            return
-        except (SystemError, RuntimeError, OSError) as error:
-            logger.debug("Paddle says: %s", error)
-            raise DataError(
-                f"one of the {workers} processes that read images died; most often memory ran out: "
-                "lower worker_num, or set it to 0 to read in the training process"
-            ) from None
-        yield batch
+
+
+def _name_deaths() -> None:
+    """A process may die while nobody waits for its batches: Paddle's handler raises its own error then."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and getattr(handler, "func", None) is not _on_end_of_child:
+        signal.signal(signal.SIGCHLD, functools.partial(_on_end_of_child, handler))
+
+
+def _on_end_of_child(handler: Callable[[int, Any], Any], number: int, frame: Any) -> None:
+    try:
+        handler(number, frame)
+    except SystemError as error:
+        logger.debug("Paddle says: %s", error)
+        raise _death() from None
 
 
 def _kill_readers() -> None:
@@ -254,10 +370,26 @@ def _start_of_worker(_worker: int) -> None:
     cv2.setNumThreads(0)  # the processes are the parallelism, and OpenCV's threads do not survive a fork
 
 
-def _shared_memory_suffices() -> bool:
+def _shared_memory_suffices(workers: int, batch_bytes: int) -> bool:
+    """Whether the batches that are read ahead, and two that are in use, fit; if not, says what they need.
+
+    Where they do not, the reading processes would die in the middle of the training.
+    """
     if not sys.platform.startswith("linux"):
         return False
+    needed = (_READ_AHEAD * workers + 2) * batch_bytes
     try:
-        return shutil.disk_usage("/dev/shm").free > _SHARED_MEMORY_NEEDED
+        free = shutil.disk_usage(_SHARED_MEMORY).free
     except OSError:
-        return False
+        free = 0
+    if free < needed:
+        logger.warning(
+            "%s has %d MB free, and %d reading processes may need %d MB: they go on without it, which is "
+            "slower; give the container more (docker run --shm-size=%dm) or lower worker_num",
+            _SHARED_MEMORY,
+            free >> 20,
+            workers,
+            -(-needed >> 20),
+            -(-needed >> 20),
+        )
+    return free >= needed

@@ -28,9 +28,6 @@ class TrainingSamples(Dataset):
     """Samples with their boxes; a picture that cannot be read is replaced by the next one that can.
 
     What comes out depends on (seed, epoch, index) alone, whichever process computes it.
-
-    Attributes:
-        epoch: Chooses the augmentation.
     """
 
     def __init__(self, data: DetectionData, transforms: SampleTransforms, seed: int):
@@ -38,36 +35,40 @@ class TrainingSamples(Dataset):
         self._data = data
         self._transforms = transforms
         self._seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample at `index`.
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        """The sample of an epoch at an index.
+
+        Args:
+            item: (epoch, index); the epoch chooses the augmentation, and travels with each item because a
+                reading process lives through many epochs.
 
         Returns:
             image [3, H, W] uint8, im_shape [2], scale_factor [2], im_id [1], gt_bbox [M, 4] float32, gt_class
             [M, 1] int32, and bad_images, a list of 'path: reason'; or only `failure`, one line, since an
             exception would not leave a reading process in one piece.
         """
+        epoch, index = item
         bad_images: list[str] = []
-        with global_generators(self._seed, self.epoch, index):
+        with global_generators(self._seed, epoch, index):
             try:
-                first = self._readable(index, bad_images)
-                sample = self._transforms(first, lambda: self._any_readable(bad_images))
+                first = self._readable(epoch, index, bad_images)
+                sample = self._transforms(first, lambda: self._any_readable(epoch, bad_images))
             except Exception as error:  # reported in the training process
-                return _failure(self._data.record(index, self.epoch), error)
+                return _failure(self._data.record(index, epoch), error)
         return {**_training_sample(sample), "bad_images": list(dict.fromkeys(bad_images))}
 
-    def _any_readable(self, bad_images: list[str]) -> dict[str, Any]:
+    def _any_readable(self, epoch: int, bad_images: list[str]) -> dict[str, Any]:
         """A decoded sample for an operator that mixes several: from anywhere, whoever reads which part."""
-        return self._readable(np.random.randint(len(self)), bad_images)
+        return self._readable(epoch, np.random.randint(len(self)), bad_images)
 
-    def _readable(self, index: int, bad_images: list[str]) -> dict[str, Any]:
+    def _readable(self, epoch: int, index: int, bad_images: list[str]) -> dict[str, Any]:
         """The decoded sample at `index`, or the next one whose picture can be read."""
         for step in range(min(len(self), _MOST_IN_A_ROW)):
-            record = self._data.record((index + step) % len(self), self.epoch)
+            record = self._data.record((index + step) % len(self), epoch)
             try:
                 return _with_boxes(record)
             except ImageUnreadable as error:

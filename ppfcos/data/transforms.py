@@ -19,6 +19,8 @@ Sample = dict[str, Any]
 # The network adds levels to one another up to this stride: the sides of a batch must be multiples of it.
 COARSEST_ADDED_STRIDE = 32
 
+_SIDE_IF_NOTHING_RESIZES = 1344
+
 
 class TransformError(Exception):
     """A transform failed on an image; the message names both."""
@@ -78,6 +80,17 @@ class SampleTransforms:
             )
         _state_size(sample, *image.shape[1:])
         return sample
+
+    def largest_bytes(self) -> int:
+        """More than an image has once it is padded to the others of its batch; a guess if nothing resizes."""
+        sides = [
+            np.max(size)
+            for _, operator in self._operators
+            for size in (getattr(operator, "target_size", None), getattr(operator, "size", None))
+            if size is not None
+        ]
+        side = int(max(sides, default=_SIDE_IF_NOTHING_RESIZES)) + COARSEST_ADDED_STRIDE
+        return 3 * side * side
 
     def _apply(self, sample: Sample, draw: Callable[[], Sample] | None, count: int) -> Sample:
         """The first `count` operators; what they mix in has gone through those before them."""
