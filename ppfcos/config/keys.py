@@ -106,6 +106,9 @@ PLAIN_KEYS = {
     "use_xpu": PlainKey("PaddleDetection's way to say device: xpu", YES_NO),
     "use_npu": PlainKey("PaddleDetection's way to say device: npu", YES_NO),
     "use_mlu": PlainKey("PaddleDetection's way to say device: mlu", YES_NO),
+    "annotation_cache": PlainKey(
+        "folder where parsed COCO annotations are kept; null: nowhere", or_none(TEXT)
+    ),
     "worker_num": PlainKey("processes that read images, in each training process", _whole(0), 2),
     # what is written and printed
     "filename": PlainKey("the run's name; the configuration file's, unless set", TEXT),

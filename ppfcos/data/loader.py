@@ -73,9 +73,7 @@ class TrainLoader:
             shuffle,
             reader.get("drop_last", True),
             reader.get("accumulate_steps", 1),
-            functools.partial(_shapes, data)
-            if shuffle and reader.get("aspect_ratio_grouping", True)
-            else None,
+            data.is_upright if shuffle and reader.get("aspect_ratio_grouping", True) else None,
         )
         transforms = SampleTransforms(reader, "TrainReader")
         self._parts = reader.get("accumulate_steps", 1)
@@ -221,12 +219,6 @@ def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     if not reader:
         raise ConfigError(f"{section} is missing: it says how images are transformed and batched")
     return reader
-
-
-def _shapes(data: DetectionData, epoch: int) -> list[int]:
-    """Of each image of an epoch whether it is upright; one whose size is not stated counts as wide."""
-    records = (data.record(position, epoch) for position in range(len(data)))
-    return [int(record.get("h", 0) > record.get("w", 0)) for record in records]
 
 
 def _worker_num(cfg: Mapping[str, Any]) -> int:
