@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Callable, Union
 
 import cv2
@@ -18,6 +19,8 @@ import numpy as np
 import paddle
 
 from ppfcos.data.collate import Collate
+from ppfcos.data.image_cache import ImageCache
+from ppfcos.data.record_store import RecordStore
 from ppfcos.data.records import DetectionData
 from ppfcos.data.sampler import GlobalBatches
 from ppfcos.data.samples import EvaluationSamples, TrainingSamples
@@ -79,7 +82,7 @@ class TrainLoader:
         self._parts = reader.get("accumulate_steps", 1)
         self._open = functools.partial(
             _open,
-            TrainingSamples(data, transforms, seed),
+            _training_samples(reader, data, transforms, seed),
             collate=Collate(pad_stride(reader, "TrainReader")),
             workers=_worker_num(cfg),
             batch_bytes=total // world_size // self._parts * transforms.largest_bytes(),
@@ -219,6 +222,30 @@ def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     if not reader:
         raise ConfigError(f"{section} is missing: it says how images are transformed and batched")
     return reader
+
+
+def _training_samples(
+    reader: Mapping[str, Any], data: DetectionData, transforms: SampleTransforms, seed: int
+) -> TrainingSamples:
+    """The samples, with the cache that the reader asks for."""
+    place = reader.get("image_cache")
+    if place is None:
+        return TrainingSamples(data, transforms, seed)
+    split = transforms.without_leading_resize()
+    if split is None:
+        raise ConfigError(
+            "TrainReader.image_cache keeps what Resize makes: put Resize right behind Decode in "
+            "TrainReader.sample_transforms, or set image_cache to null"
+        )
+    path, (resize, rest) = None, split
+    if place == "disk":
+        if not reader.get("image_cache_dir"):
+            raise ConfigError("TrainReader.image_cache is disk: set TrainReader.image_cache_dir to a folder")
+        path = Path(reader["image_cache_dir"]) / f"{Path(data.source).stem}.images"
+    records = data.records if isinstance(data.records, RecordStore) else RecordStore.of(data.records)
+    return TrainingSamples(
+        data, rest, seed, ImageCache(records, resize, reader.get("image_cache_gb", 8) * 1e9, path)
+    )
 
 
 def _worker_num(cfg: Mapping[str, Any]) -> int:

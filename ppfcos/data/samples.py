@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from paddle.io import Dataset
 
+from ppfcos.data.image_cache import ImageCache
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.randomness import global_generators
 from ppfcos.data.records import DetectionData, Record
@@ -27,14 +28,28 @@ class _NoneReadable(Exception):
 class TrainingSamples(Dataset):
     """Samples with their boxes; a picture that cannot be read is replaced by the next one that can.
 
-    What comes out depends on (seed, epoch, index) alone, whichever process computes it.
+    What comes out depends on (seed, epoch, index) alone, whichever process computes it, and whether it was
+    cached.
+
+    Args:
+        data: The records.
+        transforms: What is done to each behind decoding; with a cache, behind its Resize.
+        seed: Of the augmentation.
+        cache: Of decoded and resized images, if there is to be one.
     """
 
-    def __init__(self, data: DetectionData, transforms: SampleTransforms, seed: int):
+    def __init__(
+        self,
+        data: DetectionData,
+        transforms: SampleTransforms,
+        seed: int,
+        cache: ImageCache | None = None,
+    ):
         super().__init__()
         self._data = data
         self._transforms = transforms
         self._seed = seed
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self._data)
@@ -68,12 +83,24 @@ class TrainingSamples(Dataset):
     def _readable(self, epoch: int, index: int, bad_images: list[str]) -> dict[str, Any]:
         """The decoded sample at `index`, or the next one whose picture can be read."""
         for step in range(min(len(self), _MOST_IN_A_ROW)):
-            record = self._data.record((index + step) % len(self), epoch)
             try:
-                return _with_boxes(record)
+                return self._read(self._data.record_index((index + step) % len(self), epoch))
             except ImageUnreadable as error:
                 bad_images.append(str(error))
         raise _NoneReadable(f"{step + 1} images in a row cannot be read, the last is {bad_images[-1]}")
+
+    def _read(self, position: int) -> dict[str, Any]:
+        """The record at a position as a sample: decoded, and with a cache resized, too."""
+        record = self._data.records[position]
+        if self._cache is None:
+            return _with_boxes(_decoded(record), record)
+        image = self._cache.find(position, record["im_file"])
+        if image is None:
+            sample = self._cache.resize(_with_boxes(_decoded(record), record))
+            self._cache.keep(position, record["im_file"], sample["image"])
+            return sample
+        size = int(record["h"]), int(record["w"])  # stated and right, or it would not have been kept
+        return self._cache.resize.scale_annotation(_with_boxes(_sample(record, image, *size), record), *size)
 
 
 class EvaluationSamples(Dataset):
@@ -103,7 +130,10 @@ def _decoded(record: Record) -> dict[str, Any]:
     """What PaddleDetection's Decode leaves of a record: h and w are the picture's, whatever was stated."""
     stated = (int(record.get("h", 0)), int(record.get("w", 0)))
     image = read_image(record["im_file"], stated if min(stated) > 0 else None)
-    height, width = image.shape[:2]
+    return _sample(record, image, *image.shape[:2])
+
+
+def _sample(record: Record, image: np.ndarray, height: int, width: int) -> dict[str, Any]:
     return {
         "image": image,
         "h": float(height),
@@ -115,8 +145,7 @@ def _decoded(record: Record) -> dict[str, Any]:
     }
 
 
-def _with_boxes(record: Record) -> dict[str, Any]:
-    sample = _decoded(record)
+def _with_boxes(sample: dict[str, Any], record: Record) -> dict[str, Any]:
     # copies: PaddleDetection's operators write into the arrays that they are given
     sample["gt_bbox"] = np.array(record.get("gt_bbox", ()), dtype=np.float32).reshape(-1, 4)
     sample["gt_class"] = np.array(record.get("gt_class", ()), dtype=np.int32).reshape(-1, 1)

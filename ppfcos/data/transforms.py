@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -10,7 +11,7 @@ import numpy as np
 from ppdet.data import transform as operators
 
 from ppfcos.data.augment import MixingOperator
-from ppfcos.data.pixel_operators import PIXEL_OPERATORS
+from ppfcos.data.pixel_operators import PIXEL_OPERATORS, PixelResize
 from ppfcos.data.records import clip_boxes
 from ppfcos.errors import ConfigError
 
@@ -80,6 +81,14 @@ class SampleTransforms:
             )
         _state_size(sample, *image.shape[1:])
         return sample
+
+    def without_leading_resize(self) -> tuple[PixelResize, SampleTransforms] | None:
+        """A Resize that comes first, and the operators behind it; None if another operator comes first."""
+        if not isinstance(self._operators[0][1], PixelResize):
+            return None
+        rest = copy.copy(self)
+        rest._operators = self._operators[1:]
+        return self._operators[0][1], rest
 
     def largest_bytes(self) -> int:
         """More than an image has once it is padded to the others of its batch; a guess if nothing resizes."""
