@@ -124,7 +124,11 @@ def test_a_stale_or_broken_cache_is_made_anew(section, tmp_path, damage):
 @pytest.mark.parametrize(
     ("transforms", "keys", "words"),
     [
-        ([TRANSFORMS[0], TRANSFORMS[2], TRANSFORMS[1], TRANSFORMS[3]], {}, "put Resize right behind Decode"),
+        (
+            [TRANSFORMS[0], TRANSFORMS[2], TRANSFORMS[1], TRANSFORMS[3]],
+            {},
+            "needs Resize right behind Decode",
+        ),
         (TRANSFORMS, {"image_cache_dir": None}, "image_cache_dir"),
         (TRANSFORMS, {"image_cache_dir": "/proc/nowhere"}, "name another folder"),
     ],
@@ -133,6 +137,28 @@ def test_caches_that_cannot_be(section, tmp_path, transforms, keys, words):
     with pytest.raises(ConfigError, match=words) as error:
         batches(section, transforms=transforms, **{**cached("disk", tmp_path), **keys})
     assert "\n" not in str(error.value)
+
+
+def test_reduced_decoding(section, tmp_path):
+    """Pixels a little beside those of the full scale, boxes and sizes the same; the cache knows of it."""
+    sizes = [{"Resize": {**RESIZE, "target_size": target}} for target in ([96, 160], [400, 600])]
+    for resize in sizes:
+        transforms = [TRANSFORMS[0], resize, *TRANSFORMS[2:]]
+        full = batches(section, transforms=transforms)
+        reduced = batches(section, transforms=transforms, reduced_decoding=True)
+        differences = []
+        for one, other in zip(full, reduced):
+            for key in one:
+                if key != "image":
+                    np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+            differences.append(np.abs(one["image"].astype(int) - other["image"]).mean())
+        if resize is sizes[0]:
+            assert 0 < np.mean(differences) < 8
+            keys = cached("disk", tmp_path)
+            assert_same(batches(section, transforms=transforms, **keys), full)
+            assert_same(batches(section, transforms=transforms, reduced_decoding=True, **keys), reduced)
+        else:
+            assert max(differences) == 0, "more than half of the picture is wanted: nothing is reduced"
 
 
 @pytest.mark.parametrize("keep_ratio", [True, False])

@@ -148,6 +148,7 @@ READER_KEYS = {
         "total_batch_size": _whole(1),  # images a step over all processes
         "accumulate_steps": _whole(1),  # parts in which each process takes its share of them
         "aspect_ratio_grouping": YES_NO,  # upright and wide images in batches of their own
+        "reduced_decoding": YES_NO,  # decode large JPEGs at a half or less of their scale
         "image_cache": or_none(one_of("memory", "disk")),  # where decoded, resized images are kept
         "image_cache_gb": ABOVE_ZERO,  # at most, in each training process (memory) or in the file (disk)
         "image_cache_dir": or_none(TEXT),  # the file's folder

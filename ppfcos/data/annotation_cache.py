@@ -61,7 +61,7 @@ class AnnotationCache:
         data = make()
         content = RecordStore.of(data.records), data.categories
         try:
-            self._write(*content)
+            self.write(*content)
         except OutputError as error:
             logger.warning("annotations are not cached: %s", error)
         return content
@@ -82,7 +82,12 @@ class AnnotationCache:
             return None
         return RecordStore(columns), categories
 
-    def _write(self, records: RecordStore, categories: list[dict[str, Any]]) -> None:
+    def write(self, records: RecordStore, categories: list[dict[str, Any]]) -> None:
+        """Keeps what was read of the annotations as they are now.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
         meta = np.frombuffer(json.dumps([self._state, categories]).encode(), dtype=np.uint8)
         # a stream, since np.savez would add a suffix to a name
         with replacing(self.path) as unfinished, open(unfinished, "wb") as stream:

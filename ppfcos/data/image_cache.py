@@ -18,6 +18,7 @@ import os
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,24 +46,31 @@ class ImageCache:
         records: The images.
         resize: What is done to each, right after decoding.
         limit: The bytes that may be taken.
-        path: The file; None: in memory, for as long as the processes live. A file of other images or of
-            another Resize is replaced.
+        path: The file; None: in memory, for as long as the processes live. A file of other images, of
+            another Resize or another decoding is replaced.
+        reduced: Whether what is kept may be decoded at a reduced scale.
 
     Raises:
         ConfigError: This machine cannot do that, or the file cannot be made.
     """
 
-    def __init__(self, records: RecordStore, resize: PixelResize, limit: float, path: Path | None = None):
+    def __init__(
+        self,
+        records: RecordStore,
+        resize: PixelResize,
+        limit: float,
+        path: Path | None = None,
+        reduced: bool = False,
+    ):
         if not sys.platform.startswith("linux"):
             raise ConfigError("TrainReader.image_cache works on Linux only: set it to null")
-        self.resize = resize
         self._sizes = _resized_sizes(records, resize)
         start = _HEADER + -(-len(records) * _ROW.itemsize // _HEADER) * _HEADER
         self._ends = start + np.cumsum(self._sizes.prod(axis=1, dtype=np.int64) * 3)
         self._sizes[self._ends > limit] = 0
         kept = self._ends[self._sizes[:, 0] > 0]
         length = int(kept.max(initial=start))
-        header = _header(records, resize, length)
+        header = _header(records, [*_settings(resize), reduced, length])
         descriptor = _memory(length, header) if path is None else _file(path, length, header)
         try:
             self._bytes = mmap.mmap(descriptor, length)
@@ -130,9 +138,12 @@ def _resized_sizes(records: RecordStore, resize: PixelResize) -> np.ndarray:
     return np.array(resized, dtype=np.int32).reshape(-1, 2)[which.reshape(-1)]
 
 
-def _header(records: RecordStore, resize: PixelResize, length: int) -> bytes:
-    """What tells a cache of these images from any other one."""
-    settings = [_VERSION, resize.target_size, resize.keep_ratio, resize.interp, cv2.__version__, length]
+def _settings(resize: PixelResize) -> list[Any]:
+    return [_VERSION, resize.target_size, resize.keep_ratio, resize.interp, cv2.__version__]
+
+
+def _header(records: RecordStore, settings: list[Any]) -> bytes:
+    """What tells a cache of these images, made with these settings, from any other one."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for key in ("folder", "names", "name_ends", "h", "w"):
         digest.update(np.ascontiguousarray(records.columns[key]))

@@ -19,7 +19,9 @@ import numpy as np
 import paddle
 
 from ppfcos.data.collate import Collate
+from ppfcos.data.first_resize import FirstResize
 from ppfcos.data.image_cache import ImageCache
+from ppfcos.data.pixel_operators import PixelResize
 from ppfcos.data.record_store import RecordStore
 from ppfcos.data.records import DetectionData
 from ppfcos.data.sampler import GlobalBatches
@@ -227,25 +229,30 @@ def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 def _training_samples(
     reader: Mapping[str, Any], data: DetectionData, transforms: SampleTransforms, seed: int
 ) -> TrainingSamples:
-    """The samples, with the cache that the reader asks for."""
-    place = reader.get("image_cache")
-    if place is None:
+    """The samples, read as `image_cache` and `reduced_decoding` say."""
+    place, reduced = reader.get("image_cache"), reader.get("reduced_decoding", False)
+    if place is None and not reduced:
         return TrainingSamples(data, transforms, seed)
     split = transforms.without_leading_resize()
     if split is None:
         raise ConfigError(
-            "TrainReader.image_cache keeps what Resize makes: put Resize right behind Decode in "
-            "TrainReader.sample_transforms, or set image_cache to null"
+            f"TrainReader.{'reduced_decoding' if place is None else 'image_cache'} needs Resize right behind "
+            "Decode in TrainReader.sample_transforms: put it there, or leave the key out"
         )
-    path, (resize, rest) = None, split
-    if place == "disk":
+    resize, rest = split
+    cache = _image_cache(reader, data, resize) if place is not None else None
+    return TrainingSamples(data, rest, seed, FirstResize(resize, cache, reduced))
+
+
+def _image_cache(reader: Mapping[str, Any], data: DetectionData, resize: PixelResize) -> ImageCache:
+    path = None
+    if reader["image_cache"] == "disk":
         if not reader.get("image_cache_dir"):
             raise ConfigError("TrainReader.image_cache is disk: set TrainReader.image_cache_dir to a folder")
         path = Path(reader["image_cache_dir"]) / f"{Path(data.source).stem}.images"
     records = data.records if isinstance(data.records, RecordStore) else RecordStore.of(data.records)
-    return TrainingSamples(
-        data, rest, seed, ImageCache(records, resize, reader.get("image_cache_gb", 8) * 1e9, path)
-    )
+    limit = reader.get("image_cache_gb", 8) * 1e9
+    return ImageCache(records, resize, limit, path, reader.get("reduced_decoding", False))
 
 
 def _worker_num(cfg: Mapping[str, Any]) -> int:

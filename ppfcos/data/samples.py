@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from paddle.io import Dataset
 
-from ppfcos.data.image_cache import ImageCache
+from ppfcos.data.first_resize import FirstResize
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.randomness import global_generators
 from ppfcos.data.records import DetectionData, Record
@@ -33,9 +33,9 @@ class TrainingSamples(Dataset):
 
     Args:
         data: The records.
-        transforms: What is done to each behind decoding; with a cache, behind its Resize.
+        transforms: What is done to each behind decoding; with a `first_resize`, behind that.
         seed: Of the augmentation.
-        cache: Of decoded and resized images, if there is to be one.
+        first_resize: Gives images decoded and resized, if it is to do both in one.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class TrainingSamples(Dataset):
         data: DetectionData,
         transforms: SampleTransforms,
         seed: int,
-        cache: ImageCache | None = None,
+        first_resize: FirstResize | None = None,
     ):
         super().__init__()
         self._data = data
         self._transforms = transforms
         self._seed = seed
-        self._cache = cache
+        self._first_resize = first_resize
 
     def __len__(self) -> int:
         return len(self._data)
@@ -90,17 +90,12 @@ class TrainingSamples(Dataset):
         raise _NoneReadable(f"{step + 1} images in a row cannot be read, the last is {bad_images[-1]}")
 
     def _read(self, position: int) -> dict[str, Any]:
-        """The record at a position as a sample: decoded, and with a cache resized, too."""
+        """The record at a position as a sample: decoded, and with a `first_resize` resized, too."""
         record = self._data.records[position]
-        if self._cache is None:
+        if self._first_resize is None:
             return _with_boxes(_decoded(record), record)
-        image = self._cache.find(position, record["im_file"])
-        if image is None:
-            sample = self._cache.resize(_with_boxes(_decoded(record), record))
-            self._cache.keep(position, record["im_file"], sample["image"])
-            return sample
-        size = int(record["h"]), int(record["w"])  # stated and right, or it would not have been kept
-        return self._cache.resize.scale_annotation(_with_boxes(_sample(record, image, *size), record), *size)
+        sample = _with_boxes(_sample(record, *self._first_resize.image(position, record)), record)
+        return self._first_resize.scale_annotation(sample)
 
 
 class EvaluationSamples(Dataset):
@@ -134,6 +129,7 @@ def _decoded(record: Record) -> dict[str, Any]:
 
 
 def _sample(record: Record, image: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """A sample whose picture has this size in its file."""
     return {
         "image": image,
         "h": float(height),
