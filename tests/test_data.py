@@ -28,7 +28,7 @@ from ppdet.data import transform as ppdet_transform
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ppfcos.data import loader as loader_module
+from ppfcos.data import reading
 from ppfcos.data.collate import Collate, pad_images, pad_rows
 from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.images import ImageUnreadable, read_image
@@ -927,7 +927,7 @@ def test_batches_do_not_depend_on_the_reading_processes(ten):
 
 
 def test_reading_without_shared_memory(ten, monkeypatch):
-    monkeypatch.setattr(loader_module, "_SHARED_MEMORY", "/dev/shm is absent")
+    monkeypatch.setattr(reading, "_SHARED_MEMORY", "/dev/shm is absent")
     assert_same(batches_of(ten), batches_of(ten, worker_num=2))
 
 
@@ -1051,7 +1051,7 @@ def test_a_reading_process_that_dies(ten, monkeypatch):
         if os.getpid() != killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(loader_module, "_start_of_worker", die)
+    monkeypatch.setattr(reading, "_start_of_worker", die)
     with pytest.raises(DataError, match="lower worker_num") as error:
         list(TrainLoader(config(worker_num=1), ten.build(allow_empty=True)))
     one_line(error)
@@ -1102,7 +1102,7 @@ def test_a_reading_process_that_dies_between_epochs(ten):
 
 def test_shared_memory_that_is_too_small_is_said(ten, caplog, monkeypatch):
     little = shutil.disk_usage("/")._replace(free=64 << 20)
-    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda _path: little)
+    monkeypatch.setattr(reading.shutil, "disk_usage", lambda _path: little)
     data = ten.build(allow_empty=True)
     wide = [{"Decode": {}}, {"Resize": {"target_size": [800, 1333], "keep_ratio": True}}, {"Permute": {}}]
     batches = list(TrainLoader({**config(worker_num=1, transforms=wide), "epoch": 1}, data))
