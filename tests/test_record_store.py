@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.record_store import RecordStore
+from ppfcos.data.records import DetectionData, EpochDraw
 
 
 def a_record(draw, number):
@@ -159,3 +160,17 @@ def test_a_cache_that_cannot_be_written_is_said(section, tmp_path, caplog):
     section["annotation_cache"] = str(tmp_path / "file" / "cache")
     assert_as_without_a_cache(section)
     assert "annotations are not cached" in caplog.text
+
+
+def test_shapes_of_an_epoch_are_those_of_its_records():
+    records = [
+        {"im_file": f"{n}.jpg", "im_id": np.array([n]), **({"h": h, "w": w} if h else {})}
+        for n, (h, w) in enumerate([(10, 20), (20, 10), (0, 0), (15, 15), (30, 10)])
+    ]
+    draw = EpochDraw([2, 3], [2, 0.5], 0)
+    for kept in (records, RecordStore.of(records)):
+        assert DetectionData("", "", kept, []).is_upright().tolist() == [False, True, False, False, True]
+        drawn = DetectionData("", "", kept, [], draw=draw)
+        for epoch in range(3):
+            wanted = [drawn.record(position, epoch)["im_id"][0] in (1, 4) for position in range(len(drawn))]
+            assert drawn.is_upright(epoch).tolist() == wanted
