@@ -1100,6 +1100,32 @@ def test_a_reading_process_that_dies_between_epochs(ten):
         list(loader)
 
 
+def test_reading_processes_die_with_a_training_that_is_killed(ten):
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+
+    def train():
+        loader = TrainLoader(config(worker_num=2), ten.build(allow_empty=True))
+        list(loader)
+        sending.send(sorted(readers()))
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=train)
+    process.start()
+    assert receiving.poll(30)
+    pids = receiving.recv()
+    process.kill()
+    process.join()
+    until = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    alive = [pid for pid in pids if os.path.exists(f"/proc/{pid}") and state_of(pid) != "Z"]
+    assert len(pids) == 2 and not alive
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
 def test_shared_memory_that_is_too_small_is_said(ten, caplog, monkeypatch):
     little = shutil.disk_usage("/")._replace(free=64 << 20)
     monkeypatch.setattr(reading.shutil, "disk_usage", lambda _path: little)

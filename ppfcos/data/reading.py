@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import logging
 import multiprocessing
@@ -29,6 +30,7 @@ Items = list[Any]
 
 _SHARED_MEMORY = "/dev/shm"
 _READ_AHEAD = 2  # batches that each reading process works ahead
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _PATIENCE = 3  # seconds that one gets to end by itself
 
 
@@ -174,7 +176,14 @@ def _start_of_worker(_worker: int) -> None:
     # for the training process, which finishes its step and then ends these itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _die_with_the_training()
     cv2.setNumThreads(0)  # the processes are the parallelism, and OpenCV's threads do not survive a fork
+
+
+def _die_with_the_training() -> None:
+    """Paddle's reading process waits for work for ever where the training process was killed."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _shared_memory_suffices(workers: int, batch_bytes: int) -> bool:
