@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -142,6 +143,7 @@ def measure(annotations: Path, rounds: int) -> dict[str, dict]:
         processes[variant] = subprocess.Popen(
             [sys.executable, __file__, str(annotations), "--worker", variant],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True,
         )  # fmt: skip
         found[variant] = json.loads(processes[variant].stdout.readline())
     answers = {variant: [] for variant in VARIANTS}
@@ -151,7 +153,7 @@ def measure(annotations: Path, rounds: int) -> dict[str, dict]:
             process.stdin.flush()
             answers[variant].append(json.loads(process.stdout.readline()))
     for process in processes.values():
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # its reading processes, too
         process.wait()
     for variant, given in answers.items():
         for key in ("rate", "bytes"):
