@@ -278,7 +278,7 @@ def test_overrides_reach_keys_sections_lists_and_what_no_file_mentions(root):
         [
             "epoch=3",
             "weights=output/best_model",
-            "TrainReader.sample_transforms.2.Resize.target_size=[320,320]",
+            "TrainReader.sample_transforms.1.Resize.target_size=[320,320]",
             "LearningRate.schedulers.1.steps=7",
             "LearningRate.base_lr=1e-3",
             "PPFCOSHead={num_convs: 2}",
@@ -290,7 +290,7 @@ def test_overrides_reach_keys_sections_lists_and_what_no_file_mentions(root):
         ],
     )
     assert (cfg["epoch"], cfg["weights"], cfg["use_gpu"]) == (4, "output/best_model", False)
-    assert cfg["TrainReader"]["sample_transforms"][2] == {
+    assert cfg["TrainReader"]["sample_transforms"][1] == {
         "Resize": {"target_size": [320, 320], "keep_ratio": True, "interp": 1}
     }
     assert cfg["LearningRate"]["schedulers"][1]["steps"] == 7

@@ -6,10 +6,13 @@ import contextlib
 import io
 import json
 import logging
+import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import time
 import xml.etree.ElementTree as ElementTree
 from itertools import chain
 from pathlib import Path
@@ -25,7 +28,7 @@ from ppdet.data import transform as ppdet_transform
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ppfcos.data import loader as loader_module
+from ppfcos.data import reading
 from ppfcos.data.collate import Collate, pad_images, pad_rows
 from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.images import ImageUnreadable, read_image
@@ -924,7 +927,7 @@ def test_batches_do_not_depend_on_the_reading_processes(ten):
 
 
 def test_reading_without_shared_memory(ten, monkeypatch):
-    monkeypatch.setattr(loader_module, "_SHARED_MEMORY_NEEDED", 1 << 60)
+    monkeypatch.setattr(reading, "_SHARED_MEMORY", "/dev/shm is absent")
     assert_same(batches_of(ten), batches_of(ten, worker_num=2))
 
 
@@ -1048,10 +1051,92 @@ def test_a_reading_process_that_dies(ten, monkeypatch):
         if os.getpid() != killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(loader_module, "_start_of_worker", die)
+    monkeypatch.setattr(reading, "_start_of_worker", die)
     with pytest.raises(DataError, match="lower worker_num") as error:
         list(TrainLoader(config(worker_num=1), ten.build(allow_empty=True)))
     one_line(error)
+
+
+def readers() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+def test_reading_processes_live_from_epoch_to_epoch(ten):
+    before = readers()
+    cfg = {**config(worker_num=2), "epoch": 3}
+    loader = TrainLoader(cfg, ten.build(allow_empty=True))
+    seen, alive = [], []
+    for epoch in range(3):
+        loader.set_position(epoch)
+        seen.append([{key: np.asarray(value) for key, value in part.items()} for [part] in loader])
+        alive.append(readers() - before)
+    assert len(alive[0]) == 2 and alive == [alive[0], alive[0], set()], "none behind the last epoch"
+    for epoch in range(3):
+        assert_same(seen[epoch], batches_of(ten, epoch))
+
+
+def test_reading_ahead_is_given_up_where_another_step_is_wanted(ten):
+    before = readers()
+    loader = TrainLoader(config(worker_num=2, total_batch_size=2), ten.build(allow_empty=True))
+    wanted = [batch["im_id"].tolist() for batch in batches_of(ten, 1, total_batch_size=2)]
+    for first_step in (3, 0, 4):
+        list(loader)  # of whatever epoch: the one behind it is being read
+        loader.set_position(1, first_step)
+        assert [part["im_id"].tolist() for [part] in loader] == wanted[first_step:]
+        assert len(readers() - before) == 2
+    del loader
+    assert readers() <= before
+
+
+def test_a_reading_process_that_dies_between_epochs(ten):
+    before = readers()
+    loader = TrainLoader(config(worker_num=2), ten.build(allow_empty=True))
+    list(loader)
+    with pytest.raises(DataError, match="lower worker_num"):
+        os.kill(min(readers() - before), signal.SIGKILL)
+        loader.set_position(1)
+        for _ in range(100):
+            time.sleep(0.1)
+        list(loader)
+
+
+def test_reading_processes_die_with_a_training_that_is_killed(ten):
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+
+    def train():
+        loader = TrainLoader(config(worker_num=2), ten.build(allow_empty=True))
+        list(loader)
+        sending.send(sorted(readers()))
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=train)
+    process.start()
+    assert receiving.poll(30)
+    pids = receiving.recv()
+    process.kill()
+    process.join()
+    until = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    alive = [pid for pid in pids if os.path.exists(f"/proc/{pid}") and state_of(pid) != "Z"]
+    assert len(pids) == 2 and not alive
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
+def test_shared_memory_that_is_too_small_is_said(ten, caplog, monkeypatch):
+    little = shutil.disk_usage("/")._replace(free=64 << 20)
+    monkeypatch.setattr(reading.shutil, "disk_usage", lambda _path: little)
+    data = ten.build(allow_empty=True)
+    wide = [{"Decode": {}}, {"Resize": {"target_size": [800, 1333], "keep_ratio": True}}, {"Permute": {}}]
+    batches = list(TrainLoader({**config(worker_num=1, transforms=wide), "epoch": 1}, data))
+    [message] = [record.getMessage() for record in caplog.records if "/dev/shm" in record.getMessage()]
+    needed = int(re.search(r"may need (\d+) MB", message).group(1))
+    batch = max(part["image"].numpy().nbytes for [part] in batches)
+    assert 3 * batch <= needed << 20 <= 12 * batch
+    assert f"--shm-size={needed}m" in message and "has 64 MB free" in message
 
 
 def test_stopping_in_the_middle_of_an_epoch(ten):

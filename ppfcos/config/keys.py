@@ -114,6 +114,9 @@ PLAIN_KEYS = {
     "use_xpu": PlainKey("PaddleDetection's way to say device: xpu", YES_NO),
     "use_npu": PlainKey("PaddleDetection's way to say device: npu", YES_NO),
     "use_mlu": PlainKey("PaddleDetection's way to say device: mlu", YES_NO),
+    "annotation_cache": PlainKey(
+        "folder where parsed COCO annotations are kept; null: nowhere", or_none(TEXT)
+    ),
     "worker_num": PlainKey("processes that read images, in each training process", _whole(0), 2),
     # what is written and printed
     "filename": PlainKey("the run's name; the configuration file's, unless set", TEXT),
@@ -153,6 +156,10 @@ READER_KEYS = {
         "total_batch_size": _whole(1),  # images a step over all processes
         "accumulate_steps": _whole(1),  # parts in which each process takes its share of them
         "aspect_ratio_grouping": YES_NO,  # upright and wide images in batches of their own
+        "reduced_decoding": YES_NO,  # decode large JPEGs at a half or less of their scale
+        "image_cache": or_none(one_of("memory", "disk")),  # where decoded, resized images are kept
+        "image_cache_gb": ABOVE_ZERO,  # at most, in each training process (memory) or in the file (disk)
+        "image_cache_dir": or_none(TEXT),  # the file's folder
         "shuffle": YES_NO,
         "drop_last": YES_NO,
     },

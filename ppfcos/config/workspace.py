@@ -22,7 +22,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     Args:
         path: the configuration file.
         overrides: as given to `-o`: `epoch=1`, `PPFCOSHead.num_convs=2`,
-            `TrainReader.sample_transforms.2.Resize.target_size=[320,320]`.
+            `TrainReader.sample_transforms.1.Resize.target_size=[320,320]`.
 
     Returns:
         The workspace's configuration: every key that the files and overrides set, the defaults of PLAIN_KEYS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 Sample = dict[str, Any]
@@ -61,8 +62,22 @@ def pad_images(images: Sequence[np.ndarray], stride: int) -> np.ndarray:
     height, width = (-(-max(image.shape[axis] for image in images) // stride) * stride for axis in (1, 2))
     padded = np.zeros((len(images), 3, height, width), dtype=np.uint8)
     for target, image in zip(padded, images):
-        target[:, : image.shape[1], : image.shape[2]] = image
+        _copy_planes(image, target[:, : image.shape[1], : image.shape[2]])
     return padded
+
+
+def _copy_planes(image: np.ndarray, target: np.ndarray) -> None:
+    """Copies [3, H, W] pixels.
+
+    Mostly they still lie as they were decoded, [H, W, 3], and Permute only turned the view: OpenCV takes the
+    channels of such apart several times faster than numpy copies them.
+    """
+    pixels = image.transpose(1, 2, 0)
+    if not pixels.flags.c_contiguous:
+        target[:] = image
+        return
+    for channel in range(3):
+        cv2.extractChannel(pixels, channel, target[channel])
 
 
 def pad_rows(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:

@@ -14,10 +14,12 @@ from ppdet.core.workspace import global_config
 from ppdet.data.source.coco import COCODataSet
 
 from ppfcos.data import coco
+from ppfcos.data.annotation_cache import AnnotationCache
 from ppfcos.data.classes import read_names, settle_num_classes
 from ppfcos.data.images import IMAGE_SUFFIXES, list_images
 from ppfcos.data.joined import PPFCOSJoinedDataSet, join, join_categories
 from ppfcos.data.randomness import global_generators
+from ppfcos.data.record_store import RecordStore
 from ppfcos.data.records import (
     SHORTEST_SIDE,
     DetectionData,
@@ -55,9 +57,11 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
         DataError: Files are missing or wrong, or the categories contradict num_classes, if that is set.
     """
     data = _read(cfg, section, cfg.get(section) or {})
+    if not isinstance(data.records, RecordStore):
+        data.records = RecordStore.of(data.records)
     if cfg.get("num_classes") is not None:
         settle_num_classes(cfg, data.class_names, data.source)
-    objects = sum(len(record.get("gt_bbox", ())) for record in data.records)
+    objects = data.records.number_of_boxes()
     logger.info(
         "%s: %d images, %d objects, %d classes from %s",
         section,
@@ -82,7 +86,11 @@ def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> Dete
         return _joined(cfg, section, dataset)
     # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
     with global_generators(int(cfg.get("seed") or 0)):
-        return _coco(dataset, section) if isinstance(dataset, COCODataSet) else _other(dataset, section)
+        if not isinstance(dataset, COCODataSet):
+            return _other(dataset, section)
+        if cfg.get("annotation_cache"):
+            return _cached_coco(cfg, dataset, section, keys)
+        return _coco(dataset, section)
 
 
 def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) -> DetectionData:
@@ -192,6 +200,27 @@ def _coco(dataset: Any, section: str) -> DetectionData:
         records,
         content["categories"],
         lambda: coco.read_coco(path, image_dir, section)[0],
+    )
+
+
+def _cached_coco(
+    cfg: Mapping[str, Any], dataset: Any, section: str, keys: Mapping[str, Any]
+) -> DetectionData:
+    """What `_coco` gives, from `annotation_cache` where it was read before."""
+    folder = Path(dataset.dataset_dir)
+    path, image_dir = folder / str(dataset.anno_path), folder / str(dataset.image_dir)
+    if not path.is_file() or not image_dir.is_dir():
+        return _coco(dataset, section)  # which says what is wrong
+    decisive = {
+        "keys": dict(keys),
+        "section": section,
+        "seed": int(cfg.get("seed") or 0),
+        "allow_empty": dataset.allow_empty,
+    }
+    cache = AnnotationCache(cfg["annotation_cache"], path, image_dir, decisive)
+    records, categories = cache.open_or_make(lambda: _coco(dataset, section))
+    return DetectionData(
+        section, str(path), records, categories, lambda: coco.read_coco(path, image_dir, section)[0]
     )
 
 

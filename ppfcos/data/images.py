@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,10 +10,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
+try:
+    import simplejpeg
+except ImportError:  # there is not a wheel for every machine
+    simplejpeg = None
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
+_EXIF = b"Exif\0\0"
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # what may follow 0xff within the pixels (0: the pixels have this value; restarts), and the start itself
 _MARKERS_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
@@ -53,6 +60,9 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         ImageUnreadable: The file is missing, empty, cut short, no picture, or not of the stated size.
     """
     data = _read_bytes(path)
+    image = _decode_plain_jpeg(data, None if size is None else tuple(size))
+    if image is not None:
+        return image
     image = _decode(path, data, cv2.IMREAD_COLOR)
     if size is not None and image.shape[:2] != tuple(size):
         stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -63,6 +73,24 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             )
         image = stored
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_reduced_image(path: str | Path, size: tuple[int, int], least: tuple[int, int]) -> np.ndarray:
+    """As `read_image`, but at most an eighth and at least a half smaller, where a JPEG can be decoded so.
+
+    Args:
+        path: The picture's file.
+        size: (height, width) that the annotation states.
+        least: (height, width) that the result must not fall short of.
+
+    Returns:
+        [H, W, 3] uint8, RGB, of the whole picture: of `size`, or of half of it or less.
+
+    Raises:
+        ImageUnreadable: As `read_image`.
+    """
+    image = _decode_plain_jpeg(_read_bytes(path), size, least)
+    return read_image(path, size) if image is None else image
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -151,6 +179,32 @@ def _jpeg_is_whole(data: bytes) -> bool:
             position += 2
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+
+
+def _decode_plain_jpeg(
+    data: bytes, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
+) -> np.ndarray | None:
+    """The pixels [H, W, 3] RGB of a JPEG, in less than half of OpenCV's time and equal to OpenCV's.
+
+    Args:
+        data: The file.
+        size: (height, width) that it must have.
+        least: (height, width) down to which it may be decoded, at half the scale or less.
+
+    Returns:
+        None where OpenCV is to be asked: it is no JPEG of grey or ordinary colours, it has another size,
+        there may be an orientation in it, something in it is damaged, or the decoder is not installed.
+    """
+    if simplejpeg is None or not data.startswith(_JPEG_START) or _EXIF in data:
+        return None
+    with contextlib.suppress(ValueError):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray") or size not in (None, (height, width)):
+            return None
+        if least is None:
+            return simplejpeg.decode_jpeg(data, "RGB")
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], min_factor=2)
+    return None
 
 
 def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:

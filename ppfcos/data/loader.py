@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
-import itertools
-import logging
-import multiprocessing
-import os
-import shutil
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import paddle
-
 from ppfcos.data.collate import Collate
+from ppfcos.data.first_resize import FirstResize
+from ppfcos.data.image_cache import ImageCache
+from ppfcos.data.pixel_operators import PixelResize
+from ppfcos.data.reading import Batch, Items, Source, open_source
+from ppfcos.data.record_store import RecordStore
 from ppfcos.data.records import DetectionData
 from ppfcos.data.sampler import GlobalBatches
 from ppfcos.data.samples import EvaluationSamples, TrainingSamples
 from ppfcos.data.transforms import SampleTransforms, pad_stride
-from ppfcos.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
-
-Batch = dict[str, Any]
-
-# With less shared memory free, a few batches of large images fill it, and the reading processes die of that.
-_SHARED_MEMORY_NEEDED = 1 << 30
+from ppfcos.errors import ConfigError
 
 
 class TrainLoader:
@@ -42,8 +27,10 @@ class TrainLoader:
     other, hold the same images and boxes whatever the number of processes and of parts is (each part has its
     own padding).
 
+    The reading processes live on from epoch to epoch, and work ahead into the next one.
+
     Args:
-        cfg: The configuration: TrainReader, worker_num, seed.
+        cfg: The configuration: TrainReader, worker_num, seed; epoch, behind which nothing is read ahead.
         data: What to train on.
         world_size: The number of training processes.
         rank: This process, from 0.
@@ -70,14 +57,20 @@ class TrainLoader:
             shuffle,
             reader.get("drop_last", True),
             reader.get("accumulate_steps", 1),
-            functools.partial(_shapes, data)
-            if shuffle and reader.get("aspect_ratio_grouping", True)
-            else None,
+            data.is_upright if shuffle and reader.get("aspect_ratio_grouping", True) else None,
         )
-        self._samples = TrainingSamples(data, SampleTransforms(reader, "TrainReader"), seed)
-        self._collate = Collate(pad_stride(reader, "TrainReader"))
-        self._workers = _worker_num(cfg)
-        self._first_step = 0
+        transforms = SampleTransforms(reader, "TrainReader")
+        self._parts = reader.get("accumulate_steps", 1)
+        self._open = functools.partial(
+            open_source,
+            _training_samples(reader, data, transforms, seed),
+            collate=Collate(pad_stride(reader, "TrainReader")),
+            workers=_worker_num(cfg),
+            batch_bytes=total // world_size // self._parts * transforms.largest_bytes(),
+        )
+        self._epochs = cfg.get("epoch")
+        self._epoch = self._first_step = 0
+        self._ahead: tuple[int, Source] | None = None  # an epoch, and what stands at its beginning
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -90,8 +83,7 @@ class TrainLoader:
             epoch: From 0.
             first_step: How many of the epoch's steps are left out.
         """
-        self._indices.epoch = self._samples.epoch = epoch
-        self._first_step = first_step
+        self._epoch, self._first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """The steps of the epoch.
@@ -104,12 +96,41 @@ class TrainLoader:
         Raises:
             DataError: Images cannot be transformed or too many cannot be read, or a reading process died.
         """
-        steps = list(self._indices)[self._first_step :]
-        batches = _batches(
-            self._samples, [part for step in steps for part in step], self._collate, self._workers
-        )
-        for step in steps:
-            yield list(itertools.islice(batches, len(step)))
+        epoch, first_step = self._epoch, self._first_step
+        source = self._source_at(epoch, first_step)
+        try:
+            for _ in range(first_step, len(self)):
+                yield [next(source) for _ in range(self._parts)]
+        except BaseException:  # the iteration is given up, too
+            source.close()
+            raise
+        if epoch + 1 == self._epochs:
+            source.close()
+        else:
+            self._ahead = epoch + 1, source
+
+    def _source_at(self, epoch: int, first_step: int) -> Source:
+        """The batches from there on: those that are being read ahead already, or else from the beginning."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if (epoch, first_step) == (ahead[0], 0):
+                return ahead[1]
+            ahead[1].close()
+        return self._open(_items(self._indices, epoch, first_step, self._epochs))
+
+
+def _items(indices: GlobalBatches, epoch: int, first_step: int, epochs: int | None) -> Iterator[Items]:
+    """The parts of all steps from there on, over all the epochs that follow; (epoch, index) each.
+
+    No method of the loader: what the reading processes are fed with must not keep alive who ends them.
+    """
+    while True:
+        indices.epoch = epoch
+        for step in list(indices)[first_step:]:
+            yield from ([(epoch, index) for index in part] for part in step)
+        epoch, first_step = epoch + 1, 0
+        if epoch == epochs:
+            return
 
 
 class EvalLoader:
@@ -143,9 +164,14 @@ class EvalLoader:
             raise ConfigError(f"{reader_section}.batch_size must be a whole number from 1, not {size!r}")
         mine = list(range(rank, len(data), world_size))
         self._indices = [mine[start : start + size] for start in range(0, len(mine), size)]
-        self._samples = EvaluationSamples(data, SampleTransforms(reader, reader_section))
-        self._collate = Collate(pad_stride(reader, reader_section))
-        self._workers = _worker_num(cfg)
+        transforms = SampleTransforms(reader, reader_section)
+        self._open = functools.partial(
+            open_source,
+            EvaluationSamples(data, transforms),
+            collate=Collate(pad_stride(reader, reader_section)),
+            workers=min(_worker_num(cfg), len(self._indices)),
+            batch_bytes=size * transforms.largest_bytes(),
+        )
         self.bad_images: list[str] = []
 
     def __len__(self) -> int:
@@ -162,10 +188,14 @@ class EvalLoader:
             DataError: An image cannot be transformed, or a reading process died.
         """
         self.bad_images = []
-        for batch in _batches(self._samples, self._indices, self._collate, self._workers):
-            self.bad_images += batch.pop("bad_images")
-            if batch:
-                yield batch
+        source = self._open(self._indices)
+        try:
+            for batch in source:
+                self.bad_images += batch.pop("bad_images")
+                if batch:
+                    yield batch
+        finally:
+            source.close()
 
 
 def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -175,99 +205,34 @@ def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     return reader
 
 
-def _shapes(data: DetectionData, epoch: int) -> list[int]:
-    """Of each image of an epoch whether it is upright; one whose size is not stated counts as wide."""
-    records = (data.record(position, epoch) for position in range(len(data)))
-    return [int(record.get("h", 0) > record.get("w", 0)) for record in records]
+def _training_samples(
+    reader: Mapping[str, Any], data: DetectionData, transforms: SampleTransforms, seed: int
+) -> TrainingSamples:
+    """The samples, read as `image_cache` and `reduced_decoding` say."""
+    place, reduced = reader.get("image_cache"), reader.get("reduced_decoding", False)
+    if place is None and not reduced:
+        return TrainingSamples(data, transforms, seed)
+    split = transforms.without_leading_resize()
+    if split is None:
+        raise ConfigError(
+            f"TrainReader.{'reduced_decoding' if place is None else 'image_cache'} needs Resize right behind "
+            "Decode in TrainReader.sample_transforms: put it there, or leave the key out"
+        )
+    resize, rest = split
+    cache = _image_cache(reader, data, resize) if place is not None else None
+    return TrainingSamples(data, rest, seed, FirstResize(resize, cache, reduced))
+
+
+def _image_cache(reader: Mapping[str, Any], data: DetectionData, resize: PixelResize) -> ImageCache:
+    path = None
+    if reader["image_cache"] == "disk":
+        if not reader.get("image_cache_dir"):
+            raise ConfigError("TrainReader.image_cache is disk: set TrainReader.image_cache_dir to a folder")
+        path = Path(reader["image_cache_dir"]) / f"{Path(data.source).stem}.images"
+    records = data.records if isinstance(data.records, RecordStore) else RecordStore.of(data.records)
+    limit = reader.get("image_cache_gb", 8) * 1e9
+    return ImageCache(records, resize, limit, path, reader.get("reduced_decoding", False))
 
 
 def _worker_num(cfg: Mapping[str, Any]) -> int:
     return max(0, int(cfg.get("worker_num") or 0))
-
-
-def _batches(
-    samples: paddle.io.Dataset, indices: Sequence[list[int]], collate: Collate, workers: int
-) -> Iterator[Batch]:
-    """The batches with these indices, in this order."""
-    source = _read_here(samples, indices, collate)
-    if workers and indices:
-        source = _read_elsewhere(samples, indices, collate, min(workers, len(indices)))
-    for batch in source:
-        if "failure" in batch:
-            raise DataError(batch["failure"])
-        yield batch
-
-
-def _read_here(samples: paddle.io.Dataset, indices: Sequence[list[int]], collate: Collate) -> Iterator[Batch]:
-    """Without Paddle's loader, which reads in a thread that would share the global random generators with
-    us."""
-    for batch_indices in indices:
-        batch = collate([samples[index] for index in batch_indices])
-        yield {
-            key: paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
-            for key, value in batch.items()
-        }
-
-
-def _read_elsewhere(
-    samples: paddle.io.Dataset, indices: Sequence[list[int]], collate: Collate, workers: int
-) -> Iterator[Batch]:
-    loader = paddle.io.DataLoader(
-        samples,
-        batch_sampler=indices,
-        collate_fn=functools.partial(_collate_with_an_array, collate),
-        num_workers=workers,
-        return_list=True,
-        use_shared_memory=_shared_memory_suffices(),
-        worker_init_fn=_start_of_worker,
-    )
-    iterator = iter(loader)
-    atexit.register(_kill_readers)  # runs before multiprocessing's own, which would wait for them for ever
-    try:
-        for batch, _ in iterator:
-            yield batch
-    except (SystemError, RuntimeError, OSError) as error:
-        logger.debug("Paddle says: %s", error)
-        raise DataError(
-            f"one of the {workers} processes that read images died; most often memory ran out: "
-            "lower worker_num, or set it to 0 to read in the training process"
-        ) from None
-    finally:
-        iterator._try_shutdown_all()  # Paddle's own thread would keep it, and its processes, for ever
-
-
-def _kill_readers() -> None:
-    """End the processes that read for an iterator that was not used up: they do not listen to SIGTERM."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Paddle's handler takes the end of one for an accident
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
-def _collate_with_an_array(collate: Collate, samples: list[dict[str, Any]]) -> tuple[Batch, np.ndarray]:
-    """Paddle waits for ever for a batch that has no array in it, such as one of unreadable pictures only."""
-    return collate(samples), np.zeros(1, dtype=np.uint8)
-
-
-def _start_of_worker(_worker: int) -> None:
-    # Ctrl-C and paddle.distributed.launch send their signals to the whole group of processes, but they are
-    # for the training process, which finishes its step and then ends these itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Paddle's own watch over the parent never looks: a killed training would leave its workers behind.
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    cv2.setNumThreads(0)  # the processes are the parallelism, and OpenCV's threads do not survive a fork
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _shared_memory_suffices() -> bool:
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        return shutil.disk_usage("/dev/shm").free > _SHARED_MEMORY_NEEDED
-    except OSError:
-        return False

@@ -11,6 +11,7 @@ from typing import Any, Callable
 import numpy as np
 
 from ppfcos.data.randomness import generator
+from ppfcos.data.record_store import RecordStore
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class DetectionData:
     Attributes:
         section: The configuration's section it came from, such as TrainDataset; for messages.
         source: The annotation file or folder it came from; for messages.
-        records: One dict an image, see `Record`.
+        records: One dict an image, see `Record`; a list, or a RecordStore, which makes them when asked.
         categories: {'id', 'name'} of every class; the position is the label.
         read_ground_truth: Reads the annotation file again, for data sets that have one in COCO's format.
         draw: Which records an epoch of training goes through; None: each of them once.
@@ -81,7 +82,7 @@ class DetectionData:
 
     section: str
     source: str
-    records: list[Record]
+    records: Sequence[Record]
     categories: list[dict[str, Any]]
     read_ground_truth: Callable[[], dict[str, Any]] | None = None
     draw: EpochDraw | None = None
@@ -98,7 +99,25 @@ class DetectionData:
             position: In the epoch, from 0 to len(self) − 1.
             epoch: From 0.
         """
-        return self.records[position if self.draw is None else self.draw.positions(epoch)[position]]
+        return self.records[self.record_index(position, epoch)]
+
+    def record_index(self, position: int, epoch: int = 0) -> int:
+        """Where in `records` an epoch's image stands. Arguments as of `record`."""
+        return position if self.draw is None else int(self.draw.positions(epoch)[position])
+
+    def is_upright(self, epoch: int = 0) -> np.ndarray:
+        """Of each image of an epoch whether it is higher than wide, bool [len(self)]; False if not stated.
+
+        Args:
+            epoch: From 0.
+        """
+        if isinstance(self.records, RecordStore):
+            upright = self.records.columns["h"] > self.records.columns["w"]
+        else:
+            upright = np.array(
+                [record.get("h", 0) > record.get("w", 0) for record in self.records], dtype=bool
+            )
+        return upright if self.draw is None else upright[self.draw.positions(epoch)]
 
     @property
     def class_names(self) -> list[str]:
@@ -215,7 +234,7 @@ def log_dropped_boxes(section: str, dropped: int, first: str) -> None:
         logger.warning("%s: dropped %d %s without area, the first in %s", section, dropped, plural, first)
 
 
-def ground_truth_of_records(records: list[Record], categories: list[dict[str, Any]]) -> dict[str, Any]:
+def ground_truth_of_records(records: Sequence[Record], categories: list[dict[str, Any]]) -> dict[str, Any]:
     """A COCO dict of the records' boxes; those marked `difficult` count like any other."""
     images, annotations = [], []
     for record in records:
@@ -244,7 +263,7 @@ def ground_truth_of_records(records: list[Record], categories: list[dict[str, An
     return {"info": {}, "images": images, "annotations": annotations, "categories": list(categories)}
 
 
-def _only_images(ground_truth: dict[str, Any], records: list[Record]) -> dict[str, Any]:
+def _only_images(ground_truth: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     wanted = {int(record["im_id"][0]) for record in records}
     return {
         **ground_truth,

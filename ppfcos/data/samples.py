@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from paddle.io import Dataset
 
+from ppfcos.data.first_resize import FirstResize
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.randomness import global_generators
 from ppfcos.data.records import DetectionData, Record
@@ -27,52 +28,74 @@ class _NoneReadable(Exception):
 class TrainingSamples(Dataset):
     """Samples with their boxes; a picture that cannot be read is replaced by the next one that can.
 
-    What comes out depends on (seed, epoch, index) alone, whichever process computes it.
+    What comes out depends on (seed, epoch, index) alone, whichever process computes it, and whether it was
+    cached.
 
-    Attributes:
-        epoch: Chooses the augmentation.
+    Args:
+        data: The records.
+        transforms: What is done to each behind decoding; with a `first_resize`, behind that.
+        seed: Of the augmentation.
+        first_resize: Gives images decoded and resized, if it is to do both in one.
     """
 
-    def __init__(self, data: DetectionData, transforms: SampleTransforms, seed: int):
+    def __init__(
+        self,
+        data: DetectionData,
+        transforms: SampleTransforms,
+        seed: int,
+        first_resize: FirstResize | None = None,
+    ):
         super().__init__()
         self._data = data
         self._transforms = transforms
         self._seed = seed
-        self.epoch = 0
+        self._first_resize = first_resize
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample at `index`.
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        """The sample of an epoch at an index.
+
+        Args:
+            item: (epoch, index); the epoch chooses the augmentation, and travels with each item because a
+                reading process lives through many epochs.
 
         Returns:
             image [3, H, W] uint8, im_shape [2], scale_factor [2], im_id [1], gt_bbox [M, 4] float32, gt_class
             [M, 1] int32, and bad_images, a list of 'path: reason'; or only `failure`, one line, since an
             exception would not leave a reading process in one piece.
         """
+        epoch, index = item
         bad_images: list[str] = []
-        with global_generators(self._seed, self.epoch, index):
+        with global_generators(self._seed, epoch, index):
             try:
-                first = self._readable(index, bad_images)
-                sample = self._transforms(first, lambda: self._any_readable(bad_images))
+                first = self._readable(epoch, index, bad_images)
+                sample = self._transforms(first, lambda: self._any_readable(epoch, bad_images))
             except Exception as error:  # reported in the training process
-                return _failure(self._data.record(index, self.epoch), error)
+                return _failure(self._data.record(index, epoch), error)
         return {**_training_sample(sample), "bad_images": list(dict.fromkeys(bad_images))}
 
-    def _any_readable(self, bad_images: list[str]) -> dict[str, Any]:
+    def _any_readable(self, epoch: int, bad_images: list[str]) -> dict[str, Any]:
         """A decoded sample for an operator that mixes several: from anywhere, whoever reads which part."""
-        return self._readable(np.random.randint(len(self)), bad_images)
+        return self._readable(epoch, np.random.randint(len(self)), bad_images)
 
-    def _readable(self, index: int, bad_images: list[str]) -> dict[str, Any]:
+    def _readable(self, epoch: int, index: int, bad_images: list[str]) -> dict[str, Any]:
         """The decoded sample at `index`, or the next one whose picture can be read."""
         for step in range(min(len(self), _MOST_IN_A_ROW)):
-            record = self._data.record((index + step) % len(self), self.epoch)
             try:
-                return _with_boxes(record)
+                return self._read(self._data.record_index((index + step) % len(self), epoch))
             except ImageUnreadable as error:
                 bad_images.append(str(error))
         raise _NoneReadable(f"{step + 1} images in a row cannot be read, the last is {bad_images[-1]}")
+
+    def _read(self, position: int) -> dict[str, Any]:
+        """The record at a position as a sample: decoded, and with a `first_resize` resized, too."""
+        record = self._data.records[position]
+        if self._first_resize is None:
+            return _with_boxes(_decoded(record), record)
+        sample = _with_boxes(_sample(record, *self._first_resize.image(position, record)), record)
+        return self._first_resize.scale_annotation(sample)
 
 
 class EvaluationSamples(Dataset):
@@ -102,7 +125,11 @@ def _decoded(record: Record) -> dict[str, Any]:
     """What PaddleDetection's Decode leaves of a record: h and w are the picture's, whatever was stated."""
     stated = (int(record.get("h", 0)), int(record.get("w", 0)))
     image = read_image(record["im_file"], stated if min(stated) > 0 else None)
-    height, width = image.shape[:2]
+    return _sample(record, image, *image.shape[:2])
+
+
+def _sample(record: Record, image: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """A sample whose picture has this size in its file."""
     return {
         "image": image,
         "h": float(height),
@@ -114,8 +141,7 @@ def _decoded(record: Record) -> dict[str, Any]:
     }
 
 
-def _with_boxes(record: Record) -> dict[str, Any]:
-    sample = _decoded(record)
+def _with_boxes(sample: dict[str, Any], record: Record) -> dict[str, Any]:
     # copies: PaddleDetection's operators write into the arrays that they are given
     sample["gt_bbox"] = np.array(record.get("gt_bbox", ()), dtype=np.float32).reshape(-1, 4)
     sample["gt_class"] = np.array(record.get("gt_class", ()), dtype=np.int32).reshape(-1, 1)

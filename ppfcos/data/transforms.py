@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Callable
 
@@ -10,6 +11,7 @@ import numpy as np
 from ppdet.data import transform as operators
 
 from ppfcos.data.augment import MixingOperator
+from ppfcos.data.pixel_operators import PIXEL_OPERATORS, PixelResize
 from ppfcos.data.records import clip_boxes
 from ppfcos.errors import ConfigError
 
@@ -17,6 +19,8 @@ Sample = dict[str, Any]
 
 # The network adds levels to one another up to this stride: the sides of a batch must be multiples of it.
 COARSEST_ADDED_STRIDE = 32
+
+_SIDE_IF_NOTHING_RESIZES = 1344
 
 
 class TransformError(Exception):
@@ -28,8 +32,9 @@ class SampleTransforms:
 
     Decoding is ours (`ppfcos.data.images`): PaddleDetection's passes a picture that it cannot decode on as
     bytes and takes no notice of a picture cut short or turned by EXIF. The other operators are
-    PaddleDetection's own and those of `ppfcos.data.augment`. Each of them is given 8-bit pixels, whatever the
-    one before it left: several of PaddleDetection's leave floats, and several are right on 8 bits only.
+    PaddleDetection's own (the commonest in the form of `ppfcos.data.pixel_operators`) and those of
+    `ppfcos.data.augment`. Each of them is given 8-bit pixels, whatever the one before it left: several of
+    PaddleDetection's leave floats, and several are right on 8 bits only.
 
     Args:
         reader: The configuration's section, such as that of TrainReader.
@@ -76,6 +81,25 @@ class SampleTransforms:
             )
         _state_size(sample, *image.shape[1:])
         return sample
+
+    def without_leading_resize(self) -> tuple[PixelResize, SampleTransforms] | None:
+        """A Resize that comes first, and the operators behind it; None if another operator comes first."""
+        if not isinstance(self._operators[0][1], PixelResize):
+            return None
+        rest = copy.copy(self)
+        rest._operators = self._operators[1:]
+        return self._operators[0][1], rest
+
+    def largest_bytes(self) -> int:
+        """More than an image has once it is padded to the others of its batch; a guess if nothing resizes."""
+        sides = [
+            np.max(size)
+            for _, operator in self._operators
+            for size in (getattr(operator, "target_size", None), getattr(operator, "size", None))
+            if size is not None
+        ]
+        side = int(max(sides, default=_SIDE_IF_NOTHING_RESIZES)) + COARSEST_ADDED_STRIDE
+        return 3 * side * side
 
     def _apply(self, sample: Sample, draw: Callable[[], Sample] | None, count: int) -> Sample:
         """The first `count` operators; what they mix in has gone through those before them."""
@@ -129,7 +153,7 @@ def _name_and_arguments(entry: Any, section: str) -> tuple[str, dict[str, Any]]:
 
 
 def _build(name: str, arguments: dict[str, Any], section: str) -> Any:
-    operator = getattr(operators, name, None)
+    operator = PIXEL_OPERATORS.get(name) or getattr(operators, name, None)
     if not callable(operator):
         raise ConfigError(f"{section}.sample_transforms: there is no transform {name}")
     try:
