@@ -31,6 +31,7 @@ def tensors() -> dict:
     state["channels last"] = torch.randn(2, 3, 4, 5, generator=generator).to(
         memory_format=torch.channels_last
     )
+    state._metadata = OrderedDict({"": {"version": 1}})  # as every module has it
     return state
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple
@@ -109,6 +110,7 @@ _TORCH_NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): OrderedDict,  # not dict: a state_dict has an attribute besides
     ("torch", "device"): _Shell,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,

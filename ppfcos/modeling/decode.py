@@ -27,12 +27,13 @@ class PPFCOSDecode:
         class_threshold: sigmoid(class) alone must be above it.
         rank_by: what the best of a level are best by: `score`, or `class` for sigmoid(class) alone.
         class_top_k: candidates of one class over all levels that enter the suppression; -1: all.
-        clip: cut the boxes to the image; what is left without area is dropped.
+        clip: when boxes are cut to the image, and those dropped that are left without area: `before` the
+            suppression, `after` it, or `never`.
         inclusive: a box holds the pixels of both its corners, as in Detectron's early descendants: cut to one
             pixel less than the image, and one pixel wider and higher than its corners are apart.
 
     Raises:
-        ValueError: `rank_by` is neither.
+        ValueError: `rank_by` or `clip` is none of those named.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class PPFCOSDecode:
         class_threshold: float = 0.0,
         rank_by: str = "score",
         class_top_k: int = -1,
-        clip: bool = True,
+        clip: str = "before",
         inclusive: bool = False,
     ):
         if rank_by not in ("score", "class"):
             raise ValueError(f"PPFCOSDecode.rank_by is {rank_by!r}: it is score or class")
+        if clip not in ("before", "after", "never"):
+            raise ValueError(f"PPFCOSDecode.clip is {clip!r}: it is before, after or never")
         self.pre_nms_top_k = pre_nms_top_k
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
@@ -81,18 +84,20 @@ class PPFCOSDecode:
             for level in zip(outputs.class_logits, outputs.distances, outputs.quality_logits, locations)
         ]
         boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*candidates))
-        if self.clip:
+        if self.clip == "before":
             boxes = _clip(boxes, im_shape - 1.0 if self.inclusive else im_shape)
         if self.inclusive:  # IoU is then that of whole pixels
             boxes = boxes + paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
         boxes = boxes / _box_scale(scale_factor)
-        if self.clip:  # what lay wholly in the padding is no box
+        if self.clip == "before":  # what lay wholly in the padding is no box
             scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
         num_classes = outputs.class_logits[0].shape[1]
         # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the
         # others.
         per_class = F.one_hot(classes, num_classes).transpose([0, 2, 1]) * scores.unsqueeze(1)
         kept, _, counts = paddle._C_ops.multiclass_nms3(boxes, per_class, None, *self._nms_attributes())
+        if self.clip == "after":
+            kept, counts = _clipped_rows(kept, counts, im_shape / scale_factor)
         return _widened(kept, counts, scale_factor) if self.inclusive else kept, counts
 
     def _nms_attributes(self) -> tuple:
@@ -170,9 +175,24 @@ def _box_scale(scale_factor: Tensor) -> Tensor:
     return paddle.concat([horizontal, vertical, horizontal, vertical], axis=-1).unsqueeze(1)
 
 
+def _image_of_rows(rows: Tensor, counts: Tensor) -> Tensor:
+    """[N] the number of the image that each row is of, where the images have `counts` [B] of them."""
+    ends = paddle.cumsum(counts).unsqueeze(0)
+    return (paddle.arange(paddle.shape(rows)[0]).unsqueeze(1) >= ends).astype("int32").sum(axis=1)
+
+
+def _clipped_rows(rows: Tensor, counts: Tensor, sizes: Tensor) -> tuple:
+    """Rows [N, 6] cut to the images' heights and widths [B, 2], without those left empty; their counts."""
+    image = _image_of_rows(rows, counts)
+    limits = sizes.gather(image).flip(1)
+    boxes = paddle.minimum(rows[:, 2:].clip(min=0.0), paddle.concat([limits, limits], axis=1))
+    full = box_areas(boxes) > 0
+    of_image = image.unsqueeze(1) == paddle.arange(paddle.shape(counts)[0], dtype=image.dtype).unsqueeze(0)
+    counts = (of_image & full.unsqueeze(1)).astype(counts.dtype).sum(axis=0)
+    return paddle.concat([rows[:, :2], boxes], axis=1).gather(paddle.nonzero(full).flatten()), counts
+
+
 def _widened(rows: Tensor, counts: Tensor, scale_factor: Tensor) -> Tensor:
     """Rows [N, 6] whose last pixel, one of the network's input, becomes one of the original image."""
-    ends = paddle.cumsum(counts).unsqueeze(0)
-    image = (paddle.arange(paddle.shape(rows)[0]).unsqueeze(1) >= ends).astype("int32").sum(axis=1)
-    missing = 1.0 - 1.0 / scale_factor.gather(image)
+    missing = 1.0 - 1.0 / scale_factor.gather(_image_of_rows(rows, counts))
     return paddle.concat([rows[:, :4], rows[:, 4:5] + missing[:, 1:], rows[:, 5:] + missing[:, :1]], axis=-1)
