@@ -128,7 +128,7 @@ def randomize(model, seed=0):
                 tensor.mul_((1.6 / tensor[0].numel()) ** 0.5)
             elif name.endswith("weight"):
                 uniform(tensor, 0.3, 1.0)
-        for layer, mean in ((model.predictors()[0], -2.0), (model.predictors()[1], model.distance_bias)):
+        for layer, mean in ((model.predictors()[0], -3.5), (model.predictors()[1], model.distance_bias)):
             layer.weight.mul_(0.7)
             layer.bias.add_(mean)
     return model.eval()
@@ -156,17 +156,16 @@ def around(points, distances):
 
 def suppress(boxes, scores, labels, threshold, extra=0.0):
     """Indices that stay, best first; `extra` is added to all widths and heights."""
-    order, kept = scores.argsort(descending=True).tolist(), []
+    left, kept = scores.argsort(descending=True), []
     area = (boxes[:, 2:] - boxes[:, :2] + extra).prod(1)
-    for i in order:
-        for j in kept:
-            if labels[i] == labels[j]:
-                low, high = torch.max(boxes[i, :2], boxes[j, :2]), torch.min(boxes[i, 2:], boxes[j, 2:])
-                shared = (high - low + extra).clamp(min=0).prod()
-                if shared / (area[i] + area[j] - shared) > threshold:
-                    break
-        else:
-            kept.append(i)
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        low = torch.maximum(boxes[best, :2], boxes[left, :2])
+        high = torch.minimum(boxes[best, 2:], boxes[left, 2:])
+        shared = (high - low + extra).clamp(min=0).prod(1)
+        same = labels[left] == labels[best]
+        left = left[~(same & (shared / (area[best] + area[left] - shared) > threshold))]
     return kept
 
 
@@ -249,6 +248,9 @@ class Torchvision(Detector):
             found.append((around(points[where], distances[where]), scores[chosen], chosen % logits.shape[1]))
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*found))
         boxes = torch.stack([boxes[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], -1)
+        # torchvision keeps the boxes that the cut leaves without area: among its 100, and no objects.
+        valid = (boxes[:, 2:] - boxes[:, :2] > 0).all(1)
+        boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
         kept = suppress(boxes, scores, labels, 0.6)[:100]
         return torch.cat([labels[kept, None], scores[kept, None], boxes[kept] / scale], -1)
 

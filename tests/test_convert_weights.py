@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import paddle
 import pytest
@@ -137,4 +139,61 @@ def test_the_model_answers_what_its_project_answers(project, tmp_path):
     model, done = converted_model(tmp_path / file_name, tmp_path)
     assert done.format.name == project.split()[0].replace("authors", "fcos")
     assert not done.translation.left_over and not done.allowed
-    print(project, check_against(theirs, model))
+    check_against(theirs, model)
+
+
+@pytest.fixture
+def stock(root, tmp_path):
+    """PaddleDetection's own FCOS of 50 layers, random weights, and their file."""
+    from ppdet.core.workspace import create, global_config, merge_config
+
+    for value in global_config.values():
+        if hasattr(value, "schema"):
+            value.clear()
+    sys.path.insert(0, str(root / "benchmarks"))
+    from stock import stock_config
+
+    sys.path.remove(str(root / "benchmarks"))
+    shape = {"depth": 50, "target_size": (128, 192), "num_classes": 7, "batch_size": 1, "from_scratch": False}
+    merge_config(stock_config(**shape))
+    paddle.seed(5)
+    model = create("FCOS")
+    random = np.random.default_rng(5)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("_variance"):
+            tensor.set_value(random.uniform(0.5, 1.5, tensor.shape).astype("float32"))
+        elif name.endswith(("_mean", "norm.bias")):
+            tensor.set_value(random.uniform(-0.2, 0.2, tensor.shape).astype("float32"))
+        elif name.endswith(("norm.weight", "scale_reg")):
+            tensor.set_value(random.uniform(0.3, 1.2, tensor.shape).astype("float32"))
+        elif name.startswith("fcos_head.fcos_head_") and tensor.ndim == 4:
+            tensor.set_value(random.normal(0, 0.02, tensor.shape).astype("float32"))
+    model.fcos_head.fcos_head_cls.bias.set_value(np.full(7, -3.5, np.float32))
+    model.fcos_head.fcos_head_reg.bias.set_value(np.full(4, 1.5, np.float32))
+    model.eval()
+    paddle.save(model.state_dict(), str(tmp_path / "fcos_r50_fpn_1x_coco.pdparams"))
+    return model, tmp_path / "fcos_r50_fpn_1x_coco.pdparams"
+
+
+def test_paddledetection_answers_the_same(stock, tmp_path):
+    theirs, checkpoint = stock
+    (height, width), sizes, scales = BATCHES[0]
+    images = pixels(height, width, sizes, 0)
+    mean, std = np.reshape([0.485, 0.456, 0.406], [3, 1, 1]), np.reshape([0.229, 0.224, 0.225], [3, 1, 1])
+    normalized = np.zeros_like(images)
+    for image, target, (rows, columns) in zip(images, normalized, sizes):
+        rows, columns = int(rows), int(columns)
+        target[:, :rows, :columns] = (image[:, :rows, :columns] / 255 - mean) / std
+    with paddle.no_grad():
+        batch = {"image": paddle.to_tensor(normalized), "im_shape": paddle.to_tensor(sizes)}
+        features = theirs.neck(theirs.backbone(batch))
+        answers = theirs.fcos_head(features)
+        boxes, counts = theirs.fcos_head.post_process(answers, paddle.to_tensor(scales))
+    model, done = converted_model(checkpoint, tmp_path)
+    assert (done.format.name, done.recipe) == ("paddledet", "centerness")
+    outputs, found = raw_and_boxes(model, images, sizes, scales)
+    check_levels(outputs, [[part[level].numpy() for part in answers[1:]] for level in range(5)])
+    expected = np.split(boxes.numpy(), np.cumsum(counts.numpy()))[:-1]
+    assert sum(map(len, expected)) > 40
+    for ours, one in zip(found, expected):
+        check_boxes(ours, one)

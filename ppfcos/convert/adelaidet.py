@@ -9,6 +9,7 @@ import numpy as np
 
 from ppfcos.convert.formats import IMAGENET_BGR_MEAN, IMAGENET_BGR_STD, NO_STD, Format, Recipe, pixels
 from ppfcos.convert.names import (
+    BATCH_COUNTER,
     PAIRED_CONVS,
     Resnet,
     Rule,
@@ -30,7 +31,7 @@ HEAD = head_rules(
     convs={"class_conv": "cls_logits", "box_conv": "bbox_pred", "quality_conv": "ctrness"},
     scale=r"proposal_generator\.fcos_head\.scales\.(\d)\.scale",
 )
-USELESS = (Rule(r"pixel_(mean|std)", "the configuration says it"),)
+USELESS = (BATCH_COUNTER, Rule(r"pixel_(mean|std)", "the configuration says it"))
 GROUPS_WITHOUT_STD = 64  # its X-101-64x4d takes pixels that were not divided, its X-101-32x8d does not
 
 
