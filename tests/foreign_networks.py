@@ -108,8 +108,8 @@ class Scale(nn.Module):
         return x * self.scale
 
 
-def randomize(model, seed=0):
-    """Random weights and statistics under which scores and boxes are spread."""
+def randomize_weights(model, seed=0):
+    """Random weights and statistics."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(tensor, low, high):
@@ -128,6 +128,12 @@ def randomize(model, seed=0):
                 tensor.mul_((1.6 / tensor[0].numel()) ** 0.5)
             elif name.endswith("weight"):
                 uniform(tensor, 0.3, 1.0)
+
+
+def randomize(model):
+    """Random weights and statistics under which scores and boxes are spread."""
+    randomize_weights(model)
+    with torch.no_grad():
         for layer, mean in ((model.predictors()[0], -3.5), (model.predictors()[1], model.distance_bias)):
             layer.weight.mul_(0.7)
             layer.bias.add_(mean)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import sys
 
 import numpy as np
 import paddle
 import pytest
 
+from ppfcos.cli.convert_weights import FORMATS, main
 from ppfcos.config import load_config
+from ppfcos.convert import convert as convert_module
 from ppfcos.convert.convert import convert
 from ppfcos.engine.model import build_model
-from ppfcos.engine.weights import load_weights
+from ppfcos.engine.weights import load_pretrained, load_weights
 
 torch = pytest.importorskip("torch")
 import foreign_networks as foreign  # noqa: E402
@@ -131,9 +135,33 @@ def save(network, path, wrapper, zipped=True):
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
 
 
-@pytest.mark.parametrize("project", PROJECTS)
+LARGE = {
+    "mmdet x101": (
+        foreign.Mmdet,
+        {"improved": False, "depth": 101, "groups": 64, "width": 4},
+        "fcos_x101_64x4d_fpn_gn-head_mstrain_640-800_2x_coco-ede514a8.pth",
+        "state_dict",
+    ),
+    "authors x101": (
+        foreign.Authors,
+        {"improved": True, "depth": 101, "groups": 32, "width": 8},
+        "FCOS_imprv_X_101_32x8d_FPN_2x.pth",
+        "model",
+    ),
+    "adelaidet x101": (
+        foreign.Adelaidet,
+        {"depth": 101, "groups": 32, "width": 8},
+        "MS_X_101_32x8d_2x.pth",
+        "model",
+    ),
+    "adelaidet iou r101": (foreign.Adelaidet, {"depth": 101}, "MS_R_101_2x_iou.pth", "model"),
+}
+ALL = [*PROJECTS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+
+
+@pytest.mark.parametrize("project", ALL)
 def test_the_model_answers_what_its_project_answers(project, tmp_path):
-    kind, options, file_name, wrapper = PROJECTS[project]
+    kind, options, file_name, wrapper = {**PROJECTS, **LARGE}[project]
     theirs = foreign.randomize(kind(**options))
     save(theirs, tmp_path / file_name, wrapper, zipped=project != "authors")
     model, done = converted_model(tmp_path / file_name, tmp_path)
@@ -197,3 +225,201 @@ def test_paddledetection_answers_the_same(stock, tmp_path):
     assert sum(map(len, expected)) > 40
     for ours, one in zip(found, expected):
         check_boxes(ours, one)
+
+
+def detectron_names(state):
+    """maskrcnn-benchmark's names of a ResNet as Detectron has them."""
+    names, norm = {}, {"weight": "s", "bias": "b"}
+    for name, tensor in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            continue
+        match = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", name)
+        if match is None:
+            new = "conv1_w" if name == "conv1.weight" else f"res_conv1_bn_{norm[name.split('.')[1]]}"
+        else:
+            stage, block, kind, number, last = match.groups()
+            branch = "branch1" if kind == "downsample." else f"branch2{'abc'[int(number) - 1]}"
+            normed = kind == "bn" or (kind == "downsample." and number == "1")
+            new = f"res{int(stage) + 1}_{block}_{branch}_{'bn_' + norm[last] if normed else 'w'}"
+        names[new] = tensor.numpy()
+    return names
+
+
+def paddleclas_names(state, blocks=(3, 4, 6, 3)):
+    """PyTorch's names of a ResNet as PaddleClas has them: all blocks counted through."""
+    names = {}
+    for name, tensor in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        name = name.replace("running_mean", "_mean").replace("running_var", "_variance")
+        match = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", name)
+        if match is not None:
+            stage, block, kind, number, last = match.groups()
+            if kind == "downsample.":
+                layer = "short.bn" if last != "weight" or tensor.ndim == 1 else "short.conv"
+            else:
+                layer = f"conv{int(number) - 1}.{kind}"
+            name = f"blocks.{sum(blocks[: int(stage) - 1]) + int(block)}.{layer}.{last}"
+        elif re.match(r"conv1\.\d", name):  # three convolutions: convolution, norm, ReLU, ...
+            number, last = name.split(".")[1:]
+            name = f"stem.{int(number) // 3}.{'bn' if int(number) % 3 else 'conv'}.{last}"
+        elif name.startswith("bn1"):
+            name = f"stem.{2 if 'conv1.0.weight' in state else 0}.bn.{name.split('.')[1]}"
+        else:
+            name = "stem.0.conv.weight"
+        names[name] = tensor.numpy()
+    return {**names, "fc.weight": np.zeros((2048, 10), np.float32), "fc.bias": np.zeros(10, np.float32)}
+
+
+def vd_resnet():
+    """ResNet50_vd: three convolutions first, and a pool before the shortcuts of stride 2."""
+    net = foreign.Resnet()
+    layers = []
+    for inputs, outputs, stride in ((3, 32, 2), (32, 32, 1)):
+        layers += [torch.nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), torch.nn.BatchNorm2d(outputs)]
+        layers.append(torch.nn.ReLU())
+    net.conv1 = torch.nn.Sequential(*layers, torch.nn.Conv2d(32, 64, 3, 1, 1, bias=False))
+    for stage in (net.layer2, net.layer3, net.layer4):
+        conv, norm = stage[0].downsample
+        conv.stride = (1, 1)
+        stage[0].downsample = torch.nn.Sequential(torch.nn.AvgPool2d(2, 2, ceil_mode=True), conv, norm)
+    return net
+
+
+def write_detectron(net, path):
+    content = {"blobs": {**detectron_names(net.state_dict()), "fc1000_w": np.zeros((10, 2048), np.float32)}}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def write_torchvision(net, path):
+    torch.save({**net.state_dict(), "fc.weight": torch.zeros(10, 2048), "fc.bias": torch.zeros(10)}, path)
+
+
+def write_paddleclas(net, path):
+    paddle.save(
+        {name: paddle.to_tensor(value) for name, value in paddleclas_names(net.state_dict()).items()},
+        str(path),
+    )
+
+
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False)
+MSRA = (foreign.CAFFE_MEAN, (1.0, 1.0, 1.0), True)
+CAFFE_NET = {"stride_in_1x1": True, "norm": foreign.FrozenNorm}
+BACKBONES = {
+    "detectron": (lambda: foreign.Resnet(**CAFFE_NET), write_detectron, "R-50.pkl", MSRA),
+    "detectron r101": (lambda: foreign.Resnet(101, **CAFFE_NET), write_detectron, "R-101.pkl", MSRA),
+    "torchvision-backbone": (foreign.Resnet, write_torchvision, "resnet50-0676ba61.pth", IMAGENET),
+    "torchvision-backbone x101": (
+        lambda: foreign.Resnet(101, 32, 8),
+        write_torchvision,
+        "resnext101_32x8d-8ba56ff5.pth",
+        IMAGENET,
+    ),
+    "paddleclas": (foreign.Resnet, write_paddleclas, "ResNet50_pretrained.pdparams", IMAGENET),
+    "paddleclas-vd": (vd_resnet, write_paddleclas, "ResNet50_vd_pretrained.pdparams", IMAGENET),
+}
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(key, marks=pytest.mark.slow if "101" in key else ()) for key in BACKBONES]
+)
+def test_backbones_give_the_same_features(source, tmp_path):
+    make, write, file_name, (mean, std, blue_first) = BACKBONES[source]
+    theirs = make()
+    foreign.randomize_weights(theirs)
+    if "detectron" in source:  # its statistics are in factor and shift
+        for name, tensor in theirs.state_dict().items():
+            if "running" in name:
+                tensor.fill_(float(name.endswith("var")))
+    write(theirs, tmp_path / file_name)
+    done = convert(tmp_path / file_name, tmp_path / "ours.pdparams")
+    assert done.format.name == source.split()[0]
+    cfg = load_config(done.config)
+    model = build_model(cfg)
+    load_pretrained(model, cfg["pretrain_weights"])
+    model.eval()
+    kept = []
+    model.backbone.register_forward_post_hook(lambda layer, inputs, outputs: kept.extend(outputs))
+    sizes = [(96.0, 64.0), (70.0, 51.0)]
+    images = pixels(96, 64, sizes, 0)
+    with torch.no_grad():
+        expected = theirs.eval()(foreign.normalized(torch.tensor(images), sizes, mean, std, blue_first))
+    with paddle.no_grad():
+        model.network(paddle.to_tensor(images), paddle.to_tensor(sizes))
+    for ours, one in zip(kept, expected):
+        assert np.abs(ours.numpy() - one.numpy()).max() <= 1e-4 * float(one.abs().max())
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """An R-50.pkl of Detectron."""
+    path = tmp_path_factory.mktemp("msra") / "R-50.pkl"
+    net = foreign.Resnet(**CAFFE_NET)
+    foreign.randomize_weights(net)
+    write_detectron(net, path)
+    return path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_command_reports_what_it_did(backbone, tmp_path, capsys):
+    assert run(backbone, "-o", tmp_path / "msra", "--list") == 0
+    printed = capsys.readouterr().out
+    assert "backbone.res2.res2a.short.conv.weight <- res2_0_branch1_w" in printed
+    assert "265 weights matched" in printed  # 53 convolutions, each with 4 of its norm
+    assert "1 left out, the classifier of ImageNet: fc1000_w" in printed
+    assert "variant a" in printed and "blue, green, red to red, green, blue" in printed
+    assert (tmp_path / "msra.pdparams").is_file() and (tmp_path / "msra.yml").is_file()
+
+
+def changed(backbone, tmp_path, change):
+    content = pickle.loads(backbone.read_bytes())
+    change(content["blobs"])
+    path = tmp_path / "changed.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return path
+
+
+def test_what_has_no_partner_is_an_error_unless_allowed(backbone, tmp_path, capsys):
+    target = tmp_path / "ours.pdparams"
+
+    def change(blobs):
+        blobs["mystery_w"] = np.ones(3, np.float32)
+
+    path = changed(backbone, tmp_path, change)
+    assert run(path, "-o", target) == 2
+    assert "1 weights of the file are unknown (mystery_w)" in capsys.readouterr().err
+    assert not target.exists()
+    assert run(path, "-o", target, "--allow", "myst*") == 0
+    assert "1 without partner, as allowed: mystery_w" in capsys.readouterr().out
+
+    path = changed(backbone, tmp_path, lambda blobs: blobs.pop("res4_3_branch2b_w"))
+    target.unlink()
+    assert run(path, "-o", target) == 2
+    assert "not in the file (backbone.res4.res4d.branch2b.conv.weight)" in capsys.readouterr().err
+    assert not target.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_backbone_of_another_depth_and_no_weights_at_all_are_named(backbone, tmp_path, capsys):
+    def shorten(blobs):
+        for name in [name for name in blobs if name.startswith("res5_2")]:
+            del blobs[name]
+
+    assert run(changed(backbone, tmp_path, shorten), "-o", tmp_path / "ours") == 2
+    assert "has (3, 4, 6, 2) blocks a stage" in capsys.readouterr().err
+    torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
+    assert run(tmp_path / "other.pth", "-o", tmp_path / "ours") == 2
+    assert "of no project that is known" in capsys.readouterr().err
+
+
+def test_a_file_name_that_tells_nothing_asks_for_the_recipe(tmp_path, capsys):
+    torch.save({"rpn.head.centerness.weight": torch.ones(1)}, tmp_path / "model_final.pth")
+    assert run(tmp_path / "model_final.pth", "-o", tmp_path / "ours") == 2
+    error = capsys.readouterr().err
+    assert "say --recipe with one of imprv" in error and "original" in error
+
+
+def test_the_names_of_formats_are_those_of_the_command():
+    assert sorted(FORMATS) == sorted(format_.name for format_ in convert_module.FORMATS)

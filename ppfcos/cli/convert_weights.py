@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Convert the FCOS weights of MMDetection, the FCOS authors, AdelaiDet, torchvision and PaddleDetection, "
-    "and the ImageNet backbones of Detectron, torchvision, PaddleClas and PaddleDetection. Beside the weights "
-    "it writes the configuration under which they give their own project's result. No code of a checkpoint "
+    "and the ImageNet backbones of Detectron, torchvision, PaddleClas and PaddleDetection. Beside the "
+    "weights it writes the configuration under which they give their own project's result. No code of a checkpoint "
     "is run."
 )
 EXAMPLE = """
