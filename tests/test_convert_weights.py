@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from ppdet.data.source.category import get_categories
 
 from ppfcos.cli.convert_weights import FORMATS, main
 from ppfcos.config import load_config
 from ppfcos.convert import convert as convert_module
+from ppfcos.convert import torchvision
 from ppfcos.convert.convert import convert
 from ppfcos.engine.model import build_model
 from ppfcos.engine.weights import load_pretrained, load_weights
@@ -423,3 +425,9 @@ def test_a_file_name_that_tells_nothing_asks_for_the_recipe(tmp_path, capsys):
 
 def test_the_names_of_formats_are_those_of_the_command():
     assert sorted(FORMATS) == sorted(format_.name for format_ in convert_module.FORMATS)
+
+
+def test_torchvisions_outputs_that_name_no_class_are_those_that_coco_does_not_use():
+    numbers = set(get_categories("COCO", None)[0].values())
+    unused = [number for number in range(torchvision.CATEGORY_NUMBERS) if number not in numbers]
+    assert list(torchvision.UNUSED_NUMBERS) == unused
