@@ -99,21 +99,46 @@ def gradient(function, array: np.ndarray, step: float = 1e-5) -> np.ndarray:
     return result
 
 
-def box_iou(a, b) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
+def box_iou(a, b, extra=0.0) -> float:
+    """`extra` is added to every width and height."""
+    width = min(a[2], b[2]) - max(a[0], b[0]) + extra
+    height = min(a[3], b[3]) - max(a[1], b[1]) + extra
     if width <= 0 or height <= 0:
         return 0.0
-    intersection = width * height
-    return intersection / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection)
+    areas = [(box[2] - box[0] + extra) * (box[3] - box[1] + extra) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
 
 
-def decode(levels, strides, shape, scale, *, top_k, threshold, nms_iou, keep, sqrt_score=False) -> list:
+def decode(
+    levels,
+    strides,
+    shape,
+    scale,
+    *,
+    top_k,
+    threshold,
+    nms_iou,
+    keep,
+    sqrt_score=False,
+    class_threshold=0.0,
+    rank_by="score",
+    clip="before",
+    inclusive=False,
+) -> list:
     """(label, score, x0, y0, x1, y1), best first, of one image.
 
     `levels` holds (class logits [C, H, W], distances [4, H, W], quality logits [1, H, W]); `shape` is the
     height and width without padding, `scale` the vertical and horizontal factor of the resizing.
     """
+    extra = 1.0 if inclusive else 0.0
+
+    def cut(box):
+        limits = [shape[1] - extra, shape[0] - extra] * 2 if clip == "before" else [shape[1], shape[0]] * 2
+        return (*box[:2], *(min(max(side, 0.0), limit) for side, limit in zip(box[2:], limits)))
+
+    def has_area(box):
+        return box[4] + extra > box[2] and box[5] + extra > box[3]
+
     candidates = []
     for (logits, distances, quality), stride in zip(levels, strides):
         level = []
@@ -122,20 +147,28 @@ def decode(levels, strides, shape, scale, *, top_k, threshold, nms_iou, keep, sq
                 x, y = (column + 0.5) * stride, (row + 0.5) * stride
                 left, top, right, bottom = (float(value) for value in distances[:, row, column])
                 for label in range(logits.shape[0]):
-                    score = sigmoid(float(logits[label, row, column])) * sigmoid(
-                        float(quality[0, row, column])
-                    )
+                    of_class = sigmoid(float(logits[label, row, column]))
+                    score = of_class * sigmoid(float(quality[0, row, column]))
+                    rank = of_class if rank_by == "class" else score
                     score = math.sqrt(score) if sqrt_score else score
-                    x0, x1 = (min(max(v, 0.0), float(shape[1])) / scale[1] for v in (x - left, x + right))
-                    y0, y1 = (min(max(v, 0.0), float(shape[0])) / scale[0] for v in (y - top, y + bottom))
-                    level.append((label, score, x0, y0, x1, y1))
-        level.sort(key=lambda box: -box[1])
-        candidates += [
-            box for box in level[:top_k] if box[1] > threshold and box[4] > box[2] and box[5] > box[3]
-        ]
+                    if of_class > class_threshold:
+                        level.append((rank, (label, score, x - left, y - top, x + right, y + bottom)))
+        level.sort(key=lambda ranked: -ranked[0])
+        candidates += [box for _, box in level[:top_k] if box[1] > threshold]
+    if clip == "before":
+        candidates = [box for box in map(cut, candidates) if has_area(box)]
     candidates.sort(key=lambda box: -box[1])
     kept = []
     for box in candidates:
-        if all(box[0] != other[0] or box_iou(box[2:], other[2:]) <= nms_iou for other in kept):
+        if all(box[0] != other[0] or box_iou(box[2:], other[2:], extra) <= nms_iou for other in kept):
             kept.append(box)
-    return kept[:keep]
+    kept = kept[:keep]
+    if clip == "after":  # of corners that hold their last pixels, as wide as the original image's pixels
+        kept = [(*box[:4], box[4] + extra, box[5] + extra) for box in kept]
+        kept = [box for box in map(cut, kept) if box[4] > box[2] and box[5] > box[3]]
+        kept = [(*box[:4], box[4] - extra, box[5] - extra) for box in kept]
+    sides = [scale[1], scale[0]] * 2
+    ends = [0.0, 0.0, extra, extra]
+    return [
+        (*box[:2], *(side / factor + end for side, factor, end in zip(box[2:], sides, ends))) for box in kept
+    ]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import level_locations
+from ppfcos.modeling.locations import anchor_locations, level_locations
 
 STRIDES = [8, 16]
+CONVENTIONS = ("sqrt_score", "class_threshold", "rank_by", "clip", "inclusive")
 
 
 def decoded(decode, levels, shapes, scales):
@@ -51,7 +52,7 @@ def check(levels, shapes, scales, **options):
         score_threshold=options["threshold"],
         nms_threshold=options["nms_iou"],
         keep_top_k=options["keep"],
-        sqrt_score=options.get("sqrt_score", False),
+        **{key: value for key, value in options.items() if key in CONVENTIONS},
     )
     found = decoded(decode, levels, shapes, scales)
     for image, boxes in enumerate(found):
@@ -74,8 +75,12 @@ def check(levels, shapes, scales, **options):
     nms_iou=st.sampled_from([0.3, 0.6]),
     keep=st.sampled_from([4, 100]),
     sqrt_score=st.booleans(),
+    class_threshold=st.sampled_from([0.0, 0.2]),
+    rank_by=st.sampled_from(["score", "class"]),
+    clip=st.sampled_from(["before", "after", "never"]),
+    inclusive=st.booleans(),
 )
-def test_equal_to_the_loop(seed, classes, top_k, threshold, nms_iou, keep, sqrt_score):
+def test_equal_to_the_loop(seed, classes, top_k, threshold, nms_iou, keep, **conventions):
     rng = np.random.default_rng(seed)
     levels = random_levels(rng, 2, 32, 64, classes)
     options = {
@@ -83,7 +88,7 @@ def test_equal_to_the_loop(seed, classes, top_k, threshold, nms_iou, keep, sqrt_
         "threshold": threshold,
         "nms_iou": nms_iou,
         "keep": keep,
-        "sqrt_score": sqrt_score,
+        **conventions,
     }
     check(levels, [[32, 64], [25, 40]], [[1.0, 1.0], [0.5, 0.625]], **options)
 
@@ -93,6 +98,22 @@ def test_coco_sized_classes_and_limits():
     levels = random_levels(rng, 1, 128, 128, 80)
     boxes = check(levels, [[128, 120]], [[2.0, 1.5]], top_k=1000, threshold=0.025, nms_iou=0.6, keep=100)
     assert boxes == 100
+
+
+@pytest.mark.parametrize(("option", "value"), [("rank_by", "quality"), ("clip", True)])
+def test_unknown_option_is_named(option, value):
+    with pytest.raises(ValueError, match=rf"PPFCOSDecode\.{option}"):
+        PPFCOSDecode(**{option: value})
+
+
+def test_candidates_of_one_class_are_limited():
+    levels = random_levels(np.random.default_rng(0), 1, 64, 64, 2)
+    decode = PPFCOSDecode(class_top_k=3, nms_threshold=1.0, score_threshold=0.0)
+    boxes = decoded(decode, levels, [[64, 64]], [[1.0, 1.0]])[0]
+    every = decoded(PPFCOSDecode(nms_threshold=1.0, score_threshold=0.0), levels, [[64, 64]], [[1.0, 1.0]])[0]
+    for label in (0, 1):
+        best = np.sort(every[every[:, 0] == label][:, 1])[::-1][:3]
+        np.testing.assert_array_equal(boxes[boxes[:, 0] == label][:, 1], best)
 
 
 def test_nothing_above_the_threshold():
@@ -117,3 +138,9 @@ def test_locations_are_the_centres_of_the_cells(stride):
     found = level_locations(3, 2, stride).numpy().tolist()
     expected = [[(i + 0.5) * stride, (j + 0.5) * stride] for j in range(3) for i in range(2)]
     assert found == expected
+
+
+def test_anchors_begin_at_the_corner_and_are_whole_pixels_apart():
+    # 160 pixels on a level of stride 128 are two cells, 80 pixels apart; 96 are one.
+    assert anchor_locations(1, 2, 96, 160).numpy().tolist() == [[0, 0], [80, 0]]
+    assert anchor_locations(2, 2, 16, 16).numpy().tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]

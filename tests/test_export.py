@@ -96,6 +96,21 @@ def test_another_network_too(tmp_path):
     assert sum(assert_same(*pair, lowest_score=0.05, full=30) for pair in pairs) > 40
 
 
+@pytest.mark.parametrize(
+    "conventions",
+    [
+        ("PPFCOS.locations=anchors", "PPFCOSDecode.sqrt_score=true"),
+        ("PPFCOSDecode.clip=after", "PPFCOSDecode.rank_by=class", "PPFCOSDecode.class_threshold=0.05"),
+        ("PPFCOSDecode.inclusive=true", "PPFCOSDecode.class_top_k=50"),
+    ],
+)
+def test_the_conventions_of_other_projects_are_exported(tmp_path, conventions):
+    cfg, model = small_model(tmp_path, *conventions)
+    bundle = export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle", CATEGORY_IDS)
+    agreement = compare(CheckpointRuntime(model), Predictor(bundle, device="cpu").runtime, noise_batches())
+    assert agreement.holds and agreement.boxes > 20
+
+
 def test_the_bundle_holds_what_paddledetection_reads(small):
     assert sorted(os.listdir(small.bundle)) == ["infer_cfg.yml", "model.json", "model.pdiparams"]
     assert yaml.safe_load((small.bundle / "infer_cfg.yml").read_text()) == {

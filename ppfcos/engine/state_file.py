@@ -42,15 +42,22 @@ _SAFE_MODULES = {
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _SAFE_MODULES.get(module, ()):
-            raise _UnsafeError(f"{module}.{name}")
-        return _SAFE[name]
-
-
-class _UnsafeError(Exception):
+class UnsafePickleError(Exception):
     """A pickle asks for something that is no array."""
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """An unpickler of NumPy's arrays, and of nothing that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a pickle may name.
+
+        Raises:
+            UnsafePickleError: it names anything else.
+        """
+        if name not in _SAFE_MODULES.get(module, ()):
+            raise UnsafePickleError(f"{module}.{name}")
+        return _SAFE[name]
 
 
 def read_state(path: Path | str) -> dict[str, Any]:
@@ -68,10 +75,10 @@ def read_state(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            state = _ArrayUnpickler(file, encoding="latin1").load()
+            state = ArrayUnpickler(file, encoding="latin1").load()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except _UnsafeError as error:
+    except UnsafePickleError as error:
         raise WeightsError(
             f"{path} is refused: its pickle asks for {error}, and weights need nothing but NumPy arrays"
         ) from None

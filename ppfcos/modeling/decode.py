@@ -24,6 +24,16 @@ class PPFCOSDecode:
         nms_threshold: IoU above which, within a class, the lower score goes.
         keep_top_k: boxes of an image at the most.
         sqrt_score: take the square root of the score. It changes no order, but what the threshold means.
+        class_threshold: sigmoid(class) alone must be above it.
+        rank_by: what the best of a level are best by: `score`, or `class` for sigmoid(class) alone.
+        class_top_k: candidates of one class over all levels that enter the suppression; -1: all.
+        clip: when boxes are cut to the image, and those dropped that are left without area: `before` the
+            suppression, `after` it, or `never`.
+        inclusive: a box holds the pixels of both its corners, as in Detectron's early descendants: cut to one
+            pixel less than the image, and one pixel wider and higher than its corners are apart.
+
+    Raises:
+        ValueError: `rank_by` or `clip` is none of those named.
     """
 
     def __init__(
@@ -33,12 +43,26 @@ class PPFCOSDecode:
         nms_threshold: float = 0.6,
         keep_top_k: int = 100,
         sqrt_score: bool = False,
+        class_threshold: float = 0.0,
+        rank_by: str = "score",
+        class_top_k: int = -1,
+        clip: str = "before",
+        inclusive: bool = False,
     ):
+        if rank_by not in ("score", "class"):
+            raise ValueError(f"PPFCOSDecode.rank_by is {rank_by!r}: it is score or class")
+        if clip not in ("before", "after", "never"):
+            raise ValueError(f"PPFCOSDecode.clip is {clip!r}: it is before, after or never")
         self.pre_nms_top_k = pre_nms_top_k
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.keep_top_k = keep_top_k
         self.sqrt_score = sqrt_score
+        self.class_threshold = class_threshold
+        self.rank_by = rank_by
+        self.class_top_k = class_top_k
+        self.clip = clip
+        self.inclusive = inclusive
 
     def __call__(
         self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
@@ -52,29 +76,35 @@ class PPFCOSDecode:
             scale_factor: [B, 2] what the image was resized by, vertically and horizontally.
 
         Returns:
-            [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, clipped to them, image after
-            image, within an image class after class, within a class the best first; and [B] the number of
-            each image.
+            [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, image after image, within an
+            image class after class, within a class the best first; and [B] the number of each image.
         """
         candidates = [
             self._level_candidates(*level)
             for level in zip(outputs.class_logits, outputs.distances, outputs.quality_logits, locations)
         ]
         boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*candidates))
-        boxes = _to_original_image(boxes, im_shape, scale_factor)
-        # What lies wholly in the padding is left without area by the clipping, and is no box.
-        scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
+        if self.clip == "before":
+            boxes = _clip(boxes, im_shape - 1.0 if self.inclusive else im_shape)
+        if self.inclusive:  # IoU is then that of whole pixels
+            boxes = boxes + paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
+        boxes = boxes / _box_scale(scale_factor)
+        if self.clip == "before":  # what lay wholly in the padding is no box
+            scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
         num_classes = outputs.class_logits[0].shape[1]
         # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the
         # others.
         per_class = F.one_hot(classes, num_classes).transpose([0, 2, 1]) * scores.unsqueeze(1)
         kept, _, counts = paddle._C_ops.multiclass_nms3(boxes, per_class, None, *self._nms_attributes())
-        return kept, counts
+        if self.clip == "after":
+            kept, counts = _clipped_rows(kept, counts, im_shape / scale_factor)
+        return _widened(kept, counts, scale_factor) if self.inclusive else kept, counts
 
     def _nms_attributes(self) -> tuple:
-        """Of the operator, in its order: threshold, candidates (all), boxes kept, IoU, normalised, eta,
+        """Of the operator, in its order: threshold, candidates of a class, boxes kept, IoU, normalised, eta,
         background."""
-        return self.score_threshold, -1, self.keep_top_k, self.nms_threshold, True, 1.0, -1
+        limits = self.score_threshold, self.class_top_k, self.keep_top_k, self.nms_threshold
+        return (*limits, True, 1.0, -1)
 
     def _level_candidates(
         self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor, locations: Tensor
@@ -86,11 +116,11 @@ class PPFCOSDecode:
         """
         logits = class_logits.flatten(2)
         quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
-        best = F.sigmoid(logits.max(axis=1).astype("float32")) * quality
+        best = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
         best, where = _top_k(best, self.pre_nms_top_k)
         logits = _gather_locations(logits.transpose([0, 2, 1]), where).astype("float32")
         quality = paddle.take_along_axis(quality, where, axis=1)
-        scores = F.sigmoid(logits) * quality.unsqueeze(-1)
+        scores = self._rank(F.sigmoid(logits), quality.unsqueeze(-1))
         # Rows that _top_k added to fill up repeat a location: they must not become candidates a second time.
         scores = paddle.where((best >= 0).unsqueeze(-1), scores, paddle.zeros_like(scores))
         num_classes = scores.shape[-1]
@@ -101,9 +131,18 @@ class PPFCOSDecode:
         points = locations.gather(paddle.take_along_axis(where, row, axis=1).flatten())
         points = points.reshape([-1, self.pre_nms_top_k, 2])
         boxes = paddle.concat([points - distances[..., :2], points + distances[..., 2:]], axis=-1)
+        if self.rank_by == "class":
+            scores = scores * paddle.take_along_axis(quality, row, axis=1)
         if self.sqrt_score:
             scores = paddle.sqrt(scores.clip(min=0.0))
         return boxes, scores, pair % num_classes
+
+    def _rank(self, class_scores: Tensor, quality: Tensor) -> Tensor:
+        """What candidates are ordered by; 0 for those whose class is not above its threshold."""
+        rank = class_scores * quality if self.rank_by == "score" else class_scores
+        if self.class_threshold <= 0:
+            return rank
+        return paddle.where(class_scores > self.class_threshold, rank, paddle.zeros_like(rank))
 
 
 def _top_k(scores: Tensor, count: int) -> tuple:
@@ -124,10 +163,36 @@ def _gather_locations(rows: Tensor, where: Tensor) -> Tensor:
     return paddle.take_along_axis(rows, where.unsqueeze(-1), axis=1, broadcast=True)
 
 
-def _to_original_image(boxes: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
-    """Boxes [B, K, 4] of the network's input, clipped to the image and scaled to its original pixels."""
-    height, width = im_shape[:, :1].unsqueeze(-1), im_shape[:, 1:].unsqueeze(-1)
-    limits = paddle.concat([width, height, width, height], axis=-1)
-    vertical, horizontal = scale_factor[:, :1].unsqueeze(-1), scale_factor[:, 1:].unsqueeze(-1)
-    scale = paddle.concat([horizontal, vertical, horizontal, vertical], axis=-1)
-    return paddle.minimum(boxes.clip(min=0.0), limits) / scale
+def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
+    """Boxes [B, K, 4] cut to the height and width in limits [B, 2]."""
+    height, width = limits[:, :1].unsqueeze(-1), limits[:, 1:].unsqueeze(-1)
+    return paddle.minimum(boxes.clip(min=0.0), paddle.concat([width, height, width, height], axis=-1))
+
+
+def _box_scale(scale_factor: Tensor) -> Tensor:
+    """Vertical and horizontal factors [B, 2] as factors of x0, y0, x1, y1 [B, 1, 4]."""
+    vertical, horizontal = scale_factor[:, :1], scale_factor[:, 1:]
+    return paddle.concat([horizontal, vertical, horizontal, vertical], axis=-1).unsqueeze(1)
+
+
+def _image_of_rows(rows: Tensor, counts: Tensor) -> Tensor:
+    """[N] the number of the image that each row is of, where the images have `counts` [B] of them."""
+    ends = paddle.cumsum(counts).unsqueeze(0)
+    return (paddle.arange(paddle.shape(rows)[0]).unsqueeze(1) >= ends).astype("int32").sum(axis=1)
+
+
+def _clipped_rows(rows: Tensor, counts: Tensor, sizes: Tensor) -> tuple:
+    """Rows [N, 6] cut to the images' heights and widths [B, 2], without those left empty; their counts."""
+    image = _image_of_rows(rows, counts)
+    limits = sizes.gather(image).flip(1)
+    boxes = paddle.minimum(rows[:, 2:].clip(min=0.0), paddle.concat([limits, limits], axis=1))
+    full = box_areas(boxes) > 0
+    of_image = image.unsqueeze(1) == paddle.arange(paddle.shape(counts)[0], dtype=image.dtype).unsqueeze(0)
+    counts = (of_image & full.unsqueeze(1)).astype(counts.dtype).sum(axis=0)
+    return paddle.concat([rows[:, :2], boxes], axis=1).gather(paddle.nonzero(full).flatten()), counts
+
+
+def _widened(rows: Tensor, counts: Tensor, scale_factor: Tensor) -> Tensor:
+    """Rows [N, 6] whose last pixel, one of the network's input, becomes one of the original image."""
+    missing = 1.0 - 1.0 / scale_factor.gather(_image_of_rows(rows, counts))
+    return paddle.concat([rows[:, :4], rows[:, 4:5] + missing[:, 1:], rows[:, 5:] + missing[:, :1]], axis=-1)

@@ -9,7 +9,7 @@ from ppdet.modeling.architectures.meta_arch import BaseArch
 
 from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import level_locations
+from ppfcos.modeling.locations import anchor_locations, level_locations
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.modeling.targets import Targets
 
@@ -29,6 +29,10 @@ class PPFCOS(BaseArch):
         decode: of the decoding of boxes.
         image_mean: of the red, green and blue channel, for pixels from 0 to 1.
         image_std: likewise.
+        locations: `centers` of the feature maps' cells, or `anchors`, where torchvision's FCOS has them.
+
+    Raises:
+        ValueError: `locations` is neither.
     """
 
     __category__ = "architecture"
@@ -44,8 +48,12 @@ class PPFCOS(BaseArch):
         decode="PPFCOSDecode",
         image_mean: list = (0.485, 0.456, 0.406),
         image_std: list = (0.229, 0.224, 0.225),
+        locations: str = "centers",
     ):
         super().__init__()
+        if locations not in ("centers", "anchors"):
+            raise ValueError(f"PPFCOS.locations is {locations!r}: it is centers or anchors")
+        self.locations = locations
         self.backbone = fold_frozen_norms(backbone)
         self.neck = neck
         self.head = head
@@ -99,7 +107,8 @@ class PPFCOS(BaseArch):
         return self.loss(outputs, targets, normalizers)
 
     def _boxes(self, outputs: HeadOutputs, batch: dict) -> dict:
-        locations = self._locations(outputs)
+        sizes = [_height_and_width(level) for level in outputs.class_logits]
+        locations = self._locations(sizes, _height_and_width(batch["image"]))
         boxes, counts = self.decode(outputs, locations, batch["im_shape"], batch["scale_factor"])
         return {"bbox": boxes, "bbox_num": counts}
 
@@ -115,7 +124,8 @@ class PPFCOS(BaseArch):
         strides = self.head.strides
         height, width = batch["image"].shape[2:]
         # Every stride-2 step of backbone and neck rounds up.
-        locations = [level_locations(-(-height // s), -(-width // s), s) for s in strides]
+        sizes = [(-(-height // s), -(-width // s)) for s in strides]
+        locations = self._locations(sizes, (height, width))
         labels = batch["gt_class"].reshape(batch["gt_bbox"].shape[:2])
         return self.targets(locations, strides, batch["gt_bbox"], labels, self.head.num_classes)
 
@@ -142,12 +152,11 @@ class PPFCOS(BaseArch):
         inside = rows.unsqueeze([1, 3]).astype("float32") * columns.unsqueeze([1, 2]).astype("float32")
         return (image.astype("float32") * self.pixel_scale + self.pixel_shift) * inside
 
-    def _locations(self, outputs: HeadOutputs) -> list:
-        """L × [H_l·W_l, 2] of the levels as large as they came out."""
-        return [
-            level_locations(*_height_and_width(level), stride)
-            for level, stride in zip(outputs.class_logits, self.head.strides)
-        ]
+    def _locations(self, sizes: list, image_size: tuple) -> list:
+        """L × [H_l·W_l, 2] of the levels, whose heights and widths are `sizes`."""
+        if self.locations == "anchors":
+            return [anchor_locations(*size, *image_size) for size in sizes]
+        return [level_locations(*size, stride) for size, stride in zip(sizes, self.head.strides)]
 
 
 def _height_and_width(feature: Tensor) -> tuple:

@@ -23,5 +23,29 @@ def level_locations(height: int, width: int, stride: int) -> Tensor:
     """
     xs = (paddle.arange(width, dtype="float32") + 0.5) * stride
     ys = (paddle.arange(height, dtype="float32") + 0.5) * stride
+    return _grid(xs, ys)
+
+
+def anchor_locations(height: int, width: int, image_height: int, image_width: int) -> Tensor:
+    """Centres of the anchors that torchvision's FCOS lays on one feature map.
+
+    They begin in the image's corner, and are apart by the whole pixels that fit: less than the stride where
+    the image is no multiple of it.
+
+    Args:
+        height: H_l of the feature map, an integer or a scalar tensor (in an exported program).
+        width: W_l of the feature map, likewise.
+        image_height: of the network's input, likewise.
+        image_width: likewise.
+
+    Returns:
+        [H_l·W_l, 2] x, y in pixels of the network's input, row by row.
+    """
+    xs = paddle.arange(width, dtype="float32") * (image_width // width)
+    ys = paddle.arange(height, dtype="float32") * (image_height // height)
+    return _grid(xs, ys)
+
+
+def _grid(xs: Tensor, ys: Tensor) -> Tensor:
     grid_y, grid_x = paddle.meshgrid(ys, xs)
     return paddle.stack([grid_x.flatten(), grid_y.flatten()], axis=-1)

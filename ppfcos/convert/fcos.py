@@ -1,0 +1,78 @@
+"""The FCOS authors' own code (tianzhi0549/FCOS, fcos_core/modeling), which grew from maskrcnn-benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ppfcos.convert.formats import CAFFE_MEAN, NO_STD, Format, Recipe, pixels
+from ppfcos.convert.names import (
+    Resnet,
+    Rule,
+    Translation,
+    head_rules,
+    remove_norm_epsilon,
+    resnet_of,
+    torch_resnet_rules,
+    translate,
+)
+
+BODY = "backbone.body."
+BLOCKS = r"backbone\.body\.layer(?P<stage>\d)\.(?P<block>\d+)\."
+NECK = (
+    Rule(r"backbone\.fpn\.fpn_inner(\d)\.(\w+)", lambda m: f"neck.laterals.{int(m[1]) - 2}.{m[2]}"),
+    Rule(r"backbone\.fpn\.fpn_layer(\d)\.(\w+)", lambda m: f"neck.outputs.{int(m[1]) - 2}.{m[2]}"),
+    Rule(r"backbone\.fpn\.top_blocks\.p([67])\.(\w+)", lambda m: f"neck.extras.{int(m[1]) - 6}.{m[2]}"),
+)
+HEAD = head_rules(
+    tower=r"rpn\.head\.(cls|bbox)_tower",
+    predictor=r"rpn\.head\.",
+    convs={"class_conv": "cls_logits", "box_conv": "bbox_pred", "quality_conv": "centerness"},
+    scale=r"rpn\.head\.scales\.(\d)\.scale",
+)
+
+
+def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
+    resnet = resnet_of(source, arrays, BLOCKS, f"{BODY}layer1.0.conv2.weight", first_stage=1)
+    rules = [*torch_resnet_rules(resnet, BODY, "stem."), *NECK, *HEAD]
+    done = translate(arrays, resnet, rules)
+    remove_norm_epsilon(done.weights)
+    return done
+
+
+def _common(resnet: Resnet) -> dict[str, dict[str, Any]]:
+    return {
+        "PPFCOS": pixels(CAFFE_MEAN, NO_STD),
+        "ResNet": {"variant": "a" if resnet.groups == 1 else "b"},
+        "PPFCOSDecode": {
+            "class_threshold": 0.05,
+            "score_threshold": 0.0,
+            "sqrt_score": True,
+            "inclusive": True,
+        },
+    }
+
+
+def _original(resnet: Resnet) -> dict[str, dict[str, Any]]:
+    return {
+        **_common(resnet),
+        "PPFCOSHead": {"centerness_on": "class", "distance": "exp"},
+        "PPFCOSTargets": {"center_sampling_radius": 0},
+        "PPFCOSLoss": {"box_loss": "iou"},
+    }
+
+
+FORMAT = Format(
+    "fcos",
+    "the authors' FCOS",
+    lambda arrays: "rpn.head.centerness.weight" in arrays,
+    _translate,
+    {
+        "imprv": Recipe(
+            "FCOS_imprv_R_50, R_101, X_101", _common, blue_first=True, files=("*fcos_imprv_[rx]*",)
+        ),
+        "original": Recipe("FCOS_R_50, R_101, X_101", _original, blue_first=True, files=("*fcos_[rx]_*",)),
+    },
+)

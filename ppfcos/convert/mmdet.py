@@ -1,0 +1,116 @@
+"""MMDetection's FCOS (mmdet/models/dense_heads/fcos_head.py, configs/fcos)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ppfcos.convert.formats import (
+    CAFFE_MEAN,
+    IMAGENET_BGR_MEAN,
+    NO_STD,
+    Format,
+    Recipe,
+    imagenet_pixels,
+    pixels,
+)
+from ppfcos.convert.names import (
+    BATCH_COUNTER,
+    Resnet,
+    Rule,
+    Translation,
+    resnet_of,
+    torch_resnet_rules,
+    translate,
+)
+
+BLOCKS = r"backbone\.layer(?P<stage>\d)\.(?P<block>\d+)\."
+LEVELS_OF_BACKBONE = 3
+PREDICTORS = {"cls": "class_conv", "reg": "box_conv", "centerness": "quality_conv"}
+LAYERS = {"conv": "convs", "gn": "norms"}
+
+
+def _pyramid(match) -> str:
+    index = int(match[1])
+    place = f"outputs.{index}" if index < LEVELS_OF_BACKBONE else f"extras.{index - LEVELS_OF_BACKBONE}"
+    return f"neck.{place}.{match[2]}"
+
+
+def _tower(match) -> str:
+    return f"head.{'class' if match[1] == 'cls' else 'box'}_tower.{LAYERS[match[3]]}.{match[2]}.{match[4]}"
+
+
+RULES = (
+    Rule(r"neck\.lateral_convs\.(\d)\.conv\.(\w+)", r"neck.laterals.\1.\2"),
+    Rule(r"neck\.fpn_convs\.(\d)\.conv\.(\w+)", _pyramid),
+    Rule(r"bbox_head\.(cls|reg)_convs\.(\d)\.(conv|gn)\.(\w+)", _tower),
+    # They were called fcos_cls, fcos_reg and fcos_centerness before version 2.4.
+    Rule(
+        r"bbox_head\.(?:conv|fcos)_(cls|reg|centerness)\.(\w+)", lambda m: f"head.{PREDICTORS[m[1]]}.{m[2]}"
+    ),
+    Rule(r"bbox_head\.scales\.(\d)\.scale", r"head.scales.\1"),
+)
+
+
+def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
+    resnet = resnet_of(source, arrays, BLOCKS, "backbone.layer1.0.conv2.weight", first_stage=1)
+    rules = [*torch_resnet_rules(resnet, "backbone."), *RULES]
+    return translate(arrays, resnet, rules, [BATCH_COUNTER])
+
+
+def _decode(nms_threshold: float) -> dict[str, Any]:
+    # Threshold and ranking look at the class alone; the score that NMS and user see is the product.
+    return {
+        "class_threshold": 0.05,
+        "rank_by": "class",
+        "score_threshold": 0.0,
+        "nms_threshold": nms_threshold,
+    }
+
+
+def _plain(head_pixels: dict, variant: str) -> dict[str, dict[str, Any]]:
+    return {
+        "PPFCOS": head_pixels,
+        "ResNet": {"variant": variant},
+        "PPFCOSHead": {"centerness_on": "class", "distance": "exp"},
+        "PPFCOSTargets": {"center_sampling_radius": 0},
+        "PPFCOSLoss": {"box_loss": "iou"},
+        "PPFCOSDecode": _decode(0.5),
+    }
+
+
+def _improved(resnet: Resnet) -> dict[str, dict[str, Any]]:
+    return {
+        "PPFCOS": pixels(IMAGENET_BGR_MEAN, NO_STD),
+        "ResNet": {"variant": "a"},
+        "PPFCOSDecode": _decode(0.6),
+    }
+
+
+FORMAT = Format(
+    "mmdet",
+    "MMDetection",
+    lambda arrays: "bbox_head.scales.0.scale" in arrays and "neck.lateral_convs.0.conv.weight" in arrays,
+    _translate,
+    {
+        "caffe-improved": Recipe(
+            "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou",
+            _improved,
+            blue_first=True,
+            files=("*normbbox-centeronreg*caffe*", "*caffe*normbbox-centeronreg*"),
+        ),
+        "caffe": Recipe(
+            "fcos_r50-caffe_fpn_gn-head and fcos_r101-caffe_fpn_gn-head",
+            lambda resnet: _plain(pixels(CAFFE_MEAN, NO_STD), "a"),
+            blue_first=True,
+            files=("*caffe_fpn_gn-head_*", "*caffe_fpn_gn-head-1x_*"),
+        ),
+        "x101": Recipe(
+            "fcos_x101-64x4d_fpn_gn-head",
+            lambda resnet: _plain(imagenet_pixels(), "b"),
+            files=("*x101?64x4d_fpn_gn-head_*",),
+        ),
+    },
+)
