@@ -23,11 +23,12 @@ from ppfcos.data.records import (
     DetectionData,
     EpochDraw,
     Record,
+    clip_boxes,
     drop_boxes_without_area,
-    drop_crowds,
-    log_dropped_boxes,
     numbered,
+    set_crowds_apart,
 )
+from ppfcos.data.tally import Change, Tally
 from ppfcos.data.voc import PPFCOSVOCDataSet
 from ppfcos.data.yolo import PPFCOSYOLODataSet
 from ppfcos.errors import ConfigError, DataError
@@ -57,16 +58,24 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     data = _read(cfg, section, cfg.get(section) or {})
     if cfg.get("num_classes") is not None:
         settle_num_classes(cfg, data.class_names, data.source)
+    _log(data)
+    return data
+
+
+def _log(data: DetectionData) -> None:
+    """One line: what there is, and what was done to have it so."""
     objects = sum(len(record.get("gt_bbox", ())) for record in data.records)
-    logger.info(
-        "%s: %d images, %d objects, %d classes from %s",
-        section,
+    changes = f"; {data.tally}" if str(data.tally) else ""
+    logger.log(
+        logging.WARNING if data.tally.tells_of_faults else logging.INFO,
+        "%s: %d images, %d objects, %d classes from %s%s",
+        data.section,
         len(data),
         objects,
         len(data.categories),
         data.source,
+        changes,
     )
-    return data
 
 
 def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> DetectionData:
@@ -78,11 +87,34 @@ def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> Dete
     if name == "ImageFolder":
         return _image_folder(cfg, section, arguments)
     dataset = _construct(name, arguments, section)
+    if _ignores_crowds(cfg) and _is_training(section) and getattr(dataset, "load_crowd", False):
+        raise ConfigError(
+            f"{section}.load_crowd: true makes objects of the crowds that PPFCOSTargets.ignore_crowd: true "
+            "leaves out of the loss: set only one of them"
+        )
     if isinstance(dataset, PPFCOSJoinedDataSet):
         return _joined(cfg, section, dataset)
     # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
     with global_generators(int(cfg.get("seed") or 0)):
-        return _coco(dataset, section) if isinstance(dataset, COCODataSet) else _other(dataset, section)
+        data = _coco(dataset, section) if isinstance(dataset, COCODataSet) else _other(dataset, section)
+    if data.keeps_crowds:
+        _settle_crowds(data, _ignores_crowds(cfg))
+    return data
+
+
+def _ignores_crowds(cfg: Mapping[str, Any]) -> bool:
+    """Whether a training leaves locations within crowds out of its loss."""
+    return bool((cfg.get("PPFCOSTargets") or {}).get("ignore_crowd"))
+
+
+def _settle_crowds(data: DetectionData, ignored: bool) -> None:
+    """Takes the boxes around crowds away from the records, unless what is in them is to be ignored."""
+    if ignored:
+        kept = sum(len(record["gt_crowd"]) for record in data.records)
+        data.tally.move(Change.CROWD, Change.IGNORED_CROWD, kept)
+    else:
+        for record in data.records:
+            del record["gt_crowd"]
 
 
 def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) -> DetectionData:
@@ -96,7 +128,7 @@ def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) 
         if arguments.get("name") == "ImageFolder":
             raise ConfigError(f"{part} is an ImageFolder: pictures without annotations cannot be joined")
         parts.append(_read(cfg, part, arguments))
-        logger.info("%s: %d images from %s", part, len(parts[-1]), parts[-1].source)
+        _log(parts[-1])
     if not parts:
         raise ConfigError(f"{section}.datasets is empty: list the data sets to be joined")
     draw = None
@@ -166,9 +198,7 @@ def _coco(dataset: Any, section: str) -> DetectionData:
     path, image_dir = folder / dataset.anno_path, folder / dataset.image_dir
     for wanted, key in ((folder, "dataset_dir"), (path, "anno_path"), (image_dir, "image_dir")):
         _require(wanted, section, key, folder)
-    content, notes = coco.read_coco(path, image_dir, section)
-    for note in notes:
-        logger.warning("%s: %s", section, note)
+    content, tally = coco.read_coco(path, image_dir, section)
     if "annotations" not in content and section != "TestDataset":
         raise DataError(f"{path} has no annotations, only images: {section} needs both")
     # the assertion is what PaddleDetection says of a file in which it finds no image to use
@@ -178,32 +208,57 @@ def _coco(dataset: Any, section: str) -> DetectionData:
         contextlib.suppress(AssertionError),
     ):
         dataset.parse_dataset()
+    of_boxes = Tally()
     records = [_plain(record) for record in getattr(dataset, "roidbs", None) or []]
-    records, clipped_away, first = drop_boxes_without_area(records, dataset.allow_empty)
-    no_area = _images_of_boxes_without_area(content)
-    log_dropped_boxes(section, clipped_away + len(no_area), no_area[0] if no_area else first)
+    _count_left_out(dataset, content, records, of_boxes)
+    records = drop_boxes_without_area(records, dataset.allow_empty, of_boxes)
     if not records:
         raise DataError(
             f"{path} gives no image with objects: set {section}.allow_empty: true to train on such images"
         )
+    if _is_training(section):  # an evaluation has its boxes from the file, whatever is in the records
+        tally.add_all(of_boxes)
+        if not dataset.load_crowd:
+            _add_crowds(records, content)
     return DetectionData(
         section,
         str(path),
         records,
         content["categories"],
         lambda: coco.read_coco(path, image_dir, section)[0],
+        tally=tally,
     )
 
 
-def _images_of_boxes_without_area(content: dict[str, Any]) -> list[str]:
-    """The image of every box that PaddleDetection left out for want of an area (crowds it leaves out
-    anyway)."""
+def _count_left_out(dataset: Any, content: dict[str, Any], records: list[Record], tally: Tally) -> None:
+    """Counts what PaddleDetection left out without a word: images without objects, and boxes."""
+    taken = {int(record["im_id"][0]) for record in records}
     files = {image["id"]: image["file_name"] for image in content["images"]}
-    return [
-        files[note["image_id"]]
-        for note in content.get("annotations", ())
-        if not note["iscrowd"] and min(note["bbox"][2], note["bbox"][3]) <= SHORTEST_SIDE
-    ]
+    if dataset.sample_num > 0:  # it read no further than that, in the order of the ids
+        files = {number: name for number, name in files.items() if number <= max(taken, default=0)}
+    tally.add(Change.EMPTY_IMAGE, len(files.keys() - taken))
+    for note in content.get("annotations", ()):
+        if note["image_id"] not in files:
+            continue
+        if note.get("ignore"):
+            tally.add(Change.MARKED_IGNORE)
+        elif note["iscrowd"] and not dataset.load_crowd:
+            tally.add(Change.CROWD)
+        elif min(note["bbox"][2], note["bbox"][3]) <= SHORTEST_SIDE:
+            tally.add(Change.NO_AREA, first=files[note["image_id"]])
+
+
+def _add_crowds(records: list[Record], content: dict[str, Any]) -> None:
+    """Gives each record the boxes around crowds, which PaddleDetection leaves out."""
+    crowds: dict[int, list[list[float]]] = {}
+    for note in content.get("annotations", ()):
+        if note["iscrowd"] and not note.get("ignore"):
+            x, y, width, height = note["bbox"]
+            crowds.setdefault(note["image_id"], []).append([x, y, x + width, y + height])
+    for record in records:
+        boxes = np.array(crowds.get(int(record["im_id"][0]), ()), dtype=np.float32)
+        clipped, with_area = clip_boxes(boxes, record["h"], record["w"])
+        record["gt_crowd"] = clipped[with_area]
 
 
 def _other(dataset: Any, section: str) -> DetectionData:
@@ -218,14 +273,14 @@ def _other(dataset: Any, section: str) -> DetectionData:
     names = getattr(dataset, "cname2cid", None)
     if not names:
         raise ConfigError(f"{section}: {type(dataset).__name__} does not say which classes it has")
-    records = [_plain(record) for record in dataset.roidbs]
+    tally, keep_empty = Tally(), getattr(dataset, "allow_empty", False)
+    tally.add_all(getattr(dataset, "tally", Tally()))
+    records = drop_boxes_without_area([_plain(record) for record in dataset.roidbs], keep_empty, tally)
     if _is_training(section):
-        records = drop_crowds(records, getattr(dataset, "allow_empty", False))
-    records, dropped, first = drop_boxes_without_area(records, getattr(dataset, "allow_empty", False))
-    log_dropped_boxes(section, dropped, first)
+        records = set_crowds_apart(records, keep_empty, tally)
     categories = getattr(dataset, "categories", None) or numbered(sorted(names, key=names.get))
     source = folder / (dataset.anno_path or dataset.image_dir or "")
-    return DetectionData(section, str(source), records, categories)
+    return DetectionData(section, str(source), records, categories, tally=tally)
 
 
 def _plain(record: Record) -> Record:
