@@ -18,6 +18,7 @@ from typing import Any
 
 import pycocotools.coco
 
+from ppfcos.data.regular_files import read_text
 from ppfcos.data.tally import Change, Tally
 from ppfcos.errors import DataError
 
@@ -109,8 +110,7 @@ def load_json(path: Path, section: str | None = None) -> dict[str, Any]:
         DataError: The file is missing, not JSON, or holds something else.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         cure = f": set {section}.dataset_dir and {section}.anno_path" if section else ""
         raise DataError(f"{path} is not there{cure}") from None
@@ -140,6 +140,8 @@ def _as_id(entry: Any, key: str, where: str) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise DataError(f"{where}: `{key}` must be a whole number, not {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise DataError(f"{where}: `{key}` has more than 64 bits: {value}")
     return value
 
 
@@ -147,18 +149,28 @@ def _as_text(entry: Any, key: str, where: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, str) or not value:
         raise DataError(f"{where}: `{key}` must be a text, not {value!r}")
+    if not is_unicode(value):
+        raise DataError(f"{where}: `{key}` is no text that could be written: {value!r}")
     return value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written at all: JSON can name halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _is_box(value: Any) -> bool:
     try:
         x, y, width, height = value
         return math.isfinite(x + y + width + height)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

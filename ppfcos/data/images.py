@@ -9,8 +9,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ppfcos.data import regular_files
+from ppfcos.environment import MOST_PIXELS_VARIABLE, most_pixels
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+_PIXEL_LIMIT = "CV_IO_MAX_IMAGE_PIXELS"  # what OpenCV's complaint names
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -78,6 +82,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ImageUnreadable: The file is missing, empty or no picture.
     """
     try:
+        regular_files.require_regular(path)
         with Image.open(path) as picture:
             (width, height), kind = picture.size, picture.format
             turned = kind in ("JPEG", "MPO") and picture.getexif().get(_ORIENTATION) in _TURNED_BY_A_QUARTER
@@ -120,7 +125,7 @@ def is_clutter(name: str) -> bool:
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        data = regular_files.read_bytes(path)
     except OSError as error:
         raise ImageUnreadable(path, error.strerror or "cannot be read") from None
     if not data:
@@ -157,6 +162,9 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except (cv2.error, MemoryError) as error:
+        if _PIXEL_LIMIT in str(error):
+            reason = f"has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
+            raise ImageUnreadable(path, reason) from None
         raise ImageUnreadable(path, f"cannot be decoded ({_first_line(error)})") from None
     if image is None:
         raise ImageUnreadable(path, "is not a picture that OpenCV can decode")

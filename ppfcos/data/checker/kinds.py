@@ -146,14 +146,7 @@ _IMAGES = {
     "image-unreadable": _unreadable("image that is no picture or cannot be decoded"),
     "image-truncated": _unreadable("image that is cut short"),
     "image-size-differs": _unreadable("image of another size than its annotation states"),
-    "image-huge": Kind(
-        Severity.WARNING,
-        "image of very many pixels, not looked at further",
-        Outcome.KEPT,
-        "decodes it, with 3 bytes a pixel, in every process that reads it; more than 2^30 pixels are refused "
-        "like an image that cannot be read",
-        _ALIKE,
-    ),
+    "image-huge": _unreadable("image of more pixels than are decoded (OPENCV_IO_MAX_IMAGE_PIXELS)"),
     "image-size-unstated": _filled_in(
         "image whose size is not stated",
         "takes the size from the picture; its boxes are clipped only when the picture is resized",
