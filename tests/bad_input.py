@@ -89,7 +89,10 @@ class Case:
     def any_file(self, *suffixes: str) -> Path:
         """One of these, or a new one where there is none left."""
         found = self.files(*suffixes)
-        return self.random.choice(found) if found else self.folder / f"new{suffixes[0] if suffixes else ''}"
+        if not found:
+            found = [self.folder / f"new{suffixes[0] if suffixes else ''}"]
+            found[0].touch()
+        return self.random.choice(found)
 
 
 def _make_coco(case: Case, data: Path) -> tuple[dict[str, Any], Path]:
@@ -307,10 +310,12 @@ def _places(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
 
 def _in_json(case: Case, change: Callable[[dict], str]) -> str:
     path = case.folder / "annotations.json"
+    if not path.is_file():
+        return "nothing: there is no file"
     try:
         content = json.loads(path.read_bytes())
         what = change(content)
-    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         return f"nothing: {type(error).__name__}"  # an earlier damage has left nothing to change
     path.write_text(json.dumps(content))
     return what
@@ -468,7 +473,11 @@ def _yaml_trap(case: Case) -> str:
             ("paths", "names: [RBC, WBC]\npath: /dev\ntrain: zero\nval: /proc/self/mem\n"),
         )
     )  # fmt: skip
-    (case.folder / "data.yaml").write_text(text)
+    path = case.folder / "data.yaml"
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    if not path.exists():
+        path.write_text(text)
     return name
 
 

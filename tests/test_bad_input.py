@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -106,7 +107,7 @@ def faults(case: dict[str, Any]) -> list[str]:
         elif end["code"] == 2:
             if len(lines) != 1 or not lines[0].startswith("error: "):
                 wrong.append(f"{way}: not one line of error: {end['stderr']}")
-            elif case["folder"] not in lines[0]:
+            elif not re.search(r"[^ ]+/[^ ]+", lines[0]):
                 wrong.append(f"{way}: no file is named: {lines[0]}")
         elif end["code"] not in (0, 1) or "Traceback" in end["stderr"]:
             wrong.append(f"{way}: exit code {end['code']}, {end['stderr']}")

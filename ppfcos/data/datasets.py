@@ -36,6 +36,12 @@ from ppfcos.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _DATA_FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd", "difficult"]
+# By the name of its folder, how a data set that the configurations name is got.
+_WHERE_FROM = {
+    "coco": "`python dataset/coco/download_coco.py` fetches COCO 2017, or ",
+    "bccd": "`python dataset/bccd/download_bccd.py` fetches it, or ",
+    "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
+}
 _OURS = (PPFCOSVOCDataSet, PPFCOSYOLODataSet, PPFCOSJoinedDataSet)
 
 
@@ -182,10 +188,7 @@ def _construct(name: str, arguments: dict[str, Any], section: str) -> Any:
 def _require(path: Path, section: str, key: str, folder: Path) -> None:
     """Raises the DataError that says how to get a missing file or folder of the data set in `folder`."""
     if not path.exists():
-        cure = {
-            "coco": "`python dataset/coco/download_coco.py` fetches COCO 2017, or ",
-            "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
-        }.get(folder.name, "")
+        cure = _WHERE_FROM.get(folder.name, "")
         raise DataError(f"{path} is not there: {cure}set {section}.{key}")
 
 
@@ -264,7 +267,8 @@ def _add_crowds(records: list[Record], content: dict[str, Any]) -> None:
 def _other(dataset: Any, section: str) -> DetectionData:
     """One of our data sets, or any of PaddleDetection's that numbers class names in `cname2cid`."""
     folder = Path(dataset.dataset_dir)
-    _require(folder, section, "dataset_dir to the folder of your data", folder)
+    images = folder / (dataset.image_dir or "") if folder.name in _WHERE_FROM else folder
+    _require(images, section, "dataset_dir to the folder of your data", folder)
     with _quiet_paddledetection():
         try:
             dataset.parse_dataset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import cv2
@@ -83,9 +84,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         regular_files.require_regular(path)
-        with Image.open(path) as picture:
-            (width, height), kind = picture.size, picture.format
-            turned = kind in ("JPEG", "MPO") and picture.getexif().get(_ORIENTATION) in _TURNED_BY_A_QUARTER
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nobody asks for its pixels here
+            with Image.open(path) as picture:
+                (width, height), kind = picture.size, picture.format
+                can_be_turned = kind in ("JPEG", "MPO")
+                turned = can_be_turned and picture.getexif().get(_ORIENTATION) in _TURNED_BY_A_QUARTER
     except OSError as error:
         if error.strerror:
             raise ImageUnreadable(path, error.strerror) from None
