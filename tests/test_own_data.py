@@ -30,7 +30,8 @@ SMALL = {
     f"EvalReader: {{sample_transforms: {RESIZED}}}\nTestReader: {{sample_transforms: {RESIZED}}}\n",
     "runtime.yml": "device: cpu\n",
     "_base_/optimizer_1x.yml": "epoch: 1\nLearningRate:\n  schedulers:\n"
-    "  - !PiecewiseDecay {gamma: 0.1, milestones: [8, 11]}\n  - !LinearWarmup {start_factor: 0.1, steps: 2}\n",
+    "  - !PiecewiseDecay {gamma: 0.1, milestones: [8, 11]}\n"
+    "  - !LinearWarmup {start_factor: 0.1, steps: 2}\n",
 }
 
 
