@@ -534,28 +534,29 @@ def outcome_of(seed: int, data: Path) -> dict[str, Any]:
             "checking": lambda: command.run(check_data.check, check_data.make_parser(), checking),
         }
         _forget_peak()
-        began = time.process_time()
         ends = {way: _end_of(read) for way, read in ways.items()}
         return {
             "seed": seed,
             "damages": case.damages,
             "folder": str(folder),
-            "seconds": time.process_time() - began,
+            "seconds": max(end["seconds"] for end in ends.values()),
             "peak": _peak(),
             "ends": ends,
         }
 
 
 def _end_of(read: Callable[[], int]) -> dict[str, Any]:
-    """Exit code and what went to the standard error, or the traceback of an exception that nobody caught."""
+    """Exit code, what went to the standard error, the traceback of what nobody caught, and processor time."""
     errors = io.StringIO()
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # strict, as a terminal's is
+    code, crash, began = None, "", time.process_time()
     try:
         with redirect_stdout(output), redirect_stderr(errors):
-            code: int | None = read()
+            code = read()
     except BaseException:
-        return {"code": None, "stderr": errors.getvalue(), "crash": traceback.format_exc(limit=-6)}
-    return {"code": code, "stderr": errors.getvalue(), "crash": ""}
+        crash = traceback.format_exc(limit=-6)
+    seconds = time.process_time() - began
+    return {"code": code, "stderr": errors.getvalue(), "crash": crash, "seconds": seconds}
 
 
 def _forget_peak() -> None:

@@ -456,6 +456,10 @@ def test_a_picture_too_large_is_not_decoded(made):
     report = check(made.config())
     assert kinds_of(report)["image-huge"] == 1 and time.perf_counter() - start < 5
     assert "30000x30000" in next(f.detail for f in report.findings if f.kind == "image-huge")
+    training = Training(made.config())
+    assert training.replaced == [str(made.first)], "training takes another image, as the report says"
+    with pytest.raises(ImageUnreadable, match="has more than 100000000 pixels: OPENCV_IO_MAX_IMAGE_PIXELS"):
+        read_image(made.first)
 
 
 def test_equal_pixels_in_another_format_are_a_duplicate(made):
