@@ -408,7 +408,10 @@ def _xml_text(case: Case) -> str:
         node.text = value.replace("\0", "") if case.random.random() < 0.7 else None
         if case.random.random() < 0.2:
             node.tag = "other"
-    tree.write(path)
+    try:
+        tree.write(path)
+    except RecursionError:  # an earlier damage has nested it
+        return "nothing: RecursionError"
     return path.name
 
 
