@@ -40,6 +40,10 @@ CHOSEN_THREADS = "PPFCOS_OMP_NUM_THREADS"
 # glog prints from this level on: 0 information, 1 warnings, 2 errors.
 GLOG_VARIABLES = {"GLOG_minloglevel": "2", "GLOG_v": "0"}
 
+# How many pixels of a picture OpenCV decodes at most; it reads the variable when it is imported. A file of
+# some kilobytes may claim billions. These take 300 MB, and up to three times that while they are decoded.
+MOST_PIXELS_VARIABLE, MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 100_000_000
+
 # Parameters of glibc's mallopt (malloc.h), and the variables by which a user decides instead.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER_TRIM = -1
@@ -67,19 +71,27 @@ class MissingLibraryError(PPFCOSError, ImportError):
 
 
 def prepare() -> None:
-    """Set the number of threads, the math library's code path and the log level, where the user has not.
+    """Set the number of threads, the math library's code path, the log level and the limit of pixels where
+    the user has not.
 
     Safe to call again. Once Paddle is imported, its threads and its math library are settled and stay as they
     are.
     """
     for name, value in GLOG_VARIABLES.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault(MOST_PIXELS_VARIABLE, str(MOST_PIXELS))
     if "paddle" in sys.modules:
         return
     _set_threads(os.environ)
     code_path = _mkl_code_path(_cpu_info())
     if code_path is not None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", code_path)
+
+
+def most_pixels() -> int:
+    """How many pixels of a picture OpenCV decodes at most: MOST_PIXELS, or what the user says."""
+    text = os.environ.get(MOST_PIXELS_VARIABLE, "")
+    return int(text) if text.isdigit() else MOST_PIXELS
 
 
 def keep_freed_memory() -> bool:

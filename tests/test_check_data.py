@@ -9,6 +9,7 @@ import contextlib
 import html.parser
 import io
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -296,14 +297,44 @@ class Training:
             self.boxes += int((boxes[:, 2:] > boxes[:, :2]).all(axis=1).sum())
 
 
+# What the log says of what the report calls so.
+LOGGED = {
+    "image-missing": "left out 1 image that is missing",
+    "image-without-objects": "left out 1 image without objects",
+    "annotation-of-unknown-image": "left out 1 annotation of an unlisted image",
+    "box-missing": "left out 1 annotation without a box",
+    "box-without-area": "left out 1 box without area",
+    "box-upside-down": "left out 1 box without area",
+    "box-outside": "left out 1 box without area",
+    "box-crowd": "left out 1 crowd box",
+    "box-ignored": "left out 1 box marked with ignore",
+    "box-partly-outside": "clipped 1 box",
+    "area-missing": "filled in 1 area",
+    "annotation-id-missing": "renumbered 8 annotations",
+    "annotation-id-zero": "renumbered 8 annotations",
+    "annotation-id-twice": "renumbered 8 annotations",
+}
+
+
+def test_all_that_the_report_says_of_the_log_is_compared():
+    told = {
+        kind
+        for kind, entry in KINDS.items()
+        if "in the log" in entry.training and entry.outcome is not Outcome.IMAGE_REPLACED
+    }
+    assert told == {*LOGGED, "annotation-file-missing"}
+
+
 @pytest.mark.parametrize(("kind", "spoil"), SPOILT, ids=lambda value: value if isinstance(value, str) else "")
-def test_training_does_what_the_report_says(made, kind, spoil):
+def test_training_does_what_the_report_says(made, kind, spoil, caplog):
+    caplog.set_level(logging.INFO)
     spoil(made)
     cfg = made.config()
     report = check(cfg)
     [finding] = [finding for finding in report.findings if finding.kind == kind]
     training = Training(cfg)
     outcome = KINDS[kind].outcome
+    assert LOGGED.get(kind, "TrainDataset") in caplog.text or training.refused
     refusals = [finding.detail for finding in report.findings if finding.kind == "refused"]
     assert bool(training.refused) == bool(refusals) == (outcome is Outcome.REFUSED)
     if outcome is Outcome.REFUSED:
@@ -346,7 +377,7 @@ def test_crowds_are_objects_where_they_are_wanted(made):
     assert Training(made.config(load_crowd=True)).boxes == 8
     report = check(made.config(load_crowd=True))
     assert report.sections[0].counts.objects == 8
-    assert "(with load_crowd: true it is an object like any other)" in KINDS["box-crowd"].training
+    assert "(with load_crowd: true they are objects like any other)" in KINDS["box-crowd"].training
 
 
 def test_more_bad_images_than_allowed_are_named(made):
@@ -425,6 +456,10 @@ def test_a_picture_too_large_is_not_decoded(made):
     report = check(made.config())
     assert kinds_of(report)["image-huge"] == 1 and time.perf_counter() - start < 5
     assert "30000x30000" in next(f.detail for f in report.findings if f.kind == "image-huge")
+    training = Training(made.config())
+    assert training.replaced == [str(made.first)], "training takes another image, as the report says"
+    with pytest.raises(ImageUnreadable, match="has more than 100000000 pixels: OPENCV_IO_MAX_IMAGE_PIXELS"):
+        read_image(made.first)
 
 
 def test_equal_pixels_in_another_format_are_a_duplicate(made):
@@ -726,7 +761,7 @@ def test_an_evaluation_of_voc_drops_what_training_drops(voc):
     report = check(cfg)
     [section] = report.sections
     assert report.consequence("box-without-area", section).startswith("the evaluation drops")
-    assert report.consequence("box-partly-outside", section) == "the evaluation clips the box to the image"
+    assert report.consequence("box-partly-outside", section).startswith("the evaluation clips")
 
 
 def test_any_other_data_set_is_checked_by_its_records(voc, tmp_path):
@@ -776,7 +811,7 @@ def test_yolo_is_checked_by_its_records(tmp_path):
     (tmp_path / "labels/train/0.txt").write_text("0 0.25 0.4 0 0.5\n1 0.7 0.5 0.4 0.6\n")
     report = check({**READERS, **sections_at(tmp_path)})
     [warning] = [finding.detail for finding in report.findings if finding.kind == "reader-warning"]
-    assert "dropped 1 box" in warning
+    assert "left out 1 box without area" in warning
     assert kinds_of(report)["image-leak"] == 2
     (tmp_path / "labels/train/0.txt").write_text("7 0.25 0.4 0.3 0.5\n")
     [refused] = [

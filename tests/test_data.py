@@ -269,6 +269,112 @@ def test_ground_truth_of_a_part(tinycoco):
     assert {a["image_id"] for a in truth["annotations"]} <= {i["id"] for i in truth["images"]}
 
 
+CROWD_READERS = [
+    [RESIZE],
+    [{"RandomFlip": {"prob": 1.0}}, {"PPFCOSRandomVerticalFlip": {"prob": 1}}, RESIZE],
+    [{"PPFCOSScaleJitterCrop": {"size": [64, 64], "scale": [1.2, 1.5]}}],
+    [{"PPFCOSMosaic": {"size": [128, 160], "min_visible": 0.1}}],
+    [{"RandomCrop": {}}, {"RandomExpand": {"ratio": 2}}],
+]
+
+
+@pytest.mark.parametrize("operators", CROWD_READERS, ids=lambda value: "+".join(next(iter(x)) for x in value))
+def test_boxes_of_crowds_move_with_their_picture(coco, operators):
+    """A crowd is drawn in red, objects in blue: the boxes must be where the colours are."""
+    for number in range(4):
+        coco.add((0, 10, 8, 40, 30), (1, 45, 25 + number, 75, 55))
+        coco.content["annotations"][2 * number]["iscrowd"] = 1
+    transforms = [{"Decode": {}}, *operators, {"Permute": {}}]
+    cfg = config(transforms=transforms, total_batch_size=2, PPFCOSTargets={"ignore_crowd": True})
+    cfg["TrainDataset"] = coco.section()
+    data = build_dataset(cfg, "TrainDataset")
+    assert [len(record["gt_bbox"]) for record in data.records] == [1] * 4
+    seen = 0
+    for [batch] in TrainLoader(cfg, data):
+        for image, crowds, objects in zip(*(batch[key].numpy() for key in ("image", "gt_crowd", "gt_bbox"))):
+            for boxes, channel in ((crowds, 0), (objects, 2)):
+                boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+                mask = (image[channel] > 150) & (image[2 - channel] < 90)
+                expected = np.zeros(mask.shape, bool)
+                for x0, y0, x1, y1 in np.rint(boxes).astype(int):
+                    expected[y0:y1, x0:x1] = True
+                seen += len(boxes)
+                different = (mask != expected).sum()  # all around its edge, and slivers that were dropped
+                assert different <= 60 + 0.25 * expected.sum()
+    assert seen >= 6
+
+
+def test_crowds_are_in_no_batch_unless_they_are_ignored(coco):
+    coco.add((0, 10, 8, 40, 30), (1, 45, 25, 75, 55))
+    coco.add((0, 10, 8, 40, 30))
+    coco.add((1, 10, 8, 40, 30))
+    coco.content["annotations"][0]["iscrowd"] = coco.content["annotations"][2]["iscrowd"] = 1
+    batches = {}
+    for ignored in (False, True):
+        cfg = config(total_batch_size=2, PPFCOSTargets={"ignore_crowd": ignored}, TrainDataset=coco.section())
+        [[batches[ignored]]] = TrainLoader(cfg, build_dataset(cfg, "TrainDataset"))
+    plain, crowds = batches[False], batches[True].pop("gt_crowd").numpy()
+    assert plain.keys() == batches[True].keys(), "an image of crowds alone is one without objects"
+    for key in ("image", "gt_bbox", "gt_class", "im_id"):
+        np.testing.assert_array_equal(plain[key].numpy(), batches[True][key].numpy())
+    assert crowds.shape == (2, 1, 4) and (crowds != 0).any(axis=(1, 2)).sum() == 1
+    with pytest.raises(ConfigError, match="set only one of them"):
+        build_dataset({**cfg, "TrainDataset": coco.section(load_crowd=True)}, "TrainDataset")
+
+
+def test_ignored_crowds_of_voc_are_counted(tmp_path, caplog):
+    write_voc(tmp_path, "one", ("cat", 1, 2, 30, 40), ("dog", 50.5, 10, 70, 50))
+    xml_file = tmp_path / "Annotations/one.xml"
+    xml_file.write_text(xml_file.read_text().replace("<name>cat", "<iscrowd>1</iscrowd><name>cat"))
+    caplog.set_level(logging.INFO)
+    cfg = {"num_classes": 2, "TrainDataset": voc_section(tmp_path), "PPFCOSTargets": {"ignore_crowd": True}}
+    [record] = build_dataset(cfg, "TrainDataset").records
+    assert record["gt_crowd"].tolist() == [[1, 2, 30, 40]] and len(record["gt_bbox"]) == 1
+    assert "ignores what is in 1 crowd box" in caplog.text
+    caplog.clear()
+    [record] = build_dataset({**cfg, "PPFCOSTargets": None}, "TrainDataset").records
+    assert "gt_crowd" not in record and "left out 1 crowd box" in caplog.text
+
+
+def test_one_line_tells_what_was_done(coco, caplog):
+    caplog.set_level(logging.INFO)
+    coco.add((0, 5, 5, 20, 20), (1, 30, 5, 50, 20), (1, 30, 30, 50, 50))
+    coco.add((0, 5, 5, 20, 20))
+    coco.add()
+    first, second, third, only = coco.content["annotations"]
+    first.update(bbox=[-3, 5, 23, 15], area=None, id="x")
+    second["iscrowd"] = 1
+    third["ignore"] = 1
+    only["iscrowd"] = 1
+    where = f"2 classes from {coco.folder / 'annotations.json'}"
+    mended = "filled in 1 area; renumbered 4 annotations"
+    for more, images, rest in (
+        ({}, 1, "2 images without objects, 1 box marked with ignore, 2 crowd boxes; clipped 1 box"),
+        ({"allow_empty": True}, 3, "1 box marked with ignore, 2 crowd boxes; clipped 1 box"),
+    ):
+        caplog.clear()
+        coco.build(**more)
+        [line] = [record for record in caplog.records if record.message.startswith("TrainDataset")]
+        assert line.levelno == logging.INFO, "none of it is a mistake for certain"
+        assert line.message == f"TrainDataset: {images} images, 1 objects, {where}; left out {rest}; {mended}"
+    caplog.clear()
+    coco.build("EvalDataset")
+    [line] = [record.message for record in caplog.records if record.message.startswith("EvalDataset")]
+    assert line == f"EvalDataset: 3 images, 1 objects, {where}; {mended}", "its boxes are the file's own"
+
+
+def test_images_of_tinycoco_without_objects_are_counted(tinycoco, caplog):
+    section = {"name": "COCODataSet", "dataset_dir": str(tinycoco), "image_dir": "images/train2017",
+               "anno_path": "annotations/instances_train2017.json"}  # fmt: skip
+    content = json.loads((tinycoco / section["anno_path"]).read_text())
+    crowds = sum(note["iscrowd"] for note in content["annotations"])
+    with_objects = {note["image_id"] for note in content["annotations"] if not note["iscrowd"]}
+    caplog.set_level(logging.INFO)
+    build_dataset({"TrainDataset": section}, "TrainDataset")
+    empty = len(content["images"]) - len(with_objects)
+    assert f"left out {empty} images without objects, {crowds} crowd boxes" in caplog.text
+
+
 def test_crowds_are_loaded_on_request(coco):
     coco.add((0, 5, 5, 20, 20), (1, 30, 5, 60, 40))
     coco.content["annotations"][1]["iscrowd"] = 1
@@ -311,7 +417,9 @@ def test_boxes_without_area_are_dropped_and_counted(coco, caplog):
     assert [len(record["gt_bbox"]) for record in data.records] == [1, 1]
     assert data.records[0]["gt_bbox"].tolist() == [[0, 0, 20, 20]]
     [message] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert "dropped 3 boxes" in message and "2.png" in message
+    assert message.endswith(
+        "left out 2 images without objects, 3 boxes without area (first in 2.png); clipped 1 box"
+    )
     caplog.clear()
     assert [len(record["gt_bbox"]) for record in coco.build(allow_empty=True).records] == [1, 1, 0, 0]
 
@@ -323,7 +431,7 @@ def test_missing_files_are_counted_in_one_line(coco, caplog):
     data = coco.build("EvalDataset")
     assert [int(record["im_id"][0]) for record in data.records] == [1, 4]
     [message] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert "2 of 4 images" in message and "2.png" in message
+    assert "left out 2 images that are missing (first in" in message and "2.png" in message
     assert [image["id"] for image in data.coco_ground_truth()["images"]] == [1, 4]
     for path in paths:
         path.unlink(missing_ok=True)
@@ -339,8 +447,8 @@ def test_annotations_of_nothing_are_left_out(coco, caplog):
     coco.add((1, 5, 5, 20, 20))
     assert [int(record["im_id"][0]) for record in coco.build().records] == [2]
     messages = [record.message for record in caplog.records]
-    assert any("1 annotations of images that it does not list" in message for message in messages)
-    assert any("1 annotations without a box" in message for message in messages)
+    assert any("1 annotation of an unlisted image (first in annotations[0])" in line for line in messages)
+    assert any("1 annotation without a box" in message for message in messages)
 
 
 def test_picture_size_may_be_unstated(coco):
@@ -501,7 +609,7 @@ def test_bccd_records_are_the_files(bccd, caplog):
         np.testing.assert_array_equal(np.hstack([record["gt_class"], record["gt_bbox"]]), wanted)
     assert dropped == 2
     [message] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert "dropped 2 boxes" in message and "BloodImage_00338" in message
+    assert "left out 2 boxes without area" in message and "BloodImage_00338" in message
 
     truth = data.coco_ground_truth()
     assert len(truth["annotations"]) == sum(len(record["gt_bbox"]) for record in data.records)
@@ -527,7 +635,8 @@ def test_voc_details(tmp_path, caplog):
     assert first["difficult"].tolist() == [[0], [1]] and first["is_crowd"].tolist() == [[0], [0]]
     assert Path(second["im_file"]).name == "two words.jpg"
     [message] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert "1 images are left out" in message and "absent" in message
+    assert "left out 1 image that is missing (first in" in message and "absent" in message
+    assert message.endswith("1 image without objects; clipped 1 box")
     for section, more in (("TrainDataset", {"allow_empty": True}), ("EvalDataset", {})):
         assert len(build_dataset({section: voc_section(tmp_path, **more)}, section)) == 3
 

@@ -291,7 +291,7 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path, caplog):
     text(tmp_path / "images/b.png", "no picture")
     data = build(yolo(tmp_path, image_dir="images", class_names=NAMES))
     assert list(boxes_by_name(data)) == ["a.png", "c.png"]
-    assert "1 pictures are left out because they cannot be read, the first:" in caplog.text
+    assert "left out 1 image that cannot be read (first in" in caplog.text and "b.png" in caplog.text
 
 
 def test_numbers_of_images():

@@ -11,6 +11,7 @@ import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ppfcos.data import download
@@ -220,6 +221,49 @@ def test_no_path_leaves_the_folder(server, tmp_path, name):
     with pytest.raises(DataError, match="outside its folder"):
         download.fetch(folder, [archive_of(server.content, files=("val/first",))], server.address, pause=0)
     assert names_in(tmp_path) == ["deep/folder/val.zip"]
+
+
+def test_of_an_archive_one_folder_is_wanted(server, tmp_path):
+    server.content = zip_of(**{"top/in/a/1": b"1", "top/in/2": b"2", "top/inner/3": b"3", "4": b"4"})
+    archive = Archive("x", "x.zip", files=("2",), counts=(("a", 1),), inside="top/in")
+    download.fetch(tmp_path, [archive], server.address, pause=0)
+    assert names_in(tmp_path) == ["2", "a/1"]
+    server.content = zip_of(**{"top/in/2": b"2", "../evil": b"evil"})
+    with pytest.raises(DataError, match="outside its folder"):
+        download.fetch(tmp_path / "other", [archive], server.address, pause=0)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_progress_is_shown(server, tmp_path, capsys):
+    server.content = zip_of(**{"val/a": np.random.default_rng(0).bytes(12 << 20), "val/b": b"2"})
+    download.fetch(tmp_path, [archive_of(server.content, counts=(("val", 2),))], server.address, pause=0)
+    shown = capsys.readouterr().err.splitlines()
+    for step in ("val.zip: ", "checking val.zip: ", "unpacking val.zip: "):
+        shares = [int(line.split(": ")[1].split(" %")[0]) for line in shown if line.startswith(step)]
+        assert shares == sorted(shares) and shares[-1] >= 99, f"{step}{shares}"
+    assert len([line for line in shown if line.startswith("val.zip: ")]) == 10
+
+
+def test_bccd_from_a_mirror(server, tmp_path, bccd, root):
+    """The real files, packed as GitHub packs them, and a server that breaks off and does not say how long."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("BCCD_Dataset-master/README.md", "more than is wanted")
+        for path in sorted(path for path in bccd.rglob("*") if path.is_file() and path.name != "LICENSE"):
+            archive.write(path, f"BCCD_Dataset-master/BCCD/{path.relative_to(bccd)}")
+    server.content, server.breaks_off_after = buffer.getvalue(), 3_000_000
+    script = [sys.executable, "-I", "-S", str(root / "dataset/bccd/download_bccd.py")]
+    command = [*script, "--output", str(tmp_path), "--mirror", server.address]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "complete in" in ended.stdout
+    assert server.requests[0] == ("/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip", None)
+    assert len(server.requests) > 2, "it went on where the server had broken off"
+    for folder in ("Annotations", "JPEGImages", "ImageSets"):
+        assert names_in(tmp_path / folder) == names_in(bccd / folder)
+    name = "Annotations/BloodImage_00338.xml"
+    assert (tmp_path / name).read_bytes() == (bccd / name).read_bytes()
+    assert not list(tmp_path.glob("*.zip*"))
 
 
 def test_links_are_refused(tmp_path):

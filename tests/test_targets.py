@@ -101,6 +101,46 @@ def test_a_batch_without_boxes_has_no_positive():
     assert (found.labels.numpy() == CLASSES).all()
 
 
+def padded(images: list) -> paddle.Tensor:
+    most = max(1, *(len(boxes) for boxes in images))
+    rows = np.zeros([len(images), most, 4], np.float32)
+    for row, boxes in zip(rows, images):
+        row[: len(boxes)] = np.reshape(boxes, [-1, 4])
+    return paddle.to_tensor(rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(_boxes, _boxes), min_size=1, max_size=3),
+    st.sampled_from([4_194_304, 2000]),
+)
+def test_what_is_counted_equals_the_loop(images, chunk):
+    """All but the locations strictly inside a crowd's box that answer for no object."""
+    builder = PPFCOSTargets(chunk_elements=chunk, ignore_crowd=True)
+    grids = [level_locations(-(-HEIGHT // s), -(-WIDTH // s), s) for s in STRIDES]
+    boxes, crowds = ([pair[part] for pair in images] for part in (0, 1))
+    labels = paddle.zeros([len(images), max(1, *map(len, boxes))], dtype="int32")
+    found = builder(grids, STRIDES, padded(boxes), labels, CLASSES, padded(crowds))
+    points = reference.locations(HEIGHT, WIDTH, STRIDES)
+    expected = []
+    for image, (own, others) in enumerate(images):
+        for number, (level, x, y) in enumerate(points):
+            in_crowd = any(x0 < x < x1 and y0 < y < y1 for x0, y0, x1, y1 in others)
+            match = reference.target(level, x, y, own, STRIDES, builder.size_ranges, 1.5)
+            if match is not None or not in_crowd:
+                expected.append(image * len(points) + number)
+    if len(expected) == len(images) * len(points):
+        assert found.counted is None
+    else:
+        assert found.counted.numpy().tolist() == expected
+    plain = PPFCOSTargets(chunk_elements=chunk)(
+        grids, STRIDES, padded(boxes), labels, CLASSES, padded(crowds)
+    )
+    assert plain.counted is None
+    for name in ("labels", "positives", "distances", "centerness"):
+        np.testing.assert_array_equal(getattr(found, name).numpy(), getattr(plain, name).numpy())
+
+
 def test_wrong_number_of_ranges_is_named():
     with pytest.raises(ValueError, match="size_ranges has 2 upper ends: 5 levels need 4"):
         assigned(PPFCOSTargets(size_ranges=[64, 128]), [[]], [[]])

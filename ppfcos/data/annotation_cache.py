@@ -21,6 +21,7 @@ import numpy as np
 
 from ppfcos.data.record_store import RecordStore, check_columns
 from ppfcos.data.records import DetectionData
+from ppfcos.data.tally import Tally
 from ppfcos.errors import DataError, OutputError
 from ppfcos.files import replacing
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 _META = "meta"  # beside the columns, a JSON text as bytes
 
-Content = tuple[RecordStore, list[dict[str, Any]]]
+Content = tuple[RecordStore, list[dict[str, Any]], Tally]
 
 
 class AnnotationCache:
@@ -49,7 +50,7 @@ class AnnotationCache:
         self.path = Path(folder) / f"{annotations.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
     def open_or_make(self, make: Callable[[], DetectionData]) -> Content:
-        """The records and categories, from the cache if it is there and right.
+        """Records, categories and what reading left out: from the cache, if it is there and right.
 
         Args:
             make: Reads the annotations; called only where the cache is no use.
@@ -59,7 +60,7 @@ class AnnotationCache:
             logger.info("annotations from %s", self.path)
             return found
         data = make()
-        content = RecordStore.of(data.records), data.categories
+        content = RecordStore.of(data.records), data.categories, data.tally
         try:
             self.write(*content)
         except OutputError as error:
@@ -72,7 +73,8 @@ class AnnotationCache:
         try:
             with np.load(self.path, allow_pickle=False) as stored:
                 columns = {key: stored[key] for key in stored.files}
-            state, categories = json.loads(columns.pop(_META).tobytes())
+            state, categories, changes = json.loads(columns.pop(_META).tobytes())
+            tally = Tally.of(changes)
             check_columns(columns)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, DataError) as error:
             logger.warning("%s is broken and is made anew: %s", self.path, type(error).__name__)
@@ -80,15 +82,15 @@ class AnnotationCache:
         if state != self._state:
             logger.info("%s is of an earlier state of the data and is made anew", self.path)
             return None
-        return RecordStore(columns), categories
+        return RecordStore(columns), categories, tally
 
-    def write(self, records: RecordStore, categories: list[dict[str, Any]]) -> None:
+    def write(self, records: RecordStore, categories: list[dict[str, Any]], tally: Tally) -> None:
         """Keeps what was read of the annotations as they are now.
 
         Raises:
             OutputError: The file cannot be written.
         """
-        meta = np.frombuffer(json.dumps([self._state, categories]).encode(), dtype=np.uint8)
+        meta = np.frombuffer(json.dumps([self._state, categories, tally.changes()]).encode(), dtype=np.uint8)
         # a stream, since np.savez would add a suffix to a name
         with replacing(self.path) as unfinished, open(unfinished, "wb") as stream:
             np.savez(stream, **{_META: meta}, **records.columns)

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppfcos.data.regular_files import read_text
 from ppfcos.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def read_names(path: Path) -> list[str]:
         DataError: It cannot be read, has no names, or has one twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a list of class names: {error}") from None
     return checked_names([line.strip() for line in lines if line.strip()], str(path))

@@ -18,10 +18,12 @@ from typing import Any
 
 import pycocotools.coco
 
+from ppfcos.data.regular_files import read_text
+from ppfcos.data.tally import Change, Tally
 from ppfcos.errors import DataError
 
 
-def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], list[str]]:
+def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], Tally]:
     """Reads a COCO annotation file, checks it, and keeps what detection needs.
 
     Filled in: a missing `area` (or one of 0) from the box, a missing `iscrowd`, annotation ids where one is
@@ -35,7 +37,7 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
 
     Returns:
         A COCO dict (info, images, annotations, categories) without segmentations (`annotations` is absent if
-        the file has none), and one line for each kind of thing that was left out.
+        the file has none), and what was left out and filled in.
 
     Raises:
         DataError: The file is missing, not JSON, not COCO's format, or all images are missing.
@@ -43,13 +45,14 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
     content = load_json(path, section)
     categories = read_categories(content, path)
     images = read_images(content, path)
-    images, notes = _existing_images(images, path, image_dir, section)
+    tally = Tally()
+    images = _existing_images(images, path, image_dir, section, tally)
     dataset = {"info": content.get("info", {}), "images": images, "categories": categories}
     if "annotations" in content:
-        pairs, more = read_annotations(content, path, images, categories)
+        pairs, of_annotations = read_annotations(content, path, images, categories)
         dataset["annotations"] = [checked for _, checked in pairs]
-        notes += more
-    return dataset, notes
+        tally.add_all(of_annotations)
+    return dataset, tally
 
 
 def load_categories(path: Path, section: str) -> list[dict[str, Any]]:
@@ -107,8 +110,7 @@ def load_json(path: Path, section: str | None = None) -> dict[str, Any]:
         DataError: The file is missing, not JSON, or holds something else.
     """
     try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         cure = f": set {section}.dataset_dir and {section}.anno_path" if section else ""
         raise DataError(f"{path} is not there{cure}") from None
@@ -138,6 +140,8 @@ def _as_id(entry: Any, key: str, where: str) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise DataError(f"{where}: `{key}` must be a whole number, not {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise DataError(f"{where}: `{key}` has more than 64 bits: {value}")
     return value
 
 
@@ -145,18 +149,28 @@ def _as_text(entry: Any, key: str, where: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, str) or not value:
         raise DataError(f"{where}: `{key}` must be a text, not {value!r}")
+    if not is_unicode(value):
+        raise DataError(f"{where}: `{key}` is no text that could be written: {value!r}")
     return value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written at all: JSON can name halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _is_box(value: Any) -> bool:
     try:
         x, y, width, height = value
         return math.isfinite(x + y + width + height)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -184,8 +198,8 @@ def read_images(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 
 def _existing_images(
-    images: list[dict[str, Any]], path: Path, image_dir: Path, section: str
-) -> tuple[list[dict[str, Any]], list[str]]:
+    images: list[dict[str, Any]], path: Path, image_dir: Path, section: str, tally: Tally
+) -> list[dict[str, Any]]:
     if not image_dir.is_dir():
         raise DataError(f"{image_dir}, the folder of the images, is not there: set {section}.image_dir")
     existing = [image for image in images if os.path.isfile(os.path.join(image_dir, image["file_name"]))]
@@ -194,13 +208,11 @@ def _existing_images(
         raise DataError(
             f"{image_dir} holds none of the {missing} images that {path} lists: set {section}.image_dir"
         )
-    if not missing:
-        return images, []
-    here = {image["id"] for image in existing}
-    first = next(image["file_name"] for image in images if image["id"] not in here)
-    return existing, [
-        f"{missing} of {len(images)} images are not in {image_dir} and are left out, the first is {first}"
-    ]
+    if missing:
+        here = {image["id"] for image in existing}
+        first = next(image["file_name"] for image in images if image["id"] not in here)
+        tally.add(Change.MISSING_IMAGE, missing, os.path.join(image_dir, first))
+    return existing
 
 
 def read_annotations(
@@ -208,7 +220,7 @@ def read_annotations(
     path: Path,
     images: list[dict[str, Any]],
     categories: list[dict[str, Any]],
-) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[str]]:
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], Tally]:
     """Checks the `annotations` of an opened file, and fills in what they lack.
 
     Args:
@@ -218,8 +230,8 @@ def read_annotations(
         categories: Of `read_categories`.
 
     Returns:
-        Each annotation as it stands in the file, and as detection needs it; and one line for each kind of
-        thing that was left out.
+        Each annotation as it stands in the file, and as detection needs it; and what was left out and filled
+        in.
 
     Raises:
         DataError: One is wrong.
@@ -227,27 +239,26 @@ def read_annotations(
     listed = {int(entry["id"]) for entry in content["images"]}
     here = {image["id"] for image in images}
     known_categories = {category["id"] for category in categories}
-    pairs, strays, boxless = [], 0, 0
+    pairs, tally = [], Tally()
     for position, entry in enumerate(_list_of(content, "annotations", path)):
         where = f"{path}: annotations[{position}]"
         image_id = _as_id(entry, "image_id", where)
         if image_id not in here:
-            strays += image_id not in listed
+            tally.add(Change.STRAY, int(image_id not in listed), f"annotations[{position}]")
             continue
         if entry.get("bbox") in (None, []):
-            boxless += 1
+            tally.add(Change.BOXLESS, first=f"annotations[{position}]")
             continue
         if _as_id(entry, "category_id", where) not in known_categories:
             raise DataError(
                 f"{where}: the category {entry['category_id']} is not among the file's categories: "
                 "add it there or remove the annotation"
             )
-        pairs.append((entry, _read_annotation(entry, where)))
-    _number_annotations([checked for _, checked in pairs])
-    left_out = ((strays, "of images that it does not list"), (boxless, "without a box"))
-    return pairs, [
-        f"{number} annotations {what} are left out of {path}" for number, what in left_out if number
-    ]
+        checked = _read_annotation(entry, where)
+        tally.add(Change.FILLED_AREA, int(0 < checked["area"] != entry.get("area")))
+        pairs.append((entry, checked))
+    tally.add(Change.RENUMBERED, _number_annotations([checked for _, checked in pairs]))
+    return pairs, tally
 
 
 def _read_annotation(entry: dict[str, Any], where: str) -> dict[str, Any]:
@@ -270,10 +281,16 @@ def _read_annotation(entry: dict[str, Any], where: str) -> dict[str, Any]:
     return annotation
 
 
-def _number_annotations(annotations: list[dict[str, Any]]) -> None:
-    """Numbers them from 1 unless their own ids will do (pycocotools takes a match with id 0 for no match)."""
+def _number_annotations(annotations: list[dict[str, Any]]) -> int:
+    """Numbers them from 1 unless their own ids will do (pycocotools takes a match with id 0 for no match).
+
+    Returns:
+        How many were numbered: all or none.
+    """
     ids = [annotation["id"] for annotation in annotations]
     usable = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
-    if not usable or len(set(ids)) != len(ids):
-        for number, annotation in enumerate(annotations, start=1):
-            annotation["id"] = number
+    if usable and len(set(ids)) == len(ids):
+        return 0
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    return len(annotations)

@@ -25,11 +25,12 @@ from ppfcos.data.records import (
     DetectionData,
     EpochDraw,
     Record,
+    clip_boxes,
     drop_boxes_without_area,
-    drop_crowds,
-    log_dropped_boxes,
     numbered,
+    set_crowds_apart,
 )
+from ppfcos.data.tally import Change, Tally
 from ppfcos.data.voc import PPFCOSVOCDataSet
 from ppfcos.data.yolo import PPFCOSYOLODataSet
 from ppfcos.errors import ConfigError, DataError
@@ -37,6 +38,12 @@ from ppfcos.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _DATA_FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd", "difficult"]
+# By the name of its folder, how a data set that the configurations name is got.
+_WHERE_FROM = {
+    "coco": "`python dataset/coco/download_coco.py` fetches COCO 2017, or ",
+    "bccd": "`python dataset/bccd/download_bccd.py` fetches it, or ",
+    "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
+}
 _OURS = (PPFCOSVOCDataSet, PPFCOSYOLODataSet, PPFCOSJoinedDataSet)
 
 
@@ -61,16 +68,23 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
         data.records = RecordStore.of(data.records)
     if cfg.get("num_classes") is not None:
         settle_num_classes(cfg, data.class_names, data.source)
-    objects = data.records.number_of_boxes()
-    logger.info(
-        "%s: %d images, %d objects, %d classes from %s",
-        section,
+    _log(data)
+    return data
+
+
+def _log(data: DetectionData) -> None:
+    """One line: what there is, and what was done to have it so."""
+    changes = f"; {data.tally}" if str(data.tally) else ""
+    logger.log(
+        logging.WARNING if data.tally.tells_of_faults else logging.INFO,
+        "%s: %d images, %d objects, %d classes from %s%s",
+        data.section,
         len(data),
-        objects,
+        data.number_of_boxes,
         len(data.categories),
         data.source,
+        changes,
     )
-    return data
 
 
 def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> DetectionData:
@@ -82,15 +96,42 @@ def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> Dete
     if name == "ImageFolder":
         return _image_folder(cfg, section, arguments)
     dataset = _construct(name, arguments, section)
+    if _ignores_crowds(cfg) and _is_training(section) and getattr(dataset, "load_crowd", False):
+        raise ConfigError(
+            f"{section}.load_crowd: true makes objects of the crowds that PPFCOSTargets.ignore_crowd: true "
+            "leaves out of the loss: set only one of them"
+        )
     if isinstance(dataset, PPFCOSJoinedDataSet):
         return _joined(cfg, section, dataset)
     # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
     with global_generators(int(cfg.get("seed") or 0)):
-        if not isinstance(dataset, COCODataSet):
-            return _other(dataset, section)
-        if cfg.get("annotation_cache"):
-            return _cached_coco(cfg, dataset, section, keys)
-        return _coco(dataset, section)
+        data = _parsed(cfg, dataset, section, keys)
+    if data.keeps_crowds:
+        _settle_crowds(data, _ignores_crowds(cfg))
+    return data
+
+
+def _parsed(cfg: Mapping[str, Any], dataset: Any, section: str, keys: Mapping[str, Any]) -> DetectionData:
+    if not isinstance(dataset, COCODataSet):
+        return _other(dataset, section)
+    if cfg.get("annotation_cache"):
+        return _cached_coco(cfg, dataset, section, keys)
+    return _coco(dataset, section)
+
+
+def _ignores_crowds(cfg: Mapping[str, Any]) -> bool:
+    """Whether a training leaves locations within crowds out of its loss."""
+    return bool((cfg.get("PPFCOSTargets") or {}).get("ignore_crowd"))
+
+
+def _settle_crowds(data: DetectionData, ignored: bool) -> None:
+    """Takes the boxes around crowds away from the records, unless what is in them is to be ignored."""
+    if not isinstance(data.records, RecordStore):
+        data.records = RecordStore.of(data.records)
+    if ignored:
+        data.tally.move(Change.CROWD, Change.IGNORED_CROWD, data.records.number_of_crowds())
+    else:
+        data.records = data.records.without_crowds()
 
 
 def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) -> DetectionData:
@@ -104,7 +145,7 @@ def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) 
         if arguments.get("name") == "ImageFolder":
             raise ConfigError(f"{part} is an ImageFolder: pictures without annotations cannot be joined")
         parts.append(_read(cfg, part, arguments))
-        logger.info("%s: %d images from %s", part, len(parts[-1]), parts[-1].source)
+        _log(parts[-1])
     if not parts:
         raise ConfigError(f"{section}.datasets is empty: list the data sets to be joined")
     draw = None
@@ -158,10 +199,7 @@ def _construct(name: str, arguments: dict[str, Any], section: str) -> Any:
 def _require(path: Path, section: str, key: str, folder: Path) -> None:
     """Raises the DataError that says how to get a missing file or folder of the data set in `folder`."""
     if not path.exists():
-        cure = {
-            "coco": "`python dataset/coco/download_coco.py` fetches COCO 2017, or ",
-            "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
-        }.get(folder.name, "")
+        cure = _WHERE_FROM.get(folder.name, "")
         raise DataError(f"{path} is not there: {cure}set {section}.{key}")
 
 
@@ -174,9 +212,7 @@ def _coco(dataset: Any, section: str) -> DetectionData:
     path, image_dir = folder / dataset.anno_path, folder / dataset.image_dir
     for wanted, key in ((folder, "dataset_dir"), (path, "anno_path"), (image_dir, "image_dir")):
         _require(wanted, section, key, folder)
-    content, notes = coco.read_coco(path, image_dir, section)
-    for note in notes:
-        logger.warning("%s: %s", section, note)
+    content, tally = coco.read_coco(path, image_dir, section)
     if "annotations" not in content and section != "TestDataset":
         raise DataError(f"{path} has no annotations, only images: {section} needs both")
     # the assertion is what PaddleDetection says of a file in which it finds no image to use
@@ -186,20 +222,25 @@ def _coco(dataset: Any, section: str) -> DetectionData:
         contextlib.suppress(AssertionError),
     ):
         dataset.parse_dataset()
+    of_boxes = Tally()
     records = [_plain(record) for record in getattr(dataset, "roidbs", None) or []]
-    records, clipped_away, first = drop_boxes_without_area(records, dataset.allow_empty)
-    no_area = _images_of_boxes_without_area(content)
-    log_dropped_boxes(section, clipped_away + len(no_area), no_area[0] if no_area else first)
+    _count_left_out(dataset, content, records, of_boxes)
+    records = drop_boxes_without_area(records, dataset.allow_empty, of_boxes)
     if not records:
         raise DataError(
             f"{path} gives no image with objects: set {section}.allow_empty: true to train on such images"
         )
+    if _is_training(section):  # an evaluation has its boxes from the file, whatever is in the records
+        tally.add_all(of_boxes)
+        if not dataset.load_crowd:
+            _add_crowds(records, content)
     return DetectionData(
         section,
         str(path),
         records,
         content["categories"],
         lambda: coco.read_coco(path, image_dir, section)[0],
+        tally=tally,
     )
 
 
@@ -218,27 +259,53 @@ def _cached_coco(
         "allow_empty": dataset.allow_empty,
     }
     cache = AnnotationCache(cfg["annotation_cache"], path, image_dir, decisive)
-    records, categories = cache.open_or_make(lambda: _coco(dataset, section))
+    records, categories, tally = cache.open_or_make(lambda: _coco(dataset, section))
     return DetectionData(
-        section, str(path), records, categories, lambda: coco.read_coco(path, image_dir, section)[0]
+        section,
+        str(path),
+        records,
+        categories,
+        lambda: coco.read_coco(path, image_dir, section)[0],
+        tally=tally,
     )
 
 
-def _images_of_boxes_without_area(content: dict[str, Any]) -> list[str]:
-    """The image of every box that PaddleDetection left out for want of an area (crowds it leaves out
-    anyway)."""
+def _count_left_out(dataset: Any, content: dict[str, Any], records: list[Record], tally: Tally) -> None:
+    """Counts what PaddleDetection left out without a word: images without objects, and boxes."""
+    taken = {int(record["im_id"][0]) for record in records}
     files = {image["id"]: image["file_name"] for image in content["images"]}
-    return [
-        files[note["image_id"]]
-        for note in content.get("annotations", ())
-        if not note["iscrowd"] and min(note["bbox"][2], note["bbox"][3]) <= SHORTEST_SIDE
-    ]
+    if dataset.sample_num > 0:  # it read no further than that, in the order of the ids
+        files = {number: name for number, name in files.items() if number <= max(taken, default=0)}
+    tally.add(Change.EMPTY_IMAGE, len(files.keys() - taken))
+    for note in content.get("annotations", ()):
+        if note["image_id"] not in files:
+            continue
+        if note.get("ignore"):
+            tally.add(Change.MARKED_IGNORE)
+        elif note["iscrowd"] and not dataset.load_crowd:
+            tally.add(Change.CROWD)
+        elif min(note["bbox"][2], note["bbox"][3]) <= SHORTEST_SIDE:
+            tally.add(Change.NO_AREA, first=files[note["image_id"]])
+
+
+def _add_crowds(records: list[Record], content: dict[str, Any]) -> None:
+    """Gives each record the boxes around crowds, which PaddleDetection leaves out."""
+    crowds: dict[int, list[list[float]]] = {}
+    for note in content.get("annotations", ()):
+        if note["iscrowd"] and not note.get("ignore"):
+            x, y, width, height = note["bbox"]
+            crowds.setdefault(note["image_id"], []).append([x, y, x + width, y + height])
+    for record in records:
+        boxes = np.array(crowds.get(int(record["im_id"][0]), ()), dtype=np.float32)
+        clipped, with_area = clip_boxes(boxes, record["h"], record["w"])
+        record["gt_crowd"] = clipped[with_area]
 
 
 def _other(dataset: Any, section: str) -> DetectionData:
     """One of our data sets, or any of PaddleDetection's that numbers class names in `cname2cid`."""
     folder = Path(dataset.dataset_dir)
-    _require(folder, section, "dataset_dir to the folder of your data", folder)
+    images = folder / (dataset.image_dir or "") if folder.name in _WHERE_FROM else folder
+    _require(images, section, "dataset_dir to the folder of your data", folder)
     with _quiet_paddledetection():
         try:
             dataset.parse_dataset()
@@ -247,14 +314,14 @@ def _other(dataset: Any, section: str) -> DetectionData:
     names = getattr(dataset, "cname2cid", None)
     if not names:
         raise ConfigError(f"{section}: {type(dataset).__name__} does not say which classes it has")
-    records = [_plain(record) for record in dataset.roidbs]
+    tally, keep_empty = Tally(), getattr(dataset, "allow_empty", False)
+    tally.add_all(getattr(dataset, "tally", Tally()))
+    records = drop_boxes_without_area([_plain(record) for record in dataset.roidbs], keep_empty, tally)
     if _is_training(section):
-        records = drop_crowds(records, getattr(dataset, "allow_empty", False))
-    records, dropped, first = drop_boxes_without_area(records, getattr(dataset, "allow_empty", False))
-    log_dropped_boxes(section, dropped, first)
+        records = set_crowds_apart(records, keep_empty, tally)
     categories = getattr(dataset, "categories", None) or numbered(sorted(names, key=names.get))
     source = folder / (dataset.anno_path or dataset.image_dir or "")
-    return DetectionData(section, str(source), records, categories)
+    return DetectionData(section, str(source), records, categories, tally=tally)
 
 
 def _plain(record: Record) -> Record:

@@ -1,4 +1,4 @@
-"""Fetches COCO 2017: resumes what broke off, checks every byte, and unpacks nothing outside its folder.
+"""Fetches COCO 2017 and BCCD: resumes what broke off, checks every byte, unpacks nothing outside its folder.
 
 Only Python's own library is used, so that the data can be on its way before anything is installed.
 """
@@ -46,6 +46,7 @@ class Archive:
         md5: Its sum; None if it is not known: then the checks within the zip file must do.
         files: Files that it contains.
         counts: Folders that it contains, with the number of their files.
+        inside: The folder in it that is unpacked, without its name; empty: all of it.
     """
 
     part: str
@@ -54,6 +55,7 @@ class Archive:
     md5: str | None = None
     files: tuple[str, ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
+    inside: str = ""
 
     @property
     def name(self) -> str:
@@ -86,6 +88,16 @@ COCO_2017 = (
         "cced6f7f71b7629ddf16f17bbcfab6b2",
         counts=(("train2017", 118287),),
     ),
+)
+
+GITHUB = "https://github.com"
+# GitHub packs the file anew now and then: neither its length nor its sum is known beforehand.
+BCCD = Archive(
+    "bccd",
+    "Shenggan/BCCD_Dataset/archive/refs/heads/master.zip",
+    files=tuple(f"ImageSets/Main/{name}.txt" for name in ("train", "val", "trainval", "test")),
+    counts=(("Annotations", 364), ("JPEGImages", 364)),
+    inside="BCCD_Dataset-master/BCCD",
 )
 
 
@@ -125,7 +137,7 @@ def _fetch_one(folder: Path, archive: Archive, url: str, keep_archive: bool, pau
         return
     target = folder / archive.name
     download(url, target, archive.size, archive.md5, pause)
-    unpack(target, folder)
+    unpack(target, folder, archive.inside)
     if not archive.is_unpacked(folder):
         wanted = ", ".join([*archive.files, *(f"{count} files in {name}" for name, count in archive.counts)])
         raise DataError(
@@ -278,12 +290,13 @@ def _fault_in_zip(path: Path) -> str | None:
     return f"{broken} in it is broken" if broken else None
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, inside: str = "") -> None:
     """Unpacks a zip file. A file appears under its name once it is whole; whole ones are not redone.
 
     Args:
         archive: The zip file.
         folder: Where to.
+        inside: The folder in it that is unpacked, without its name; empty: all of it.
 
     Raises:
         DataError: The archive is damaged, or a path in it leads out of the folder; then nothing is unpacked.
@@ -293,7 +306,13 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as contents:
             members = [member for member in contents.infolist() if not member.is_dir()]
-            targets = [(member, _target(member, folder, archive)) for member in members]
+            places = [(member, _parts(member, archive)) for member in members]
+            top = PurePosixPath(inside).parts
+            targets = [
+                (member, folder.joinpath(*parts[len(top) :]))
+                for member, parts in places
+                if parts[: len(top)] == top
+            ]
             left = [(member, target) for member, target in targets if not _is_whole(target, member)]
             unpacked_size = sum(member.file_size for member, _ in left)
             _require_space(folder, unpacked_size)
@@ -306,7 +325,8 @@ def unpack(archive: Path, folder: Path) -> None:
         raise DataError(f"{archive} is damaged ({error}): remove it and run again") from None
 
 
-def _target(member: zipfile.ZipInfo, folder: Path, archive: Path) -> Path:
+def _parts(member: zipfile.ZipInfo, archive: Path) -> tuple[str, ...]:
+    """The folders and the name of a file in a zip file, which lead nowhere else."""
     name = member.filename.replace("\\", "/")
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or ":" in parts[0]:
@@ -317,7 +337,7 @@ def _target(member: zipfile.ZipInfo, folder: Path, archive: Path) -> Path:
         raise DataError(
             f"{archive} contains a link ({member.filename}), which could lead anywhere: nothing was unpacked"
         )
-    return folder.joinpath(*parts)
+    return parts
 
 
 def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from ppfcos.data import regular_files
+from ppfcos.environment import MOST_PIXELS_VARIABLE, most_pixels
 
 try:
     import simplejpeg
@@ -17,6 +21,7 @@ except ImportError:  # there is not a wheel for every machine
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+_PIXEL_LIMIT = "CV_IO_MAX_IMAGE_PIXELS"  # what OpenCV's complaint names
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _EXIF = b"Exif\0\0"
@@ -106,9 +111,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ImageUnreadable: The file is missing, empty or no picture.
     """
     try:
-        with Image.open(path) as picture:
-            (width, height), kind = picture.size, picture.format
-            turned = kind in ("JPEG", "MPO") and picture.getexif().get(_ORIENTATION) in _TURNED_BY_A_QUARTER
+        regular_files.require_regular(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its many pixels, which stay where they are, and its EXIF
+            with Image.open(path) as picture:
+                (width, height), kind = picture.size, picture.format
+                can_be_turned = kind in ("JPEG", "MPO")
+                turned = can_be_turned and picture.getexif().get(_ORIENTATION) in _TURNED_BY_A_QUARTER
     except OSError as error:
         if error.strerror:
             raise ImageUnreadable(path, error.strerror) from None
@@ -148,7 +157,7 @@ def is_clutter(name: str) -> bool:
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
-        data = Path(path).read_bytes()
+        data = regular_files.read_bytes(path)
     except OSError as error:
         raise ImageUnreadable(path, error.strerror or "cannot be read") from None
     if not data:
@@ -211,6 +220,9 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except (cv2.error, MemoryError) as error:
+        if _PIXEL_LIMIT in str(error):
+            reason = f"has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
+            raise ImageUnreadable(path, reason) from None
         raise ImageUnreadable(path, f"cannot be decoded ({_first_line(error)})") from None
     if image is None:
         raise ImageUnreadable(path, "is not a picture that OpenCV can decode")

@@ -18,7 +18,7 @@ from ppfcos.errors import DataError
 Record = dict[str, Any]
 
 # What a record may lack, in the order of the bits that say what it has.
-_OPTIONAL = ("h", "w", "gt_bbox", "gt_class", "is_crowd", "difficult")
+_OPTIONAL = ("h", "w", "gt_bbox", "gt_class", "is_crowd", "difficult", "gt_crowd")
 _PER_BOX = {
     "gt_bbox": (np.float32, 4),
     "gt_class": (np.int32, 1),
@@ -39,7 +39,8 @@ class RecordStore(Sequence):
         columns: N records and M boxes of all of them, one record's behind another's: folder, uint8, and
             names, uint8, the text that all paths begin with and what follows it; name_ends [N] int64; im_id
             [N] int64; h, w [N]; has [N] uint8, a bit for each key that a record has; box_ends [N] int64;
-            gt_bbox [M, 4] float32; gt_class, is_crowd, difficult [M], as small as their values allow.
+            gt_bbox [M, 4] float32; gt_class, is_crowd, difficult [M], as small as their values allow; and
+            apart from these crowd_ends [N] int64 and gt_crowd [K, 4] float32.
     """
 
     def __init__(self, columns: dict[str, np.ndarray]):
@@ -69,6 +70,9 @@ class RecordStore(Sequence):
             columns[key] = sizes.astype(np.int32 if sizes.dtype.kind == "i" else np.float32)
         for key, (kind, width) in _PER_BOX.items():
             columns[key] = _rows(records, boxes, key, kind, width)
+        crowds = [len(record.get("gt_crowd", ())) for record in records]
+        columns["crowd_ends"] = np.cumsum(crowds, dtype=np.int64)
+        columns["gt_crowd"] = _rows(records, crowds, "gt_crowd", np.float32, 4)
         return cls(columns)
 
     def __len__(self) -> int:
@@ -89,7 +93,10 @@ class RecordStore(Sequence):
         for bit, key in self._bits:
             if not has & bit:
                 continue
-            if key in _PER_BOX:
+            if key == "gt_crowd":
+                first, last = self._span("crowd_ends", index)
+                record[key] = columns[key][first:last].copy()
+            elif key in _PER_BOX:
                 kind, width = _PER_BOX[key]
                 record[key] = columns[key][start:end].reshape(-1, width).astype(kind)
             else:
@@ -102,6 +109,19 @@ class RecordStore(Sequence):
     def number_of_boxes(self) -> int:
         """The boxes of all records."""
         return len(self.columns["gt_bbox"])
+
+    def number_of_crowds(self) -> int:
+        """The boxes around crowds, of all records."""
+        return len(self.columns["gt_crowd"])
+
+    def without_crowds(self) -> RecordStore:
+        """The same records without the key gt_crowd; all other columns are shared."""
+        rest = self.columns["has"] & np.uint8(0xFF ^ (1 << _OPTIONAL.index("gt_crowd")))
+        nothing = {
+            "crowd_ends": np.zeros_like(self.columns["crowd_ends"]),
+            "gt_crowd": np.zeros((0, 4), np.float32),
+        }
+        return RecordStore({**self.columns, **nothing, "has": rest})
 
     def _name(self, index: int) -> str:
         start, end = self._span("name_ends", index)
@@ -121,9 +141,13 @@ def check_columns(columns: dict[str, np.ndarray]) -> None:
     try:
         images, boxes = len(columns["im_id"]), len(columns["gt_bbox"])
         fits = (
-            all(len(columns[key]) == images for key in ("name_ends", "has", "box_ends", "h", "w"))
+            all(
+                len(columns[key]) == images
+                for key in ("name_ends", "has", "box_ends", "crowd_ends", "h", "w")
+            )
             and all(len(columns[key]) == boxes for key in _PER_BOX)
             and (not images or columns["box_ends"][-1] == boxes)
+            and (not images or columns["crowd_ends"][-1] == len(columns["gt_crowd"]))
             and (not images or columns["name_ends"][-1] == len(columns["names"]))
         )
     except (KeyError, TypeError, IndexError):

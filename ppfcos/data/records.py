@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +11,12 @@ import numpy as np
 
 from ppfcos.data.randomness import generator
 from ppfcos.data.record_store import RecordStore
-
-logger = logging.getLogger(__name__)
+from ppfcos.data.tally import Change, Tally
 
 # A record is PaddleDetection's dict of one image:
 #   im_file str, im_id int64 [1], h and w (0: not stated), gt_bbox float32 [M, 4] x0y0x1y1 in pixels,
 #   gt_class int32 [M, 1], is_crowd int32 [M, 1], and from Pascal VOC difficult int32 [M, 1].
+# Where crowds are ignored in training, all records also have gt_crowd float32 [K, 4], boxes like gt_bbox.
 # Images to be looked at only (ImageFolder) have im_file and im_id.
 Record = dict[str, Any]
 
@@ -78,6 +77,7 @@ class DetectionData:
         categories: {'id', 'name'} of every class; the position is the label.
         read_ground_truth: Reads the annotation file again, for data sets that have one in COCO's format.
         draw: Which records an epoch of training goes through; None: each of them once.
+        tally: What the reader left out and mended.
     """
 
     section: str
@@ -86,6 +86,7 @@ class DetectionData:
     categories: list[dict[str, Any]]
     read_ground_truth: Callable[[], dict[str, Any]] | None = None
     draw: EpochDraw | None = None
+    tally: Tally = field(default_factory=Tally)
     _ground_truth: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -124,6 +125,18 @@ class DetectionData:
         """The classes' names; the position is the label."""
         return [category["name"] for category in self.categories]
 
+    @property
+    def number_of_boxes(self) -> int:
+        """The boxes of all records."""
+        if isinstance(self.records, RecordStore):
+            return self.records.number_of_boxes()
+        return sum(len(record.get("gt_bbox", ())) for record in self.records)
+
+    @property
+    def keeps_crowds(self) -> bool:
+        """Whether the records have the boxes around crowds, apart from those of objects."""
+        return bool(self.records) and "gt_crowd" in self.records[0]
+
     def coco_ground_truth(self) -> dict[str, Any]:
         """The annotations of the images in `records`, as a COCO dict (info, images, annotations, categories).
 
@@ -159,26 +172,35 @@ def image_ids(files: Sequence[str | Path]) -> list[int]:
     return list(range(1, len(files) + 1))
 
 
-def drop_crowds(records: list[Record], keep_empty: bool) -> list[Record]:
-    """Takes the boxes of crowds out, in place: they are one box around many objects, and teach nothing.
+def set_crowds_apart(records: list[Record], keep_empty: bool, tally: Tally) -> list[Record]:
+    """Moves the boxes of crowds to gt_crowd, in place: they are one box around many objects.
 
     Args:
-        records: The records; those without is_crowd are left alone.
+        records: The records; those without is_crowd have no crowds.
         keep_empty: Whether an image that loses its last box stays, as an image without objects.
+        tally: Where it is counted.
 
     Returns:
         The records that remain.
     """
     remaining = []
     for record in records:
-        kept = record["is_crowd"][:, 0] == 0 if "is_crowd" in record else np.ones(0, dtype=bool)
-        if not kept.all():
-            for key in PER_BOX:
-                if key in record:
-                    record[key] = record[key][kept]
-        if keep_empty or kept.all() or kept.any():
+        boxes = record.get("gt_bbox", np.zeros((0, 4), dtype=np.float32))
+        crowd = record["is_crowd"][:, 0] != 0 if "is_crowd" in record else np.zeros(len(boxes), dtype=bool)
+        record["gt_crowd"] = boxes[crowd]
+        tally.add(Change.CROWD, int(crowd.sum()))
+        if crowd.any():
+            _keep_boxes(record, ~crowd)
+        if keep_empty or not crowd.any() or not crowd.all():
             remaining.append(record)
+    tally.add(Change.EMPTY_IMAGE, len(records) - len(remaining))
     return remaining
+
+
+def _keep_boxes(record: Record, kept: np.ndarray) -> None:
+    for key in PER_BOX:
+        if key in record:
+            record[key] = record[key][kept]
 
 
 def clip_boxes(boxes: np.ndarray, height: float, width: float) -> tuple[np.ndarray, np.ndarray]:
@@ -200,38 +222,33 @@ def clip_boxes(boxes: np.ndarray, height: float, width: float) -> tuple[np.ndarr
     return boxes, (sides > SHORTEST_SIDE).all(axis=1)
 
 
-def drop_boxes_without_area(records: list[Record], keep_empty: bool) -> tuple[list[Record], int, str]:
+def drop_boxes_without_area(records: list[Record], keep_empty: bool, tally: Tally) -> list[Record]:
     """Clips all boxes to their images, in place, and drops those without an area.
 
     Args:
         records: The records; those without gt_bbox are left alone.
         keep_empty: Whether an image that loses its last box stays, as an image without objects.
+        tally: Where it is counted.
 
     Returns:
-        The records that remain, the number of boxes dropped, and the first image that lost one.
+        The records that remain.
     """
-    remaining, dropped, first = [], 0, ""
+    remaining = []
     for record in records:
         if "gt_bbox" not in record:
             remaining.append(record)
             continue
-        record["gt_bbox"], kept = clip_boxes(record["gt_bbox"], record["h"], record["w"])
+        written = record["gt_bbox"]
+        record["gt_bbox"], kept = clip_boxes(written, record["h"], record["w"])
         lost = len(kept) - int(kept.sum())
+        tally.add(Change.CLIPPED, int(((record["gt_bbox"] != written).any(axis=1) & kept).sum()))
         if lost:
-            dropped, first = dropped + lost, first or record["im_file"]
-            for key in PER_BOX:
-                if key in record:
-                    record[key] = record[key][kept]
+            tally.add(Change.NO_AREA, lost, record["im_file"])
+            _keep_boxes(record, kept)
         if keep_empty or not lost or kept.any():
             remaining.append(record)
-    return remaining, dropped, first
-
-
-def log_dropped_boxes(section: str, dropped: int, first: str) -> None:
-    """One line about all boxes without area, or nothing if there were none."""
-    if dropped:
-        plural = "box" if dropped == 1 else "boxes"
-        logger.warning("%s: dropped %d %s without area, the first in %s", section, dropped, plural, first)
+    tally.add(Change.EMPTY_IMAGE, len(records) - len(remaining))
+    return remaining
 
 
 def ground_truth_of_records(records: Sequence[Record], categories: list[dict[str, Any]]) -> dict[str, Any]:

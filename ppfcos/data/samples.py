@@ -49,6 +49,7 @@ class TrainingSamples(Dataset):
         self._data = data
         self._transforms = transforms
         self._seed = seed
+        self._keeps_crowds = data.keeps_crowds
         self._first_resize = first_resize
 
     def __len__(self) -> int:
@@ -63,8 +64,9 @@ class TrainingSamples(Dataset):
 
         Returns:
             image [3, H, W] uint8, im_shape [2], scale_factor [2], im_id [1], gt_bbox [M, 4] float32, gt_class
-            [M, 1] int32, and bad_images, a list of 'path: reason'; or only `failure`, one line, since an
-            exception would not leave a reading process in one piece.
+            [M, 1] int32, where crowds are ignored gt_crowd [K, 4] float32, and bad_images, a list of 'path:
+            reason'; or only `failure`, one line, since an exception would not leave a reading process in one
+            piece.
         """
         epoch, index = item
         bad_images: list[str] = []
@@ -72,9 +74,10 @@ class TrainingSamples(Dataset):
             try:
                 first = self._readable(epoch, index, bad_images)
                 sample = self._transforms(first, lambda: self._any_readable(epoch, bad_images))
+                crowds = _crowds_taken_out(sample) if self._keeps_crowds else {}
             except Exception as error:  # reported in the training process
                 return _failure(self._data.record(index, epoch), error)
-        return {**_training_sample(sample), "bad_images": list(dict.fromkeys(bad_images))}
+        return {**_training_sample(sample), **crowds, "bad_images": list(dict.fromkeys(bad_images))}
 
     def _any_readable(self, epoch: int, bad_images: list[str]) -> dict[str, Any]:
         """A decoded sample for an operator that mixes several: from anywhere, whoever reads which part."""
@@ -146,7 +149,30 @@ def _with_boxes(sample: dict[str, Any], record: Record) -> dict[str, Any]:
     sample["gt_bbox"] = np.array(record.get("gt_bbox", ()), dtype=np.float32).reshape(-1, 4)
     sample["gt_class"] = np.array(record.get("gt_class", ()), dtype=np.int32).reshape(-1, 1)
     sample["is_crowd"] = np.array(record.get("is_crowd", np.zeros_like(sample["gt_class"])), dtype=np.int32)
+    if "gt_crowd" in record:
+        _append_crowds(sample, record["gt_crowd"])
     return sample
+
+
+def _append_crowds(sample: dict[str, Any], crowds: np.ndarray) -> None:
+    """Adds boxes to those of the objects, for the operators to move them alike; is_crowd tells which."""
+    column = np.zeros((len(crowds), 1), dtype=np.int32)
+    sample["gt_bbox"] = np.concatenate([sample["gt_bbox"], crowds])
+    sample["gt_class"] = np.concatenate([sample["gt_class"], column])
+    sample["is_crowd"] = np.concatenate([np.zeros_like(sample["is_crowd"]), column + 1])
+
+
+def _crowds_taken_out(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    """{gt_crowd: [K, 4]} of a transformed sample, whose boxes are those of objects alone from then on."""
+    boxes, labels = sample["gt_bbox"].reshape(-1, 4), sample["gt_class"].reshape(-1, 1)
+    crowd = sample["is_crowd"].reshape(-1) != 0
+    if len(crowd) != len(boxes):
+        raise TransformError(
+            f"{sample['im_file']}: the transforms left {len(boxes)} boxes, but is_crowd of {len(crowd)}: "
+            "one of them cannot be used with PPFCOSTargets.ignore_crowd"
+        )
+    sample["gt_bbox"], sample["gt_class"] = boxes[~crowd], labels[~crowd]
+    return {"gt_crowd": boxes[crowd]}
 
 
 def _training_sample(sample: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from ppdet.data.source.dataset import DetDataset
 
 from ppfcos.data import voc_xml
 from ppfcos.data.classes import checked_names
-from ppfcos.data.records import Record, drop_boxes_without_area, log_dropped_boxes, numbered
+from ppfcos.data.records import Record, drop_boxes_without_area, numbered
+from ppfcos.data.tally import Change, Tally
 from ppfcos.data.voc_xml import image_names, pictures_by_stem, stated_side
 from ppfcos.errors import DataError
 
@@ -28,7 +29,7 @@ class PPFCOSVOCDataSet(DetDataset):
     """A data set of XML files in Pascal VOC's form, read as its annotation tools wrote them.
 
     Boxes are (xmin, ymin, xmax, ymax) as they stand in the XML, clipped to the image; those without area are
-    dropped and counted in the log. `difficult` boxes are kept and marked.
+    dropped. `difficult` boxes are kept and marked. What is left out is counted in `tally`.
 
     Plain folders, without ImageSets, are read with `image_set: null`; where XML files and pictures lie in
     one folder, with `image_dir: .` and `anno_dir: .` besides.
@@ -75,6 +76,7 @@ class PPFCOSVOCDataSet(DetDataset):
         self.roidbs: list[Record] | None = None
         self.cname2cid: dict[str, int] = {}
         self.categories: list[dict[str, Any]] = []
+        self.tally = Tally()
 
     def check_or_download_dataset(self) -> None:
         """There is nothing to download: the data is the user's own."""
@@ -110,6 +112,7 @@ class PPFCOSVOCDataSet(DetDataset):
         self.find_categories()
         pictures = pictures_by_stem(image_dir)
         records, missing = [], []
+        self.tally = Tally()
         for image_id, name in enumerate(names):
             if 0 < self.sample_num <= len(records):
                 break
@@ -121,15 +124,10 @@ class PPFCOSVOCDataSet(DetDataset):
             record = self._read_record(xml_file, os.path.join(image_dir, picture), image_id)
             if self.allow_empty or len(record["gt_bbox"]):
                 records.append(record)
-        if missing:
-            logger.warning(
-                "%s: %d images are left out because their picture or XML file is missing, the first is %s",
-                source,
-                len(missing),
-                missing[0],
-            )
-        records, dropped, first = drop_boxes_without_area(records, self.allow_empty)
-        log_dropped_boxes(str(source), dropped, first)
+            else:
+                self.tally.add(Change.EMPTY_IMAGE)
+        self.tally.add(Change.MISSING_IMAGE, len(missing), missing[0] if missing else "")
+        records = drop_boxes_without_area(records, self.allow_empty, self.tally)
         if not records:
             raise DataError(
                 f"{source} gives no usable image: {len(missing)} are missing from {image_dir} or "

@@ -17,6 +17,7 @@ from xml.etree.ElementTree import Element
 
 from ppfcos.data.classes import checked_names, read_names
 from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter
+from ppfcos.data.regular_files import read_bytes, read_text
 from ppfcos.errors import DataError
 
 NAME_FILES = ("label_list.txt", "labels.txt", "classes.txt")  # the first is PaddleDetection's
@@ -33,8 +34,8 @@ def read_annotation(xml_file: Path) -> Element:
         DataError: The file cannot be read or is not XML.
     """
     try:
-        return ElementTree.parse(xml_file).getroot()
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+        return ElementTree.fromstring(read_bytes(xml_file))
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: of its encoding
         raise DataError(
             f"{xml_file} is not XML that can be read ({error}): repair it or take it off the list"
         ) from None
@@ -101,7 +102,7 @@ def _has_mark(parts: list[str]) -> bool:
 
 def _lines(list_file: Path) -> list[str]:
     try:
-        return list_file.read_text(encoding="utf-8-sig").splitlines()
+        return read_text(list_file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{list_file} cannot be read as a list of names: {error}") from None
 

@@ -15,7 +15,8 @@ from ppdet.data.source.dataset import DetDataset
 from ppfcos.data import yolo_text
 from ppfcos.data.classes import checked_names
 from ppfcos.data.images import ImageUnreadable, image_size
-from ppfcos.data.records import Record, drop_boxes_without_area, image_ids, log_dropped_boxes, numbered
+from ppfcos.data.records import Record, drop_boxes_without_area, image_ids, numbered
+from ppfcos.data.tally import Change, Tally
 from ppfcos.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ class PPFCOSYOLODataSet(DetDataset):
 
     The labels of `images/train2017/x.jpg` are in `labels/train2017/x.txt`, or beside the picture where no
     folder is called `images`. A picture without a label file has no objects. Rows of segmentation become the
-    bounding box of their polygon. Boxes are clipped to the image; those without area are dropped and counted
-    in the log.
+    bounding box of their polygon. Boxes are clipped to the image; those without area are dropped. What is
+    left out is counted in `tally`.
 
     Which pictures there are is said by one of `image_dir`, `anno_path` and `image_set`.
 
@@ -75,6 +76,7 @@ class PPFCOSYOLODataSet(DetDataset):
         self.roidbs: list[Record] | None = None
         self.cname2cid: dict[str, int] = {}
         self.categories: list[dict[str, Any]] = []
+        self.tally = Tally()
 
     def check_or_download_dataset(self) -> None:
         """There is nothing to download: the data is the user's own."""
@@ -105,7 +107,8 @@ class PPFCOSYOLODataSet(DetDataset):
         """
         pictures, source = self._pictures()
         num_classes = len(self.find_categories())
-        records, unreadable, labelled = [], [], 0
+        records, labelled = [], 0
+        self.tally = Tally()
         for number, picture in zip(image_ids(pictures), pictures):
             if 0 < self.sample_num <= len(records):
                 break
@@ -113,20 +116,13 @@ class PPFCOSYOLODataSet(DetDataset):
             labelled += os.path.isfile(label_file)
             rows = yolo_text.read_rows(label_file, num_classes)
             if not rows and not self.allow_empty:
+                self.tally.add(Change.EMPTY_IMAGE)
                 continue
             try:
                 records.append(_record(picture, number, rows))
             except ImageUnreadable as error:
-                unreadable.append(str(error))
-        if unreadable:
-            logger.warning(
-                "%s: %d pictures are left out because they cannot be read, the first: %s",
-                source,
-                len(unreadable),
-                unreadable[0],
-            )
-        records, dropped, first = drop_boxes_without_area(records, self.allow_empty)
-        log_dropped_boxes(source, dropped, first)
+                self.tally.add(Change.UNREADABLE_IMAGE, first=str(error))
+        records = drop_boxes_without_area(records, self.allow_empty, self.tally)
         if not labelled:
             raise DataError(
                 f"{source}: none of {len(pictures)} pictures has a label file, the first would be "

@@ -18,6 +18,7 @@ import yaml
 from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import is_clutter, list_images
 from ppfcos.data.records import numbered
+from ppfcos.data.regular_files import read_text
 from ppfcos.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ def read_rows(label_file: str | Path, num_classes: int) -> list[Row]:
         DataError: The file cannot be read, or a row is wrong; the message names its line.
     """
     try:
-        with open(label_file, encoding="utf-8-sig") as stream:
-            lines = stream.read().splitlines()
+        lines = read_text(label_file).splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -132,7 +132,7 @@ def read_list(list_file: Path, folder: Path) -> tuple[list[str], list[str]]:
         DataError: The list cannot be read as text.
     """
     try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(list_file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{list_file} cannot be read as a list of pictures: {error}") from None
     found, missing = {}, []
@@ -207,8 +207,8 @@ def read_description(path: Path) -> Description | None:
         DataError: It cannot be read, or contradicts itself.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # also of dates such as 2020-99-99
         raise DataError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
         return None
@@ -226,6 +226,8 @@ def _categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
                 f"{path}: names should be numbered from 0 to {len(names) - 1}, with none left out"
             )
         names = [names[label] for label in range(len(names))]
+    if not all(isinstance(name, (str, int, float, bool)) for name in names):
+        raise DataError(f"{path}: names should be a list of texts")
     categories = numbered(checked_names(names, str(path)))
     if content.get("nc", len(names)) != len(names):
         raise DataError(f"{path} has {len(names)} names, but nc is {content['nc']}: correct one of them")
@@ -240,7 +242,10 @@ def _categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 def _split(content: dict[str, Any], key: str, path: Path) -> list[Path]:
     entries = content[key] if isinstance(content[key], list) else [content[key]]
-    return [_find_entry(str(entry), str(content.get("path") or ""), path.parent) for entry in entries]
+    stated = content.get("path") or ""
+    if not all(isinstance(entry, str) for entry in (stated, *entries)):
+        raise DataError(f"{path}: path and {key} should be folders or lists of pictures, as text")
+    return [_find_entry(entry, stated, path.parent) for entry in entries]
 
 
 def _find_entry(entry: str, stated: str, folder: Path) -> Path:

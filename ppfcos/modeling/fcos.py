@@ -84,7 +84,8 @@ class PPFCOS(BaseArch):
             batch: `image` [B, 3, H, W] RGB from 0 to 255, integers or floats, H and W multiples of 32;
                 `im_shape` [B, 2] height and width of each image without its padding; `scale_factor` [B, 2]
                 vertical and horizontal factor by which it was resized; in training `gt_bbox` [B, M, 4] x0,
-                y0, x1, y1 in pixels of `image`, padded with zeros, and `gt_class` [B, M] or [B, M, 1].
+                y0, x1, y1 in pixels of `image`, padded with zeros, and `gt_class` [B, M] or [B, M, 1];
+                where crowds are ignored `gt_crowd` [B, K, 4], the boxes around them, padded likewise.
                 Where the images are a part of a larger batch, also `targets`, as `assign` gives them, and
                 `normalizers`, those of the whole batch.
 
@@ -116,7 +117,7 @@ class PPFCOS(BaseArch):
         """What the head should say, which depends on the boxes and the size of the images alone.
 
         Args:
-            batch: `image`, `gt_bbox` and `gt_class` as in `forward`.
+            batch: `image`, `gt_bbox`, `gt_class` and `gt_crowd` as in `forward`.
 
         Returns:
             Targets of all locations.
@@ -127,7 +128,9 @@ class PPFCOS(BaseArch):
         sizes = [(-(-height // s), -(-width // s)) for s in strides]
         locations = self._locations(sizes, (height, width))
         labels = batch["gt_class"].reshape(batch["gt_bbox"].shape[:2])
-        return self.targets(locations, strides, batch["gt_bbox"], labels, self.head.num_classes)
+        return self.targets(
+            locations, strides, batch["gt_bbox"], labels, self.head.num_classes, batch.get("gt_crowd")
+        )
 
     def network(self, image: Tensor, im_shape: Tensor) -> HeadOutputs:
         """Everything that has weights: pixels to the head's answers.

@@ -62,7 +62,12 @@ def global_normalizers(parts: Sequence[Targets]) -> Normalizers:
 
 
 def focal_loss_sum(
-    logits: Tensor, labels: Tensor, positives: Tensor, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    labels: Tensor,
+    positives: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Sum of the sigmoid focal loss over all locations and classes (Lin et al., ICCV 2017, equation 5).
 
@@ -75,11 +80,13 @@ def focal_loss_sum(
         positives: [N⁺] the locations that are not background.
         alpha: weight of an entry that should be 1; 1 − alpha of one that should be 0.
         gamma: focusing power.
+        counted: [N] the locations that are summed over, all positives among them; None: all.
 
     Returns:
         Scalar.
     """
-    background = (1 - alpha) * (_power(F.sigmoid(logits), gamma) * F.softplus(logits)).sum()
+    summed = logits if counted is None else logits.gather(counted)
+    background = (1 - alpha) * (_power(F.sigmoid(summed), gamma) * F.softplus(summed)).sum()
     own = logits.flatten().gather(positives * logits.shape[1] + labels.gather(positives))
     as_positive = alpha * _power(F.sigmoid(-own), gamma) * F.softplus(-own)
     as_background = (1 - alpha) * _power(F.sigmoid(own), gamma) * F.softplus(own)
@@ -168,7 +175,12 @@ class PPFCOSLoss(nn.Layer):
                 f"targets of {targets.labels.shape[0]} locations for outputs at {class_logits.shape[0]}"
             )
         class_sum = focal_loss_sum(
-            class_logits, targets.labels, targets.positives, self.focal_alpha, self.focal_gamma
+            class_logits,
+            targets.labels,
+            targets.positives,
+            self.focal_alpha,
+            self.focal_gamma,
+            targets.counted,
         )
         predicted = _flatten_levels(outputs.distances).gather(targets.positives)
         quality_logits = _flatten_levels(outputs.quality_logits).flatten().gather(targets.positives)

@@ -23,12 +23,15 @@ class Targets(NamedTuple):
         positives: [N⁺] indices into B·P of the locations that answer for a box.
         distances: [N⁺, 4] l, t, r, b in pixels.
         centerness: [N⁺] in (0, 1].
+        counted: [N] indices into B·P of the locations that the classification loss is the sum over, all
+            positives among them; None: all locations.
     """
 
     labels: Tensor
     positives: Tensor
     distances: Tensor
     centerness: Tensor
+    counted: Tensor | None = None
 
 
 def centerness_of(distances: Tensor) -> Tensor:
@@ -60,6 +63,9 @@ class PPFCOSTargets:
         center_sampling_radius: in strides; 0 or less takes the whole box.
         chunk_elements: location-box pairs that are compared at once; bounds the memory (about 60 bytes a
             pair).
+        ignore_crowd: whether locations inside a box around a crowd that answer for no box are left out of the
+            classification loss, being neither object nor background, as COCO's evaluation has it. (The data
+            gives the boxes of crowds only where this is set.)
     """
 
     def __init__(
@@ -67,14 +73,22 @@ class PPFCOSTargets:
         size_ranges: list = (64, 128, 256, 512),
         center_sampling_radius: float = 1.5,
         chunk_elements: int = 4_194_304,
+        ignore_crowd: bool = False,
     ):
         self.size_ranges = list(size_ranges)
         self.center_sampling_radius = center_sampling_radius
         self.chunk_elements = chunk_elements
+        self.ignore_crowd = ignore_crowd
 
     @paddle.no_grad()
     def __call__(
-        self, locations: list, strides: list, boxes: Tensor, labels: Tensor, num_classes: int
+        self,
+        locations: list,
+        strides: list,
+        boxes: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        crowds: Tensor | None = None,
     ) -> Targets:
         """Targets of a batch.
 
@@ -84,6 +98,7 @@ class PPFCOSTargets:
             boxes: [B, M, 4] x0, y0, x1, y1 in pixels; padding is rows of zeros, which hold no location.
             labels: [B, M] class of each box.
             num_classes: C.
+            crowds: [B, K, 4] boxes around crowds, padded like `boxes`; None where there are none.
 
         Returns:
             The targets of all B·P locations.
@@ -108,7 +123,21 @@ class PPFCOSTargets:
         distances = paddle.concat([point - box[:, :2], box[:, 2:] - point], axis=-1)
         padded = paddle.concat([labels, paddle.full_like(labels[:, :1], num_classes)], axis=1)
         all_labels = paddle.take_along_axis(padded.astype("int64"), matched, axis=1).flatten()
-        return Targets(all_labels, positives, distances, centerness_of(distances))
+        counted = None
+        if self.ignore_crowd and crowds is not None:
+            counted = self._counted(points, crowds, matched < box_count)
+        return Targets(all_labels, positives, distances, centerness_of(distances), counted)
+
+    def _counted(self, points: Tensor, crowds: Tensor, is_positive: Tensor) -> Tensor | None:
+        """Indices of the locations that are positive [B, P] or in no crowd; None if that is all of them."""
+        in_crowd = paddle.zeros_like(is_positive)
+        chunk = max(1, self.chunk_elements // in_crowd.size)
+        for first in range(0, crowds.shape[1], chunk):
+            some = crowds[:, first : first + chunk].unsqueeze(1)  # [B, 1, K, 4] with points [P, 1, 2]
+            inside = (points.unsqueeze(1) > some[..., :2]) & (points.unsqueeze(1) < some[..., 2:])
+            in_crowd = in_crowd | inside.all(axis=-1).any(axis=-1)
+        counted = (is_positive | ~in_crowd).flatten().nonzero().flatten()
+        return counted if counted.shape[0] < in_crowd.size else None
 
     def _level_limits(self, locations: list, strides: list) -> tuple:
         """Ends of the size range, and reach of center sampling, of each location: 3 × [P, 1]."""

@@ -89,8 +89,7 @@ def _clean_images(
             boxes_of.setdefault(image.path, []).extend(image.boxes)
     best: dict[str, _CleanImage] = {}
     for image, look in zip(raw.images, looks):
-        readable = look.size is not None or any(kind == "image-huge" for kind, _ in look.kinds)
-        if image.id_is_shared or image.path in leaked or not readable:
+        if image.id_is_shared or image.path in leaked or look.size is None:
             continue
         size = look.size or image.size
         # the first entry of a file takes the boxes of all, and leaves none to the others

@@ -75,6 +75,7 @@ class Finding(NamedTuple):
 
 _NO_START = "does not start: it ends with one line that names the place"
 _ALIKE = ""
+_RENUMBERED = "numbers all annotations anew, and says so in the log"
 _REPLACED = (
     "takes the next readable image in its place and names it in the log; more than max_bad_images "
     "({max_bad_images}) of them end it"
@@ -145,14 +146,7 @@ _IMAGES = {
     "image-unreadable": _unreadable("image that is no picture or cannot be decoded"),
     "image-truncated": _unreadable("image that is cut short"),
     "image-size-differs": _unreadable("image of another size than its annotation states"),
-    "image-huge": Kind(
-        Severity.WARNING,
-        "image of very many pixels, not looked at further",
-        Outcome.KEPT,
-        "decodes it, with 3 bytes a pixel, in every process that reads it; more than 2^30 pixels are refused "
-        "like an image that cannot be read",
-        _ALIKE,
-    ),
+    "image-huge": _unreadable("image of more pixels than are decoded (OPENCV_IO_MAX_IMAGE_PIXELS)"),
     "image-size-unstated": _filled_in(
         "image whose size is not stated",
         "takes the size from the picture; its boxes are clipped only when the picture is resized",
@@ -217,7 +211,8 @@ _IMAGES = {
         Severity.NOTE,
         "image without objects",
         Outcome.IMAGE_LEFT_OUT,
-        "leaves it out; with TrainDataset.allow_empty: true it is a negative, of background only",
+        "leaves the images out and counts them in the log; with TrainDataset.allow_empty: true they are "
+        "negatives, of background only",
         "keeps it: what is found in it is wrong",
     ),
     "too-many-boxes": Kind(
@@ -267,7 +262,9 @@ _ANNOTATIONS = {
         "drops the annotation",
     ),
     "area-missing": _filled_in(
-        "annotation without a usable area", "takes the box's area", "writes the box's area"
+        "annotation without a usable area",
+        "takes the box's area, and counts them in the log",
+        "writes the box's area",
     ),
     "crowd-unclear": Kind(
         Severity.WARNING,
@@ -278,15 +275,15 @@ _ANNOTATIONS = {
         "writes 0, or 1 for the text '1'",
     ),
     "annotation-id-missing": _filled_in(
-        "annotation whose id is no whole number", "numbers all annotations anew", "numbers the annotations"
+        "annotation whose id is no whole number", _RENUMBERED, "numbers the annotations"
     ),
     "annotation-id-zero": _filled_in(
         "annotation with an id of 0 or below, which pycocotools takes for no object",
-        "numbers all annotations anew",
+        _RENUMBERED,
         "numbers the annotations",
     ),
     "annotation-id-twice": _filled_in(
-        "annotation id that is there twice", "numbers all annotations anew", "numbers the annotations"
+        "annotation id that is there twice", _RENUMBERED, "numbers the annotations"
     ),
     "category-id-zero": Kind(
         Severity.NOTE,
@@ -368,7 +365,7 @@ _BOXES = {
         Severity.NOTE,
         "box that reaches beyond its image",
         Outcome.REPAIRED,
-        "clips the box to the image",
+        "clips the boxes to the image and counts them in the log",
         "compares with the box as it is written: the overlap is less than it could be",
         "clips the box",
     ),
@@ -405,15 +402,17 @@ _BOXES = {
         Severity.NOTE,
         "box around a crowd (iscrowd)",
         Outcome.BOX_LEFT_OUT,
-        "leaves it out (with load_crowd: true it is an object like any other); a location in it that answers "
-        "for no other box is background",
+        "leaves the boxes out and counts them in the log (with load_crowd: true they are objects like any "
+        "other); a location in one that answers for no other box is background, unless "
+        "PPFCOSTargets.ignore_crowd: true leaves it out of the loss",
         "counts what is found in it neither as right nor as wrong",
     ),
     "box-ignored": Kind(
         Severity.NOTE,
         "box that is marked with `ignore`",
         Outcome.BOX_LEFT_OUT,
-        "leaves it out; a location in it that answers for no other box is background",
+        "leaves the boxes out and counts them in the log; a location in one that answers for no other box is "
+        "background",
         "counts it like any other object",
     ),
 }
@@ -425,7 +424,7 @@ _EVALUATION_OF_RECORDS = {
     "box-without-area": "drops the boxes and counts them in the log",
     "box-upside-down": "drops the boxes, as having no area, and counts them in the log",
     "box-outside": "drops the boxes, as having no area in the image, and counts them in the log",
-    "box-partly-outside": "clips the box to the image",
+    "box-partly-outside": "clips the boxes to the image and counts them in the log",
 }
 
 

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from ppfcos.data.checker.responsibility import Geometry, Responsibility, responsibility
 from ppfcos.data.images import ImageCutShort, ImageOfAnotherSize, ImageUnreadable, read_image
 from ppfcos.data.records import clip_boxes
+from ppfcos.data.regular_files import require_regular
+from ppfcos.environment import most_pixels
 from ppfcos.errors import DataError
 
-MOST_PIXELS = 178_956_970  # Pillow's limit of what it takes for an attack; 512 MB once decoded
 _EXIF_ORIENTATION = 0x0112
 _TURNS_BY_A_QUARTER = (5, 6, 7, 8)
 _TURNED_BY_OPENCV = ("JPEG", "MPO", "PNG", "TIFF")
@@ -142,7 +143,7 @@ def look_at(task: Task) -> Look:
         What was seen; a picture that training cannot read has one kind only, the reason.
     """
     header = _header(task.path)
-    if header is not None and header.width * header.height > MOST_PIXELS:
+    if header is not None and header.width * header.height > most_pixels():
         return Look((("image-huge", f"{header.width}x{header.height} pixels"),))
     try:
         image = read_image(task.path, task.size)
@@ -160,6 +161,7 @@ def look_at(task: Task) -> Look:
 def _header(path: str) -> _Header | None:
     """What Pillow reads of a file's head; None where it knows no such format."""
     try:
+        require_regular(path)
         with _pillow_set_up(), Image.open(path) as picture:
             return _Header(
                 str(picture.format),

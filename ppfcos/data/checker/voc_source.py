@@ -67,8 +67,8 @@ class VocSource:
     def _read_image(self, picture: str, xml_file: Path) -> None:
         path = os.path.join(str(self._image_dir), picture)
         try:
-            annotation = ElementTree.parse(xml_file).getroot()
-        except (OSError, ElementTree.ParseError, ValueError) as error:
+            annotation = voc_xml.read_annotation(xml_file)
+        except DataError as error:
             self._raw.find("annotation-file-unreadable", xml_file.name, str(error), path)
             return
         size = (voc_xml.stated_side(annotation, "height"), voc_xml.stated_side(annotation, "width"))

@@ -10,6 +10,7 @@ from typing import Any
 from ppfcos.data import coco
 from ppfcos.data.conversion.annotated import AnnotatedSet, Losses, Split, measure, split_name
 from ppfcos.data.conversion.pictures import Names, name_pictures
+from ppfcos.data.tally import Change
 from ppfcos.errors import DataError
 
 _PREFIX = "instances_"
@@ -81,11 +82,10 @@ def _read_split(
     images = [{**entry, **image} for entry, image in zip(content["images"], checked)]
     annotations = []
     if "annotations" in content:
-        pairs, notes = coco.read_annotations(content, path, images, content["categories"])
+        pairs, tally = coco.read_annotations(content, path, images, content["categories"])
         annotations = [{**entry, **annotation} for entry, annotation in pairs]
-        for note in notes:
-            number, _, what = note.partition(" ")
-            losses.add(what, int(number))
+        for change in (Change.STRAY, Change.BOXLESS):
+            losses.add(f"{change.value.several} are left out of {path}", tally.count(change))
     place = image_dir or _find_pictures(images, name, path, root)
     pictures = {}
     if place is not None:
