@@ -107,7 +107,7 @@ def test_a_training_leaves_what_it_says(trained):
     assert sum("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in line for line in lines) == 2
     best = next(line for line in lines if "best checkpoint" in line)
     assert f"{trained.folder}/best_model.pdparams" in best
-    assert f"visualdl --logdir {trained.folder}/vdl_log" in trained.finished.stdout
+    assert f"visualdl --language en --logdir {trained.folder}/vdl_log" in trained.finished.stdout
     assert all(re.match(r"\[\d\d/\d\d \d\d:\d\d:\d\d\] | Average ", line) for line in lines), lines
     assert trained.finished.stderr == ""
 
@@ -128,8 +128,7 @@ def test_a_trainings_curves_are_complete(trained):
 
 
 def test_its_weights_are_those_that_paddle_and_paddledetection_load(trained):
-    load_config(trained.config, [FROZEN])
-    model = build_model({"architecture": "PPFCOS"})
+    model = build_model(load_config(trained.config, [FROZEN]))
     weights = paddle.load(str(trained.folder / "model_final.pdparams"))
     assert weights.keys() == model.state_dict().keys()
     missing, unexpected = model.set_state_dict(weights)
@@ -269,7 +268,9 @@ def test_two_processes_find_what_one_finds(evaluated, trained, tmp_path, root):
     assert table.findall(finished.stdout) == table.findall(stdout)
 
     def of_image(detections, image):
-        return [[*d["bbox"], d["score"], d["category_id"]] for d in detections if d["image_id"] == image]
+        # Of nearly equal scores, the order may be another.
+        rows = [[*d["bbox"], d["score"], d["category_id"]] for d in detections if d["image_id"] == image]
+        return sorted(rows, key=lambda row: (row[-1], *np.round(row[:4], 1)))
 
     theirs = json.loads((tmp_path / "found" / "bbox.json").read_text())
     assert len(theirs) == len(found)
