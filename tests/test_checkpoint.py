@@ -355,6 +355,7 @@ def test_a_resumed_training_ends_where_the_undisturbed_one_does(tmp_path, optimi
     straight, average = start(0)
     _steps(*straight, 0, 3, average)
     with averaged_weights(straight[0], average) as own:
+        averaged = _arrays(straight[0])
         checkpoint.save_checkpoint(
             tmp_path, "3", straight[0].state_dict(), straight[1], TrainingState(3, 7, 0.5), own, average
         )
@@ -363,6 +364,8 @@ def test_a_resumed_training_ends_where_the_undisturbed_one_does(tmp_path, optimi
     resumed, resumed_average = start(1)  # another seed, and other names of the tensors
     state = checkpoint.resume(*resumed[:2], tmp_path / "3.pdparams", resumed_average)
     assert state == TrainingState(3, 7, 0.5)
+    if with_average:
+        _assert_equal({name: value.numpy() for name, value in resumed_average.apply().items()}, averaged)
     _steps(*resumed, 3, 6, resumed_average)
     _assert_equal(_arrays(resumed[0]), _arrays(straight[0]))
     assert resumed[2].state_dict() == straight[2].state_dict()

@@ -22,7 +22,7 @@ from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import EvalLoader
 from ppfcos.data.shapes import generate
 from ppfcos.engine import checkpoint, distributed
-from ppfcos.engine.averaging import averaged_weights, build_average
+from ppfcos.engine.averaging import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.coco_metrics import CocoFigures, evaluate_detections
 from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
 from ppfcos.engine.model import has_synchronized_backbone
@@ -272,6 +272,23 @@ def test_the_average_is_used_within_and_gone_afterwards():
             np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
     for tensor in moving:
         np.testing.assert_array_equal(tensor.numpy(), 4)
+
+
+def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
+    model = nn.Linear(1, 1)
+    cfg = {"use_ema": True, "ema_decay": 0.5, "ema_decay_type": "normal", "cycle_epoch": 2}
+    average = build_average(cfg, model)
+    seen = []
+    for epoch in range(4):
+        begin_epoch(average, epoch)
+        model.weight.set_value(paddle.full([1, 1], float(epoch)))
+        average.update(model)
+        for _ in range(3):
+            with averaged_weights(model, average):
+                seen.append(float(model.weight))
+    # Means of the values since the last start, of which each weighs half as much as the one after it.
+    means = [0, (0 * 1 + 1 * 2) / 3, 2, (2 * 1 + 3 * 2) / 3]
+    np.testing.assert_allclose(seen, np.repeat(means, 3), rtol=1e-6)
 
 
 def test_without_an_average_nothing_changes():

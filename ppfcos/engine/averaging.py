@@ -70,8 +70,27 @@ def averaged_weights(model: nn.Layer, average: ModelEMA | None) -> Iterator[dict
         yield None
         return
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.set_state_dict(average.apply())
+    model.set_state_dict(_applied(average))
     try:
         yield own
     finally:
         model.set_state_dict(own)
+
+
+def _applied(average: ModelEMA) -> dict[str, paddle.Tensor]:
+    """The average. PaddleDetection counts how often it is asked for it as epochs, and starts afresh by that."""
+    cycle, average.cycle_epoch = average.cycle_epoch, -1
+    weights = average.apply()
+    average.cycle_epoch, average.epoch = cycle, 0
+    return weights
+
+
+def begin_epoch(average: ModelEMA | None, epoch: int) -> None:
+    """Let the average start afresh if its cycle is over.
+
+    Args:
+        average: with its `cycle_epoch`; without one nothing happens.
+        epoch: that begins, from 0.
+    """
+    if average is not None and average.cycle_epoch > 0 and epoch and epoch % average.cycle_epoch == 0:
+        average.reset()

@@ -120,7 +120,12 @@ def save_checkpoint(
     prefix = Path(folder) / name
     ours: dict[str, Any] = {"optimizer": type(optimizer).__name__, "scaler": dict(scaler or {})}
     if average is not None:
-        ours["ema"] = {"step": average.step, "epoch": average.epoch, "sums": dict(average.state_dict)}
+        ours["ema"] = {
+            "step": average.step,
+            "epoch": average.epoch,
+            "decay": getattr(average, "_decay", average.decay),  # of the last step
+            "sums": dict(average.state_dict),
+        }
     contents = {
         ".pdopt": {**optimizer.state_dict(), "last_epoch": state.epochs, OURS: ours},
         ".pdema": own,
@@ -426,6 +431,7 @@ def _resume_average(average: Any, saved: dict | None, averaged: Path, optimizer_
     else:
         sums, step = saved["sums"], saved["step"]
         average.epoch = saved["epoch"]
+        average._decay = saved["decay"]  # without which it gives no average before its next step
     # What is not averaged must stay the model's own tensor.
     sums = {
         name: paddle.to_tensor(value) for name, value in sums.items() if name not in average.ema_black_list

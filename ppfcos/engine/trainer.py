@@ -23,7 +23,7 @@ from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.randomness import seed_of
 from ppfcos.data.records import DetectionData
 from ppfcos.engine import checkpoint, distributed, run_record, summary
-from ppfcos.engine.averaging import averaged_weights, build_average
+from ppfcos.engine.averaging import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.evaluator import evaluate
 from ppfcos.engine.feed import BatchFeed
@@ -284,6 +284,8 @@ class Trainer:
         Args:
             epoch: from 0.
         """
+        if not self.state.step:
+            begin_epoch(self.average, epoch)
         self.model.train()
         self.progress.start_epoch()
         self.feed.start_epoch(epoch, self.state.step)
