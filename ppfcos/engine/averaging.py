@@ -78,7 +78,7 @@ def averaged_weights(model: nn.Layer, average: ModelEMA | None) -> Iterator[dict
 
 
 def _applied(average: ModelEMA) -> dict[str, paddle.Tensor]:
-    """The average. PaddleDetection counts how often it is asked for it as epochs, and starts afresh by that."""
+    """The average. PaddleDetection counts how often it is asked for it, and starts afresh by that number."""
     cycle, average.cycle_epoch = average.cycle_epoch, -1
     weights = average.apply()
     average.cycle_epoch, average.epoch = cycle, 0
