@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 SECONDS_BETWEEN_KILLS = (0.0, 3.0)  # after the first step, or after the start in a fifth of the cases
 
 
-def train_command(config: Path) -> list[str]:
-    """The command line of the training, whether it starts or goes on."""
-    settings = ["epoch=6", "seed=3", "snapshot_steps=2", "use_ema=true", "worker_num=1"]
+def train_command(config: Path, kills: int) -> list[str]:
+    """The command line of the training, whether it starts or goes on; long enough for so many kills."""
+    settings = [f"epoch={kills + 1}", "seed=3", "snapshot_steps=2", "use_ema=true", "worker_num=1"]
     program = [sys.executable, str(ROOT / "tools" / "train.py")]
     return [*program, "-c", str(config), "--eval", "-r", "auto", "-o", *settings]
 
@@ -42,10 +42,10 @@ def make_run(folder: Path, pictures: Path) -> Path:
     return write_config(folder / "small.yml", ROOT, pictures, folder / "run")
 
 
-def kill_once(config: Path, log: Path, rng: random.Random) -> str | None:
+def kill_once(command: list[str], log: Path, rng: random.Random) -> str | None:
     """Start the training, kill it, and say where it was; None if it came to its end first."""
     with log.open("w") as out:
-        process = subprocess.Popen(train_command(config), stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     if rng.random() > 0.2:
         while "step: [" not in log.read_text() and process.poll() is None:
             time.sleep(0.05)
@@ -99,16 +99,17 @@ def main() -> int:
         scratch = Path(temporary)
         generate(scratch / "shapes", train=14, val=3, size=96, seed=1)
         calm, killed = (make_run(scratch / name, scratch / "shapes") for name in ("calm", "killed"))
-        subprocess.run(train_command(calm), check=True, capture_output=True)
+        subprocess.run(train_command(calm, args.kills), check=True, capture_output=True)
+        command = train_command(killed, args.kills)
         log = scratch / "killed.log"
         kills = 0
         while kills < args.kills:
-            where = kill_once(killed, log, rng)
+            where = kill_once(command, log, rng)
             if where is None:
                 break
             kills += 1
             print(f"kill {kills}: last line {where!r}", flush=True)
-        subprocess.run(train_command(killed), check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True)
         runs = [config.parent / "run" / "small" for config in (calm, killed)]
         different = differences(*runs)
         left_over = [path.name for path in runs[1].iterdir() if path.name.startswith(".")]
