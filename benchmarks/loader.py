@@ -195,6 +195,8 @@ def generated_records(count: int):
             "h": np.full(count, 480, np.float32), "w": np.full(count, 640, np.float32),
             "box_ends": np.cumsum(ones * BOXES),
             "gt_bbox": np.ones([count * BOXES, 4], np.float32), "gt_class": rows,
+            "crowd_ends": np.zeros(count, np.int64),
+            "gt_crowd": np.zeros((0, 4), np.float32),
             "is_crowd": rows.copy(), "difficult": rows.copy(),
         }
     )  # fmt: skip
@@ -232,6 +234,7 @@ def no_need():
 def print_records(folder: Path) -> None:
     """Memory and opening of generated data sets; a list of dicts, PaddleDetection's way, for comparison."""
     from ppfcos.data.annotation_cache import AnnotationCache
+    from ppfcos.data.tally import Tally
 
     print("\n| records | held once, MB | each worker, MB | opened from the cache in |")
     print("|---|---|---|---|")
@@ -239,9 +242,9 @@ def print_records(folder: Path) -> None:
         records = generated_records(count)
         size = sum(column.nbytes for column in records.columns.values()) / 1e6
         cache = AnnotationCache(folder, folder / "annotations.json", folder, {"count": count})
-        cache.write(records, [])
+        cache.write(records, [], Tally())
         start = time.perf_counter()
-        records, _ = cache.open_or_make(no_need)
+        records, _, _ = cache.open_or_make(no_need)
         seconds = time.perf_counter() - start
         print(f"| {count:,} | {size:.0f} | {growth_of_a_worker(records):.1f} | {seconds:.2f} s |", flush=True)
     dicts = list(generated_records(100_000))
