@@ -96,8 +96,7 @@ def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(root):
     assert "5 kills; weights and optimizer are bit-identical" in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(run, undisturbed, number, workers):
     process = run.start(f"worker_num={workers}")
     run.wait_for("step: [2/6]", process)
