@@ -430,6 +430,20 @@ def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
         trainer.train_one_step("epoch 2, step 2")
 
 
+def test_a_clipped_gradient_moves_the_weights_by_no_more_than_its_limit(config):
+    limit = 1e-3
+    overrides = ("OptimizerBuilder.regularizer.factor=0.0", "ResNet.freeze_norm=true")
+    trainer = Trainer(config(f"OptimizerBuilder.clip_grad_by_norm={limit}", *overrides), "cpu")
+    trainer.model.train()
+    trainer.feed.start_epoch(0)
+    weights = [(name, weight) for name, weight in trainer.model.named_parameters() if "bias" not in name]
+    before = {name: weight.numpy() for name, weight in weights}
+    result = trainer.train_one_step("epoch 1, step 1")
+    moved = sum(float(((weight.numpy() - before[name]) ** 2).sum()) for name, weight in weights) ** 0.5
+    assert result.gradient_norm > 100 * limit, "the norm that is told is that before clipping"
+    assert moved == pytest.approx(result.learning_rate * limit, rel=0.05)
+
+
 def test_the_learning_rate_follows_the_batch(config, caplog):
     assert build_schedule(config(), 10, 5).get_lr() == pytest.approx(0.01)
     for batch, reference, rate in ((2, 16, 0.00125), (2, 1, 0.02), (2, "null", 0.01)):

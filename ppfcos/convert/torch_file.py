@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Callable, NamedTuple
 
 import numpy as np
 
-from ppfcos.engine.state_file import ArrayUnpickler, UnsafePickleError
-from ppfcos.errors import WeightsError, one_line
+from ppfcos.engine.state_file import ArrayUnpickler, reading, require_dict
+from ppfcos.errors import WeightsError
 
 OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_FORMAT_PROTOCOL = 1001
@@ -164,20 +164,9 @@ def read_torch(path: Path) -> dict[str, Any]:
         WeightsError: the file is missing, damaged or no dictionary, or its pickle asks for code to be run.
     """
     read = _read_zip if zipfile.is_zipfile(path) else _read_old_format
-    try:
+    with reading(Path(path), "checkpoint of PyTorch", "tensors"):
         content = read(path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnsafePickleError as error:
-        raise WeightsError(
-            f"{path} is refused: its pickle asks for {error}, and weights need nothing but tensors"
-        ) from None
-    except Exception as error:  # damaged bytes make the unpickler raise anything
-        raise WeightsError(
-            f"{path} is damaged or no checkpoint of PyTorch ({one_line(error)}): download it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not weights by their names")
+    require_dict(path, content)
     return content
 
 

@@ -6,7 +6,9 @@ nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,46 @@ class ArrayUnpickler(pickle.Unpickler):
         return _SAFE[name]
 
 
+@contextlib.contextmanager
+def reading(path: Path, kind: str, needed: str) -> Iterator[None]:
+    """Within it, whatever goes wrong with a file of weights is told in one line.
+
+    Args:
+        path: of the file.
+        kind: what it should be, such as `weights file`.
+        needed: all that its pickle may ask for.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or asks for more.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnsafePickleError as error:
+        raise WeightsError(
+            f"{path} is refused: its pickle asks for {error}, and weights need nothing but {needed}"
+        ) from None
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        raise WeightsError(
+            f"{path} is damaged or no {kind} ({one_line(error)}): download or write it again"
+        ) from error
+
+
+def require_dict(path: Path, content: Any) -> None:
+    """See that a file holds weights by their names.
+
+    Args:
+        path: of the file.
+        content: what was read of it.
+
+    Raises:
+        WeightsError: it is no dictionary.
+    """
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not weights by their names")
+
+
 def read_state(path: Path | str) -> dict[str, Any]:
     """Read what `paddle.save` wrote, without the power to run code.
 
@@ -73,21 +115,9 @@ def read_state(path: Path | str) -> dict[str, Any]:
         WeightsError: the file is missing, corrupt, no pickle of a dict, or asks for more than arrays.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            state = ArrayUnpickler(file, encoding="latin1").load()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnsafePickleError as error:
-        raise WeightsError(
-            f"{path} is refused: its pickle asks for {error}, and weights need nothing but NumPy arrays"
-        ) from None
-    except Exception as error:  # damaged bytes make the unpickler raise anything
-        raise WeightsError(
-            f"{path} is damaged or no weights file ({one_line(error)}): download or write it again"
-        ) from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, not weights by their names")
+    with reading(path, "weights file", "NumPy arrays"), path.open("rb") as file:
+        state = ArrayUnpickler(file, encoding="latin1").load()
+    require_dict(path, state)
     return {name: _without_tensor_names(value) for name, value in state.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,17 +25,18 @@ from ppfcos.data.augment.operator import (
 from ppfcos.data.records import PER_BOX
 
 
-class MixingOperator(BaseOperator):
+class MixingOperator(BaseOperator, abc.ABC):
     """An operator that asks for further samples of the data set, and mixes them with the one that it is
     given.
 
     The further samples have gone through the operators that stand before it, as the first one has.
     """
 
+    @abc.abstractmethod
     def partners(self) -> int:
         """How many further samples are wanted this time; may be random, and 0."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def mix(self, samples: Sequence[Sample]) -> Sample:
         """Mixes samples.
 
@@ -44,7 +46,6 @@ class MixingOperator(BaseOperator):
         Returns:
             The first one, with another picture and other boxes.
         """
-        raise NotImplementedError
 
     def apply(self, sample: Sample, context: object = None) -> Sample:
         """Refuses a sample that comes alone.
