@@ -49,9 +49,10 @@ $(INSTALLED): requirements.txt requirements/base.txt requirements/train.txt requ
 	done
 	@touch $@
 
+# Both files at once: alone, the second would lift setuptools above what the first one pins.
 $(INSTALLED_DEV): requirements/dev.txt $(INSTALLED)
 	@echo "installing requirements/dev.txt into $(VENV)"
-	@$(PIP) -r requirements/dev.txt
+	@$(PIP) -r requirements.txt -r requirements/dev.txt
 	@touch $@
 
 # The demo: each step is skipped where its result is there already ------------------------------------------
