@@ -35,7 +35,7 @@ def random_truth(rng, images: int = 20, classes: int = 4, most: int = 12, crowds
 
 
 def random_detections(rng, truth: dict, copies: int = 2, extra: int = 6) -> list[dict]:
-    """Right ones, and those that are off, of another class, twice there, or of nothing; no two scores alike."""
+    """Right ones, and those that are off, of another class, doubled, or of nothing; no two scores alike."""
     ids = [category["id"] for category in truth["categories"]]
     found = []
     for annotation in truth["annotations"]:
