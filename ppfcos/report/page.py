@@ -48,7 +48,8 @@ def page(title: str, body: str, style: str = "", script: str = "") -> str:
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escaped(title)}</title><style>{_STYLE}{style}</style></head>\n<body>\n{body}\n{running}</body></html>\n"
+        f"<title>{escaped(title)}</title><style>{_STYLE}{style}</style></head>\n"
+        f"<body>\n{body}\n{running}</body></html>\n"
     )
 
 
