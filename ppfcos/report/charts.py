@@ -9,6 +9,7 @@ from ppfcos.report.page import escaped, short
 
 # Of a chart of two quantities from 0 to 1, in its own units. A page's script draws in the same ones.
 LEFT, TOP, WIDTH, HEIGHT = 42, 10, 368, 250
+_LOW_HEIGHT = 64  # of a chart of columns
 _FULL_WIDTH, _FULL_HEIGHT = LEFT + WIDTH + 10, TOP + HEIGHT + 40
 
 
@@ -94,6 +95,35 @@ def rectangle(x0: float, x1: float, height: float, style: str, hint: str) -> str
         f"<rect class='{style}' x='{LEFT + WIDTH * x0 + 1:.1f}' y='{TOP + HEIGHT * (1 - height):.1f}' "
         f"width='{WIDTH * (x1 - x0) - 2:.1f}' height='{HEIGHT * height:.1f}'>"
         f"<title>{escaped(hint)}</title></rect>"
+    )
+
+
+def column_chart(columns: Sequence[tuple[float, float, int, str]], y_name: str) -> str:
+    """Numbers over a quantity from 0 to 1, as wide as a line chart.
+
+    Args:
+        columns: where each begins and ends, its number, and what is shown when pointed at.
+        y_name: beside them.
+
+    Returns:
+        SVG.
+    """
+    most = max((number for _, _, number, _ in columns), default=0) or 1
+    floor = TOP + _LOW_HEIGHT
+    shapes = [f"<line class='grid' x1='{LEFT}' x2='{LEFT + WIDTH}' y1='{floor}' y2='{floor}'/>"]
+    for start, end, number, hint in columns:
+        height, x = _LOW_HEIGHT * number / most, LEFT + WIDTH * start
+        shapes.append(
+            f"<rect class='column third' x='{x + 1:.1f}' y='{floor - height:.1f}' height='{height:.1f}' "
+            f"width='{WIDTH * (end - start) - 2:.1f}'><title>{escaped(hint)}</title></rect>"
+            f"<text class='small' x='{x + WIDTH * (end - start) / 2:.1f}' y='{floor + 14}' "
+            f"text-anchor='middle'>{number}</text>"
+        )
+    turned = f"transform='translate(11 {TOP + _LOW_HEIGHT / 2}) rotate(-90)'"
+    shapes.append(f"<text {turned} text-anchor='middle'>{escaped(y_name)}</text>")
+    return (
+        f"<svg class='chart' viewBox='0 0 {_FULL_WIDTH} {floor + 20}' role='img' "
+        f"aria-label='{escaped(y_name)}'>{''.join(shapes)}</svg>"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ppfcos.report.charts import Bar, Line, bar_rows, line_chart
 from ppfcos.report.error_kinds import KINDS
 from ppfcos.report.evaluation_look import STYLE, TABLE_SCRIPT
-from ppfcos.report.evaluation_page import KIND_TEXTS, calibration_chart, percent, sortable_table
+from ppfcos.report.evaluation_page import calibration_chart, percent, sortable_table
 from ppfcos.report.page import escaped, page
 
 _SAME = 0.0005  # a difference that is written as 0.0 or 0.1 and is neither good nor bad
@@ -66,7 +66,8 @@ def _difference(first: float | None, second: float | None) -> str:
         return "<td class='number' data-value=''>–</td>"
     change = second - first
     style = "" if abs(change) < _SAME else " better" if change > 0 else " worse"
-    return f"<td class='number{style}' data-value='{change}'>{100 * change:+.1f}</td>"
+    said = f"{100 * change:+.1f}".replace("-", "−")
+    return f"<td class='number{style}' data-value='{change}'>{said}</td>"
 
 
 def _errors(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -75,10 +76,8 @@ def _errors(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     bars = []
     for kind in KINDS:
         for letter, entry, style in (("A", of_first[kind], "first"), ("B", of_second[kind], "second")):
-            name, about = (f"{kind}, A", KIND_TEXTS[kind]) if letter == "A" else ("B", "")
-            bars.append(
-                Bar(name, entry["cost"], f"{percent(entry['cost'])} ({entry['count']:,})", style, about)
-            )
+            name = f"{kind}, A" if letter == "A" else letter
+            bars.append(Bar(name, entry["cost"], f"{percent(entry['cost'])} ({entry['count']:,})", style))
     return (
         "<p class='soft'>By how much AP50 would rise if one kind of error alone were mended (TIDE), and how "
         f"many there are.</p>{bar_rows(bars)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ppfcos.report.page import escaped, short
 
 NOTHING = "nothing"  # the name of the row and column for what is no object, or not found
-_LARGEST_CELL, _SMALLEST_CELL, _WIDTH = 46, 9, 640  # pixels
+_LARGEST_CELL, _SMALLEST_CELL, _WIDTH = 64, 9, 640  # pixels
 _NAME_ROOM, _LETTERS = 104, 15
 _NUMBERS_FROM = 26  # pixels of a cell in which a number can be read
 _MOST_PAIRS = 12
@@ -51,8 +51,9 @@ def matrix_chart(cells: Sequence[Sequence[int]], class_names: Sequence[str]) -> 
                 f"text-anchor='middle' pointer-events='none'>{number}</text>"
             )
     size = _NAME_ROOM + room + 2
+    style = "matrix roomy" if side >= _NUMBERS_FROM else "matrix"
     return (
-        f"<svg class='matrix' viewBox='0 0 {size} {size}' width='{size}' role='img' "
+        f"<svg class='{style}' viewBox='0 0 {size} {size}' width='{size}' role='img' "
         f"aria-label='confusion matrix'>{''.join(shapes)}</svg>"
     )
 

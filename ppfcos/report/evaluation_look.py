@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 STYLE = """
-:root { --first: #2563eb; --second: #d97706; --third: #64748b; --good: #15803d; --bad: #c2410c; }
+:root { --first: #2563eb; --second: #d97706; --third: #64748b; --good: #15803d; --bad: #c2410c;
+  --tint: #dbe6fd; }
 @media (prefers-color-scheme: dark) { :root { --first: #74a4ff; --second: #f5a742; --third: #93a1b5;
-  --good: #4cc38a; --bad: #ff8a5c; } }
+  --good: #4cc38a; --bad: #ff8a5c; --tint: #22355e; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 0 1.2rem 4rem; max-width: 76rem; }
 header { padding: 1.6rem 0 .6rem; } h1 { margin: 0 0 .3rem; font-size: 1.6rem; overflow-wrap: anywhere; }
@@ -14,7 +15,7 @@ p { margin: .2rem 0 .8rem; } .soft, small { color: var(--soft); } small { font-s
 nav { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line); }
 nav { display: flex; gap: 1.1rem; overflow-x: auto; white-space: nowrap; padding: .6rem 0; }
 nav a { text-decoration: none; } section { padding-top: 2rem; scroll-margin-top: 2rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(6.4rem, 1fr)); gap: .7rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(4.9rem, 1fr)); gap: .5rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .6rem .8rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile.main { background: var(--accent); border-color: var(--accent); color: var(--paper); }
@@ -22,9 +23,10 @@ nav a { text-decoration: none; } section { padding-top: 2rem; scroll-margin-top:
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
 pre, .wide { overflow-x: auto; } pre { font-size: .8rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-.columns { gap: 0 2.5rem; } .columns > * { min-width: 0; }
+.columns { gap: 1.6rem 2.5rem; } .columns > * { min-width: 0; }
 .bars { display: grid; grid-template-columns: minmax(6.5rem, auto) 1fr auto; gap: .5rem .8rem; }
-.bars { align-items: center; } .bar-name small { display: block; max-width: 17rem; line-height: 1.25; }
+.bars { align-items: center; margin: .4rem 0 1rem; }
+.bar-name small { display: block; max-width: 17rem; line-height: 1.25; }
 .bar { display: block; height: .95rem; border-radius: .25rem; background: var(--first); min-width: 2px; }
 .bar.second { background: var(--second); } .bar.third { background: var(--third); }
 .bar-value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -32,7 +34,8 @@ pre, .wide { overflow-x: auto; } pre { font-size: .8rem; }
 .line { fill: none; stroke-width: 2.2; stroke: var(--first); stroke-linejoin: round; }
 .line.second { stroke: var(--second); } .line.third { stroke: var(--third); }
 .line.dashed { stroke: var(--soft); stroke-dasharray: 4 4; stroke-width: 1.3; }
-.column { fill: var(--first); opacity: .3; } .column.second { fill: var(--second); }
+.column { fill: var(--first); opacity: .3; } .column.third { fill: var(--third); opacity: .55; }
+.chart text.small { font-size: 9px; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .82rem; margin: .3rem 0; }
 .legend span::before { content: ''; display: inline-block; width: 1rem; height: .2rem; margin-right: .35rem;
   vertical-align: middle; background: var(--first); }
@@ -43,10 +46,14 @@ pre, .wide { overflow-x: auto; } pre { font-size: .8rem; }
 .classes th button:focus-visible { outline: 2px solid var(--accent); }
 .classes th[aria-sort=ascending] button::after { content: ' ▲'; font-size: .7em; }
 .classes th[aria-sort=descending] button::after { content: ' ▼'; font-size: .7em; }
-.classes tbody tr:hover { background: var(--card); } .classes td:first-child { overflow-wrap: anywhere; }
-td.ap { background: linear-gradient(var(--first), var(--first)) no-repeat .5rem 92% / var(--share) 3px; }
+.classes tbody tr:hover { background: var(--card); } .classes td:first-child { min-width: 6.5rem; }
+.classes td:first-child, .classes th:first-child { position: sticky; left: 0; background: var(--paper); }
+td.number { white-space: nowrap; }
+td.ap { background: linear-gradient(var(--tint), var(--tint)) no-repeat 0 / var(--share) 84%; }
+td.ap { min-width: 6rem; }
 .better { color: var(--good); } .worse { color: var(--bad); }
 .matrix { display: block; height: auto; } .matrix text { font-size: 10px; }
+.matrix.roomy text { font-size: 12.5px; }
 .matrix .right { fill: var(--first); } .matrix .wrong { fill: var(--second); }
 .matrix .frame { fill: none; stroke: var(--line); } .matrix .number { font-weight: 600; }
 .beside { display: grid; grid-template-columns: minmax(0, 2.2fr) minmax(0, 1fr); gap: 1rem 2rem; }
@@ -55,12 +62,10 @@ td.ap { background: linear-gradient(var(--first), var(--first)) no-repeat .5rem 
 select, input[type=search] { font: inherit; color: inherit; background: var(--card); max-width: 14rem;
   border: 1px solid var(--line); border-radius: .4rem; padding: .2rem .4rem; }
 input[type=range] { vertical-align: middle; width: 9rem; accent-color: var(--accent); }
-.chips { display: flex; flex-wrap: wrap; gap: .4rem; } .chips button { font: inherit; cursor: pointer;
-  color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 1rem; }
-.chips button { padding: .15rem .75rem; } .chips button[aria-pressed=true] { background: var(--accent);
-  border-color: var(--accent); color: var(--paper); }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
-.gallery { gap: 1rem; }
+.of-kind > summary { color: inherit; padding: .5rem 0; border-top: 1px solid var(--line); }
+.of-kind > summary h3 { display: inline; margin: 0; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 15rem), 1fr)); }
+.gallery { gap: .8rem; margin: .6rem 0 1.4rem; }
 .case { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; overflow: hidden; }
 .case svg { display: block; width: 100%; aspect-ratio: 4 / 3; background: #101418; cursor: zoom-in; }
 .case.large { grid-column: 1 / -1; } .case.large svg { max-height: 80vh; cursor: zoom-out; }
@@ -83,7 +88,7 @@ b.found::before, b.truth::before { content: ''; display: inline-block; width: .7
 TABLE_SCRIPT = """
 'use strict';
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const one = (selector) => document.querySelector(selector);
+const one = (selector, within = document) => within.querySelector(selector);
 document.documentElement.classList.add('live');
 
 function sortBy(header) {
@@ -113,7 +118,7 @@ all('input.search').forEach((search) => search.addEventListener('input', () => {
 # Runs behind TABLE_SCRIPT.
 SCRIPT = """
 const figures = JSON.parse(one('#figures').textContent);
-const chosen = {label: '', score: 0, kinds: new Set()};
+const chosen = {label: '', score: 0};
 
 function drawCurves() {
   const curves = chosen.label === '' ? figures.curves : figures.classes[chosen.label].curves;
@@ -129,24 +134,18 @@ function drawCurves() {
 }
 
 function isShown(figure) {
-  const {kind, classes, score} = figure.dataset;
-  return (!chosen.kinds.size || chosen.kinds.has(kind))
-    && (chosen.label === '' || classes.split(' ').includes(chosen.label))
+  const {classes, score} = figure.dataset;
+  return (chosen.label === '' || classes.split(' ').includes(chosen.label))
     && (score === '' || Number(score) >= chosen.score);
 }
 
 function filterGalleries() {
-  let shown = 0;
   for (const group of all('.of-kind')) {
-    let here = 0;
-    for (const figure of all('.case', group)) {
-      figure.hidden = !isShown(figure);
-      here += !figure.hidden;
-    }
-    group.hidden = !here;
-    shown += here;
+    const cases = all('.case', group);
+    cases.forEach((figure) => { figure.hidden = !isShown(figure); });
+    const shown = cases.filter((figure) => !figure.hidden).length;
+    one('.count', group).textContent = shown === cases.length ? shown : `${shown} of ${cases.length}`;
   }
-  one('#shown').textContent = `${shown} of ${all('.case').length} shown`;
 }
 
 function chooseClass(label) {
@@ -158,12 +157,6 @@ function chooseClass(label) {
 
 all('.pick-class').forEach((select) => select.addEventListener('change', () => chooseClass(select.value)));
 all('a[data-label]').forEach((link) => link.addEventListener('click', () => chooseClass(link.dataset.label)));
-all('.chips button').forEach((chip) => chip.addEventListener('click', () => {
-  const kind = chip.dataset.kind;
-  if (!chosen.kinds.delete(kind)) chosen.kinds.add(kind);
-  chip.setAttribute('aria-pressed', chosen.kinds.has(kind));
-  filterGalleries();
-}));
 all('.case svg').forEach((picture) => picture.addEventListener('click', () =>
   picture.closest('.case').classList.toggle('large')));
 one('#score').addEventListener('input', (event) => {

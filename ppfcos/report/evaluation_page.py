@@ -6,7 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppfcos.report.charts import HEIGHT, LEFT, TOP, WIDTH, Bar, Line, bar_rows, line_chart, rectangle
+from ppfcos.report.charts import (
+    HEIGHT,
+    LEFT,
+    TOP,
+    WIDTH,
+    Bar,
+    Line,
+    bar_rows,
+    column_chart,
+    line_chart,
+    rectangle,
+)
 from ppfcos.report.confusion_chart import confused_pairs, matrix_chart
 from ppfcos.report.error_kinds import KINDS
 from ppfcos.report.evaluation_look import SCRIPT, STYLE, TABLE_SCRIPT
@@ -21,7 +32,7 @@ KIND_TEXTS = {
     "background": "where there is no object (IoU up to 0.1)",
     "missed": "objects that no detection comes near",
 }
-_TILES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+_TILES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR10", "AR100")
 _COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 _LINE_STYLES = ("first", "second", "third")
 _FIRST_SHOWN = 0.3  # score of the confusion matrix that is shown first
@@ -146,7 +157,7 @@ def _curves_and_calibration(figures: Mapping[str, Any], names: Sequence[str]) ->
         "<div><h2>Can the scores be believed?</h2><p class='soft'>Of detections with a score of 0.7, seven "
         "of ten are right if the score is calibrated. Expected calibration error: "
         f"<b>{percent(calibration['error'])} %</b>.</p>{calibration_chart([('precision', calibration)])}"
-        f"<h3>Detections by score</h3>{_counts(calibration['bins'])}</div></div></section>"
+        f"{_counts(calibration['bins'])}</div></div></section>"
     )
 
 
@@ -182,12 +193,17 @@ def calibration_chart(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 
 def _counts(bins: Sequence[Mapping[str, Any]]) -> str:
-    return bar_rows(
-        [
-            Bar(f"{entry['from']:.1f} to {entry['to']:.1f}", entry["count"], f"{entry['count']:,}", "third")
-            for entry in bins
-        ]
-    )
+    """How many detections have a score, in columns below those of the reliability diagram."""
+    columns = [
+        (
+            entry["from"],
+            entry["to"],
+            entry["count"],
+            f"{entry['count']:,} with a score of {entry['from']:.1f} on",
+        )
+        for entry in bins
+    ]
+    return column_chart(columns, "detections")
 
 
 def _class_section(classes: Sequence[Mapping[str, Any]]) -> str:
@@ -235,7 +251,7 @@ def _class_row(label: int, entry: Mapping[str, Any]) -> str:
     for column in _COLUMNS:
         value = entry["figures"][column]
         known = "" if value is None else value
-        style = f" ap' style='--share:{80 * value:.0f}%" if column == "AP" and value is not None else ""
+        style = f" ap' style='--share:{100 * value:.0f}%" if column == "AP" and value is not None else ""
         cells.append(f"<td class='number{style}' data-value='{known}'>{percent(value)}</td>")
     costs = {kind: cost for kind, cost in entry["costs"].items() if cost}
     worst = max(costs, key=costs.get, default=None)
@@ -272,24 +288,21 @@ def _galleries(entries: Sequence[Mapping], drawings: Sequence[Drawing | None], n
         if cases:
             figures = "".join(_case(entry, drawing, label_of) for entry, drawing in cases)
             groups.append(
-                f"<div class='of-kind'><h3>{kind} <small>{KIND_TEXTS[kind]}</small></h3>"
-                f"<div class='gallery'>{figures}</div></div>"
+                f"<details class='of-kind'{'' if groups else ' open'}><summary><h3>{kind} "
+                f"(<span class='count'>{len(cases)}</span>) <small>{KIND_TEXTS[kind]}</small></h3></summary>"
+                f"<div class='gallery'>{figures}</div></details>"
             )
-    chips = "".join(
-        f"<button type='button' data-kind='{kind}' aria-pressed='false'>{kind}</button>" for kind in KINDS
-    )
     return (
         "<section id='galleries'><h2>Worst cases</h2><p class='soft'>Of each kind of error at most "
         f"{MOST_OF_A_KIND}: the wrong detections with the highest scores, the largest objects that were "
         "missed. <b class='truth'>what is there</b>, <b class='found'>what was found</b>; other boxes of the "
         "image are dashed. A click enlarges.</p>"
-        f"<div class='control chips'>{chips}</div><div class='control'>{_class_choice(names)}"
+        f"<div class='control'>{_class_choice(names)}"
         "<label>score from <input id='score' type='range' min='0' max='1' step='0.05' value='0'> "
         "<output id='score-value'>0.00</output></label>"
         "<label><input id='show-truth' type='checkbox' checked> truth</label>"
         "<label><input id='show-found' type='checkbox' checked> detections</label>"
-        "<span id='shown' class='soft'></span></div>"
-        f"{''.join(groups) or '<p>There is no error.</p>'}</section>"
+        f"</div>{''.join(groups) or '<p>There is no error.</p>'}</section>"
     )
 
 

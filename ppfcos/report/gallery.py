@@ -203,16 +203,14 @@ def _entry(name: str, box: np.ndarray) -> dict:
 
 
 def _draw(case: Case, matching: Matching, pixels: np.ndarray) -> Drawing:
-    found, truth = _corners(matching.found.boxes), _corners(matching.truth.boxes)
-    of_image = matching.found.images == case.image
-    of_image &= matching.found.scores >= _OTHERS_SCORE
-    others = np.flatnonzero(of_image)
-    others = others[others != case.found]
-    others = others[np.argsort(-matching.found.scores[others], kind="stable")]
-    objects = np.flatnonzero(matching.truth.images == case.image)
-    objects = objects[objects != case.truth]
-    about = [rows[row] for rows, row in ((found, case.found), (truth, case.truth)) if row != NONE]
-    x0, y0, x1, y1 = _piece(np.array(about), *pixels.shape[:2])
+    in_found = _rows_of(matching.found.images, case.image)
+    in_truth = _rows_of(matching.truth.images, case.image)
+    scores = matching.found.scores[in_found]
+    shown = (scores >= _OTHERS_SCORE) & (in_found != case.found)
+    of_found = _corners(matching.found.boxes[in_found])
+    of_truth = _corners(matching.truth.boxes[in_truth])
+    found, truth = of_found[in_found == case.found], of_truth[in_truth == case.truth]
+    x0, y0, x1, y1 = _piece(np.concatenate([found, truth]), *pixels.shape[:2])
     factor = min(_WIDTH / (x1 - x0), _HEIGHT / (y1 - y0))
     size = (max(1, round((x1 - x0) * factor)), max(1, round((y1 - y0) * factor)))
     kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
@@ -221,13 +219,18 @@ def _draw(case: Case, matching: Matching, pixels: np.ndarray) -> Drawing:
     def moved(boxes: np.ndarray) -> np.ndarray:
         return (boxes - (x0, y0, x0, y0)) * factor
 
+    best_first = np.argsort(-scores[shown], kind="stable")
     return Drawing(
         picture,
-        None if case.found == NONE else moved(found[case.found]),
-        None if case.truth == NONE else moved(truth[case.truth]),
-        _reaching_into(moved(found[others]), size)[:_MOST_OTHERS],
-        _reaching_into(moved(truth[objects]), size)[:_MOST_OTHERS],
+        *(moved(boxes)[0] if len(boxes) else None for boxes in (found, truth)),
+        _reaching_into(moved(of_found[shown][best_first]), size)[:_MOST_OTHERS],
+        _reaching_into(moved(of_truth[in_truth != case.truth]), size)[:_MOST_OTHERS],
     )
+
+
+def _rows_of(images: np.ndarray, image: int) -> np.ndarray:
+    start, end = np.searchsorted(images, [image, image + 1])
+    return np.arange(start, end)
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:
