@@ -53,7 +53,7 @@ def matrix_chart(cells: Sequence[Sequence[int]], class_names: Sequence[str]) -> 
     size = _NAME_ROOM + room + 2
     style = "matrix roomy" if side >= _NUMBERS_FROM else "matrix"
     return (
-        f"<svg class='{style}' viewBox='0 0 {size} {size}' width='{size}' role='img' "
+        f"<svg class='{style}' viewBox='0 0 {size} {size}' style='--size:{size}px' role='img' "
         f"aria-label='confusion matrix'>{''.join(shapes)}</svg>"
     )
 
