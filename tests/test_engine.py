@@ -541,9 +541,13 @@ def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
         targets = trainer.model.assign(batch)
         positives = len(targets.positives)
         found[ignored] = trainer.train_one_step("step 0").losses
-    # Every class is at p = 0.5: a positive costs 0.25·p²·ln 2, each of its other classes 0.75·p²·ln 2.
+    # Every class is at p = 0.5: it costs 0.25·p²·ln 2 where it is, and 0.75·p²·ln 2 where it is not. Three
+    # locations of stride 64, at (96, 32), (32, 96) and (96, 96), lie outside of each of the two pictures.
+    here, elsewhere = (share * 0.25 * math.log(2) for share in (0.25, 0.75))
+    background = 2 * 3 * 3 * elsewhere
     assert positives > 0
-    assert found[True]["loss_cls"] == pytest.approx((0.25 + 2 * 0.75) * 0.25 * math.log(2), rel=1e-5)
+    expected = here + 2 * elsewhere + background / positives
+    assert found[True]["loss_cls"] == pytest.approx(expected, rel=1e-5)
     assert found[False]["loss_cls"] > 2 * found[True]["loss_cls"]
     assert found[True]["loss_box"] == pytest.approx(found[False]["loss_box"], rel=1e-5)
 
