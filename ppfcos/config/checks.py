@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ppfcos.config.files import Section
-from ppfcos.config.hints import hint
 from ppfcos.config.keys import (
     BATCH_TRANSFORMS,
     DATASET_SECTIONS,
@@ -29,6 +28,7 @@ from ppfcos.config.keys import (
     or_none,
 )
 from ppfcos.errors import ConfigError
+from ppfcos.hints import hint
 
 
 def _unknown(origin: str, path: str, name: str, valid: Iterable[str], what: str = "key") -> ConfigError:
