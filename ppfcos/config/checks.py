@@ -193,7 +193,7 @@ def _check_reader(reader: str, section: Section) -> None:
         origin, path = section.origins[key], f"{reader}.{key}"
         if key not in READER_KEYS[reader]:
             raise _unknown(origin, path, key, READER_KEYS[reader])
-        _check_kind(origin, path, value, READER_KEYS[reader][key])
+        _check_kind(origin, path, value, READER_KEYS[reader][key].kind)
         if key == "batch_transforms":
             _check_transforms(origin, path, value, BATCH_TRANSFORMS)
         elif key == "sample_transforms":

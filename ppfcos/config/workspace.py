@@ -69,7 +69,7 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
     """
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: there is no such configuration file")
-    modules, datasets = _registered_modules()
+    modules, datasets = registered_modules()
     named_classes = (*SCHEDULES, *datasets)
     config = read_file(path, named_classes)
     for text in overrides:
@@ -84,7 +84,7 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
 _seen_modules: dict[str, Any] = {}
 
 
-def _registered_modules() -> tuple[dict[str, Any], list[str]]:
+def registered_modules() -> tuple[dict[str, Any], list[str]]:
     """Every registered class, PPFCOS's among them: its SchemaDict by name; and the names of the datasets."""
     with environment.quiet_imports():
         import ppdet  # noqa: F401
