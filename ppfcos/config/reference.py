@@ -22,20 +22,20 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "configs.md"
 OPENING = """# Configurations: every key
 
-<!-- `python -m ppfcos.config.reference` writes this page from the code: change docstrings and tables there. -->
+<!-- `python -m ppfcos.config.reference` writes this page from the code's docstrings and tables. -->
 
-A configuration is YAML. `_BASE_` names files that it inherits from, whose keys it changes one by one. `-o` on the
-command line changes keys once more, with dots between the levels and numbers in lists, counted from 0:
-`-o epoch=24 LearningRate.base_lr=0.02 TrainReader.sample_transforms.1.RandomFlip.prob=0`. A key that nothing
-reads is an error, which names the nearest one that exists. With `--show-config` a command prints what a
-configuration comes to, and from which file and line each value comes.
+A configuration is YAML. `_BASE_` names files that it inherits from, whose keys it changes one by one. `-o`
+on the command line changes keys once more, with dots between the levels and numbers for what is in lists:
+`-o epoch=24 LearningRate.base_lr=0.02 TrainReader.sample_transforms.1.RandomFlip.prob=0`. A key that
+nothing reads is an error, which names the nearest one that exists. With `--show-config` a command prints
+what a configuration comes to, and from which file and line each value comes.
 
-There are keys that stand alone, readers, and sections that are named after classes: their keys are the arguments
-of the class, so that a page of the code is a page of the configuration.
+There are keys that stand alone, readers, and sections that are named after classes: their keys are the
+arguments of the class, so that a page of the code is a page of the configuration.
 """
-OF_PADDLEDETECTION = """What these keys mean is told by PaddleDetection 2.6.0, whose classes they belong to, and for
-those that matter here by the comments in configs/_base_. Any other backbone, data set or operator of
-PaddleDetection can be named as well.
+OF_PADDLEDETECTION = """What these keys mean is told by PaddleDetection 2.6.0, whose classes they belong to,
+and for those that matter here by the comments in configs/_base_. Any other backbone, data set or operator
+of PaddleDetection can be named as well.
 """
 
 
