@@ -33,6 +33,6 @@ def test_no_suitable_python(make):
 def test_too_little_disk(make, tmp_path):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").write_text("")
-    [line] = make("NEEDED_MB=900000000", "demo")
+    [line] = make("NEEDED_MB=900000000", "test")
     assert line.startswith(f"error: {tmp_path} has ") and line.endswith("takes 900000000: free some")
     assert not (tmp_path / ".venv" / ".installed").exists()
