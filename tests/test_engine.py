@@ -109,7 +109,8 @@ class Loader:
             # of the second step, two parts, of another size in each process
             sizes = [(2, 3 + rank), (4 - rank, 1)] if number == 2 else [(2, 2)]
             bad = [f"image {rank}: torn", "image 7: torn"] if number == 2 else []
-            yield [{"image": paddle.ones([1, 3, *size], "uint8"), "bad_images": bad} for size in sizes]
+            news = {"bad_images": bad, "changes": []}
+            yield [{"image": paddle.ones([1, 3, *size], "uint8"), **news} for size in sizes]
 
 
 feed = BatchFeed(Loader(), max_bad_images=3)
@@ -510,6 +511,45 @@ def test_a_compiled_network_learns_the_same(config):
     for plain, compiled in zip(*losses):
         assert compiled == pytest.approx(plain, rel=1e-5)
         assert all(math.isfinite(value) for value in plain.values())
+
+
+def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
+    """Every picture a crowd: then no location is background, and all that the loss has is of the objects."""
+    file = shapes / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        whole = [0, 0, image["width"], image["height"]]
+        content["annotations"].append(
+            {
+                "id": 10**6 + image["id"],
+                "image_id": image["id"],
+                "category_id": 1,
+                "bbox": whole,
+                "iscrowd": 1,
+            }
+            | {"area": whole[2] * whole[3]}
+        )
+    file.write_text(json.dumps(content))
+    found = {}
+    for ignored in (False, True):
+        overrides = (f"PPFCOSTargets.ignore_crowd={ignored}", "PPFCOSHead.prior_prob=0.5")
+        trainer = Trainer(config(*overrides), "cpu")
+        trainer.model.train()
+        trainer.model.head.class_conv.weight.set_value(trainer.model.head.class_conv.weight * 0)
+        trainer.feed.start_epoch(0)
+        [batch] = trainer.feed.current
+        targets = trainer.model.assign(batch)
+        positives = len(targets.positives)
+        found[ignored] = trainer.train_one_step("step 0").losses
+    # Every class is at p = 0.5: it costs 0.25·p²·ln 2 where it is, and 0.75·p²·ln 2 where it is not. Three
+    # locations of stride 64, at (96, 32), (32, 96) and (96, 96), lie outside of each of the two pictures.
+    here, elsewhere = (share * 0.25 * math.log(2) for share in (0.25, 0.75))
+    background = 2 * 3 * 3 * elsewhere
+    assert positives > 0
+    expected = here + 2 * elsewhere + background / positives
+    assert found[True]["loss_cls"] == pytest.approx(expected, rel=1e-5)
+    assert found[False]["loss_cls"] > 2 * found[True]["loss_cls"]
+    assert found[True]["loss_box"] == pytest.approx(found[False]["loss_box"], rel=1e-5)
 
 
 def test_another_batch_is_resumed_at_the_same_part_of_the_epoch(config, tmp_path, caplog):
