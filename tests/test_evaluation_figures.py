@@ -11,7 +11,6 @@ from evaluation_cases import random_detections, random_truth
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tidecv import TIDE, Data
 
 from ppfcos.engine.coco_metrics import CURVE_NAMES, FIGURE_NAMES, evaluate_detections
 from ppfcos.report import error_kinds
@@ -113,7 +112,8 @@ def test_the_figures_and_curves_of_each_class_are_those_of_pycocotools(seed, bac
 
 def by_the_authors(truth: dict, detections: list[dict]):
     """TIDE's own tool: the cost of each kind, of all false positives and negatives; the number of each."""
-    objects, found = Data("truth"), Data("found")
+    tidecv = pytest.importorskip("tidecv", reason="the authors' tool (requirements/dev.txt)")
+    objects, found = tidecv.Data("truth"), tidecv.Data("found")
     for category in truth["categories"]:
         objects.add_class(category["id"], category["name"])
     for image in truth["images"]:
@@ -122,7 +122,7 @@ def by_the_authors(truth: dict, detections: list[dict]):
         objects.add_ground_truth(row["image_id"], row["category_id"], row["bbox"])
     for row in detections:
         found.add_detection(row["image_id"], row["category_id"], row["score"], row["bbox"])
-    run = TIDE().evaluate(objects, found, mode=TIDE.BOX)
+    run = tidecv.TIDE().evaluate(objects, found, mode=tidecv.TIDE.BOX)
     names = {"Cls": "class", "Loc": "localisation", "Both": "both", "Dupe": "duplicate"}
     names |= {"Bkg": "background", "Miss": "missed", "FalsePos": "positives", "FalseNeg": "negatives"}
     costs = {names[kind.short_name]: cost / 100 for kind, cost in run.fix_main_errors().items()}

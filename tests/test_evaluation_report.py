@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -413,6 +414,19 @@ def test_a_comparison_of_other_data_says_so(made, tmp_path):
     assert cli.main([str(part) for part in arguments]) == 0
     page = Tags((tmp_path / "both" / "comparison.html").read_text(encoding="utf-8"))
     assert "not of the same data: 10 and 11 images; 2 classes that only one of them has" in page.text
+
+
+# Its documentation ----------------------------------------------------------------------------------
+
+
+def test_the_documentation_names_all_kinds_and_commands_that_work(root):
+    text = (root / "docs" / "evaluation_report.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| (\w+) \| ", text, re.M)) == sorted([*KINDS, "kind"])
+    commands = re.findall(r"^    python tools/eval\.py (.*)$", text, re.M)
+    assert len(commands) == 3
+    for command in commands:
+        options = cli.build_parser().parse_args(shlex.split(command))
+        assert options.report and (options.compare or (root / options.config).is_file())
 
 
 # What can go wrong ----------------------------------------------------------------------------------
