@@ -48,7 +48,7 @@ pre, .wide { overflow-x: auto; } pre { font-size: .8rem; }
 .classes th[aria-sort=descending] button::after { content: ' ▼'; font-size: .7em; }
 .classes tbody tr:hover { background: var(--card); } .classes td:first-child { min-width: 6.5rem; }
 .classes td:first-child, .classes th:first-child { position: sticky; left: 0; background: var(--paper); }
-td.number { white-space: nowrap; }
+td.number, .classes td:last-child { white-space: nowrap; }
 td.ap { background: linear-gradient(var(--tint), var(--tint)) no-repeat 0 / var(--share) 84%; }
 td.ap { min-width: 6rem; }
 .better { color: var(--good); } .worse { color: var(--bad); }
@@ -57,7 +57,6 @@ td.ap { min-width: 6rem; }
 .matrix .right { fill: var(--first); } .matrix .wrong { fill: var(--second); }
 .matrix .frame { fill: none; stroke: var(--line); } .matrix .number { font-weight: 600; }
 .beside { display: grid; grid-template-columns: minmax(0, 2.2fr) minmax(0, 1fr); gap: 1rem 2rem; }
-.beside td { overflow-wrap: anywhere; }
 .control { display: none; } .live .control { display: flex; } .control label { white-space: nowrap; }
 .control { flex-wrap: wrap; gap: .5rem 1.1rem; align-items: center; margin: .5rem 0 .8rem; font-size: .9rem; }
 select, input[type=search] { font: inherit; color: inherit; background: var(--card); max-width: 14rem;
@@ -76,7 +75,7 @@ input[type=range] { vertical-align: middle; width: 9rem; accent-color: var(--acc
 .case rect.halo { stroke: #000; stroke-width: 5px; opacity: .55; }
 .case rect.found { stroke: #ff8c2e; } .case rect.truth { stroke: #43e07d; }
 .case rect.other { stroke-width: 1.3px; stroke-dasharray: 5 3; opacity: .85; }
-b.found, b.truth { display: inline-block; }
+b.found, b.truth { display: inline-block; margin-right: .35rem; }
 b.found::before, b.truth::before { content: ''; display: inline-block; width: .7rem; height: .7rem;
   border: 3px solid #ff8c2e; margin-right: .3rem; } b.truth::before { border-color: #43c06d; }
 .hide-found rect.found, .hide-truth rect.truth, .hide-found rect.halo.of-found,

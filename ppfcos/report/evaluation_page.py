@@ -269,7 +269,7 @@ def _confusion(levels: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str
         f"<div class='confusion beside' data-score='{level['score']}'"
         f"{'' if level['score'] == _FIRST_SHOWN else ' hidden'}>"
         f"<div class='wide'>{matrix_chart(level['cells'], names)}</div>"
-        f"<div><h3>Most confused</h3>{confused_pairs(level['cells'], names)}</div></div>"
+        f"<div class='wide'><h3>Most confused</h3>{confused_pairs(level['cells'], names)}</div></div>"
         for level in levels
     )
     return (
@@ -323,12 +323,12 @@ def _case(entry: Mapping[str, Any], drawing: Drawing | None, label_of: Mapping[s
     if truth:
         said.append(f"<b class='truth'>{escaped(truth['class'])}</b>")
     if found and truth:
-        said.append(f"IoU {entry['iou']:.2f}")
+        said.append(f"IoU&nbsp;{entry['iou']:.2f}")
     picture = "<div class='gone'>the image cannot be read</div>" if drawing is None else _picture(drawing)
     score = found["score"] if found else ""
     return (
         f"<figure class='case' data-kind='{entry['kind']}' data-classes='{' '.join(map(str, labels))}' "
-        f"data-score='{score}'>{picture}<figcaption>{' &nbsp;'.join(said)}<br>"
+        f"data-score='{score}'>{picture}<figcaption>{' '.join(said)}<br>"
         f"<span class='where'>{escaped(entry['image'])}</span></figcaption></figure>"
     )
 
