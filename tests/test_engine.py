@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from ppdet.optimizer import ModelEMA
 from small_config import write_config
 
 from ppfcos.config import load_config
@@ -263,7 +264,7 @@ def test_the_average_is_used_within_and_gone_afterwards():
     for value in (1.0, 2.0, 4.0):
         for tensor in moving:
             tensor.set_value(paddle.full(tensor.shape, value))
-        average.update(model)
+        average.update()
     expected = (1 * 0.125 + 2 * 0.25 + 4 * 0.5) / (1 - 0.5**3)
     with averaged_weights(model, average) as own:
         for tensor in moving:
@@ -283,13 +284,28 @@ def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
     for epoch in range(4):
         begin_epoch(average, epoch)
         model.weight.set_value(paddle.full([1, 1], float(epoch)))
-        average.update(model)
+        average.update()
         for _ in range(3):
             with averaged_weights(model, average):
                 seen.append(float(model.weight))
     # Means of the values since the last start, of which each weighs half as much as the one after it.
     means = [0, (0 * 1 + 1 * 2) / 3, 2, (2 * 1 + 3 * 2) / 3]
     np.testing.assert_allclose(seen, np.repeat(means, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay_type", ["threshold", "normal", "exponential"])
+def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
+    model = nn.Sequential(nn.Conv2D(3, 5, 3), nn.BatchNorm2D(5), nn.Linear(7, 2))
+    ours = build_average({"use_ema": True, "ema_decay": 0.97, "ema_decay_type": decay_type}, model)
+    theirs = ModelEMA(model, 0.97, decay_type)
+    for _ in range(12):
+        for tensor in model.state_dict().values():
+            tensor.set_value(paddle.randn(tensor.shape))
+        ours.update()
+        theirs.update(model)
+    ours, theirs = ours.apply(), theirs.apply()
+    for name in model.state_dict():
+        np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
 
 
 def test_without_an_average_nothing_changes():

@@ -357,7 +357,7 @@ class Trainer:
             with self.profiler.phase(OPTIMIZER):
                 self.precision.update(self.optimizer)
                 if self.average is not None:
-                    self.average.update(self.model)
+                    self.average.update()
         else:
             facts = {"learning rate": result.learning_rate, "gradient norm": result.gradient_norm}
             self.nonfinite.add(name, own, batches, facts)
