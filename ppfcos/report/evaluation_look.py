@@ -75,7 +75,7 @@ input[type=range] { vertical-align: middle; width: 9rem; accent-color: var(--acc
 .case rect.halo { stroke: #000; stroke-width: 5px; opacity: .55; }
 .case rect.found { stroke: #ff8c2e; } .case rect.truth { stroke: #43e07d; }
 .case rect.other { stroke-width: 1.3px; stroke-dasharray: 5 3; opacity: .85; }
-b.found, b.truth { display: inline-block; margin-right: .35rem; }
+b.found, b.truth { display: inline-block; } .case b { margin-right: .35rem; }
 b.found::before, b.truth::before { content: ''; display: inline-block; width: .7rem; height: .7rem;
   border: 3px solid #ff8c2e; margin-right: .3rem; } b.truth::before { border-color: #43c06d; }
 .hide-found rect.found, .hide-truth rect.truth, .hide-found rect.halo.of-found,
