@@ -15,6 +15,8 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from paddle.optimizer.lr import PiecewiseDecay
+from ppdet.core.workspace import create
 from ppdet.optimizer import ModelEMA
 from small_config import write_config
 
@@ -209,6 +211,21 @@ def test_the_schedule_is_the_configured_one(config):
         schedule.step()
     expected = [0.3 * (0.1 + 0.9 * step / 3) for step in range(3)] + [0.3] * 37 + [0.03] * 15 + [0.003] * 5
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", ["PiecewiseDecay", "CosineDecay"])
+def test_the_schedule_is_paddledetections_in_every_step(config, decay):
+    """Against the very object that PaddleDetection builds, which searches its boundaries one by one."""
+    arguments = {"PiecewiseDecay": "gamma: 0.3, milestones: [2, 3]", "CosineDecay": "max_epochs: 4"}[decay]
+    schedulers = f"[!{decay} {{{arguments}}}, !LinearWarmup {{start_factor: 0.1, steps: 7}}]"
+    cfg = config("epoch=4", "lr_batch_size=null", f"LearningRate.schedulers={schedulers}")
+    theirs, ours = create("LearningRate")(10), build_schedule(cfg, 10)
+    assert type(theirs) is PiecewiseDecay
+    for _ in range(45):
+        assert ours.get_lr() == theirs.get_lr()
+        ours.step()
+        theirs.step()
+    assert build_schedule(cfg, 10, 23).state_dict()["last_epoch"] == 23
 
 
 @pytest.mark.parametrize(
