@@ -33,10 +33,7 @@ def paddleclas_networks(module: str) -> ModuleType:
 def _enter_packages() -> None:
     found = importlib.util.find_spec("paddleclas")
     if found is None:
-        pytest.skip(
-            "PaddleClas is not installed: pip install --no-deps paddleclas==2.6.0 "
-            "(what it asks for contradicts what PaddleDetection asks for)"
-        )
+        pytest.skip("PaddleClas is not installed: pip install --no-deps -r requirements/tests_apart.txt")
     root = Path(found.submodule_search_locations[0])
     for shell in SHELLS:
         package = ModuleType(f"paddleclas{shell}")

@@ -28,6 +28,11 @@ SIZES = {
 }
 B0 = "fcos_efficientnet_b0_512_coco"
 SMALLER = ("PPFCOSBiFPN.num_layers=1", "PPFCOSHead.num_convs=1")  # less of the same
+AS_PUBLISHED = (
+    "PPFCOSEfficientNet.activation=swish",
+    "PPFCOSEfficientNet.squeeze_excitation=true",
+    "PPFCOSBiFPN.fusion=fast",
+)
 COARSEST_STRIDE = 128
 # What configs/_base_/fcos_efficientnet_bifpn.yml promises, in ONNX's words.
 QUANTIZABLE = {"Conv", "Relu", "Add", "MaxPool", "Resize", "Mul"}
@@ -113,9 +118,10 @@ def test_every_weight_learns_in_a_training_step(name, root):
             assert weight.grad is not None and np.isfinite(weight.grad.numpy()).all(), place
 
 
-def test_a_bundle_of_free_sizes_gives_the_models_boxes(root, tmp_path, caplog):
+@pytest.mark.parametrize("overrides", [(), pytest.param(AS_PUBLISHED, marks=pytest.mark.slow)])
+def test_a_bundle_of_free_sizes_gives_the_models_boxes(overrides, root, tmp_path, caplog):
     """Where P6 and P7 round up, too: the images that the export compares are 256x320 and 192x384."""
-    cfg = configured(root, B0, *SMALLER)
+    cfg = configured(root, B0, *SMALLER, *overrides)
     with caplog.at_level(logging.INFO, logger="ppfcos.export.bundle"):
         export_bundle(lively(build_model(cfg)), cfg, ["a", "b", "c"], tmp_path / "bundle")
     compared = re.search(r"gave the model's boxes \((\d+) compared\)", caplog.text)

@@ -207,8 +207,11 @@ class PPFCOSEfficientNet(nn.Layer):
         norm_type: str = "bn",
     ):
         super().__init__()
-        options = {"scale": (scale, SCALES), "activation": (activation, ACTIVATIONS)}
-        for key, (value, allowed) in {**options, "norm_type": (norm_type, BATCH_NORMS)}.items():
+        for key, value, allowed in (
+            ("scale", scale, SCALES),
+            ("activation", activation, ACTIVATIONS),
+            ("norm_type", norm_type, BATCH_NORMS),
+        ):
             if value not in allowed:
                 raise ValueError(f"PPFCOSEfficientNet.{key} is {value!r}: it is one of {', '.join(allowed)}")
         self.activate = ACTIVATIONS[activation]
