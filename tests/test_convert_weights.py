@@ -125,6 +125,24 @@ PROJECTS = {
     "authors": (foreign.Authors, {"improved": False}, "FCOS_R_50_FPN_1x.pth", "model"),
     "authors imprv": (foreign.Authors, {"improved": True}, "FCOS_imprv_R_50_FPN_1x.pth", "model"),
     "adelaidet": (foreign.Adelaidet, {}, "R_50_1x.pth", "model"),
+    "mmdet dcn": (
+        foreign.Mmdet,
+        {"improved": True, "deformable": (1, 2, 3)},
+        "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn_1x_coco-ae4d8b3d.pth",
+        "state_dict",
+    ),
+    "authors dcn": (
+        foreign.Authors,
+        {"improved": True, "deformable": (1, 2, 3)},
+        "FCOS_imprv_dcnv2_R_50_FPN_1x.pth",
+        "model",
+    ),
+    "authors mobile": (
+        foreign.Authors,
+        {"improved": False, "mobile": True},
+        "FCOS_syncbn_bs32_c128_MNV2_FPN_1x.pth",
+        "model",
+    ),
 }
 
 
@@ -154,6 +172,24 @@ LARGE = {
         foreign.Adelaidet,
         {"depth": 101, "groups": 32, "width": 8},
         "MS_X_101_32x8d_2x.pth",
+        "model",
+    ),
+    "authors dcn r101": (
+        foreign.Authors,
+        {"improved": True, "depth": 101, "deformable": (1, 2, 3)},
+        "FCOS_imprv_dcnv2_R_101_FPN_2x.pth",
+        "model",
+    ),
+    "authors dcn x101": (
+        foreign.Authors,
+        {"improved": True, "depth": 101, "groups": 64, "width": 4, "deformable": (2, 3)},
+        "FCOS_imprv_dcnv2_X_101_64x4d_FPN_2x.pth",
+        "model",
+    ),
+    "adelaidet dcn x101": (
+        foreign.Adelaidet,
+        {"depth": 101, "groups": 32, "width": 8, "deformable": (2, 3)},
+        "FCOS_MS_X_101_32x8d_2x_dcnv2_iou.pth",
         "model",
     ),
     "adelaidet iou r101": (foreign.Adelaidet, {"depth": 101}, "MS_R_101_2x_iou.pth", "model"),

@@ -1,5 +1,6 @@
 """The network: what it computes, learns and answers. Importing it registers its parts in PaddleDetection."""
 
+from ppfcos.modeling.backbones.mobilenet_v2 import PPFCOSMobileNetV2
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.fcos import PPFCOS
 from ppfcos.modeling.head import PPFCOSHead
@@ -7,4 +8,12 @@ from ppfcos.modeling.losses import PPFCOSLoss
 from ppfcos.modeling.necks.fpn import PPFCOSFPN
 from ppfcos.modeling.targets import PPFCOSTargets
 
-__all__ = ["PPFCOS", "PPFCOSFPN", "PPFCOSDecode", "PPFCOSHead", "PPFCOSLoss", "PPFCOSTargets"]
+__all__ = [
+    "PPFCOS",
+    "PPFCOSFPN",
+    "PPFCOSDecode",
+    "PPFCOSHead",
+    "PPFCOSLoss",
+    "PPFCOSMobileNetV2",
+    "PPFCOSTargets",
+]
