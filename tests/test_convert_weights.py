@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -461,6 +462,25 @@ def test_a_file_name_that_tells_nothing_asks_for_the_recipe(tmp_path, capsys):
     assert run(tmp_path / "model_final.pth", "-o", tmp_path / "ours") == 2
     error = capsys.readouterr().err
     assert "say --recipe with one of imprv" in error and "original" in error
+
+
+@pytest.mark.parametrize(
+    "project, file_name, recipe",
+    [
+        ("mmdet", "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn_1x.pth", "caffe-improved"),
+        ("fcos", "FCOS_imprv_dcnv2_X_101_64x4d_FPN_2x.pth", "imprv"),
+        ("fcos", "FCOS_syncbn_bs32_MNV2_FPN_1x.pth", "original"),
+        ("fcos", "FCOS_bn_bs16_MNV2_FPN_1x.pth", "original"),
+        ("adelaidet", "FCOS_MS_X_101_32x8d_dcnv2_2x.pth", "centerness"),
+        ("adelaidet", "FCOS_MS_X_101_32x8d_2x_dcnv2_iou.pth", "iou"),
+        ("adelaidet", "FCOS_MS_R_101_2x_iou.pth", "iou"),
+        ("paddledet", "fcos_dcn_r50_fpn_1x_coco.pdparams", "centerness"),
+        ("paddledet", "fcos_r50_fpn_iou_multiscale_2x_coco.pdparams", "iou"),
+    ],
+)
+def test_the_published_name_of_a_file_tells_the_recipe(project, file_name, recipe):
+    (format_,) = (one for one in convert_module.FORMATS if one.name == project)
+    assert convert_module._recipe_name(Path(file_name), format_, None) == recipe
 
 
 def test_the_names_of_formats_are_those_of_the_command():
