@@ -92,14 +92,20 @@ def test_the_detector_has_the_published_number_of_weights():
     assert weight_count(model) - norms - len(model.head.scales) == TORCHVISION_FCOS
 
 
-@pytest.mark.parametrize("stages", [(1, 2, 3), (2, 3)])
-def test_deformable_convolutions_are_where_the_source_has_them(stages):
-    """27 channels say offsets and masks of each: 13 of a ResNet-50's 16 blocks, 26 of a ResNeXt-101's 33."""
-    name = "fcos_dcn_r50_fpn_1x_coco" if len(stages) == 3 else "fcos_dcn_x101_64x4d_fpn_multiscale_2x_coco"
-    blocks = {2: 4, 3: 6, 4: 3} if len(stages) == 3 else {3: 23, 4: 3}
+@pytest.mark.parametrize(
+    "name, blocks",
+    [
+        ("fcos_dcn_r50_fpn_1x_coco", {3: 4, 4: 6, 5: 3}),
+        ("fcos_dcn_r101_fpn_multiscale_2x_coco", {3: 4, 4: 23, 5: 3}),
+        ("fcos_dcn_x101_32x8d_fpn_multiscale_2x_coco", {4: 23, 5: 3}),
+        ("fcos_dcn_x101_64x4d_fpn_multiscale_2x_coco", {4: 23, 5: 3}),
+    ],
+)
+def test_deformable_convolutions_are_where_the_authors_have_them(name, blocks):
+    """STAGE_WITH_DCN and USE_DCN_IN_TOWER of the authors' configs/fcos/fcos_imprv_dcnv2_*.yaml."""
     found = [key for key, _ in unfilled_model(name).named_parameters() if key.endswith("conv_offset.weight")]
     for stage, count in blocks.items():
-        assert sum(key.startswith(f"backbone.res{stage + 1}.") for key in found) == count
+        assert sum(key.startswith(f"backbone.res{stage}.") for key in found) == count
     assert [key for key in found if key.startswith("head.")] == [
         f"head.{tower}_tower.convs.3.conv_offset.weight" for tower in ("class", "box")
     ]

@@ -31,6 +31,7 @@ BLOCKS = r"backbone\.layer(?P<stage>\d)\.(?P<block>\d+)\."
 LEVELS_OF_BACKBONE = 3
 PREDICTORS = {"cls": "class_conv", "reg": "box_conv", "centerness": "quality_conv"}
 LAYERS = {"conv": "convs", "gn": "norms"}
+TOWER_CONV = re.compile(r"(?P<conv>head\.\w+_tower\.convs\.\d\.(?:conv_dcn\.)?)(?P<part>weight|bias)")
 
 
 def _pyramid(match) -> str:
@@ -81,12 +82,14 @@ def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
 
 
 def _add_tower_biases(done: Translation) -> None:
-    """Its towers have a bias before the norm only where the configuration says `conv_bias`; ours always."""
-    for name in [name for name in done.weights if re.match(r"head\.\w+_tower\.convs\..*weight", name)]:
-        bias = name[: -len("weight")] + "bias"
-        if bias not in done.weights:
-            done.weights[bias] = np.zeros(len(done.weights[name]), np.float32)
-            done.sources[bias] = "0: the convolution adds no bias"
+    """Its towers have biases before the norms only where the configuration says `conv_bias`; ours always."""
+    parts = [match for match in map(TOWER_CONV.fullmatch, done.weights) if match]
+    if any(match["part"] == "bias" for match in parts):
+        return
+    for match in parts:
+        bias = match["conv"] + "bias"
+        done.weights[bias] = np.zeros(len(done.weights[match.string]), np.float32)
+        done.sources[bias] = "0: the convolution adds no bias"
 
 
 def _decode(nms_threshold: float) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class Resnet(NamedTuple):
         return f"backbone.res{stage}.res{stage}{letter}"
 
 
-class MobilenetV2(NamedTuple):
+@dataclass(frozen=True)
+class MobilenetV2:
     """A MobileNetV2 of the common width, which is all that is converted."""
 
     @property
