@@ -5,6 +5,9 @@ Networks have their full depth and width, images are small.
 
 from __future__ import annotations
 
+import json
+import logging
+
 import numpy as np
 import paddle
 import pytest
@@ -12,12 +15,9 @@ from conftest import ROOT
 from small_detector import spread_scores
 
 from ppfcos.config import load_config
-from ppfcos.deploy import Predictor
 from ppfcos.engine.model import build_model
 from ppfcos.engine.schedule import build_optimizer, build_schedule
-from ppfcos.export.agreement import compare, noise_batches
 from ppfcos.export.bundle import export_bundle
-from ppfcos.export.checkpoint import CheckpointRuntime
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yml") if path.stem != "runtime")
 # The least work among those of each backbone: the others take a step where there is more time.
@@ -147,15 +147,32 @@ def test_a_light_one_learns(name):
     check_training(name)
 
 
+def network_of(cfg):
+    """All that the configuration says of what is exported."""
+    parts = cfg[cfg["architecture"]]
+    sections = [cfg["architecture"], *(parts[part] for part in ("backbone", "neck", "head", "decode"))]
+    named = {name: cfg.get(name) for name in (*sections, "num_classes", "norm_type", "TestReader")}
+    return json.dumps(named, sort_keys=True, default=str)
+
+
+@pytest.fixture(scope="module")
+def exported_networks():
+    """Those that an earlier configuration has exported: some differ in their training alone."""
+    return set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_learns_answers_and_exports(name, tmp_path):
+def test_learns_answers_and_exports(name, exported_networks, tmp_path, caplog):
     cfg, model = check_training(name)
     spread_scores(model)
     model.eval()
     answer = model(batch(cfg["num_classes"]))
     assert np.isfinite(answer["bbox"].numpy()).all()
     assert int(answer["bbox_num"].sum()) == len(answer["bbox"]) > 0
-    bundle = export_bundle(model, cfg, [f"class {i}" for i in range(cfg["num_classes"])], tmp_path / "bundle")
-    agreement = compare(CheckpointRuntime(model), Predictor(bundle, device="cpu").runtime, noise_batches())
-    assert agreement.holds and agreement.boxes > 20
+    if network_of(cfg) not in exported_networks:
+        exported_networks.add(network_of(cfg))
+        with caplog.at_level(logging.INFO):
+            # It refuses a program whose boxes are others than the model's, and says how many there were.
+            export_bundle(model, cfg, [f"class {i}" for i in range(cfg["num_classes"])], tmp_path / "bundle")
+        assert "the exported program gave the model's boxes" in caplog.text
