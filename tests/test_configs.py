@@ -22,6 +22,7 @@ from ppfcos.export.bundle import export_bundle
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yml") if path.stem != "runtime")
 # The least work among those of each backbone: the others take a step where there is more time.
 LIGHT = ("fcos_mobilenetv2_c128_fpn_1x_coco", "fcos_r18_bccd")
+SIDE = 128  # of the images: the coarsest stride
 STEPS_PER_EPOCH = 1000  # more than a warm-up lasts
 
 RESNET50, RESNET101 = 25_557_032, 44_549_160
@@ -58,12 +59,12 @@ def weight_count(layer):
     return sum(int(np.prod(w.shape)) for name, w in named if not name.endswith(("._mean", "._variance")))
 
 
-def batch(num_classes, height=128, width=160):
+def batch(num_classes):
     random = np.random.default_rng(0)
-    boxes = [[[8, 8, 60, 40], [20, 30, 150, 120]], [[0, 0, 128, 128], [0, 0, 0, 0]]]
+    boxes = [[[8, 8, 60, 40], [20, 30, 120, 120]], [[0, 0, 128, 128], [0, 0, 0, 0]]]
     return {
-        "image": paddle.to_tensor(random.integers(0, 256, [2, 3, height, width]), "uint8"),
-        "im_shape": paddle.to_tensor([[height, width]] * 2, "float32"),
+        "image": paddle.to_tensor(random.integers(0, 256, [2, 3, SIDE, SIDE]), "uint8"),
+        "im_shape": paddle.to_tensor([[SIDE, SIDE]] * 2, "float32"),
         "scale_factor": paddle.ones([2, 2]),
         "gt_bbox": paddle.to_tensor(boxes, "float32"),
         "gt_class": paddle.to_tensor(random.integers(0, num_classes, [2, 2, 1]), "int32"),
