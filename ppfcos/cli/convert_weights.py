@@ -103,10 +103,8 @@ def _report(done: Conversion, target: Path) -> None:
         logger.info("%d left out, %s: %s", len(names), reason, _some(names))
     if done.allowed:
         logger.info("%d without partner, as allowed: %s", len(done.allowed), _some(done.allowed))
-    resnet = translation.resnet
-    groups = f", {resnet.groups} groups of {resnet.base_width}" if resnet.groups > 1 else ""
-    logger.info("backbone: %d layers%s", resnet.depth, groups)
-    for name, section in recipe.sections(resnet).items():
+    logger.info("backbone: %s", translation.backbone.description)
+    for name, section in recipe.sections(translation.backbone).items():
         logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in section.items()))
     logger.info("images are padded to multiples of %d", recipe.pad_to_stride)
     if recipe.blue_first:

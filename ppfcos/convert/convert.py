@@ -85,7 +85,7 @@ def convert(
     recipe = format_.recipes[recipe_name]
     done = format_.translate(str(source), arrays)
     if recipe.blue_first:
-        reverse_channels(done.weights, done.resnet)
+        reverse_channels(done.weights, done.backbone)
     _require_allowed(source, "of the file are unknown", done.left_over, allowed)
     config = target.with_suffix(".yml")
     with replacing(target) as weights_file, replacing(config) as config_file:
@@ -173,10 +173,10 @@ def _config_text(format_: Format, recipe: Recipe, done: Translation, target: Pat
         "_BASE_": [Path(folder, base).as_posix() for base in BASES],
         "pretrain_weights": None,
         key: str(target),
-        **{name: dict(section) for name, section in recipe.sections(done.resnet).items()},
+        **{name: dict(section) for name, section in recipe.sections(done.backbone).items()},
     }
-    resnet = done.resnet
-    content["ResNet"].update(depth=resnet.depth, groups=resnet.groups, base_width=resnet.base_width)
+    for name, section in done.backbone.sections.items():
+        content[name] = {**content.get(name, {}), **section}
     if not format_.backbone_only:
         _state_sizes(content, done.weights)
     padding = [{"PadBatch": {"pad_to_stride": recipe.pad_to_stride}}]
@@ -188,13 +188,19 @@ def _config_text(format_: Format, recipe: Recipe, done: Translation, target: Pat
 
 def _state_sizes(content: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
     """What the weights themselves say of classes, channels and layers."""
-    towers = sum(name.startswith("head.class_tower.convs.") and name.endswith("weight") for name in weights)
+    tower = [name.split(".")[3:] for name in weights if name.startswith("head.class_tower.convs.")]
+    num_convs = len({layer for layer, *_ in tower})
+    deformable = len({layer for layer, *rest in tower if rest[0] == "conv_offset"})
     predictor, lateral = weights.get("head.class_conv.weight"), weights.get("neck.laterals.0.weight")
     if predictor is None or lateral is None:
         return
     content["num_classes"] = len(predictor)
     content["PPFCOSFPN"] = {"out_channels": len(lateral)}
-    content["PPFCOSHead"] = {**content.get("PPFCOSHead", {}), "num_convs": towers}
+    content["PPFCOSHead"] = {
+        **content.get("PPFCOSHead", {}),
+        "num_convs": num_convs,
+        "deformable_convs": deformable,
+    }
 
 
 def _assign(

@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from ppfcos.convert.names import Resnet, Translation
+from ppfcos.convert.names import Backbone, Translation
 
 # Blue, green, red from 0 to 255, as their own configurations have them.
 CAFFE_MEAN = (102.9801, 115.9465, 122.7717)  # Detectron's
@@ -51,7 +51,7 @@ class Recipe:
     """
 
     description: str
-    sections: Callable[[Resnet], dict[str, dict[str, Any]]]
+    sections: Callable[[Backbone], dict[str, dict[str, Any]]]
     blue_first: bool = False
     pad_to_stride: int = 32
     files: tuple[str, ...] = ("*",)

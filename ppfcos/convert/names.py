@@ -1,6 +1,7 @@
-"""Our names for the weights of a ResNet, and the weights of other projects under them.
+"""Our names for the weights of a network, and the weights of other projects under them.
 
-Our names are PaddleDetection's for its ResNet, behind `backbone.`, and our own for pyramid and head.
+Our names are PaddleDetection's for its ResNet and `paddle.vision`'s for MobileNetV2, behind `backbone.`, and
+our own for pyramid and head.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -30,11 +31,13 @@ class Resnet(NamedTuple):
         blocks: in each of the four stages.
         groups: of the 3x3 convolutions.
         base_width: channels of a group in the first stage.
+        deformable: stages, from 0 to 3, whose 3x3 convolutions are deformable.
     """
 
     blocks: tuple[int, int, int, int]
     groups: int = 1
     base_width: int = 64
+    deformable: tuple[int, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -45,6 +48,24 @@ class Resnet(NamedTuple):
     def stem(self) -> str:
         """PaddleDetection's name for the first convolution."""
         return "conv1" if self.groups == 1 else "res_conv1"
+
+    @property
+    def first_conv(self) -> str:
+        """Our name for the weight of the convolution that sees the pixels."""
+        return f"backbone.conv1.{self.stem}.conv.weight"
+
+    @property
+    def description(self) -> str:
+        """What it is, for people."""
+        groups = f", {self.groups} groups of {self.base_width}" if self.groups > 1 else ""
+        stages = ", ".join(f"C{stage + 2}" for stage in self.deformable)
+        return f"ResNet of {self.depth} layers{groups}" + (f", deformable in {stages}" if stages else "")
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What the configuration says of it."""
+        section = {"depth": self.depth, "groups": self.groups, "base_width": self.base_width}
+        return {"ResNet": {**section, "dcn_v2_stages": list(self.deformable) or [-1]}}
 
     def block(self, stage: int, index: int) -> str:
         """PaddleDetection's place of a block.
@@ -60,6 +81,29 @@ class Resnet(NamedTuple):
         return f"backbone.res{stage}.res{stage}{letter}"
 
 
+@dataclass(frozen=True)
+class MobilenetV2:
+    """A MobileNetV2 of the common width, which is all that is converted."""
+
+    @property
+    def first_conv(self) -> str:
+        """Our name for the weight of the convolution that sees the pixels."""
+        return "backbone.features.0.0.weight"
+
+    @property
+    def description(self) -> str:
+        """What it is, for people."""
+        return "MobileNetV2"
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What the configuration says of it."""
+        return {"PPFCOS": {"backbone": "PPFCOSMobileNetV2"}}
+
+
+Backbone = Union[Resnet, MobilenetV2]
+
+
 def resnet_of(
     source: str, arrays: Mapping[str, np.ndarray], pattern: str, kernel: str, first_stage: int
 ) -> Resnet:
@@ -68,7 +112,8 @@ def resnet_of(
     Args:
         source: what to call the weights in an error.
         arrays: by name.
-        pattern: matches all names of blocks, with the groups `stage` and `block`.
+        pattern: matches all names of blocks, with the groups `stage` and `block`. Those of deformable
+            convolutions have `offset` in them.
         kernel: name of the 3x3 convolution of the first block of all.
         first_stage: the number that `pattern` finds for the first stage.
 
@@ -78,11 +123,8 @@ def resnet_of(
     Raises:
         WeightsError: it is none of 50 or 101 layers.
     """
-    found = {
-        (int(match["stage"]), int(match["block"]))
-        for match in map(re.compile(pattern).match, arrays)
-        if match
-    }
+    matches = [match for match in map(re.compile(pattern).match, arrays) if match]
+    found = {(int(match["stage"]), int(match["block"])) for match in matches}
     blocks = tuple(sum(stage == first_stage + i for stage, _ in found) for i in range(4))
     if blocks not in DEPTHS or kernel not in arrays:
         raise WeightsError(
@@ -90,7 +132,8 @@ def resnet_of(
             "(3, 4, 6, 3) and (3, 4, 23, 3) bottlenecks"
         )
     width, per_group = arrays[kernel].shape[:2]
-    return Resnet(blocks, width // per_group, per_group)
+    deformable = {int(match["stage"]) - first_stage for match in matches if "offset" in match.string}
+    return Resnet(blocks, width // per_group, per_group, tuple(sorted(deformable)))
 
 
 def torch_resnet_rules(resnet: Resnet, prefix: str, stem: str = "") -> list[Rule]:
@@ -102,7 +145,7 @@ def torch_resnet_rules(resnet: Resnet, prefix: str, stem: str = "") -> list[Rule
         stem: what stands before `conv1` and `bn1` besides, as it is.
 
     Returns:
-        Rules for convolutions and batch norms.
+        Rules for convolutions, plain and deformable, and batch norms.
     """
     prefix, stem = re.escape(prefix), re.escape(stem)
     block = rf"{prefix}layer(\d)\.(\d+)\."
@@ -117,12 +160,41 @@ def torch_resnet_rules(resnet: Resnet, prefix: str, stem: str = "") -> list[Rule
             rf"{block}conv([123])\.weight",
             lambda m: f"{place(m)}.branch2{PAIRED_CONVS[int(m[3]) - 1]}.conv.weight",
         ),
+        # MMDetection's deformable convolution holds the one for its offsets, the authors' holds both.
+        Rule(rf"{block}conv2\.(?:conv_)?offset\.(\w+)", lambda m: f"{place(m)}.branch2b.conv_offset.{m[3]}"),
+        Rule(rf"{block}conv2\.conv\.weight", lambda m: f"{place(m)}.branch2b.conv.weight"),
         Rule(
             rf"{block}bn([123])\.(\w+)",
             lambda m: f"{place(m)}.branch2{PAIRED_CONVS[int(m[3]) - 1]}.norm.{m[4]}",
         ),
         Rule(rf"{block}downsample\.0\.weight", lambda m: f"{place(m)}.short.conv.weight"),
         Rule(rf"{block}downsample\.1\.(\w+)", lambda m: f"{place(m)}.short.norm.{m[3]}"),
+    ]
+
+
+def torch_mobilenet_rules(prefix: str) -> list[Rule]:
+    """The names of a MobileNetV2 in PyTorch whose blocks number all their layers one after another.
+
+    Args:
+        prefix: what stands before `features`, as it is.
+
+    Returns:
+        Rules for convolutions and batch norms.
+    """
+    prefix = re.escape(prefix)
+
+    def layer(match: re.Match) -> str:
+        # Convolution, norm and ReLU6 are one layer of ours with the three in it; of those the first block,
+        # which widens nothing, has one and the others two. A convolution and its norm follow.
+        block, number = int(match[1]), int(match[2])
+        triples = 1 if block == 1 else 2
+        inside = number < 3 * triples
+        place = f"{number // 3}.{number % 3}" if inside else str(number - 2 * triples)
+        return f"backbone.features.{block}.conv.{place}.{match[3]}"
+
+    return [
+        Rule(rf"{prefix}features\.0\.([01])\.(\w+)", r"backbone.features.0.\1.\2"),
+        Rule(rf"{prefix}features\.(\d+)\.conv\.(\d)\.(\w+)", layer),
     ]
 
 
@@ -138,14 +210,14 @@ class Translation:
     """Weights under our names.
 
     Attributes:
-        resnet: of the backbone.
+        backbone: what it is.
         weights: by our names.
         sources: the foreign name of each, by our names.
         left_out: foreign names that a network has no use for at inference, and why.
         left_over: foreign names that nothing is known of.
     """
 
-    resnet: Resnet
+    backbone: Backbone
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -158,20 +230,20 @@ BATCH_COUNTER = Rule(r".*\.num_batches_tracked", "counts batches of the training
 
 
 def translate(
-    arrays: Mapping[str, np.ndarray], resnet: Resnet, rules: Sequence[Rule], useless: Iterable[Rule] = ()
+    arrays: Mapping[str, np.ndarray], backbone: Backbone, rules: Sequence[Rule], useless: Iterable[Rule] = ()
 ) -> Translation:
     """Rename weights.
 
     Args:
         arrays: by foreign names.
-        resnet: of the backbone.
+        backbone: what it is.
         rules: the first that matches a whole name gives our name for it.
         useless: names that have no place in our network; the replacement says why.
 
     Returns:
         The weights, float32.
     """
-    done = Translation(resnet)
+    done = Translation(backbone)
     for name, array in arrays.items():
         reason = _first_match(name, useless)
         ours = None if reason else _first_match(name, rules)
@@ -216,21 +288,27 @@ def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str)
         kind, rest = ("convs", 0) if int(match[2]) % 3 == 0 else ("norms", 1)
         return f"head.{ours}.{kind}.{(int(match[2]) - rest) // 3}.{match[3]}"
 
+    def deformable(match: re.Match) -> str:
+        ours = "class_tower" if match[1].startswith("cl") else "box_tower"
+        kind = "conv_offset" if match[3] == "offset" else "conv_dcn"
+        return f"head.{ours}.convs.{int(match[2]) // 3}.{kind}.{match[4]}"
+
     return [
         Rule(rf"{tower}\.(\d+)\.(weight|bias)", layer),
+        Rule(rf"{tower}\.(\d+)\.(offset|conv)\.(weight|bias)", deformable),
         *(Rule(rf"{predictor}{theirs}\.(weight|bias)", rf"head.{ours}.\1") for ours, theirs in convs.items()),
         Rule(scale, r"head.scales.\1"),
     ]
 
 
-def reverse_channels(weights: dict[str, np.ndarray], resnet: Resnet) -> None:
+def reverse_channels(weights: dict[str, np.ndarray], backbone: Backbone) -> None:
     """Let a network that was trained on blue, green, red take red, green, blue.
 
     Args:
         weights: by our names; changed in place.
-        resnet: of the backbone.
+        backbone: what it is.
     """
-    name = f"backbone.conv1.{resnet.stem}.conv.weight"
+    name = backbone.first_conv
     if name in weights:
         weights[name] = np.ascontiguousarray(weights[name][:, ::-1])
 

@@ -14,6 +14,7 @@ import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 from ppdet.core.workspace import register
+from ppdet.modeling.layers import DeformableConvV2
 
 from ppfcos.modeling.convolution import Conv2D, norm_relu_conv, trains_on_cpu
 from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
@@ -53,6 +54,20 @@ def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> Conv2D:
     )
 
 
+def _deformable_conv(channels: int) -> DeformableConvV2:
+    """It starts as half of `_conv`: offsets are 0, masks sigmoid(0) (DCNv2, arXiv 1811.11168, section 3)."""
+    return DeformableConvV2(
+        channels,
+        channels,
+        3,
+        weight_attr=ParamAttr(initializer=Normal(std=0.01)),
+        bias_attr=True,
+        # The optimizer treats its bias as every other one.
+        dcn_bias_regularizer=None,
+        dcn_bias_lr_scale=1.0,
+    )
+
+
 class Tower(nn.Layer):
     """Convolutions, each with a norm and ReLU behind it, and the predictions made from them.
 
@@ -60,13 +75,23 @@ class Tower(nn.Layer):
         channels: of every convolution.
         num_convs: how many.
         norm_type: `gn`, `bn` or `sync_bn`.
-        separable: the convolutions are separable.
+        deformable_convs: how many of them, counted from the last, are deformable.
+        separable: the others are separable.
     """
 
-    def __init__(self, channels: int, num_convs: int, norm_type: str, separable: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        num_convs: int,
+        norm_type: str,
+        deformable_convs: int = 0,
+        separable: bool = False,
+    ):
         super().__init__()
         conv = SeparableConv if separable else _conv
-        self.convs = nn.LayerList([conv(channels, channels) for _ in range(num_convs)])
+        plain = [conv(channels, channels) for _ in range(num_convs - deformable_convs)]
+        deformable = [_deformable_conv(channels) for _ in range(deformable_convs)]
+        self.convs = nn.LayerList(plain + deformable)
         self.norms = nn.LayerList([_norm(norm_type, channels) for _ in range(num_convs)])
 
     def forward(self, feature: Tensor, predictors: list) -> list:
@@ -112,6 +137,8 @@ class PPFCOSHead(nn.Layer):
         num_classes: C.
         num_convs: convolutions in each tower.
         norm_type: `gn`, `bn` or `sync_bn`, behind each of them.
+        deformable_convs: how many of them, counted from the last, are deformable (DCNv2): 1 in the authors'
+            code, AdelaiDet and MMDetection, all 4 in PaddleDetection's `use_dcn`.
         prior_prob: score that every class starts with (focal loss paper, section 4.1).
         centerness_on: `box` or `class`: the tower that predicts the quality.
         distance: `relu`: distances are ReLU(scale·x)·stride; `exp`: they are exp(scale·x).
@@ -130,6 +157,7 @@ class PPFCOSHead(nn.Layer):
         num_classes: int = 80,
         num_convs: int = 4,
         norm_type: str = "gn",
+        deformable_convs: int = 0,
         prior_prob: float = 0.01,
         centerness_on: str = "box",
         distance: str = "relu",
@@ -140,12 +168,16 @@ class PPFCOSHead(nn.Layer):
             raise ValueError(f"PPFCOSHead.centerness_on is {centerness_on!r}: it is box or class")
         if distance not in ("relu", "exp"):
             raise ValueError(f"PPFCOSHead.distance is {distance!r}: it is relu or exp")
+        if not 0 <= deformable_convs <= num_convs:
+            raise ValueError(
+                f"PPFCOSHead.deformable_convs is {deformable_convs!r}: it is 0 to num_convs, {num_convs}"
+            )
         self.strides = strides
         self.num_classes = num_classes
         self.centerness_on = centerness_on
         self.distance = distance
-        self.class_tower = Tower(in_channels, num_convs, norm_type, separable)
-        self.box_tower = Tower(in_channels, num_convs, norm_type, separable)
+        self.class_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, separable)
+        self.box_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, separable)
         self.class_conv = _conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
         self.box_conv = _conv(in_channels, 4)
         self.quality_conv = _conv(in_channels, 1)
