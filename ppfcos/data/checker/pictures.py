@@ -24,9 +24,9 @@ from tqdm import tqdm
 from ppfcos.data.checker.responsibility import Geometry, Responsibility, responsibility
 from ppfcos.data.images import ImageCutShort, ImageOfAnotherSize, ImageUnreadable, read_image
 from ppfcos.data.records import clip_boxes
-from ppfcos.data.regular_files import require_regular
 from ppfcos.environment import most_pixels
 from ppfcos.errors import DataError
+from ppfcos.regular_files import require_regular
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS_BY_A_QUARTER = (5, 6, 7, 8)
