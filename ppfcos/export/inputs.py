@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -12,95 +12,91 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 
+from ppfcos.deploy import bundle as names
+from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import ConfigError
 from ppfcos.modeling.fcos import STRIDE
 
-TYPES = ("float32", "uint8", "nv12")
-CHANNELS = ("rgb", "bgr")
+FREE = -1  # a size in Paddle's words
 
 
-@dataclass(frozen=True)
-class InputForm:
-    """What the exported network's `image` is.
+def network_input(
+    kind: str = names.FLOAT32,
+    channels: str = names.RGB,
+    batch: int | None = None,
+    size: Sequence[int] | None = None,
+) -> NetworkInput:
+    """What an exported network's `image` shall be.
 
-    Attributes:
-        type: `float32` [B, 3, H, W] from 0 to 255; `uint8` [B, H, W, 3]; `nv12` uint8 [B, H·3/2, W], the
+    Args:
+        kind: `float32` [B, 3, H, W] from 0 to 255; `uint8` [B, H, W, 3]; `nv12` uint8 [B, H·3/2, W], the
             plane of Y and below it U and V by turns, BT.601 of limited range.
-        channels: `rgb` or `bgr`, the order of the first two types.
+        channels: `rgb` or `bgr`, the order of the first two kinds.
         batch: B; None leaves it free.
-        height: H, None leaves it free.
-        width: W, likewise.
+        size: H and W; None leaves them free.
+
+    Returns:
+        The description.
 
     Raises:
-        ConfigError: a value is none of those named, or the network cannot take that size.
+        ConfigError: the network cannot take that.
     """
-
-    type: str = "float32"
-    channels: str = "rgb"
-    batch: int | None = None
-    height: int | None = None
-    width: int | None = None
-
-    def __post_init__(self):
-        if self.type not in TYPES:
-            raise ConfigError(f"--input {self.type} is not known; take {', '.join(TYPES)}")
-        if self.channels not in CHANNELS:
-            raise ConfigError(f"--channels {self.channels} is not known; take {', '.join(CHANNELS)}")
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"--batch {self.batch}: a fixed batch holds at least one image")
-        sides = (self.height, self.width)
-        if (self.height is None) != (self.width is None):
-            raise ConfigError("--fixed_size takes the height and the width, or is left out")
-        if self.height is not None and any(side < STRIDE or side % STRIDE for side in sides):
-            raise ConfigError(
-                f"--fixed_size {self.height},{self.width}: both must be multiples of {STRIDE}, "
-                f"such as {_next_multiple(self.height)},{_next_multiple(self.width)}"
-            )
-
-    @property
-    def layout(self) -> str | None:
-        """`nchw`, `nhwc`, or None where an image is two planes."""
-        return {"float32": "nchw", "uint8": "nhwc", "nv12": None}[self.type]
-
-    def image_spec(self) -> InputSpec:
-        """Shape and type of the `image`; -1 is free."""
-        batch, height, width = (-1 if side is None else side for side in (self.batch, self.height, self.width))
-        if self.type == "float32":
-            return InputSpec([batch, 3, height, width], "float32", "image")
-        if self.type == "uint8":
-            return InputSpec([batch, height, width, 3], "uint8", "image")
-        return InputSpec([batch, -1 if height < 0 else height * 3 // 2, width], "uint8", "image")
-
-    def pair_spec(self, name: str) -> InputSpec:
-        """Shape and type of `im_shape` and `scale_factor`."""
-        return InputSpec([-1 if self.batch is None else self.batch, 2], "float32", name)
-
-    def layer(self) -> nn.Layer:
-        """What makes [B, 3, H, W] from 0 to 255, red first, of the `image`."""
-        if self.type == "nv12":
-            return Nv12Image()
-        return PackedImage(channels_last=self.type == "uint8", blue_first=self.channels == "bgr")
-
-    def inputs_of(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch as this input takes it.
-
-        Args:
-            batch: `image` [B, 3, H, W] float32 of whole numbers from 0 to 255, red first, and whatever else.
-
-        Returns:
-            The same with another `image`.
-        """
-        image = batch["image"]
-        if self.type == "nv12":
-            image = np.stack([nv12_of(picture.transpose(1, 2, 0).astype(np.uint8)) for picture in image])
-        else:
-            image = image[:, ::-1] if self.channels == "bgr" else image
-            image = image.transpose(0, 2, 3, 1).astype(np.uint8) if self.type == "uint8" else image
-        return {**batch, "image": np.ascontiguousarray(image)}
+    if batch is not None and batch < 1:
+        raise ConfigError(f"--batch {batch}: a fixed batch holds at least one image")
+    if kind == names.NV12 and channels != names.RGB:
+        raise ConfigError(f"--channels {channels}: NV12 has no channels to be ordered; leave it out")
+    if size is not None and any(side < STRIDE or side % STRIDE for side in size):
+        possible = ",".join(str(max(1, math.ceil(side / STRIDE)) * STRIDE) for side in size)
+        raise ConfigError(
+            f"--fixed_size {','.join(map(str, size))}: height and width must be multiples of {STRIDE}, "
+            f"such as {possible}"
+        )
+    height, width = (None, None) if size is None else size
+    order = names.NCHW if kind == names.FLOAT32 else names.NHWC
+    return NetworkInput(kind, channels, order, batch, height, width)
 
 
-def _next_multiple(side: int) -> int:
-    return max(1, -(-side // STRIDE)) * STRIDE
+def image_spec(form: NetworkInput) -> InputSpec:
+    """Shape and type of the `image`; -1 is free."""
+    batch, height, width = (FREE if side is None else side for side in (form.batch, form.height, form.width))
+    if form.type == names.FLOAT32:
+        return InputSpec([batch, 3, height, width], "float32", names.IMAGE)
+    if form.type == names.UINT8:
+        return InputSpec([batch, height, width, 3], "uint8", names.IMAGE)
+    rows = FREE if height == FREE else height * 3 // 2
+    return InputSpec([batch, rows, width], "uint8", names.IMAGE)
+
+
+def pair_spec(form: NetworkInput, name: str) -> InputSpec:
+    """Shape and type of `im_shape` and `scale_factor`, which go with that image."""
+    return InputSpec([FREE if form.batch is None else form.batch, 2], "float32", name)
+
+
+def image_layer(form: NetworkInput) -> nn.Layer:
+    """What makes [B, 3, H, W] float32 from 0 to 255, red first, of the `image`."""
+    if form.type == names.NV12:
+        return Nv12Image()
+    return PackedImage(form.layout == names.NHWC, form.channels == names.BGR)
+
+
+def inputs_of(form: NetworkInput, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch as a network takes it.
+
+    Args:
+        form: of the network's input.
+        batch: `image` [B, 3, H, W] float32 of whole numbers from 0 to 255, red first, and whatever else.
+
+    Returns:
+        The same with another `image`.
+    """
+    image = batch[names.IMAGE]
+    if form.type == names.NV12:
+        pictures = image.transpose(0, 2, 3, 1).astype(np.uint8)
+        image = np.stack([nv12_of(picture) for picture in pictures])
+    else:
+        image = image[:, ::-1] if form.channels == names.BGR else image
+        image = image.transpose(0, 2, 3, 1).astype(np.uint8) if form.type == names.UINT8 else image
+    return {**batch, names.IMAGE: np.ascontiguousarray(image)}
 
 
 class PackedImage(nn.Layer):

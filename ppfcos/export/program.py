@@ -10,12 +10,12 @@ import paddle
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 
+from ppfcos.deploy import bundle as names
+from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError
-from ppfcos.export.inputs import InputForm
+from ppfcos.export.inputs import image_layer, image_spec, pair_spec
 
 VERSIONS_THAT_CAN = "Paddle 3.0 to 3.2 can (3.2.2 is what the requirements pin)"
-BOX_OUTPUTS = ("bbox", "bbox_num")
-HEAD_KINDS = ("class_logits", "distances", "quality_logits")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class HeadsForm:
             the image then, or its padding counts as black.
     """
 
-    layout: str = "nchw"
-    distances: str = "pixels"
+    layout: str = names.NCHW
+    distances: str = names.PIXELS
     image_only: bool = False
 
 
@@ -42,15 +42,19 @@ class EndToEndNetwork(nn.Layer):
         form: of the image.
     """
 
-    def __init__(self, model: nn.Layer, form: InputForm):
+    def __init__(self, model: nn.Layer, form: NetworkInput):
         super().__init__()
         self.model = model
         self.form = form
-        self.pixels = form.layer()
+        self.pixels = image_layer(form)
 
     def specs(self) -> list[InputSpec]:
         """The inputs."""
-        return [self.form.image_spec(), *map(self.form.pair_spec, ("im_shape", "scale_factor"))]
+        return [
+            image_spec(self.form),
+            pair_spec(self.form, names.IM_SHAPE),
+            pair_spec(self.form, names.SCALE_FACTOR),
+        ]
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple:
         """Boxes of a batch.
@@ -87,17 +91,17 @@ class HeadsNetwork(nn.Layer):
         heads: of the answers.
     """
 
-    def __init__(self, model: nn.Layer, form: InputForm, heads: HeadsForm):
+    def __init__(self, model: nn.Layer, form: NetworkInput, heads: HeadsForm):
         super().__init__()
         self.model = model
         self.form = form
         self.heads = heads
-        self.pixels = form.layer()
+        self.pixels = image_layer(form)
 
     def specs(self) -> list[InputSpec]:
         """The inputs."""
-        image = self.form.image_spec()
-        return [image] if self.heads.image_only else [image, self.form.pair_spec("im_shape")]
+        image = image_spec(self.form)
+        return [image] if self.heads.image_only else [image, pair_spec(self.form, names.IM_SHAPE)]
 
     def forward(self, image: Tensor, im_shape: Tensor | None = None) -> list:
         """The head's answers.
@@ -107,26 +111,20 @@ class HeadsNetwork(nn.Layer):
             im_shape: [B, 2] float32, height and width of each image without its padding; None: all of it.
 
         Returns:
-            Class logits, distances and quality logits of the finest level, of the next, and so on: [B, K, H_l,
-            W_l] or [B, H_l, W_l, K].
+            Class logits of all levels, the finest first; distances; quality logits: [B, K, H_l, W_l] or [B,
+            H_l, W_l, K].
         """
         pixels = self.pixels(image)
         if im_shape is None:
             im_shape = paddle.shape(pixels)[2:].astype("float32").unsqueeze(0)
         outputs = self.model.network(pixels, im_shape)
-        answers = []
-        for stride, class_logits, distances, quality in zip(self.model.head.strides, *outputs):
-            if self.heads.distances == "strides":
-                distances = distances / stride
-            answers += [class_logits, distances, quality]
-        if self.heads.layout == "nhwc":
+        distances = outputs.distances
+        if self.heads.distances == names.STRIDES:
+            distances = [each / stride for each, stride in zip(distances, self.model.head.strides)]
+        answers = [*outputs.class_logits, *distances, *outputs.quality_logits]
+        if self.heads.layout == names.NHWC:
             answers = [answer.transpose([0, 2, 3, 1]) for answer in answers]
         return answers
-
-
-def head_names(strides: list[int]) -> list[str]:
-    """The outputs' names, in the order of `HeadsNetwork.forward`."""
-    return [f"{kind}_{stride}" for stride in strides for kind in HEAD_KINDS]
 
 
 def check_paddle() -> None:
