@@ -96,7 +96,7 @@ class Section:
 
     def _refuse(self, key: str, wanted: str) -> None:
         raise BundleError(
-            f"{self.where}: `{key}` is {self.values.get(key)!r}, but must be {wanted}; export the bundle again"
+            f"{self.where}: `{key}` is {self.values.get(key)!r}, not {wanted}; export the bundle again"
         )
 
 
