@@ -33,7 +33,7 @@ def half_precision(model: ModelProto) -> ModelProto:
 
 
 def _outside_the_convolutions(graph: GraphProto) -> list[str]:
-    """Names of the nodes that have no convolution before them, and of the last convolutions and all behind."""
+    """Names of the nodes without a convolution before them, and of the last convolutions and all behind."""
     behind: set[str] = set()  # values that a convolution had a part in
     for node in graph.node:
         if node.op_type == CONVOLUTION or behind.intersection(node.input):

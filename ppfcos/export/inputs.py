@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import cv2
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -79,26 +77,6 @@ def image_layer(form: NetworkInput) -> nn.Layer:
     return PackedImage(form.layout == names.NHWC, form.channels == names.BGR)
 
 
-def inputs_of(form: NetworkInput, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch as a network takes it.
-
-    Args:
-        form: of the network's input.
-        batch: `image` [B, 3, H, W] float32 of whole numbers from 0 to 255, red first, and whatever else.
-
-    Returns:
-        The same with another `image`.
-    """
-    image = batch[names.IMAGE]
-    if form.type == names.NV12:
-        pictures = image.transpose(0, 2, 3, 1).astype(np.uint8)
-        image = np.stack([nv12_of(picture) for picture in pictures])
-    else:
-        image = image[:, ::-1] if form.channels == names.BGR else image
-        image = image.transpose(0, 2, 3, 1).astype(np.uint8) if form.type == names.UINT8 else image
-    return {**batch, names.IMAGE: np.ascontiguousarray(image)}
-
-
 class PackedImage(nn.Layer):
     """Three values a pixel, in any order.
 
@@ -146,18 +124,3 @@ class Nv12Image(nn.Layer):
 def _doubled(plane: Tensor) -> Tensor:
     """[B, 1, H, W] to [B, 1, 2H, 2W], every value four times."""
     return F.interpolate(plane, scale_factor=2, mode="nearest")
-
-
-def nv12_of(picture: np.ndarray) -> np.ndarray:
-    """A picture as NV12.
-
-    Args:
-        picture: [H, W, 3] uint8, red first, H and W even.
-
-    Returns:
-        [H·3/2, W] uint8.
-    """
-    height, width = picture.shape[:2]
-    planes = cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420)
-    chroma = planes[height:].reshape(2, -1)
-    return np.concatenate([planes[:height], chroma.T.reshape(height // 2, width)])

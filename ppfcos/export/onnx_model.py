@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ppfcos import environment
 from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError, ConfigError, one_line
+from ppfcos.export.manifest import head_outputs
 from ppfcos.export.program import VERSIONS_THAT_CAN, CandidatesNetwork, HeadsForm, HeadsNetwork, save_program
 
 with environment.quiet_imports():
@@ -46,9 +46,7 @@ def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int = DEFAULT_O
     network = _converted(CandidatesNetwork(model, form), opset)
     boxes, *shown, scores, classes = (output.name for output in network.graph.output)
     count = len(model.head.strides) * model.decode.pre_nms_top_k
-    suppression = suppression_graph(
-        model.decode, count, model.head.num_classes, network.ir_version, opset
-    )
+    suppression = suppression_graph(model.decode, count, model.head.num_classes, network.ir_version, opset)
     sources = {"boxes": boxes, "shown": (shown or [boxes])[0], "scores": scores, "classes": classes}
     joined = compose.merge_models(
         network, suppression, io_map=[(source, target) for target, source in sources.items()]
@@ -75,13 +73,9 @@ def heads_model(
         ConfigError: the opset is none of `OPSETS`.
     """
     network = _converted(HeadsNetwork(model, form, heads), opset)
-    _rename_outputs(network.graph, output_names(model.head.strides))
+    levels = head_outputs(model.head.strides)
+    _rename_outputs(network.graph, [level[kind] for kind in names.HEAD_OUTPUTS for level in levels])
     return _simplified(network)
-
-
-def output_names(strides: Sequence[int]) -> list[str]:
-    """The outputs of a network of the kind `heads`, in their order."""
-    return [f"{kind}_{stride}" for kind in names.HEAD_OUTPUTS for stride in strides]
 
 
 def _converted(network: nn.Layer, opset: int) -> ModelProto:

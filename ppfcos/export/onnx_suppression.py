@@ -12,7 +12,6 @@ from onnx.parser import parse_model
 
 from ppfcos.modeling.decode import PPFCOSDecode
 
-INPUTS = ("boxes", "shown", "scores", "classes")
 # Letters: B images, S candidates, C classes, Q boxes kept of an image at the most, N boxes of all images.
 SCORES_BY_CLASS = """
     class_column = Unsqueeze (classes, axis_1)
@@ -80,8 +79,8 @@ def suppression_graph(
         opset: likewise.
 
     Returns:
-        From the `INPUTS` to bbox [N, 6] (label, score, x0, y0, x1, y1), image after image, the best first, and
-        bbox_num [B].
+        From what `ppfcos.modeling.decode.Candidates` holds to bbox [N, 6] (label, score, x0, y0, x1, y1),
+        image after image, the best first, and bbox_num [B].
     """
     limited = 0 < decode.class_top_k < num_candidates
     body = SCORES_BY_CLASS + (STRONGEST_OF_CLASS if limited else ALL_OF_CLASS) + SUPPRESSION
@@ -92,6 +91,8 @@ def suppression_graph(
         f"suppression ({boxes} boxes, {boxes} shown, float{values} scores, int64{values} classes)"
         f"=> (float[N, 6] bbox, int32[B] bbox_num) {{{body}}}"
     )
+    for node in model.graph.node:
+        node.name = f"suppression.{node.output[0]}"
     for name, value in _constants(decode, num_candidates, num_classes).items():
         model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
     return model
