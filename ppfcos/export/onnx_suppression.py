@@ -42,10 +42,10 @@ SUPPRESSION = """
     best_classes = GatherElements <axis = 1> (classes, best_at)
     survived = Greater (best, zero)
 """  # [B, Q] each: the survivors are strewn over all candidates' places, and the best Q of an image collected
-# What has no area in the image has been set to zeros.
+# Of what lies wholly outside of the image, -1 was left.
 ONLY_VISIBLE = """
-    right_sides = Gather <axis = 2> (best_boxes, right_side)
-    visible = Greater (right_sides, zero)
+    left_sides = Gather <axis = 2> (best_boxes, left_side)
+    visible = GreaterOrEqual (left_sides, zero)
     valid = And (survived, visible)
 """
 ALL_SURVIVORS = """
@@ -108,7 +108,7 @@ def _constants(decode: PPFCOSDecode, num_candidates: int, num_classes: int) -> d
         "six_wide": [-1, 6],
         "four_wide": [1, 1, 4],
         "image_and_place": [0, 2],
-        "right_side": 2,
+        "left_side": 0,
         "class_numbers": np.arange(num_classes).reshape(1, -1, 1),
         "class_top_k": [decode.class_top_k],
         "kept": [kept],
