@@ -2,10 +2,11 @@
 
     python benchmarks/postprocess.py [--rounds 5] [--candidates 200]
 
-Outputs as an edge board's model gives them: 80 classes on strides 8 to 128, channels last; floats, and integers
-of 8 bits with a scale for each channel. Scores are sqrt(sigmoid(centerness) · sigmoid(class)), and about 200
-places are above the threshold. Both decodings run in turns on the same outputs, on one thread, and must find
-the same boxes. The plain one computes every score and takes a place's best class; it is what one writes first.
+Outputs as an edge board's model gives them: 80 classes on strides 8 to 128, channels last; floats, and
+integers of 8 bits with a scale for each channel. Scores are sqrt(sigmoid(centerness) · sigmoid(class)), and
+about 200 places are above the threshold. Both decodings run in turns on the same outputs, on one thread, and
+must find the same boxes. The plain one computes every score and takes a place's best class; it is what one
+writes first.
 A figure is the least time of a run, so that other work on the machine does not count.
 """
 
@@ -38,9 +39,8 @@ CHANNELS = {"class_logits": NUM_CLASSES, "distances": 4, "quality_logits": 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--rounds", type=int, default=5, help="of each, in turns (default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=200, help="in a picture (default: %(default)s)")
     options = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def network_outputs(side: int, candidates: int) -> dict:
-    """Outputs of a network [1, H_l, W_l, channels] and the scales of their channels, as floats and integers."""
+    """Outputs [1, H_l, W_l, channels] of a network, as floats and integers, and the scales of the latter."""
     random = np.random.default_rng(side)
     scales = {k: (STEPS[k] * random.uniform(0.8, 1.2, CHANNELS[k])).astype(np.float32) for k in HEAD_OUTPUTS}
     integers, floats = {}, {}
@@ -88,12 +88,9 @@ def report(side: int, kind: str, outputs: dict, scales: dict, options: argparse.
     for _ in range(options.rounds):
         for name, run in runs.items():
             best[name] = min(best[name], milliseconds(run))
-    candidates = len(plain.candidates(outputs)[0])
-    ratio = best["plain"] / best["ours"]
-    print(
-        f"| {side} | {kind} | {candidates} | {len(runs['ours']())} | {best['plain']:.2f} | {best['ours']:.2f} | "
-        f"{ratio:.1f} |"
-    )
+    candidates, boxes = len(plain.candidates(outputs)[0]), len(runs["ours"]())
+    times = f"{best['plain']:.2f} | {best['ours']:.2f} | {best['plain'] / best['ours']:.1f}"
+    print(f"| {side} | {kind} | {candidates} | {boxes} | {times} |")
 
 
 def milliseconds(run) -> float:

@@ -22,7 +22,7 @@ def count() -> int:
 
 
 def share(things: Sequence[T]) -> Sequence[T]:
-    """This process's part: every n-th of n processes, so that neighbours, which are often alike, are apart."""
+    """This process's part: every n-th of n processes, for neighbours are often alike."""
     if count() == 1:
         return things
     return things[int(os.environ["PADDLE_TRAINER_ID"]) :: count()]
