@@ -110,8 +110,8 @@ class Nv12Image(nn.Layer):
     def forward(self, image: Tensor) -> Tensor:
         """From [B, H·3/2, W] uint8 to [B, 3, H, W] float32, red first."""
         # Three parts of H/2 rows each: upper and lower half of Y, and the rows of U and V.
-        thirds = image.astype("float32").unsqueeze(1).reshape([0, 3, -1, image.shape[-1]])
-        luma = thirds[:, :2].flatten(1, 2).unsqueeze(1)
+        thirds = image.astype("float32").unsqueeze(1).reshape([0, 3, -1, 0])
+        luma = thirds[:, :2].reshape([0, 1, -1, 0])
         luma = (luma - 16.0).clip(min=0.0) * 1.164
         blueness = _doubled(thirds[:, 2:, :, 0::2] - 128.0)
         redness = _doubled(thirds[:, 2:, :, 1::2] - 128.0)

@@ -204,7 +204,9 @@ def _best_locations(scores: Tensor, count: int) -> tuple:
 
     The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
     """
-    values, indices = paddle.topk(F.pad(scores, [0, 0, 0, count], value=-1.0), count, axis=1)
+    # Not by F.pad: Paddle Inference with oneDNN then writes beyond its memory.
+    filling = (0.0 * scores[:, :1] - 1.0).tile([1, count])
+    values, indices = paddle.topk(paddle.concat([scores, filling], axis=1), count, axis=1)
     found = values >= 0
     # Rows that fill up must not become candidates a second time, whatever location they name.
     return indices * found.astype(indices.dtype), found.astype(values.dtype)
