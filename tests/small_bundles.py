@@ -1,4 +1,4 @@
-"""Bundles of the small detector's head: of every kind of input, as Paddle program and as ONNX."""
+"""Bundles of the small detector: of every kind, as Paddle program and as ONNX."""
 
 from __future__ import annotations
 
@@ -31,26 +31,32 @@ FIXED_SIZE = (224, 320)
 @functools.cache
 def heads_bundle(folder: Path) -> Path:
     """Paddle program and ONNX, for pictures of any size; beside it the weights and the configuration."""
-    return _export(folder, network_input(), ("paddle", "onnx"))
+    return _export(folder, network_input(), ("paddle", "onnx"), HeadsForm())
+
+
+@functools.cache
+def end_to_end_bundle(folder: Path) -> Path:
+    """The same with boxes as the network's outputs."""
+    return _export(folder, network_input(), ("paddle", "onnx"), None)
 
 
 @functools.cache
 def uint8_bundle(folder: Path) -> Path:
     """Two pictures of 224x320 at once, uint8 and blue first."""
-    return _export(folder, network_input("uint8", "bgr", batch=2, size=FIXED_SIZE), ("onnx",))
+    return _export(folder, network_input("uint8", "bgr", batch=2, size=FIXED_SIZE), ("onnx",), HeadsForm())
 
 
 @functools.cache
 def nv12_bundle(folder: Path) -> Path:
     """NV12 of 224x320."""
-    return _export(folder, network_input("nv12", size=FIXED_SIZE), ("onnx",))
+    return _export(folder, network_input("nv12", size=FIXED_SIZE), ("onnx",), HeadsForm())
 
 
-def _export(folder: Path, form: NetworkInput, formats: tuple) -> Path:
+def _export(folder: Path, form: NetworkInput, formats: tuple, heads: HeadsForm | None) -> Path:
     folder.mkdir(parents=True)
     cfg, model = small_model(folder)
     paddle.save(model.state_dict(), str(folder / "weights.pdparams"))
-    wanted = Wanted(heads=HeadsForm(), form=form, formats=formats)
+    wanted = Wanted(heads=heads, form=form, formats=formats)
     return export_bundle(model, cfg, CLASS_NAMES, folder / "bundle", CATEGORY_IDS, wanted)
 
 

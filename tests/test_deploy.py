@@ -22,6 +22,7 @@ from ppdet.data.transform.batch_operators import PadBatch
 from ppdet.data.transform.operators import Decode, Permute, Resize
 from small_bundles import (
     FIXED_SIZE,
+    end_to_end_bundle,
     file_entry,
     heads_bundle,
     integer_heads_bundle,
@@ -362,21 +363,38 @@ def test_threads_may_share_a_predictor(bundle, runtime):
 # Runtimes and kinds of networks ----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def photos(bccd, tinycoco) -> list:
+    found = sorted((bccd / "JPEGImages").glob("*.jpg"))[:6] + sorted(tinycoco.rglob("*.jpg"))[:24]
+    assert len(found) == 30
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkpoints_boxes(bundle, photos) -> list:
+    """What the model itself finds in the photographs, with weights from its file."""
+    _, model = small_model(bundle.parent)
+    model.set_state_dict(paddle.load(str(bundle.parent / "weights.pdparams")))
+    preprocess = Preprocess(read_bundle(bundle).preprocess)
+    return Detector(preprocess, CheckpointRuntime(model), CLASS_NAMES).predict(photos)
+
+
 @pytest.mark.parametrize("runtime", LIBRARIES)
-def test_checkpoint_and_runtimes_agree_on_real_images(bundle, bccd, tinycoco, runtime):
-    photos = sorted((bccd / "JPEGImages").glob("*.jpg"))[:6] + sorted(tinycoco.rglob("*.jpg"))[:24]
-    assert len(photos) == 30
-    checkpoint = checkpoint_detector(bundle)
+def test_checkpoint_and_runtimes_agree_on_real_images(bundle, photos, checkpoints_boxes, runtime):
     found = Predictor(bundle, runtime, threads=2).predict(photos)
     assert sum(map(len, found)) > 300
-    for one, other in zip(checkpoint.predict(photos), found):
+    for one, other in zip(checkpoints_boxes, found):
         assert_same(one, other, pixels=1e-2, scores=1e-4)
 
 
-def checkpoint_detector(bundle: Path) -> Detector:
-    _, model = small_model(bundle.parent)
-    model.set_state_dict(paddle.load(str(bundle.parent / "weights.pdparams")))
-    return Detector(Preprocess(read_bundle(bundle).preprocess), CheckpointRuntime(model), CLASS_NAMES)
+@pytest.mark.slow  # one more export, and each runtime once more
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_end_to_end_networks_agree_on_real_images(photos, checkpoints_boxes, tmp_path_factory, runtime):
+    folder = end_to_end_bundle(tmp_path_factory.getbasetemp() / "end_to_end")
+    for batch in (1, 4):
+        found = Predictor(folder, runtime, threads=2, batch=batch).predict(photos)
+        for one, other in zip(checkpoints_boxes, found):
+            assert_same(one, other, pixels=1e-2, scores=1e-4)
 
 
 def test_bfloat16_is_close(bundle, predictor):
