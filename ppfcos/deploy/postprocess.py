@@ -33,9 +33,11 @@ from ppfcos.errors import BundleError
 # score in float32, whose rounding must not have been anticipated.
 MARGIN = 1e-3
 LEAST_LOGIT = -80.0  # its sigmoid is 0 as good as any, and its exponential does not overflow
-FEW = 4096
+FEW = 4096  # values that are looked at one by one in no time
 NMS_BLOCK = 128
-SIZES_KEPT = 64
+# Of how many sizes of a level the grids are kept, and the bounds of integers, which take more and belong to
+# networks of a fixed size.
+GRIDS_KEPT, BOUNDS_KEPT = 64, 4
 
 # Columns of what becomes the answer.
 LABEL, SCORE, BOX = 0, 1, slice(2, 6)
@@ -93,19 +95,13 @@ class HeadsDecoder:
             BundleError: an output is not of the form that the bundle says.
         """
         levels = [decoder.outputs(outputs) for decoder in self._levels]
-        found = [
-            self._suppressed(
-                self._scored(
-                    [
-                        decoder.candidates(*(kind[image] for kind in level), image_size)
-                        for decoder, level in zip(self._levels, levels)
-                    ]
-                ),
-                shape,
-                factor,
-            )
-            for image, (shape, factor) in enumerate(zip(np.float32(im_shape), np.float32(scale_factor)))
-        ]
+        found = []
+        for image, (shape, factor) in enumerate(zip(np.float32(im_shape), np.float32(scale_factor))):
+            candidates = [
+                decoder.candidates(*(kind[image] for kind in level), image_size)
+                for decoder, level in zip(self._levels, levels)
+            ]
+            found.append(self._suppressed(self._scored(candidates), shape, factor))
         return np.concatenate(found), np.array([len(rows) for rows in found], np.int32)
 
     def _scored(self, levels: Sequence[Candidates]) -> np.ndarray:
@@ -116,8 +112,8 @@ class HeadsDecoder:
         scores = class_scores * _sigmoid(quality_logits)
         ranks = scores if settings.rank_by == "score" else class_scores
         eligible = class_scores > settings.class_threshold
-        if max(len(level.labels) for level in levels) > settings.pre_nms_top_k:
-            sizes = [len(level.labels) for level in levels]
+        sizes = [len(level.labels) for level in levels]
+        if max(sizes) > settings.pre_nms_top_k:
             eligible &= _best_of_levels(np.where(eligible, ranks, -1), sizes, settings.pre_nms_top_k)
         if settings.sqrt_score:
             scores = np.sqrt(scores)
@@ -168,7 +164,7 @@ class _LevelDecoder:
         # No factor of a score is above 1: the class's alone must be above the threshold of the product.
         least = max(threshold**2 if settings.sqrt_score else threshold, settings.class_threshold)
         self.bound = _logit(least) - MARGIN
-        self._integer_bounds = functools.lru_cache(SIZES_KEPT)(self._make_integer_bounds)
+        self._integer_bounds = functools.lru_cache(BOUNDS_KEPT)(self._make_integer_bounds)
 
     def outputs(self, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Class logits, distances and quality logits of this level among all outputs."""
@@ -236,13 +232,13 @@ class _LevelDecoder:
         return np.repeat(bounds, locations) if self.channels_first else np.tile(bounds, locations)
 
 
-@functools.lru_cache(maxsize=SIZES_KEPT)
+@functools.lru_cache(maxsize=GRIDS_KEPT)
 def center_grid(height: int, width: int, stride: int) -> np.ndarray:
     """[height·width, 4] x, y, x, y of the centres of a level's cells, in pixels; not to be changed."""
     return _grid((np.arange(height) + 0.5) * stride, (np.arange(width) + 0.5) * stride)
 
 
-@functools.lru_cache(maxsize=SIZES_KEPT)
+@functools.lru_cache(maxsize=GRIDS_KEPT)
 def anchor_grid(height: int, width: int, image_height: int, image_width: int) -> np.ndarray:
     """The same for the anchors that torchvision lays, see `modeling.locations.anchor_locations`."""
     return _grid(np.arange(height) * (image_height // height), np.arange(width) * (image_width // width))
