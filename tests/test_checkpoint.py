@@ -19,9 +19,9 @@ from ppdet.optimizer import ModelEMA
 from ppfcos.engine import checkpoint, run_folder, weights
 from ppfcos.engine.averaging import averaged_weights
 from ppfcos.engine.checkpoint import Plan, TrainingState
-from ppfcos.engine.files import replacing, require_writable
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import OutputError, WeightsError
+from ppfcos.files import replacing, require_writable
 
 
 class Net(nn.Layer):

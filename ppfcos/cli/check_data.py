@@ -149,7 +149,7 @@ def _refuse_to_overwrite(fixed: str | None, cfg: Mapping[str, Any]) -> None:
 
 
 def _write_reports(report: DataReport, folder: Path, title: str, accepted: Sequence[str]) -> None:
-    from ppfcos.engine.files import replacing
+    from ppfcos.files import replacing
     from ppfcos.report.data_page import html_page
     from ppfcos.report.data_report import json_report
 
@@ -164,7 +164,7 @@ def _write_reports(report: DataReport, folder: Path, title: str, accepted: Seque
 def _write_cleaned(report: DataReport, path: Path) -> None:
     from ppfcos.data.checker.cleaning import clean
     from ppfcos.data.checker.kinds import KINDS
-    from ppfcos.engine.files import replacing
+    from ppfcos.files import replacing
 
     raw = report.sections[0].raw
     content = clean(report)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
 from ppfcos import environment
 from ppfcos.cli import command
+from ppfcos.cli.infer import add_bundle_options, positive
+from ppfcos.deploy import Predictor
 from ppfcos.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +25,10 @@ python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=model.pdpara
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --json_eval --output_eval results
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --report reports/mine
 python tools/eval.py --compare reports/before reports/after --report reports/change
+python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --bundle output_inference/fcos_r50_fpn_1x_coco \\
+    --runtime onnxruntime --precision fp16 --batch 32 --require-ap 0.385
 """
+BELOW = 1  # the exit code where a figure is below what --require-ap or --require-fps asks for
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = command.option_parser(
         "Evaluate a model on EvalDataset with COCO's figures. The weights are those of -o weights=FILE,\n"
-        "or else save_dir/NAME/model_final, NAME being the configuration's.",
+        "or else save_dir/NAME/model_final, NAME being the configuration's; or it is an exported bundle\n"
+        "(--bundle), evaluated as it runs, from reading the files to the boxes.",
         EXAMPLE,
         config_required=False,
     )
@@ -60,24 +67,40 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="put two earlier reports side by side, in comparison.html in the --report FOLDER; without -c",
     )
+    parser.add_argument("--bundle", metavar="FOLDER", help="what tools/export_model.py wrote")
+    add_bundle_options(parser)
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="for --bundle: images of one size run at once at the most"
+    )
+    parser.add_argument(
+        "--require-ap", type=float, metavar="AP", help=f"exit with {BELOW} if the AP, from 0 to 1, is below"
+    )
+    parser.add_argument(
+        "--require-fps",
+        type=float,
+        metavar="FPS",
+        help=f"for --bundle: exit with {BELOW} if it does fewer images a second",
+    )
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int | None:
     """Evaluate, or compare earlier evaluations.
 
     Args:
         options: of `build_parser`.
 
+    Returns:
+        The exit code of an evaluation.
+
     Raises:
         PPFCOSError: it cannot be done.
     """
     if options.compare:
-        compare(options)
-    elif options.config:
-        evaluate(options)
-    else:
+        return compare(options)
+    if not options.config:
         raise ConfigError("name the configuration to evaluate: -c FILE")
+    return evaluate(options)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -96,15 +119,22 @@ def compare(options: argparse.Namespace) -> None:
     logger.info("comparison: %s", write_comparison(*options.compare, options.report))
 
 
-def evaluate(options: argparse.Namespace) -> None:
+def evaluate(options: argparse.Namespace) -> int:
     """Evaluate as the command line says.
 
     Args:
         options: of `build_parser`.
 
+    Returns:
+        0; BELOW where a figure is less than required.
+
     Raises:
         PPFCOSError: it cannot be done.
     """
+    if options.require_fps is not None and not options.bundle:
+        raise ConfigError("--require-fps is of a bundle: add --bundle FOLDER, or leave it out")
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
     environment.prepare()
     with environment.quiet_imports():
         from ppfcos.config import load_config
@@ -115,6 +145,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     cfg = load_config(options.config, command.overrides(options, "classwise", "output_eval", "amp"))
     device = select_device(cfg)
+    images_a_second = None
     with distributed.joined():
         with distributed.together():
             data = build_dataset(cfg, "EvalDataset")
@@ -124,6 +155,8 @@ def evaluate(options: argparse.Namespace) -> None:
             _require_writable(options.report)
         if options.json_eval:
             figures = _figures_of_file(cfg, data, found)
+        elif options.bundle:
+            figures, images_a_second = _figures_of_bundle(cfg, data, options, found)
         else:
             figures = _figures_of_model(cfg, data, device, found)
         if options.report:
@@ -131,11 +164,24 @@ def evaluate(options: argparse.Namespace) -> None:
     if cfg["classwise"]:
         logger.info("box AP of each class:\n%s", figures.class_table())
     logger.info("evaluated on %d images:\n%s", len(data), figures.table())
+    if images_a_second is not None:
+        logger.info("%.2f images/s, from the files to the boxes", images_a_second)
+    required = (("AP", figures.ap, options.require_ap), ("images/s", images_a_second, options.require_fps))
+    return BELOW if any(_is_below(*each) for each in required) else 0
+
+
+def _is_below(name: str, value: float | None, least: float | None) -> bool:
+    if least is None or value is None:
+        return False
+    logger.log(
+        logging.WARNING if value < least else logging.INFO, "%s %.4g, required is %.4g", name, value, least
+    )
+    return value < least
 
 
 def _require_writable(folder: str) -> None:
     from ppfcos.engine import distributed
-    from ppfcos.engine.files import require_writable
+    from ppfcos.files import require_writable
 
     with distributed.together():
         if distributed.is_main():
@@ -149,7 +195,7 @@ def _write_report(
     from ppfcos.report.evaluation_report import write_report
     from ppfcos.report.gallery import RecordPictures
 
-    judged = (cfg.get("output_eval") or ".") if options.json_eval else cfg.get("weights")
+    judged = (cfg.get("output_eval") or ".") if options.json_eval else options.bundle or cfg.get("weights")
     title = " · ".join(str(part) for part in (Path(options.config).stem, judged) if part)
     with distributed.together():
         if distributed.is_main():
@@ -166,21 +212,29 @@ def _figures_of_file(cfg: Mapping[str, Any], data: Any, found: list[dict]) -> An
     return evaluate_detections(data.coco_ground_truth(), found, cfg["coco_eval"])
 
 
-def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: list[dict]) -> Any:
-    from ppfcos.data.classes import check_same_classes
-    from ppfcos.data.loader import EvalLoader
+def _uses(cfg: Mapping[str, Any], found: list[dict]) -> list[Callable[[list[dict]], object]]:
+    """What is done with all detections: kept for the report, and written where that is wanted."""
     from ppfcos.engine import distributed, evaluator
-    from ppfcos.engine.checkpoint import saved_class_names
-    from ppfcos.engine.files import require_writable
-    from ppfcos.engine.model import build_model
-    from ppfcos.engine.precision import Precision
-    from ppfcos.engine.run_folder import FINAL, run_folder
-    from ppfcos.engine.weights import load_weights
+    from ppfcos.files import require_writable
 
     output = cfg.get("output_eval")
     with distributed.together():
         if output and distributed.is_main():
             require_writable(output)
+    return [found.extend, *([functools.partial(evaluator.write_detections, output)] if output else [])]
+
+
+def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: list[dict]) -> Any:
+    from ppfcos.data.classes import check_same_classes
+    from ppfcos.data.loader import EvalLoader
+    from ppfcos.engine import distributed, evaluator
+    from ppfcos.engine.checkpoint import saved_class_names
+    from ppfcos.engine.model import build_model
+    from ppfcos.engine.precision import Precision
+    from ppfcos.engine.run_folder import FINAL, run_folder
+    from ppfcos.engine.weights import load_weights
+
+    uses = _uses(cfg, found)
     with distributed.together():
         loader = EvalLoader(cfg, data, "EvalReader", distributed.world_size(), distributed.rank())
         model = build_model(cfg)
@@ -190,10 +244,22 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
             check_same_classes(trained_on, str(weights), data.class_names, data.source)
         load_weights(model, weights)
         logger.info("weights: %s", weights)
-    uses: list[Callable] = [found.extend]
-    if output:
-        uses.append(functools.partial(evaluator.write_detections, output))
     return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
+
+
+def _figures_of_bundle(
+    cfg: Mapping[str, Any], data: Any, options: argparse.Namespace, found: list[dict]
+) -> tuple[Any, float]:
+    """The figures, and how many images a second all processes did together."""
+    from ppfcos.data.classes import check_same_classes
+    from ppfcos.engine import bundle_evaluation, distributed
+
+    uses = _uses(cfg, found)
+    with distributed.together():
+        way = options.runtime, options.precision, options.threads, options.batch, options.device
+        predictor = Predictor(options.bundle, *way)
+        check_same_classes(list(predictor.class_names), str(options.bundle), data.class_names, data.source)
+    return bundle_evaluation.evaluate(predictor, data, cfg["coco_eval"], uses)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

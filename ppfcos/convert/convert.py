@@ -17,10 +17,10 @@ from ppfcos.convert import adelaidet, detectron, fcos, mmdet, paddleclas, paddle
 from ppfcos.convert.formats import Format, Recipe
 from ppfcos.convert.names import Translation, reverse_channels
 from ppfcos.convert.torch_file import is_torch_file, read_torch
-from ppfcos.engine.files import replacing
 from ppfcos.engine.model import build_model
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import ConfigError, WeightsError
+from ppfcos.files import replacing
 
 FORMATS: tuple[Format, ...] = (
     *(mmdet.FORMAT, fcos.FORMAT, adelaidet.FORMAT, torchvision.FORMAT, paddledet.FORMAT),

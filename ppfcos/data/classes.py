@@ -7,8 +7,8 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppfcos.data.regular_files import read_text
 from ppfcos.errors import DataError
+from ppfcos.regular_files import read_text
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import pycocotools.coco
 
-from ppfcos.data.regular_files import read_text
 from ppfcos.data.tally import Change, Tally
 from ppfcos.errors import DataError
+from ppfcos.regular_files import read_text
 
 
 def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], Tally]:

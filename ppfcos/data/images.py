@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ppfcos.data import regular_files
+from ppfcos import regular_files
 from ppfcos.environment import MOST_PIXELS_VARIABLE, most_pixels
 
 try:

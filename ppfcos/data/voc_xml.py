@@ -17,8 +17,8 @@ from xml.etree.ElementTree import Element
 
 from ppfcos.data.classes import checked_names, read_names
 from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter
-from ppfcos.data.regular_files import read_bytes, read_text
 from ppfcos.errors import DataError
+from ppfcos.regular_files import read_bytes, read_text
 
 NAME_FILES = ("label_list.txt", "labels.txt", "classes.txt")  # the first is PaddleDetection's
 LISTS = Path("ImageSets", "Main")

@@ -18,8 +18,8 @@ import yaml
 from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import is_clutter, list_images
 from ppfcos.data.records import numbered
-from ppfcos.data.regular_files import read_text
 from ppfcos.errors import DataError
+from ppfcos.regular_files import read_text
 
 logger = logging.getLogger(__name__)
 

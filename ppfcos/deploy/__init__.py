@@ -7,6 +7,7 @@ rooms, and it imports Paddle only when a Paddle runtime is made.
 from __future__ import annotations
 
 from ppfcos.deploy.detections import Detections
-from ppfcos.deploy.predictor import Detector, Predictor
+from ppfcos.deploy.images import NV12Image
+from ppfcos.deploy.predictor import Detector, Found, Predictor
 
-__all__ = ["Detections", "Detector", "Predictor"]
+__all__ = ["Detections", "Detector", "Found", "NV12Image", "Predictor"]

@@ -1,25 +1,137 @@
 """What lies in a bundle folder, and how its description is read.
 
-A bundle holds the Paddle program (`model.json`), its parameters (`model.pdiparams`) and `infer_cfg.yml` in
-PaddleDetection's deploy form, so that PaddleDetection's own deployment scripts run it as well.
+`bundle.yml` describes the network's inputs and outputs, what is done before and after it, the classes and the
+files. `infer_cfg.yml` beside it is for PaddleDetection's own deployment scripts; nothing of it is read here.
+docs/predictor.md explains the keys.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ppfcos.deploy.manifest import Section, read_manifest
 from ppfcos.errors import BundleError
+from ppfcos.files import sha256
 
+FORMAT_VERSION = 1
+
+MANIFEST_FILE = "bundle.yml"
+CONFIG_FILE = "infer_cfg.yml"
 MODEL_PREFIX = "model"
 PROGRAM_FILE = MODEL_PREFIX + ".json"
 WEIGHTS_FILE = MODEL_PREFIX + ".pdiparams"
-CONFIG_FILE = "infer_cfg.yml"
-FILES = (PROGRAM_FILE, WEIGHTS_FILE, CONFIG_FILE)
+
+END_TO_END, HEADS = KINDS = ("end_to_end", "heads")
+FLOAT32, UINT8, NV12 = INPUT_TYPES = ("float32", "uint8", "nv12")
+RGB, BGR = CHANNEL_ORDERS = ("rgb", "bgr")
+NCHW, NHWC = LAYOUTS = ("nchw", "nhwc")
+CENTERS, ANCHORS = LOCATIONS = ("centers", "anchors")
+PIXELS, STRIDES = DISTANCE_UNITS = ("pixels", "strides")
+PADDLE, ONNX = FORMATS = ("paddle", "onnx")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+IMAGE, IM_SHAPE, SCALE_FACTOR = INPUTS = ("image", "im_shape", "scale_factor")
+BBOX, BBOX_NUM = END_TO_END_OUTPUTS = ("bbox", "bbox_num")
+CLASS_LOGITS, DISTANCES, QUALITY_LOGITS = HEAD_OUTPUTS = ("class_logits", "distances", "quality_logits")
+
+
+def onnx_file(precision: str) -> str:
+    """The name of the ONNX file of a precision: `model.onnx` for fp32, else such as `model_fp16.onnx`."""
+    return f"{MODEL_PREFIX}.onnx" if precision == "fp32" else f"{MODEL_PREFIX}_{precision}.onnx"
+
+
+# Whatever an export may have written; a folder with other files is not a bundle's.
+FILES = (PROGRAM_FILE, WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE, *(onnx_file(each) for each in PRECISIONS))
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """The network's `image`.
+
+    Attributes:
+        type: `float32`, `uint8` or `nv12`.
+        channels: `rgb` or `bgr`; of no meaning for NV12.
+        layout: `nchw` or `nhwc`; of no meaning for NV12.
+        batch: images at once; None: any number.
+        height: of the picture in pixels; None: any.
+        width: likewise.
+    """
+
+    type: str = FLOAT32
+    channels: str = RGB
+    layout: str = NCHW
+    batch: int | None = None
+    height: int | None = None
+    width: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of every picture, where it is fixed."""
+        return None if self.height is None else (self.height, self.width)
+
+    def picture_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(height, width) of the pictures in an `image` of this shape."""
+        if self.type == NV12:
+            return shape[1] * 2 // 3, shape[2]
+        return (shape[2], shape[3]) if self.layout == NCHW else (shape[1], shape[2])
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid in a network of the kind `heads`.
+
+    Attributes:
+        stride: in pixels.
+        outputs: the name of the network's output by what it is: `class_logits`, `distances`,
+            `quality_logits`.
+        scales: of integer outputs, by the same names: what each channel is multiplied by.
+    """
+
+    stride: int
+    outputs: Mapping[str, str]
+    scales: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The outputs of a network of the kind `heads`.
+
+    Attributes:
+        layout: `nchw` or `nhwc`.
+        locations: `centers` of the cells, or `anchors` as torchvision lays them (see modeling/locations.py).
+        distances: in `pixels` of the network's input, or in `strides` of their level.
+        levels: the finest first.
+    """
+
+    layout: str
+    locations: str
+    distances: str
+    levels: tuple[Level, ...]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """All outputs, kind by kind and level by level: their order where a program does not name them."""
+        return tuple(level.outputs[kind] for kind in HEAD_OUTPUTS for level in self.levels)
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What becomes a box: the arguments of PPFCOSDecode (ppfcos/modeling/decode.py), which explains them."""
+
+    pre_nms_top_k: int = 1000
+    score_threshold: float = 0.025
+    nms_threshold: float = 0.6
+    keep_top_k: int = 100
+    sqrt_score: bool = False
+    class_threshold: float = 0.0
+    rank_by: str = "score"
+    class_top_k: int = -1
+    clip: str = "before"
+    inclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,64 +140,221 @@ class Bundle:
 
     Attributes:
         directory: the folder.
+        kind: `end_to_end` or `heads`.
+        input: the network's `image`.
         preprocess: PaddleDetection's `Preprocess` list: a dict a step, its kind under `type`.
+        postprocess: what becomes a box.
+        heads: the outputs where the kind is `heads`, else None.
         class_names: the name of every class, in the order of the labels.
         category_ids: the number that each class has in the data set that the model was trained for.
+        networks: by format (`paddle`, `onnx`) and precision, the names of the files by their role.
+        files: size in bytes and SHA-256 of every file but the manifest.
+        source: what is known of the training run it came from.
     """
 
     directory: Path
+    kind: str
+    input: NetworkInput
     preprocess: list[dict[str, Any]]
+    postprocess: DecodeSettings
+    heads: Heads | None
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    networks: Mapping[str, Mapping[str, Mapping[str, str]]]
+    files: Mapping[str, tuple[int, str]]
+    source: Mapping[str, Any]
 
     @property
-    def program(self) -> Path:
-        return self.directory / PROGRAM_FILE
+    def output_names(self) -> tuple[str, ...]:
+        """The network's outputs, in the order of a program that does not name them."""
+        return END_TO_END_OUTPUTS if self.heads is None else self.heads.output_names
 
-    @property
-    def weights(self) -> Path:
-        return self.directory / WEIGHTS_FILE
+    def network(self, form: str, precision: str) -> dict[str, Path]:
+        """The files of a network, by their role: `program` and `weights`, or `file`. They are whole.
+
+        Args:
+            form: `paddle` or `onnx`.
+            precision: one that `networks` has.
+
+        Raises:
+            BundleError: a file is not the one that was exported.
+        """
+        names = self.networks[form][precision]
+        self.verify(names.values())
+        return {role: self.directory / name for role, name in names.items()}
+
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Compare files with their checksums.
+
+        Args:
+            names: of files; None: all of them.
+
+        Raises:
+            BundleError: one is not the one that was exported.
+        """
+        for name in self.files if names is None else names:
+            path = self.directory / name
+            try:
+                found = sha256(path)
+            except OSError as error:
+                raise BundleError(f"{path}: cannot be read ({error.strerror}); export it again") from error
+            if found != self.files[name][1]:
+                raise _damaged(path)
 
 
 def read_bundle(directory: str | os.PathLike) -> Bundle:
-    """Read the description of a bundle.
+    """Read the description of a bundle. All files are there and of their sizes; their content is not read.
 
     Raises:
-        BundleError: the folder or a file of it is missing, or `infer_cfg.yml` is not what an export writes.
+        BundleError: the folder or a file of it is missing or damaged, or `bundle.yml` is not what an export
+            of this version writes.
     """
     folder = Path(directory)
+    _require_bundle(folder)
+    manifest = read_manifest(folder / MANIFEST_FILE)
+    version = manifest.whole("format_version", 1)
+    if version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder / MANIFEST_FILE}: format_version {version} is newer than this ppfcos reads "
+            f"({FORMAT_VERSION}); install the one that wrote it, {manifest.text('ppfcos', default='unknown')}"
+        )
+    kind = manifest.text("kind", KINDS)
+    classes = manifest.sections("classes")
+    bundle = Bundle(
+        directory=folder,
+        kind=kind,
+        input=_input(manifest.section("input")),
+        preprocess=[step.values for step in manifest.sections("preprocess")],
+        postprocess=_postprocess(manifest.section("postprocess")),
+        heads=_heads(manifest.section("heads"), len(classes)) if kind == HEADS else None,
+        class_names=tuple(str(each.values.get("name", i)) for i, each in enumerate(classes)),
+        category_ids=tuple(each.whole("id", 0, default=i) for i, each in enumerate(classes)),
+        networks=_networks(manifest.section("networks")),
+        files=_files(manifest.section("files")),
+        source=dict(manifest.values.get("source") or {}),
+    )
+    _check_files(bundle)
+    return bundle
+
+
+def _require_bundle(folder: Path) -> None:
     if not folder.is_dir():
         raise BundleError(
             f"{folder}: there is no such bundle folder; "
             "`python tools/export_model.py -c CONFIG -o weights=FILE` makes one"
         )
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    if (folder / MANIFEST_FILE).is_file():
+        return
+    if (folder / CONFIG_FILE).is_file():
+        raise BundleError(
+            f"{folder}: this bundle was written before bundles had a {MANIFEST_FILE}; export it again"
+        )
+    raise BundleError(f"{folder}: this is not a bundle, it lacks {MANIFEST_FILE}; export it again")
+
+
+def _input(section: Section) -> NetworkInput:
+    kind = section.text("type", INPUT_TYPES)
+    default_layout = NCHW if kind == FLOAT32 else NHWC
+    height, width = section.whole("height", 1, None), section.whole("width", 1, None)
+    if (height is None) != (width is None):
+        raise BundleError(f"{section.where}: height and width are both numbers or both null; export it again")
+    if kind == NV12 and height is not None and (height % 2 or width % 2):
+        raise BundleError(f"{section.where}: an NV12 picture has an even height and width; export it again")
+    return NetworkInput(
+        type=kind,
+        channels=section.text("channels", CHANNEL_ORDERS, RGB),
+        layout=section.text("layout", LAYOUTS, default_layout),
+        batch=section.whole("batch", 1, None),
+        height=height,
+        width=width,
+    )
+
+
+def _postprocess(section: Section) -> DecodeSettings:
+    known = DecodeSettings()
+    return DecodeSettings(
+        pre_nms_top_k=section.whole("pre_nms_top_k", 1, known.pre_nms_top_k),
+        score_threshold=section.number("score_threshold", known.score_threshold),
+        nms_threshold=section.number("nms_threshold", known.nms_threshold),
+        keep_top_k=section.whole("keep_top_k", -1, known.keep_top_k),
+        sqrt_score=section.flag("sqrt_score", known.sqrt_score),
+        class_threshold=section.number("class_threshold", known.class_threshold),
+        rank_by=section.text("rank_by", ("score", "class"), known.rank_by),
+        class_top_k=section.whole("class_top_k", -1, known.class_top_k),
+        clip=section.text("clip", ("before", "after", "never"), known.clip),
+        inclusive=section.flag("inclusive", known.inclusive),
+    )
+
+
+def _heads(section: Section, num_classes: int) -> Heads:
+    return Heads(
+        layout=section.text("layout", LAYOUTS),
+        locations=section.text("locations", LOCATIONS, CENTERS),
+        distances=section.text("distances", DISTANCE_UNITS),
+        levels=tuple(_level(each, num_classes) for each in section.sections("levels")),
+    )
+
+
+def _level(section: Section, num_classes: int) -> Level:
+    scales = {}
+    if section.values.get("scales") is not None:
+        listed = section.section("scales")
+        scales = {kind: listed.numbers(kind) for kind in HEAD_OUTPUTS}
+        for kind, channels in zip(HEAD_OUTPUTS, (num_classes, 4, 1)):
+            if len(scales[kind]) != channels:
+                raise BundleError(
+                    f"{listed.where}: {kind} has {channels} channels but {len(scales[kind])} scales; "
+                    "export the bundle again"
+                )
+    outputs = {kind: section.text(kind) for kind in HEAD_OUTPUTS}
+    return Level(section.whole("stride", 1), outputs, scales)
+
+
+def _networks(section: Section) -> dict[str, dict[str, dict[str, str]]]:
+    roles = {PADDLE: ("program", "weights"), ONNX: ("file",)}
+    networks: dict[str, dict[str, dict[str, str]]] = {}
+    for form in FORMATS:
+        if form not in section.values:
+            continue
+        precisions = section.section(form)
+        networks[form] = {
+            precision: {role: precisions.section(precision).text(role) for role in roles[form]}
+            for precision in precisions.values
+        }
+    if not any(networks.values()):
+        raise BundleError(f"{section.where}: names no network; export the bundle again")
+    return networks
+
+
+def _files(section: Section) -> dict[str, tuple[int, str]]:
+    files = {}
+    for name in section.values:
+        if name != Path(str(name)).name:
+            raise BundleError(f"{section.where}: {name!r} is no name of a file of this folder")
+        entry = section.section(name)
+        files[name] = (entry.whole("bytes", 0), entry.text("sha256"))
+    return files
+
+
+def _check_files(bundle: Bundle) -> None:
+    """Sizes only: that costs nothing, and finds what a broken copy leaves."""
+    missing = [name for name in bundle.files if not (bundle.directory / name).is_file()]
     if missing:
         raise BundleError(
-            f"{folder}: this is not a complete bundle, it lacks {', '.join(missing)}; export it again"
+            f"{bundle.directory}: this is not a complete bundle, it lacks {', '.join(missing)}; "
+            "export it again"
         )
-    return _parse(folder, _read_config(folder / CONFIG_FILE))
+    for name, (size, _) in bundle.files.items():
+        if (bundle.directory / name).stat().st_size != size:
+            raise _damaged(bundle.directory / name)
+    named = (name for form in bundle.networks.values() for files in form.values() for name in files.values())
+    for name in named:
+        if name not in bundle.files:
+            raise BundleError(
+                f"{bundle.directory / MANIFEST_FILE}: `networks` names {name}, which `files` does not have; "
+                "export the bundle again"
+            )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BundleError(f"{path}: cannot be read ({reason}); export the bundle again") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{path}: holds no keys; export the bundle again")
-    return config
-
-
-def _parse(folder: Path, config: dict[str, Any]) -> Bundle:
-    for key in ("Preprocess", "label_list"):
-        if not isinstance(config.get(key), list):
-            raise BundleError(f"{folder / CONFIG_FILE}: the list `{key}` is missing; export the bundle again")
-    names = tuple(str(name) for name in config["label_list"])
-    ids = config.get("category_ids", list(range(len(names))))
-    if not isinstance(ids, list) or len(ids) != len(names) or not all(isinstance(i, int) for i in ids):
-        raise BundleError(
-            f"{folder / CONFIG_FILE}: `category_ids` does not hold one whole number for each label"
-        )
-    return Bundle(folder, config["Preprocess"], names, tuple(ids))
+def _damaged(path: Path) -> BundleError:
+    return BundleError(f"{path}: the file is damaged, it is not the one that was exported; export it again")

@@ -10,7 +10,6 @@ Random states are not among all this. What a step draws comes from (seed, epoch,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,10 +23,10 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
-from ppfcos.engine.files import replacing
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_weights
 from ppfcos.errors import OutputError, WeightsError, one_line
+from ppfcos.files import replacing, sha256
 
 MANIFEST = ".json"
 OURS = "ppfcos"  # the key of .pdopt that holds what Paddle's own state does not
@@ -140,7 +139,7 @@ def save_checkpoint(
             continue
         with replacing(path) as unfinished:
             paddle.save(dict(content), str(unfinished))
-            files[suffix] = {"bytes": unfinished.stat().st_size, "sha256": _sha256(unfinished)}
+            files[suffix] = {"bytes": unfinished.stat().st_size, "sha256": sha256(unfinished)}
     _write_manifest(prefix, state, files)
     return _file(prefix, ".pdparams")
 
@@ -216,14 +215,6 @@ def _write_manifest(prefix: Path, state: TrainingState, files: Mapping[str, Any]
     }
     with replacing(_file(prefix, MANIFEST)) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _remove(path: Path) -> None:
@@ -306,7 +297,7 @@ def require_whole(path: Path | str) -> None:
     for suffix, known in _read_json(prefix)["files"].items():
         file = _file(prefix, suffix)
         try:
-            whole = file.stat().st_size == known["bytes"] and _sha256(file) == known["sha256"]
+            whole = file.stat().st_size == known["bytes"] and sha256(file) == known["sha256"]
         except OSError as error:
             raise WeightsError(f"{file} cannot be read: {error.strerror or error}") from error
         if not whole:

@@ -12,8 +12,8 @@ from paddle import Tensor, nn
 
 from ppfcos.engine import distributed
 from ppfcos.engine.averaging import running_statistics
-from ppfcos.engine.files import replacing
 from ppfcos.errors import TrainingError
+from ppfcos.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import paddle
 from paddle.profiler import Profiler, RecordEvent
 from paddle.profiler.profiler_statistic import StatisticData
 
-from ppfcos.engine.files import replacing
 from ppfcos.errors import OutputError
+from ppfcos.files import replacing
 
 logger = logging.getLogger(__name__)
 

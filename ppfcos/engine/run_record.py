@@ -26,8 +26,8 @@ import ppfcos
 from ppfcos import environment
 from ppfcos.config.resolved import config_text
 from ppfcos.engine import distributed
-from ppfcos.engine.files import replacing
 from ppfcos.errors import OutputError
+from ppfcos.files import replacing
 
 CONFIG_FILE = "config.yml"
 RECORD_FILE = "run.json"

@@ -27,7 +27,6 @@ from ppfcos.engine.averaging import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.evaluator import evaluate
 from ppfcos.engine.feed import BatchFeed
-from ppfcos.engine.files import require_writable
 from ppfcos.engine.interruption import StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
 from ppfcos.engine.nonfinite import NonFiniteSteps
@@ -49,6 +48,7 @@ from ppfcos.engine.validation_pictures import ValidationPictures
 from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.engine.weights import load_pretrained
 from ppfcos.errors import ConfigError
+from ppfcos.files import require_writable
 from ppfcos.modeling.losses import global_normalizers
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ import numpy as np
 
 from ppfcos import environment
 from ppfcos.engine.coco_metrics import RECALLS, CocoFigures
-from ppfcos.engine.files import replacing, require_writable
 from ppfcos.engine.progress import Report
+from ppfcos.files import replacing, require_writable
 from ppfcos.report.pictures import encode_picture
 
 with environment.quiet_imports():

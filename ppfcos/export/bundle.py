@@ -1,65 +1,82 @@
-"""A trained model into a bundle: Paddle program, parameters, and what a deployment needs to know."""
+"""A trained model into a bundle: networks, and what a deployment needs to know of them."""
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import paddle
 import yaml
-from paddle.static import InputSpec
 
 from ppfcos.deploy import Predictor
-from ppfcos.deploy import bundle as layout
-from ppfcos.errors import BundleError, OutputError
-from ppfcos.export.agreement import compare, noise_batches
+from ppfcos.deploy import bundle as names
+from ppfcos.deploy.bundle import NetworkInput
+from ppfcos.deploy.images import read_image
+from ppfcos.deploy.preprocess import Preprocess
+from ppfcos.errors import BundleError, ConfigError, OutputError
+from ppfcos.export.agreement import (
+    TOLERANCES,
+    PixelsFirst,
+    Remembering,
+    compare,
+    filled,
+    noise_batches,
+    picture_batches,
+)
 from ppfcos.export.checkpoint import CheckpointRuntime
+from ppfcos.export.folding import folded_copy
 from ppfcos.export.infer_config import infer_config
+from ppfcos.export.inputs import network_input
+from ppfcos.export.manifest import files_of, manifest
+from ppfcos.export.program import (
+    VERSIONS_THAT_CAN,
+    EndToEndNetwork,
+    HeadsForm,
+    HeadsNetwork,
+    check_paddle,
+    save_program,
+)
 from ppfcos.folders import replacing_folder
 
 logger = logging.getLogger(__name__)
 
-VERSIONS_THAT_CAN = "Paddle 3.0 to 3.2 can (3.2.2 is what the requirements pin)"
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxslim", "paddle2onnx")
+DEFAULT_OPSET = 17
+RUNTIMES = {names.PADDLE: "paddle", names.ONNX: "onnxruntime"}
+FP32, FP16 = "fp32", "fp16"
+WRITTEN_PRECISIONS = (FP32, FP16)
 
 
-class ExportedNetwork(paddle.nn.Layer):
-    """A model with the exported program's face: three tensors in, two out.
+@dataclass(frozen=True)
+class Wanted:
+    """What an export shall make.
 
-    Args:
-        model: a PPFCOS.
+    Attributes:
+        heads: how the network gives the head's answers; None: it gives boxes.
+        form: of the network's input.
+        formats: `paddle`, `onnx`, or both.
+        precisions: of the ONNX model: `fp32`, and `fp16` beside it. Paddle's program is in fp32.
+        opset: version of ONNX's operators.
+        pictures: files with which the networks are checked; without any it is done with noise.
     """
 
-    def __init__(self, model: paddle.nn.Layer):
-        super().__init__()
-        self.model = model
+    heads: HeadsForm | None = None
+    form: NetworkInput = field(default_factory=network_input)
+    formats: Sequence[str] = (names.PADDLE,)
+    precisions: Sequence[str] = (FP32,)
+    opset: int = DEFAULT_OPSET
+    pictures: Sequence[str] = ()
 
-    def forward(self, image: paddle.Tensor, im_shape: paddle.Tensor, scale_factor: paddle.Tensor) -> tuple:
-        """Boxes of a batch.
-
-        Args:
-            image: [B, 3, H, W] float32, RGB from 0 to 255, zeros in the padding.
-            im_shape: [B, 2] float32, height and width of each image without its padding.
-            scale_factor: [B, 2] float32, vertical and horizontal factor by which it was resized.
-
-        Returns:
-            bbox [N, 6] float32 (label, score, x0, y0, x1, y1 in pixels of the original images), bbox_num [B].
-        """
-        answer = self.model({"image": image, "im_shape": im_shape, "scale_factor": scale_factor})
-        return answer["bbox"], answer["bbox_num"]
-
-
-def input_specs() -> list[InputSpec]:
-    """The exported program's inputs; batch, height and width are free."""
-    return [
-        InputSpec([-1, 3, -1, -1], "float32", "image"),
-        InputSpec([-1, 2], "float32", "im_shape"),
-        InputSpec([-1, 2], "float32", "scale_factor"),
-    ]
+    def __post_init__(self) -> None:
+        if self.precisions != (FP32,) and names.ONNX not in self.formats:
+            raise ConfigError(
+                f"--precision {','.join(self.precisions)} is for ONNX: add onnx to --formats, or leave it out"
+            )
 
 
 def export_bundle(
@@ -68,45 +85,46 @@ def export_bundle(
     class_names: Sequence[str],
     directory: str | os.PathLike,
     category_ids: Sequence[int] | None = None,
+    wanted: Wanted | None = None,
 ) -> Path:
-    """Write a bundle, after having run it once beside the model.
+    """Write a bundle, after having run its networks beside the model.
 
     Args:
-        model: a PPFCOS with its weights; it is left in the state, training or evaluation, that it came in.
+        model: a PPFCOS with its weights; it stays as it is.
         cfg: the configuration that it was built from.
         class_names: the name of every class, in the order of the labels.
         directory: the bundle's folder. A bundle that is there is replaced by the complete and checked one.
         category_ids: the number of every class in its data set; None numbers them from 0.
+        wanted: what is made; None: Paddle's program, end to end.
 
     Returns:
         The folder.
 
     Raises:
-        BundleError: this Paddle cannot export the model, or the exported program's boxes are not the model's.
+        BundleError: this Paddle cannot export the model, or an exported network's boxes are not the model's.
         ConfigError: the TestReader holds a transform that a bundle cannot carry.
+        DataError: a picture to check the networks with cannot be read.
         OutputError: the folder cannot be written, or holds files that are not a bundle's.
     """
-    _check_paddle()
+    check_paddle()
+    wanted = wanted or Wanted()
     description = infer_config(cfg, class_names, category_ids)
     target = Path(directory)
     _check_target(target)
-    with replacing_folder(target) as unfinished, _evaluating(model):
-        _save_program(model, unfinished)
-        (unfinished / layout.CONFIG_FILE).write_text(
-            yaml.safe_dump(description, sort_keys=False), encoding="utf-8"
-        )
-        _check_answers(model, unfinished)
+    with replacing_folder(target) as unfinished:
+        networks = _write_networks(folded_copy(model), wanted, unfinished)
+        if _paddledetection_can_run(wanted):
+            _write_yaml(unfinished / names.CONFIG_FILE, description)
+        says = manifest(model, cfg, description, wanted.form, wanted.heads, networks)
+        _write_yaml(unfinished / names.MANIFEST_FILE, {**says, "files": files_of(unfinished)})
+        _check_answers(model, wanted, unfinished)
     logger.info("exported to %s", target)
     return target
 
 
-def _check_paddle() -> None:
-    if not hasattr(paddle.framework, "use_pir_api") or int(paddle.__version__.split(".")[0] or 0) in (1, 2):
-        raise BundleError(
-            f"Paddle {paddle.__version__} cannot export this model, it lacks the new IR; {VERSIONS_THAT_CAN}"
-        )
-    if not paddle.framework.use_pir_api():
-        raise BundleError("the export needs Paddle's new IR: unset FLAGS_enable_pir_api and run it again")
+def onnx_is_installed() -> bool:
+    """Whether the packages are there that an ONNX model is made and checked with."""
+    return all(importlib.util.find_spec(package) is not None for package in ONNX_PACKAGES)
 
 
 def _check_target(target: Path) -> None:
@@ -117,7 +135,7 @@ def _check_target(target: Path) -> None:
         raise OutputError(
             f"{target}: a file of this name is in the way of the bundle's folder; choose another folder"
         )
-    strangers = sorted(path.name for path in target.iterdir() if path.name not in layout.FILES)
+    strangers = sorted(path.name for path in target.iterdir() if path.name not in names.FILES)
     if strangers:
         raise OutputError(
             f"{target}: holds {', '.join(strangers[:3])}, which is not part of a bundle and would be lost; "
@@ -125,45 +143,89 @@ def _check_target(target: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _evaluating(model: paddle.nn.Layer) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _save_program(model: paddle.nn.Layer, folder: Path) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of operators whose arguments PyTorch has in another order
-            program = paddle.jit.to_static(ExportedNetwork(model), input_spec=input_specs(), full_graph=True)
-            paddle.jit.save(program, str(folder / layout.MODEL_PREFIX))
-    except OSError:
-        raise
-    except Exception as error:  # what Paddle's tracing and serialisation raise has no common type
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BundleError(
-            f"Paddle {paddle.__version__} could not export the model ({lines[-1].strip()}); "
-            f"{VERSIONS_THAT_CAN}"
-        ) from error
+def _paddledetection_can_run(wanted: Wanted) -> bool:
+    """Whether `infer_cfg.yml` would be true: PaddleDetection's script feeds floats and wants boxes."""
+    form = wanted.form
+    usual = form.type == names.FLOAT32 and form.channels == names.RGB
+    return usual and wanted.heads is None and names.PADDLE in wanted.formats
 
 
-def _check_answers(model: paddle.nn.Layer, folder: Path) -> None:
-    device = "gpu" if "gpu" in paddle.get_device() else "cpu"
-    exported = Predictor(folder, device=device).runtime
-    agreement = compare(CheckpointRuntime(model), exported, noise_batches())
-    if not agreement.holds:
-        raise BundleError(
-            f"the program that Paddle {paddle.__version__} exported disagrees with the model on "
-            f"{agreement.unmatched} of {agreement.boxes} boxes, so no bundle was written; {VERSIONS_THAT_CAN}"
+def _write_networks(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> dict[str, dict[str, Any]]:
+    """Make all networks; their files by format and precision."""
+    networks: dict[str, dict[str, Any]] = {}
+    if names.PADDLE in wanted.formats:
+        network = (
+            EndToEndNetwork(model, wanted.form)
+            if wanted.heads is None
+            else HeadsNetwork(model, wanted.form, wanted.heads)
         )
-    if agreement.boxes:
-        logger.info("the exported program gave the model's boxes (%d compared)", agreement.boxes // 2)
+        save_program(network, folder / names.MODEL_PREFIX)
+        networks[names.PADDLE] = {FP32: {"program": names.PROGRAM_FILE, "weights": names.WEIGHTS_FILE}}
+    if names.ONNX in wanted.formats:
+        networks[names.ONNX] = _write_onnx(model, wanted, folder)
+    return networks
+
+
+def _write_onnx(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> dict[str, Any]:
+    if not onnx_is_installed():
+        raise BundleError(
+            f"ONNX needs the packages {', '.join(ONNX_PACKAGES)}: `pip install ppfcos[onnx]`, "
+            "or export with --formats paddle"
+        )
+    import onnx
+
+    from ppfcos.export.half_precision import half_precision
+    from ppfcos.export.onnx_model import end_to_end_model, heads_model
+
+    if wanted.heads is None:
+        network = end_to_end_model(model, wanted.form, wanted.opset)
     else:
+        network = heads_model(model, wanted.form, wanted.heads, wanted.opset)
+    makers = {FP32: lambda network: network, FP16: half_precision}
+    files = {}
+    for precision in wanted.precisions:
+        onnx.save(makers[precision](network), folder / names.onnx_file(precision))
+        files[precision] = {"file": names.onnx_file(precision), "opset": wanted.opset}
+    return files
+
+
+def _check_answers(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> None:
+    """Run every network beside the model.
+
+    Raises:
+        BundleError: they disagree.
+    """
+    reference = Remembering(PixelsFirst(wanted.form, CheckpointRuntime(model)))
+    batches = list(_check_batches(wanted, folder))
+    device = "gpu" if "gpu" in paddle.get_device() else "cpu"
+    for kind, precisions in names.read_bundle(folder).networks.items():
+        for precision in precisions:
+            on = device if kind == names.PADDLE else "cpu"
+            candidate = Predictor(folder, RUNTIMES[kind], precision, device=on).runtime
+            agreement = compare(reference, candidate, batches, TOLERANCES[precision])
+            if not agreement.holds:
+                raise BundleError(
+                    f"the {kind} network in {precision} that Paddle {paddle.__version__} exported disagrees "
+                    f"with the model on {agreement.unmatched} of {agreement.boxes} boxes, so no bundle was "
+                    f"written; {VERSIONS_THAT_CAN}"
+                )
+            logger.info("%s %s gave the model's boxes (%d compared)", kind, precision, agreement.boxes // 2)
+    if not agreement.boxes:
         logger.warning(
-            "the model finds nothing in the test images, so the exported program's boxes were not compared"
+            "the model finds nothing in the test images, so the exported networks' boxes were not compared"
         )
+
+
+def _check_batches(wanted: Wanted, folder: Path) -> Iterator[dict[str, Any]]:
+    if wanted.pictures:
+        preprocess = Preprocess(names.read_bundle(folder).preprocess, wanted.form)
+        batches = picture_batches(preprocess, [read_image(path) for path in wanted.pictures])
+    else:
+        batches = noise_batches(wanted.form)
+    whole = wanted.heads is not None and wanted.heads.image_only
+    for batch in batches:
+        yield filled(wanted.form, batch) if whole else batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
@@ -9,6 +11,23 @@ from ppdet.core.workspace import register, serializable
 
 from ppfcos.boxes import box_areas
 from ppfcos.modeling.head import HeadOutputs
+
+
+class Candidates(NamedTuple):
+    """What enters the suppression, S of each image.
+
+    Attributes:
+        boxes: [B, S, 4] in pixels of the original images, as they are compared.
+        shown: [B, S, 4] the same as they are given out: the same tensor where there is no difference. Where
+            they are cut after the suppression, -1 if nothing was left.
+        scores: [B, S], 0 of those that are none.
+        classes: [B, S].
+    """
+
+    boxes: Tensor
+    shown: Tensor
+    scores: Tensor
+    classes: Tensor
 
 
 @register
@@ -79,26 +98,60 @@ class PPFCOSDecode:
             [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, image after image, within an
             image class after class, within a class the best first; and [B] the number of each image.
         """
-        candidates = [
+        candidates = self.candidates(outputs, locations, im_shape, scale_factor)
+        # The operator wants [B, C, S] scores; a candidate stands in the row of its class, and is 0 in the
+        # others.
+        one_hot = F.one_hot(candidates.classes, outputs.class_logits[0].shape[1])
+        per_class = one_hot.transpose([0, 2, 1]) * candidates.scores.unsqueeze(1)
+        rows, where, counts = paddle._C_ops.multiclass_nms3(
+            candidates.boxes, per_class, None, *self._nms_attributes()
+        )
+        if candidates.shown is not candidates.boxes:
+            shown = candidates.shown.reshape([-1, 4]).gather(where.flatten())
+            rows = paddle.concat([rows[:, :2], shown], axis=1)
+        return _visible_rows(rows, counts) if self.clip == "after" else (rows, counts)
+
+    def candidates(
+        self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
+    ) -> Candidates:
+        """All that happens before the suppression.
+
+        Args:
+            outputs: as in a call.
+            locations: likewise.
+            im_shape: likewise.
+            scale_factor: likewise.
+
+        Returns:
+            S = L·pre_nms_top_k candidates of each image.
+        """
+        levels = [
             self._level_candidates(*level)
             for level in zip(outputs.class_logits, outputs.distances, outputs.quality_logits, locations)
         ]
-        boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*candidates))
+        boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*levels))
         if self.clip == "before":
             boxes = _clip(boxes, im_shape - 1.0 if self.inclusive else im_shape)
         if self.inclusive:  # IoU is then that of whole pixels
             boxes = boxes + paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
         boxes = boxes / _box_scale(scale_factor)
         if self.clip == "before":  # what lay wholly in the padding is no box
-            scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
-        num_classes = outputs.class_logits[0].shape[1]
-        # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the
-        # others.
-        per_class = F.one_hot(classes, num_classes).transpose([0, 2, 1]) * scores.unsqueeze(1)
-        kept, _, counts = paddle._C_ops.multiclass_nms3(boxes, per_class, None, *self._nms_attributes())
+            scores = scores * (box_areas(boxes) > 0).astype(scores.dtype)
+        return Candidates(boxes, self._shown(boxes, im_shape, scale_factor), scores, classes)
+
+    def _shown(self, boxes: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
+        """The boxes [B, S, 4] as they are given out: cut, and -1 where nothing is left then; widened."""
+        shown, full = boxes, None
         if self.clip == "after":
-            kept, counts = _clipped_rows(kept, counts, im_shape / scale_factor)
-        return _widened(kept, counts, scale_factor) if self.inclusive else kept, counts
+            shown = _clip(boxes, im_shape / scale_factor)
+            full = box_areas(shown) > 0
+        if self.inclusive:  # the last pixel, one of the network's input, becomes one of the original image
+            missing = 1.0 - 1.0 / _box_scale(scale_factor)
+            shown = shown + missing * paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
+        if full is not None:
+            full = full.unsqueeze(-1).astype(shown.dtype)
+            shown = shown * full + (full - 1.0)
+        return shown
 
     def _nms_attributes(self) -> tuple:
         """Of the operator, in its order: threshold, candidates of a class, boxes kept, IoU, normalised, eta,
@@ -114,53 +167,60 @@ class PPFCOSDecode:
         A location outside the best K by its best class cannot own one of the best K candidates, so that only
         K locations need more than the largest of their C logits.
         """
-        logits = class_logits.flatten(2)
-        quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
+        num_classes = class_logits.shape[1]
+        logits = class_logits.reshape([0, num_classes, -1])
+        quality = F.sigmoid(quality_logits.reshape([0, -1]).astype("float32"))
         best = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
-        best, where = _top_k(best, self.pre_nms_top_k)
-        logits = _gather_locations(logits.transpose([0, 2, 1]), where).astype("float32")
-        quality = paddle.take_along_axis(quality, where, axis=1)
-        scores = self._rank(F.sigmoid(logits), quality.unsqueeze(-1))
-        # Rows that _top_k added to fill up repeat a location: they must not become candidates a second time.
-        scores = paddle.where((best >= 0).unsqueeze(-1), scores, paddle.zeros_like(scores))
-        num_classes = scores.shape[-1]
-        scores, pair = _top_k(scores.flatten(1), self.pre_nms_top_k)
-        row = pair // num_classes
-        distances = _gather_locations(distances.flatten(2).transpose([0, 2, 1]), where).astype("float32")
-        distances = _gather_locations(distances, row)
-        points = locations.gather(paddle.take_along_axis(where, row, axis=1).flatten())
-        points = points.reshape([-1, self.pre_nms_top_k, 2])
+        where, found = _best_locations(best, self.pre_nms_top_k)
+        quality = _at(quality, where)
+        scores = self._rank(F.sigmoid(_gather_locations(logits, where)), quality.unsqueeze(1))
+        scores = (scores * found.unsqueeze(1)).reshape([0, -1])
+        scores, pair = paddle.topk(scores, self.pre_nms_top_k, axis=1)
+        place = pair % self.pre_nms_top_k
+        where = _at(where, place)
+        distances = _gather_locations(distances.reshape([0, 4, -1]), where).transpose([0, 2, 1])
+        points = locations.gather(where.flatten()).reshape([-1, self.pre_nms_top_k, 2])
         boxes = paddle.concat([points - distances[..., :2], points + distances[..., 2:]], axis=-1)
         if self.rank_by == "class":
-            scores = scores * paddle.take_along_axis(quality, row, axis=1)
+            scores = scores * _at(quality, place)
         if self.sqrt_score:
             scores = paddle.sqrt(scores.clip(min=0.0))
-        return boxes, scores, pair % num_classes
+        return boxes, scores, pair // self.pre_nms_top_k
 
     def _rank(self, class_scores: Tensor, quality: Tensor) -> Tensor:
         """What candidates are ordered by; 0 for those whose class is not above its threshold."""
         rank = class_scores * quality if self.rank_by == "score" else class_scores
         if self.class_threshold <= 0:
             return rank
-        return paddle.where(class_scores > self.class_threshold, rank, paddle.zeros_like(rank))
+        return rank * (class_scores > self.class_threshold).astype(rank.dtype)
 
 
-def _top_k(scores: Tensor, count: int) -> tuple:
-    """The `count` highest of each row [B, N], and where: [B, count] each.
+# What follows is written in operations that become one each of an exported program: a `where` or an `expand`
+# whose sizes are not known becomes ten.
 
-    Where N is smaller, the rest is −1 at 0.
+
+def _best_locations(scores: Tensor, count: int) -> tuple:
+    """Where the `count` highest of each row [B, N] are, [B, count], and 1 there; where N is smaller, 0 and 0.
 
     The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
     """
-    batch = paddle.shape(scores)[0] if scores.shape[0] == -1 else scores.shape[0]
-    filled = paddle.concat([scores, paddle.full([batch, count], -1.0)], axis=1)
-    values, indices = paddle.topk(filled, count, axis=1)
-    return values, paddle.where(values < 0, paddle.zeros_like(indices), indices)
+    # Not by F.pad: Paddle Inference with oneDNN then writes beyond its memory.
+    filling = (0.0 * scores[:, :1] - 1.0).tile([1, count])
+    values, indices = paddle.topk(paddle.concat([scores, filling], axis=1), count, axis=1)
+    found = values >= 0
+    # Rows that fill up must not become candidates a second time, whatever location they name.
+    return indices * found.astype(indices.dtype), found.astype(values.dtype)
 
 
-def _gather_locations(rows: Tensor, where: Tensor) -> Tensor:
-    """rows [B, N, K] at where [B, Q] → [B, Q, K]."""
-    return paddle.take_along_axis(rows, where.unsqueeze(-1), axis=1, broadcast=True)
+def _at(values: Tensor, where: Tensor) -> Tensor:
+    """values [B, N] at where [B, Q] → [B, Q]."""
+    return paddle.take_along_axis(values, where, axis=1, broadcast=False)
+
+
+def _gather_locations(maps: Tensor, where: Tensor) -> Tensor:
+    """maps [B, K, N] at where [B, Q] → [B, K, Q] float32."""
+    where = where.unsqueeze(1).tile([1, maps.shape[1], 1])
+    return paddle.take_along_axis(maps, where, axis=2, broadcast=False).astype("float32")
 
 
 def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
@@ -181,18 +241,10 @@ def _image_of_rows(rows: Tensor, counts: Tensor) -> Tensor:
     return (paddle.arange(paddle.shape(rows)[0]).unsqueeze(1) >= ends).astype("int32").sum(axis=1)
 
 
-def _clipped_rows(rows: Tensor, counts: Tensor, sizes: Tensor) -> tuple:
-    """Rows [N, 6] cut to the images' heights and widths [B, 2], without those left empty; their counts."""
+def _visible_rows(rows: Tensor, counts: Tensor) -> tuple:
+    """Rows [N, 6] of whose boxes something was left, and how many of them each of the images has."""
+    full = rows[:, 2] >= 0
     image = _image_of_rows(rows, counts)
-    limits = sizes.gather(image).flip(1)
-    boxes = paddle.minimum(rows[:, 2:].clip(min=0.0), paddle.concat([limits, limits], axis=1))
-    full = box_areas(boxes) > 0
     of_image = image.unsqueeze(1) == paddle.arange(paddle.shape(counts)[0], dtype=image.dtype).unsqueeze(0)
     counts = (of_image & full.unsqueeze(1)).astype(counts.dtype).sum(axis=0)
-    return paddle.concat([rows[:, :2], boxes], axis=1).gather(paddle.nonzero(full).flatten()), counts
-
-
-def _widened(rows: Tensor, counts: Tensor, scale_factor: Tensor) -> Tensor:
-    """Rows [N, 6] whose last pixel, one of the network's input, becomes one of the original image."""
-    missing = 1.0 - 1.0 / scale_factor.gather(_image_of_rows(rows, counts))
-    return paddle.concat([rows[:, :4], rows[:, 4:5] + missing[:, 1:], rows[:, 5:] + missing[:, :1]], axis=-1)
+    return rows.gather(paddle.nonzero(full).flatten()), counts

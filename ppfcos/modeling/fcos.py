@@ -8,6 +8,7 @@ from ppdet.core.workspace import create, register
 from ppdet.modeling.architectures.meta_arch import BaseArch
 
 from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
+from ppfcos.modeling.decode import Candidates
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.locations import anchor_locations, level_locations
 from ppfcos.modeling.losses import global_normalizers
@@ -108,10 +109,26 @@ class PPFCOS(BaseArch):
         return self.loss(outputs, targets, normalizers)
 
     def _boxes(self, outputs: HeadOutputs, batch: dict) -> dict:
-        sizes = [_height_and_width(level) for level in outputs.class_logits]
-        locations = self._locations(sizes, _height_and_width(batch["image"]))
+        locations = self._locations_of(outputs, batch["image"])
         boxes, counts = self.decode(outputs, locations, batch["im_shape"], batch["scale_factor"])
         return {"bbox": boxes, "bbox_num": counts}
+
+    def candidates(self, batch: dict) -> Candidates:
+        """What enters the suppression: for a runtime that has its own.
+
+        Args:
+            batch: `image`, `im_shape` and `scale_factor` as in `forward`.
+
+        Returns:
+            As `PPFCOSDecode.candidates` gives them.
+        """
+        outputs = self.network(batch["image"], batch["im_shape"])
+        locations = self._locations_of(outputs, batch["image"])
+        return self.decode.candidates(outputs, locations, batch["im_shape"], batch["scale_factor"])
+
+    def _locations_of(self, outputs: HeadOutputs, image: Tensor) -> list:
+        sizes = [_height_and_width(level) for level in outputs.class_logits]
+        return self._locations(sizes, _height_and_width(image))
 
     def assign(self, batch: dict) -> Targets:
         """What the head should say, which depends on the boxes and the size of the images alone.

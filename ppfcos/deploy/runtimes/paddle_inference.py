@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppfcos import environment
-from ppfcos.deploy.bundle import Bundle
-from ppfcos.errors import BundleError, DeviceError, PPFCOSError
+from ppfcos.environment import MissingLibraryError
+from ppfcos.errors import BundleError, DeviceError
 
 # Each input shape gets its own oneDNN primitives; this many shapes are kept, for bounded memory.
 ONEDNN_SHAPES = 10
@@ -20,41 +20,57 @@ GPU_POOL_MIB = 256
 
 
 class PaddleInferenceRuntime:
-    """A bundle's network in Paddle Inference.
+    """A network in Paddle Inference.
 
     Calls from several threads are safe and run one after another.
 
     Args:
-        bundle: what to run.
-        threads: threads of the CPU; None takes OMP_NUM_THREADS, else every core that this process may use.
+        program: the program's file.
+        weights: the file of its parameters.
+        output_names: of its outputs in their order, for the program has names of its own.
+        threads: threads of the CPU.
         device: 'cpu', 'gpu', or 'auto': the GPU if this Paddle has one.
+        precision: 'bf16' to compute in bfloat16 on a CPU; else in float32.
 
     Raises:
-        BundleError: Paddle is not installed, or cannot load the program.
-        DeviceError: a GPU is wanted and not there.
+        MissingLibraryError: Paddle is not installed.
+        BundleError: Paddle cannot load the program.
+        DeviceError: a GPU is wanted and not there, or the CPU does not compute in bfloat16.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, device: str = "auto"):
-        paddle = _import_paddle(bundle)
+    def __init__(
+        self,
+        program: Path,
+        weights: Path,
+        output_names: Sequence[str],
+        threads: int,
+        device: str = "auto",
+        precision: str = "fp32",
+    ):
+        paddle = _import_paddle()
         self._lock = threading.Lock()
-        config = _config(paddle, bundle, threads or default_threads(), _on_gpu(paddle, device))
+        self._program = program
+        config = _config(paddle, program, weights, threads, _on_gpu(paddle, device))
+        if precision == "bf16":
+            _compute_in_bfloat16(paddle, config, _on_gpu(paddle, device))
         try:
             self._predictor = paddle.inference.create_predictor(config)
         except Exception as error:  # Paddle raises its C++ errors as several types
             raise BundleError(
-                f"{bundle.directory}: Paddle {paddle.__version__} cannot load this bundle, its files are "
-                f"damaged or of another version ({_reason(error)}); export it again"
+                f"{program}: Paddle {paddle.__version__} cannot load it, it is of another version "
+                f"({_reason(error)}); export the bundle again"
             ) from error
-        self._bundle = bundle
+        self.input_names = tuple(self._predictor.get_input_names())
+        self._outputs = dict(zip(output_names, self._predictor.get_output_names()))
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a batch.
 
         Args:
-            inputs: image [B, 3, H, W], im_shape [B, 2] and scale_factor [B, 2], float32.
+            inputs: an array for each of `input_names`.
 
         Returns:
-            bbox [N, 6] (label, score, x0, y0, x1, y1 in pixels of the original images) and bbox_num [B].
+            The outputs by name.
 
         Raises:
             BundleError: Paddle stopped, such as for lack of memory.
@@ -63,27 +79,18 @@ class PaddleInferenceRuntime:
             try:
                 return self._run(inputs)
             except Exception as error:
-                shape = "x".join(str(side) for side in inputs["image"].shape)
+                shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
                 raise BundleError(
-                    f"{self._bundle.directory}: Paddle Inference stopped on a batch of {shape} "
-                    f"({_reason(error)})"
+                    f"{self._program}: Paddle Inference stopped on {shapes} ({_reason(error)})"
                 ) from error
 
-    def _run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        for name in self._predictor.get_input_names():
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for name in self.input_names:
             self._predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(inputs[name]))
         self._predictor.run()
-        bbox, bbox_num = (
-            self._predictor.get_output_handle(name).copy_to_cpu()
-            for name in self._predictor.get_output_names()
-        )
-        return bbox, bbox_num
-
-
-def default_threads() -> int:
-    """OMP_NUM_THREADS if it is a number, else the cores that this process may use."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdigit() and int(value) > 0 else environment.available_cores()
+        return {
+            name: self._predictor.get_output_handle(own).copy_to_cpu() for name, own in self._outputs.items()
+        }
 
 
 def _reason(error: Exception) -> str:
@@ -92,16 +99,16 @@ def _reason(error: Exception) -> str:
     return re.sub(r"\s*\(at [^()]*\)$", "", lines[-1].strip())
 
 
-def _import_paddle(bundle: Bundle) -> Any:
+def _import_paddle() -> Any:
     try:
         with environment.quiet_imports():
             import paddle
             import paddle.inference
-    except PPFCOSError:  # a system library is missing, and the message says so
+    except MissingLibraryError:  # its message names the cure
         raise
     except ImportError as error:
-        raise BundleError(
-            f"{bundle.directory}: Paddle Inference needs Paddle ({error}); `pip install paddlepaddle`"
+        raise MissingLibraryError(
+            f"Paddle cannot be imported ({error}); `pip install paddlepaddle`, or take another runtime"
         ) from error
     return paddle
 
@@ -115,8 +122,8 @@ def _on_gpu(paddle: Any, device: str) -> bool:
     return available and device != "cpu"
 
 
-def _config(paddle: Any, bundle: Bundle, threads: int, on_gpu: bool) -> Any:
-    config = paddle.inference.Config(str(bundle.program), str(bundle.weights))
+def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: bool) -> Any:
+    config = paddle.inference.Config(str(program), str(weights))
     config.disable_glog_info()
     # A program in the new IR needs both; without them the memory optimisation cannot find the predictor.
     config.enable_new_executor()
@@ -130,3 +137,9 @@ def _config(paddle: Any, bundle: Bundle, threads: int, on_gpu: bool) -> Any:
         config.set_cpu_math_library_num_threads(threads)
     config.enable_memory_optim()
     return config
+
+
+def _compute_in_bfloat16(paddle: Any, config: Any, on_gpu: bool) -> None:
+    if on_gpu or not paddle.base.core.supports_bfloat16():
+        raise DeviceError("precision bf16: Paddle Inference computes in it on CPUs that have it; take fp32")
+    config.enable_mkldnn_bfloat16()

@@ -1,4 +1,4 @@
-"""Reading files that a data set names, whatever lies there under the name."""
+"""Reading files that somebody else named, whatever lies there under the name."""
 
 from __future__ import annotations
 

@@ -1,0 +1,137 @@
+"""What a predictor takes for an image: files, arrays, NV12 buffers."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Union
+
+import cv2
+import numpy as np
+
+from ppfcos.errors import DataError
+from ppfcos.regular_files import read_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class NV12Image:
+    """A picture as cameras and video decoders give it, BT.601 in limited range.
+
+    Args:
+        data: [height·3/2, width] uint8: the rows of Y, then those of U and V in turns; or a buffer that
+            holds these bytes and no others.
+        height: of the picture in pixels, even.
+        width: likewise.
+
+    Raises:
+        DataError: the size is odd, or the buffer is not of this size.
+    """
+
+    data: np.ndarray
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 2 or self.width < 2 or self.height % 2 or self.width % 2:
+            raise DataError(f"an NV12 picture has an even height and width, not {self.height}x{self.width}")
+        data = np.frombuffer(self.data, np.uint8) if not isinstance(self.data, np.ndarray) else self.data
+        needed = self.height * 3 // 2 * self.width
+        if data.dtype != np.uint8 or data.size != needed:
+            raise DataError(
+                f"an NV12 picture of {self.height}x{self.width} has {needed} bytes, "
+                f"not {data.size} of {data.dtype}"
+            )
+        rows = np.ascontiguousarray(data).reshape(self.height * 3 // 2, self.width)
+        object.__setattr__(self, "data", rows)
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> NV12Image:
+        """Convert pixels.
+
+        Args:
+            image: [H, W, 3] uint8, blue first; H and W even.
+        """
+        height, width = image.shape[:2]
+        planes = cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420).reshape(-1)
+        luma, quarter = height * width, height * width // 4
+        data = np.empty(luma * 3 // 2, np.uint8)
+        data[:luma] = planes[:luma]
+        data[luma::2] = planes[luma : luma + quarter]
+        data[luma + 1 :: 2] = planes[luma + quarter :]
+        return cls(data, height, width)
+
+    def pixels(self) -> np.ndarray:
+        """[H, W, 3] uint8, blue first."""
+        return cv2.cvtColor(self.data, cv2.COLOR_YUV2BGR_NV12)
+
+
+Image = Union[str, "os.PathLike[str]", np.ndarray, NV12Image]
+Pixels = Union[np.ndarray, NV12Image]
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Read and decode a picture; what its EXIF data says about its orientation is obeyed.
+
+    Returns:
+        [H, W, 3] uint8, blue first.
+
+    Raises:
+        DataError: the file cannot be read, or is not a picture.
+    """
+    try:
+        data = np.frombuffer(read_bytes(path), np.uint8)
+    except OSError as error:
+        reason = "it is a pipe or a device" if error.errno == errno.EINVAL else error.strerror
+        raise DataError(f"{path}: the image cannot be read ({reason})") from error
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error:  # such as a picture beyond OpenCV's limit of pixels
+        image = None
+    if image is None:
+        raise DataError(f"{path}: this is not an image that OpenCV can decode; replace it or leave it out")
+    return image
+
+
+def load(image: Image, name: str) -> Pixels:
+    """Whatever stands for an image, as pixels.
+
+    Args:
+        image: a path; or [H, W, 3] uint8, blue first, or with alpha as a fourth channel, which is dropped, or
+            grey as [H, W] or [H, W, 1]; or an NV12Image.
+        name: of the image, for messages.
+
+    Returns:
+        [H, W, 3] uint8, blue first; or the NV12Image.
+
+    Raises:
+        DataError: it is none of these; the message says what to do.
+    """
+    if isinstance(image, NV12Image):
+        return image
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    _check_array(image, name)
+    if image.ndim == 2 or image.shape[2] == 1:
+        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2BGR)
+    return image[:, :, :3]
+
+
+def _check_array(image: np.ndarray, name: str) -> None:
+    what = f"{name} is an array {list(image.shape)} of {image.dtype}"
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise DataError(f"{what}: it must be [height, width, 3], blue first, or have 4 channels, or be grey")
+    if image.size == 0:
+        raise DataError(f"{what}: it has no pixels; leave it out")
+    if image.dtype == np.uint8:
+        return
+    cure = "convert it to uint8 from 0 to 255"
+    if image.dtype == np.uint16:
+        cure = "its 16 bits must become 8, such as by (image >> 8).astype(numpy.uint8)"
+    elif np.issubdtype(image.dtype, np.floating):
+        cure = (
+            "make it uint8: (image * 255).round().astype(numpy.uint8) if it goes from 0 to 1, "
+            "image.round().astype(numpy.uint8) if to 255"
+        )
+    raise DataError(f"{what}: {cure}")

@@ -1,0 +1,90 @@
+"""OpenVINO: Intel's runtime, on any x86 or Arm CPU, and on Intel's accelerators."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ppfcos.environment import MissingLibraryError
+from ppfcos.errors import BundleError, DeviceError, one_line
+
+# What OpenVINO computes in. Left to itself it takes bfloat16 where the CPU has it, and boxes move by pixels.
+FLOAT32, BFLOAT16 = "f32", "bf16"
+
+
+class OpenVinoRuntime:
+    """A network in OpenVINO. Calls from several threads are safe; each thread has a request of its own.
+
+    Args:
+        file: the ONNX file.
+        threads: threads of the CPU in all.
+        device: 'cpu', 'gpu', 'auto' (the CPU), or one of OpenVINO's own names.
+        precision: 'bf16' to compute in bfloat16; else in float32 what the file does not say otherwise.
+
+    Raises:
+        MissingLibraryError: OpenVINO is not installed.
+        DeviceError: OpenVINO does not see the device, or it does not compute in bfloat16.
+        BundleError: the file cannot be loaded.
+    """
+
+    def __init__(self, file: Path, threads: int, device: str = "auto", precision: str = "fp32"):
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingLibraryError(
+                f"OpenVINO cannot be imported ({error}); `pip install openvino`, or take another runtime"
+            ) from error
+        core = openvino.Core()
+        name = _device(core, device, precision)
+        settings = {"PERFORMANCE_HINT": "LATENCY"}
+        if name == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = threads
+            settings["INFERENCE_PRECISION_HINT"] = BFLOAT16 if precision == "bf16" else FLOAT32
+        try:
+            self._compiled = core.compile_model(core.read_model(str(file)), name, settings)
+        except Exception as error:  # its errors have no type in common
+            raise BundleError(
+                f"{file}: OpenVINO {openvino.__version__} cannot load it ({one_line(error)}); "
+                "export the bundle again, for this version"
+            ) from error
+        self._file = file
+        self._requests = threading.local()
+        self.input_names = tuple(each.get_any_name() for each in self._compiled.inputs)
+        # An output may have several names, of which the bundle knows one.
+        self._outputs = {
+            name: i for i, each in enumerate(self._compiled.outputs) for name in each.get_names()
+        }
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a batch.
+
+        Args:
+            inputs: an array for each of `input_names`.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            BundleError: OpenVINO stopped, such as for lack of memory.
+        """
+        try:
+            if not hasattr(self._requests, "own"):
+                self._requests.own = self._compiled.create_infer_request()
+            answer = self._requests.own.infer(dict(inputs))
+        except Exception as error:
+            raise BundleError(f"{self._file}: OpenVINO stopped ({one_line(error)})") from error
+        return {name: answer[i] for name, i in self._outputs.items()}
+
+
+def _device(core: object, device: str, precision: str) -> str:
+    name = "CPU" if device == "auto" else device.upper()
+    if name not in core.available_devices and name.split(":")[0] not in ("AUTO", "HETERO", "MULTI"):
+        raise DeviceError(
+            f"device {device}: OpenVINO sees {', '.join(core.available_devices) or 'none'}; take one of these"
+        )
+    if precision == "bf16" and "BF16" not in core.get_property(name, "OPTIMIZATION_CAPABILITIES"):
+        raise DeviceError(f"precision bf16: OpenVINO's {name} does not compute in bfloat16 here; take fp32")
+    return name
