@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageFile
 
-from ppfcos.data.regular_files import require_regular
 from ppfcos.data.tally import Change
+from ppfcos.regular_files import require_regular
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS_BY_A_QUARTER = (5, 6, 7, 8)
