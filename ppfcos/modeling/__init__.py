@@ -1,10 +1,21 @@
 """The network: what it computes, learns and answers. Importing it registers its parts in PaddleDetection."""
 
+from ppfcos.modeling.backbones.dla import PPFCOSDLA
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.fcos import PPFCOS
 from ppfcos.modeling.head import PPFCOSHead
 from ppfcos.modeling.losses import PPFCOSLoss
 from ppfcos.modeling.necks.fpn import PPFCOSFPN
+from ppfcos.modeling.necks.hrfpn import PPFCOSHRFPN
 from ppfcos.modeling.targets import PPFCOSTargets
 
-__all__ = ["PPFCOS", "PPFCOSFPN", "PPFCOSDecode", "PPFCOSHead", "PPFCOSLoss", "PPFCOSTargets"]
+__all__ = [
+    "PPFCOS",
+    "PPFCOSDLA",
+    "PPFCOSFPN",
+    "PPFCOSHRFPN",
+    "PPFCOSDecode",
+    "PPFCOSHead",
+    "PPFCOSLoss",
+    "PPFCOSTargets",
+]
