@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Convert the FCOS weights of MMDetection, the FCOS authors, AdelaiDet, torchvision and PaddleDetection, "
-    "and the ImageNet backbones of Detectron, torchvision, PaddleClas and PaddleDetection. Beside the "
-    "weights it writes the configuration under which they give their own project's result. No code of a "
-    "checkpoint is run."
+    "and the ImageNet backbones of Detectron, torchvision, PaddleClas, PaddleDetection and DLA's authors. "
+    "Beside the weights it writes the configuration under which they give their own project's result. No "
+    "code of a checkpoint is run."
 )
 EXAMPLE = """
     python tools/convert_weights.py fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth -o weights/mmdet.pdparams
@@ -30,7 +30,7 @@ EXAMPLE = """
 """
 FORMATS = (
     *("mmdet", "fcos", "adelaidet", "torchvision", "paddledet"),
-    *("detectron", "torchvision-backbone", "paddleclas", "paddleclas-vd", "paddledet-backbone"),
+    *("detectron", "torchvision-backbone", "paddleclas", "paddleclas-vd", "paddledet-backbone", "dla"),
 )
 
 
@@ -109,10 +109,8 @@ def _report(done: Conversion, target: Path) -> None:
         logger.info("%d left out, %s: %s", len(names), reason, _some(names))
     if done.allowed:
         logger.info("%d without partner, as allowed: %s", len(done.allowed), _some(done.allowed))
-    resnet = translation.resnet
-    groups = f", {resnet.groups} groups of {resnet.base_width}" if resnet.groups > 1 else ""
-    logger.info("backbone: %d layers%s", resnet.depth, groups)
-    for name, section in recipe.sections(resnet).items():
+    logger.info("backbone: %s", translation.backbone.description)
+    for name, section in recipe.sections(translation.backbone).items():
         logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in section.items()))
     logger.info("images are padded to multiples of %d", recipe.pad_to_stride)
     if recipe.blue_first:

@@ -1,6 +1,6 @@
 """Our names for the weights of a ResNet, and the weights of other projects under them.
 
-Our names are PaddleDetection's for its ResNet, behind `backbone.`, and our own for pyramid and head.
+Our names are PaddleDetection's for its backbones, behind `backbone.`, and our own for pyramid and head.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 
@@ -21,6 +21,21 @@ PAIRED_CONVS = "abc"
 NORM_EPSILON = 1e-5  # of our batch norms
 
 Replacement = Union[str, Callable[[re.Match], str]]
+
+
+class Backbone(Protocol):
+    """What the conversion asks of a backbone."""
+
+    @property
+    def first_conv(self) -> str:
+        """Our name for the first convolution's weight."""
+
+    @property
+    def description(self) -> str:
+        """What it is, for the user."""
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Of the configuration, that build it."""
 
 
 class Resnet(NamedTuple):
@@ -45,6 +60,21 @@ class Resnet(NamedTuple):
     def stem(self) -> str:
         """PaddleDetection's name for the first convolution."""
         return "conv1" if self.groups == 1 else "res_conv1"
+
+    @property
+    def first_conv(self) -> str:
+        """Our name for the first convolution's weight."""
+        return f"backbone.conv1.{self.stem}.conv.weight"
+
+    @property
+    def description(self) -> str:
+        """What it is, for the user."""
+        groups = f", {self.groups} groups of {self.base_width}" if self.groups > 1 else ""
+        return f"{self.depth} layers{groups}"
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Of the configuration, that build it."""
+        return {"ResNet": {"depth": self.depth, "groups": self.groups, "base_width": self.base_width}}
 
     def block(self, stage: int, index: int) -> str:
         """PaddleDetection's place of a block.
@@ -138,14 +168,14 @@ class Translation:
     """Weights under our names.
 
     Attributes:
-        resnet: of the backbone.
+        backbone: whose weights they are.
         weights: by our names.
         sources: the foreign name of each, by our names.
         left_out: foreign names that a network has no use for at inference, and why.
         left_over: foreign names that nothing is known of.
     """
 
-    resnet: Resnet
+    backbone: Backbone
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -158,20 +188,20 @@ BATCH_COUNTER = Rule(r".*\.num_batches_tracked", "counts batches of the training
 
 
 def translate(
-    arrays: Mapping[str, np.ndarray], resnet: Resnet, rules: Sequence[Rule], useless: Iterable[Rule] = ()
+    arrays: Mapping[str, np.ndarray], backbone: Backbone, rules: Sequence[Rule], useless: Iterable[Rule] = ()
 ) -> Translation:
     """Rename weights.
 
     Args:
         arrays: by foreign names.
-        resnet: of the backbone.
+        backbone: whose weights they are.
         rules: the first that matches a whole name gives our name for it.
         useless: names that have no place in our network; the replacement says why.
 
     Returns:
         The weights, float32.
     """
-    done = Translation(resnet)
+    done = Translation(backbone)
     for name, array in arrays.items():
         reason = _first_match(name, useless)
         ours = None if reason else _first_match(name, rules)
@@ -201,8 +231,11 @@ def _first_match(name: str, rules: Iterable[Rule]) -> str | None:
 def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str) -> list[Rule]:
     """Rules for a head whose towers number convolution, norm and ReLU one after another.
 
+    A norm may be a list of norms, one for each level.
+
     Args:
-        tower: pattern of a tower's place, whose group begins with `cl` for the classes'.
+        tower: pattern of a tower's place, whose group begins with `cl` for the classes', with `sh` for that
+            which both branches share.
         predictor: pattern before the names in `convs`.
         convs: from our names for the predictors to the foreign ones.
         scale: pattern of the scales, with the number of the level as its group.
@@ -212,25 +245,27 @@ def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str)
     """
 
     def layer(match: re.Match) -> str:
-        ours = "class_tower" if match[1].startswith("cl") else "box_tower"
-        kind, rest = ("convs", 0) if int(match[2]) % 3 == 0 else ("norms", 1)
-        return f"head.{ours}.{kind}.{(int(match[2]) - rest) // 3}.{match[3]}"
+        ours = {"cl": "class_tower", "sh": "shared_tower"}.get(match[1][:2], "box_tower")
+        index, number = divmod(int(match[2]), 3)
+        kind = "norms" if number else "convs"
+        level = "" if match[3] is None else f".{match[3]}"
+        return f"head.{ours}.{kind}.{index}{level}.{match[4]}"
 
     return [
-        Rule(rf"{tower}\.(\d+)\.(weight|bias)", layer),
+        Rule(rf"{tower}\.(\d+)\.(?:(\d)\.)?(weight|bias|running_mean|running_var)", layer),
         *(Rule(rf"{predictor}{theirs}\.(weight|bias)", rf"head.{ours}.\1") for ours, theirs in convs.items()),
         Rule(scale, r"head.scales.\1"),
     ]
 
 
-def reverse_channels(weights: dict[str, np.ndarray], resnet: Resnet) -> None:
+def reverse_channels(weights: dict[str, np.ndarray], backbone: Backbone) -> None:
     """Let a network that was trained on blue, green, red take red, green, blue.
 
     Args:
         weights: by our names; changed in place.
-        resnet: of the backbone.
+        backbone: whose weights they are.
     """
-    name = f"backbone.conv1.{resnet.stem}.conv.weight"
+    name = backbone.first_conv
     if name in weights:
         weights[name] = np.ascontiguousarray(weights[name][:, ::-1])
 

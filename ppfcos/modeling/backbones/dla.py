@@ -1,6 +1,6 @@
 """Deep layer aggregation with 34 layers, the backbone of AdelaiDet's real-time FCOS.
 
-Source: Deep Layer Aggregation (Yu et al., CVPR 2018, arXiv 1707.06484). The network is that of PaddleDetection,
+Source: Deep Layer Aggregation (Yu et al., CVPR 2018, arXiv 1707.06484). The network is PaddleDetection's,
 which tells a neck no strides and gives it all levels.
 """
 
