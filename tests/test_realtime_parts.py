@@ -6,8 +6,11 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from paddle import nn
 from ppdet.core.workspace import create, global_config
 
+from ppfcos.config import load_config
+from ppfcos.engine.model import build_model, has_synchronized_backbone
 from ppfcos.modeling.backbones.dla import PPFCOSDLA
 from ppfcos.modeling.head import PPFCOSHead
 from ppfcos.modeling.necks.hrfpn import PPFCOSHRFPN
@@ -102,6 +105,22 @@ def test_dla_has_no_weight_that_a_gradient_never_reaches():
     learnt = {name: weight for name, weight in net.named_parameters() if not weight.stop_gradient}
     assert len(learnt) > 100
     assert [name for name, weight in learnt.items() if weight.grad is None] == []
+
+
+def test_real_time_trainings_share_their_backbones_statistics_and_let_no_norm_decay(root):
+    cfg = load_config(root / "configs" / "fcos_dla34_fpn_rt_shared_towers_bn_head_4x_coco.yml")
+    assert has_synchronized_backbone(cfg)
+    model = build_model(cfg)
+    optimizer = create("OptimizerBuilder")(create("LearningRate")(step_per_epoch=10), model)
+    without, others = optimizer._param_groups
+    norms = [layer for layer in model.sublayers() if isinstance(layer, (nn.BatchNorm2D, nn.GroupNorm))]
+    assert (without["regularization_coeff"], others["regularization_coeff"]) == (0.0, 0.0001)
+    assert {id(weight) for weight in without["params"]} == {
+        id(weight) for norm in norms for weight in (norm.weight, norm.bias)
+    }
+    assert len(others["params"]) + len(without["params"]) == sum(
+        not weight.stop_gradient for weight in model.parameters()
+    )
 
 
 def test_dla_names_a_norm_that_it_does_not_have():

@@ -24,14 +24,8 @@ from ppfcos.errors import ConfigError, WeightsError
 
 FORMATS: tuple[Format, ...] = (
     *(mmdet.FORMAT, fcos.FORMAT, adelaidet.FORMAT, torchvision.FORMAT, paddledet.FORMAT),
-    *(
-        detectron.FORMAT,
-        torchvision.BACKBONE,
-        paddleclas.FORMAT,
-        paddleclas.FORMAT_VD,
-        paddledet.BACKBONE,
-        dla.FORMAT,
-    ),
+    *(detectron.FORMAT, torchvision.BACKBONE, paddleclas.FORMAT, paddleclas.FORMAT_VD),
+    *(paddledet.BACKBONE, dla.FORMAT),
 )
 # Where projects keep the weights in their checkpoints.
 WRAPPERS = ("state_dict", "model", "blobs")
