@@ -173,7 +173,7 @@ def _config_text(format_: Format, recipe: Recipe, done: Translation, target: Pat
         "pretrain_weights": None,
         key: str(target),
     }
-    for sections in (recipe.sections(done.backbone), done.backbone.sections()):
+    for sections in (recipe.sections(done.backbone), done.backbone.sections):
         for name, section in sections.items():
             content.setdefault(name, {}).update(section)
     if not format_.backbone_only:

@@ -31,6 +31,7 @@ class Dla(NamedTuple):
         """What it is, for the user."""
         return f"DLA-{self.depth}"
 
+    @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """Of the configuration, that build it."""
         # Nobody freezes its norms, neither those who train it on ImageNet nor AdelaiDet.

@@ -35,6 +35,7 @@ class Hrnet(NamedTuple):
         """What it is, for the user."""
         return f"HRNet-W{self.width}"
 
+    @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """Of the configuration, that build it."""
         return {"PPFCOS": {"backbone": "HRNet"}, "HRNet": {"width": self.width, "freeze_at": -1}}

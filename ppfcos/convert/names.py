@@ -34,6 +34,7 @@ class Backbone(Protocol):
     def description(self) -> str:
         """What it is, for the user."""
 
+    @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """Of the configuration, that build it."""
 
@@ -72,6 +73,7 @@ class Resnet(NamedTuple):
         groups = f", {self.groups} groups of {self.base_width}" if self.groups > 1 else ""
         return f"{self.depth} layers{groups}"
 
+    @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """Of the configuration, that build it."""
         return {"ResNet": {"depth": self.depth, "groups": self.groups, "base_width": self.base_width}}
