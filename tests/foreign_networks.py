@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from foreign_deformable import OFFSETS, OffsetsInside, OffsetsOnly, TwoConvs
+from foreign_mobilenet import MobilenetV2
 from torch import nn
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -31,11 +33,11 @@ class FrozenNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, inputs, width, outputs, stride, groups, stride_in_1x1, norm):
+    def __init__(self, inputs, width, outputs, stride, groups, stride_in_1x1, norm, conv=nn.Conv2d):
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, first, bias=False), norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, second, 1, groups=groups, bias=False)
+        self.conv2 = conv(width, width, 3, second, 1, groups=groups, bias=False)
         self.bn2 = norm(width)
         self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), norm(outputs)
         self.downsample = None
@@ -49,9 +51,22 @@ class Bottleneck(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Names of torchvision, MMDetection and, with the first layer in `stem`, the FCOS authors."""
+    """Names of torchvision, MMDetection and, with the first layer in `stem`, the FCOS authors.
 
-    def __init__(self, depth=50, groups=1, width=64, stride_in_1x1=False, norm=nn.BatchNorm2d, stem=False):
+    `deformable`: the stages, from 0, whose 3x3 convolutions are of the class `deformable_conv`.
+    """
+
+    def __init__(
+        self,
+        depth=50,
+        groups=1,
+        width=64,
+        stride_in_1x1=False,
+        norm=nn.BatchNorm2d,
+        stem=False,
+        deformable=(),
+        deformable_conv=None,
+    ):
         super().__init__()
         first = nn.Module() if stem else self
         first.conv1, first.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), norm(64)
@@ -60,10 +75,11 @@ class Resnet(nn.Module):
         inputs = 64
         for stage, count in enumerate(BLOCKS[depth]):
             inner, outputs = groups * width * 2**stage, 256 * 2**stage
+            conv = deformable_conv if stage in deformable else nn.Conv2d
             blocks = []
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(Bottleneck(inputs, inner, outputs, stride, groups, stride_in_1x1, norm))
+                blocks.append(Bottleneck(inputs, inner, outputs, stride, groups, stride_in_1x1, norm, conv))
                 inputs = outputs
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
 
@@ -88,10 +104,11 @@ def pyramid(laterals, outputs, p6, p7, features):
     return levels
 
 
-def tower():
+def tower(last=nn.Conv2d):
+    """`last` is the class of the last convolution."""
     layers = []
-    for _ in range(CONVS):
-        layers += [nn.Conv2d(CHANNELS, CHANNELS, 3, 1, 1), nn.GroupNorm(32, CHANNELS), nn.ReLU()]
+    for conv in (*[nn.Conv2d] * (CONVS - 1), last):
+        layers += [conv(CHANNELS, CHANNELS, 3, 1, 1), nn.GroupNorm(32, CHANNELS), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -119,6 +136,9 @@ def randomize_weights(model, seed=0):
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
                 uniform(tensor, 0.5, 1.5)
+            elif name.endswith(OFFSETS):  # half a pixel: more of it multiplies the rounding of layers before
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+                tensor.mul_(0.6 / tensor[0].numel() ** 0.5)
             elif name.endswith(("running_mean", "bias")):
                 uniform(tensor, -0.2, 0.2)
             elif name.endswith("scale"):
@@ -262,7 +282,7 @@ class Torchvision(Detector):
 
 
 class Mmdet(Detector):
-    """`improved`: center-normbbox-centeronreg-giou."""
+    """`improved`: center-normbbox-centeronreg-giou. `deformable` stages: so is the last of each tower."""
 
     def __init__(self, improved, **resnet):
         super().__init__()
@@ -272,7 +292,7 @@ class Mmdet(Detector):
             self.mean = (103.530, 116.280, 123.675) if improved else CAFFE_MEAN
             resnet["stride_in_1x1"] = True
         self.distance_bias = 1.5 if improved else 3.0
-        self.backbone = Resnet(**resnet)
+        self.backbone = Resnet(**resnet, deformable_conv=OffsetsInside)
         self.neck, head = nn.Module(), nn.Module()
         self.neck.lateral_convs = nn.ModuleList(
             self._module(nn.Conv2d(c, CHANNELS, 1)) for c in (512, 1024, 2048)
@@ -281,7 +301,12 @@ class Mmdet(Detector):
             self._module(conv3(CHANNELS, stride)) for stride in (1, 1, 1, 2, 2)
         )
         for branch in ("cls_convs", "reg_convs"):
-            layers = [self._module(conv3(CHANNELS), nn.GroupNorm(32, CHANNELS)) for _ in range(CONVS)]
+            last = OffsetsInside if "deformable" in resnet else nn.Conv2d
+            convs = [
+                conv(CHANNELS, CHANNELS, 3, 1, 1, bias=improved)  # `conv_bias`
+                for conv in (*[nn.Conv2d] * (CONVS - 1), last)
+            ]
+            layers = [self._module(conv, nn.GroupNorm(32, CHANNELS)) for conv in convs]
             setattr(head, branch, nn.ModuleList(layers))
         head.conv_cls, head.conv_reg, head.conv_centerness = conv3(CLASSES), conv3(4), conv3(1)
         head.scales = nn.ModuleList(Scale(()) for _ in STRIDES)
@@ -340,9 +365,9 @@ class Stacked(Detector):
 
     quality_name = ""
 
-    def make_head(self):
+    def make_head(self, last=nn.Conv2d):
         head = nn.Module()
-        head.cls_tower, head.bbox_tower = tower(), tower()
+        head.cls_tower, head.bbox_tower = tower(last), tower(last)
         head.cls_logits, head.bbox_pred = conv3(CLASSES), conv3(4)
         setattr(head, self.quality_name, conv3(1))
         head.scales = nn.ModuleList(Scale((1,)) for _ in STRIDES)
@@ -375,13 +400,17 @@ class Authors(Stacked):
     quality_name = "centerness"
     mean, std, blue_first = CAFFE_MEAN, (1.0, 1.0, 1.0), True
 
-    def __init__(self, improved, **resnet):
+    def __init__(self, improved, mobile=False, **resnet):
         super().__init__()
         self.improved, self.distance_bias = improved, 1.5 if improved else 3.0
-        stride_in_1x1 = resnet.get("groups", 1) == 1
-        body = Resnet(norm=FrozenNorm, stem=True, stride_in_1x1=stride_in_1x1, **resnet)
+        if mobile:
+            body, inputs = MobilenetV2(), (32, 96, 320)
+        else:
+            resnet["stride_in_1x1"] = resnet.get("groups", 1) == 1
+            body = Resnet(norm=FrozenNorm, stem=True, deformable_conv=TwoConvs, **resnet)
+            inputs = (512, 1024, 2048)
         fpn = nn.Module()
-        for i, channels in ((2, 512), (3, 1024), (4, 2048)):
+        for i, channels in zip((2, 3, 4), inputs):
             setattr(fpn, f"fpn_inner{i}", nn.Conv2d(channels, CHANNELS, 1))
             setattr(fpn, f"fpn_layer{i}", conv3(CHANNELS))
         fpn.top_blocks = nn.Module()
@@ -389,7 +418,7 @@ class Authors(Stacked):
         self.backbone = nn.Module()
         self.backbone.body, self.backbone.fpn = body, fpn
         self.rpn = nn.Module()
-        self.rpn.head = self.make_head()
+        self.rpn.head = self.make_head(TwoConvs if "deformable" in resnet else nn.Conv2d)
 
     def predictors(self):
         return self.rpn.head.cls_logits, self.rpn.head.bbox_pred
@@ -425,22 +454,39 @@ class NormedConv(nn.Conv2d):
         return self.norm(super().forward(x))
 
 
+class NormedDeformable(OffsetsOnly):
+    """Detectron2's deformable convolution: the one for its offsets lies beside it."""
+
+    def __init__(self, width, stride, groups):
+        super().__init__(width, width, 3, stride, 1, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x, offsets_and_mask):
+        return self.norm(super().forward(x, offsets_and_mask))
+
+
 class Detectron2Block(nn.Module):
-    def __init__(self, inputs, width, outputs, stride, groups):
+    def __init__(self, inputs, width, outputs, stride, groups, deformable):
         super().__init__()
         first, second = (stride, 1) if groups == 1 else (1, stride)
         self.conv1 = NormedConv(inputs, width, 1, first)
-        self.conv2 = NormedConv(width, width, 3, second, groups)
+        if deformable:
+            self.conv2_offset = nn.Conv2d(width, 27, 3, second, 1)
+            self.conv2 = NormedDeformable(width, second, groups)
+        else:
+            self.conv2 = NormedConv(width, width, 3, second, groups)
         self.conv3 = NormedConv(width, outputs, 1)
         self.shortcut = NormedConv(inputs, outputs, 1, stride) if inputs != outputs else None
 
     def forward(self, x):
-        out = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        out = F.relu(self.conv1(x))
+        out = self.conv2(out, self.conv2_offset(out)) if hasattr(self, "conv2_offset") else self.conv2(out)
+        out = self.conv3(F.relu(out))
         return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class Detectron2Resnet(nn.Module):
-    def __init__(self, depth=50, groups=1, width=64):
+    def __init__(self, depth=50, groups=1, width=64, deformable=()):
         super().__init__()
         self.stem = nn.Module()
         self.stem.conv1 = NormedConv(3, 64, 7, 2)
@@ -449,7 +495,7 @@ class Detectron2Resnet(nn.Module):
             inner, outputs, blocks = groups * width * 2**stage, 256 * 2**stage, []
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(Detectron2Block(inputs, inner, outputs, stride, groups))
+                blocks.append(Detectron2Block(inputs, inner, outputs, stride, groups, stage in deformable))
                 inputs = outputs
             setattr(self, f"res{stage + 2}", nn.Sequential(*blocks))
 
@@ -479,7 +525,8 @@ class Adelaidet(Stacked):
         self.backbone.top_block.p6 = conv3(CHANNELS, 2)
         self.backbone.top_block.p7 = conv3(CHANNELS, 2)
         self.proposal_generator = nn.Module()
-        self.proposal_generator.fcos_head = self.make_head()
+        last = TwoConvs if "deformable" in resnet else nn.Conv2d
+        self.proposal_generator.fcos_head = self.make_head(last)
 
     def predictors(self):
         head = self.proposal_generator.fcos_head

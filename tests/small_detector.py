@@ -68,15 +68,19 @@ def small_model(folder: Path, *overrides: str, class_bias: tuple = (-3.0, -3.0, 
     cfg = load_config(write_config(folder), overrides)
     paddle.seed(7)
     model = create("PPFCOS")
+    spread_scores(model)
+    model.head.class_conv.bias.set_value(np.array(class_bias, np.float32))
+    model.eval()
+    return cfg, model
+
+
+def spread_scores(model: paddle.nn.Layer) -> None:
+    """Draw what predicts anew, so that scores and boxes of a model that has learnt nothing differ widely."""
     random = np.random.default_rng(7)
     for name, weight in model.head.named_parameters():
         if name in ("class_conv.weight", "box_conv.weight", "quality_conv.weight"):
             spread = 0.05 if name == "box_conv.weight" else 0.1
             weight.set_value(random.normal(0, spread, weight.shape).astype(np.float32))
-        if name == "class_conv.bias":
-            weight.set_value(np.array(class_bias, np.float32))
-    model.eval()
-    return cfg, model
 
 
 @dataclass(frozen=True)

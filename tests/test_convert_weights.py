@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -126,6 +127,18 @@ PROJECTS = {
     "authors": (foreign.Authors, {"improved": False}, "FCOS_R_50_FPN_1x.pth", "model"),
     "authors imprv": (foreign.Authors, {"improved": True}, "FCOS_imprv_R_50_FPN_1x.pth", "model"),
     "adelaidet": (foreign.Adelaidet, {}, "R_50_1x.pth", "model"),
+    "mmdet dcn": (
+        foreign.Mmdet,
+        {"improved": True, "deformable": (1, 2, 3)},
+        "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn_1x_coco-ae4d8b3d.pth",
+        "state_dict",
+    ),
+    "authors mobile": (
+        foreign.Authors,
+        {"improved": False, "mobile": True},
+        "FCOS_syncbn_bs32_c128_MNV2_FPN_1x.pth",
+        "model",
+    ),
 }
 
 
@@ -138,6 +151,7 @@ def save(network, path, wrapper, zipped=True):
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
 
 
+# The published ResNeXts with deformable convolutions have 101 layers, here 50: the names are the same.
 LARGE = {
     "mmdet x101": (
         foreign.Mmdet,
@@ -157,6 +171,24 @@ LARGE = {
         "MS_X_101_32x8d_2x.pth",
         "model",
     ),
+    "authors dcn": (
+        foreign.Authors,
+        {"improved": True, "deformable": (1, 2, 3)},
+        "FCOS_imprv_dcnv2_R_50_FPN_1x.pth",
+        "model",
+    ),
+    "authors dcn x50": (
+        foreign.Authors,
+        {"improved": True, "groups": 64, "width": 4, "deformable": (2, 3)},
+        "FCOS_imprv_dcnv2_X_101_64x4d_FPN_2x.pth",
+        "model",
+    ),
+    "adelaidet dcn x50": (
+        foreign.Adelaidet,
+        {"groups": 32, "width": 8, "deformable": (2, 3)},
+        "FCOS_MS_X_101_32x8d_2x_dcnv2_iou.pth",
+        "model",
+    ),
     "adelaidet iou r101": (foreign.Adelaidet, {"depth": 101}, "MS_R_101_2x_iou.pth", "model"),
 }
 ALL = [*PROJECTS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
@@ -173,8 +205,10 @@ def test_the_model_answers_what_its_project_answers(project, tmp_path):
     check_against(theirs, model)
 
 
-@pytest.fixture
-def stock(root, tmp_path):
+@pytest.fixture(
+    params=["fcos_r50_fpn_1x_coco", pytest.param("fcos_dcn_r50_fpn_1x_coco", marks=pytest.mark.slow)]
+)
+def stock(request, root, tmp_path):
     """PaddleDetection's own FCOS of 50 layers, random weights, and their file."""
     from ppdet.core.workspace import create, global_config, merge_config
 
@@ -186,14 +220,21 @@ def stock(root, tmp_path):
 
     sys.path.remove(str(root / "benchmarks"))
     shape = {"depth": 50, "target_size": (128, 192), "num_classes": 7, "batch_size": 1, "from_scratch": False}
-    merge_config(stock_config(**shape))
+    config = stock_config(**shape)
+    if "dcn" in request.param:
+        config["ResNet"]["dcn_v2_stages"] = [1, 2, 3]
+        config["FCOSHead"]["fcos_feat"]["use_dcn"] = True
+    merge_config(config)
     paddle.seed(5)
     model = create("FCOS")
     random = np.random.default_rng(5)
     for name, tensor in model.state_dict().items():
         if name.endswith("_variance"):
             tensor.set_value(random.uniform(0.5, 1.5, tensor.shape).astype("float32"))
-        elif name.endswith(("_mean", "norm.bias")):
+        elif name.endswith("conv_offset.weight"):
+            spread = 0.6 / np.prod(tensor.shape[1:]) ** 0.5
+            tensor.set_value(random.normal(0, spread, tensor.shape).astype("float32"))
+        elif name.endswith(("_mean", "norm.bias", "conv_offset.bias")):
             tensor.set_value(random.uniform(-0.2, 0.2, tensor.shape).astype("float32"))
         elif name.endswith(("norm.weight", "scale_reg")):
             tensor.set_value(random.uniform(0.3, 1.2, tensor.shape).astype("float32"))
@@ -202,8 +243,8 @@ def stock(root, tmp_path):
     model.fcos_head.fcos_head_cls.bias.set_value(np.full(7, -3.5, np.float32))
     model.fcos_head.fcos_head_reg.bias.set_value(np.full(4, 1.5, np.float32))
     model.eval()
-    paddle.save(model.state_dict(), str(tmp_path / "fcos_r50_fpn_1x_coco.pdparams"))
-    return model, tmp_path / "fcos_r50_fpn_1x_coco.pdparams"
+    paddle.save(model.state_dict(), str(tmp_path / f"{request.param}.pdparams"))
+    return model, tmp_path / f"{request.param}.pdparams"
 
 
 def test_paddledetection_answers_the_same(stock, tmp_path):
@@ -422,6 +463,25 @@ def test_a_file_name_that_tells_nothing_asks_for_the_recipe(tmp_path, capsys):
     assert run(tmp_path / "model_final.pth", "-o", tmp_path / "ours") == 2
     error = capsys.readouterr().err
     assert "say --recipe with one of imprv" in error and "original" in error
+
+
+@pytest.mark.parametrize(
+    "project, file_name, recipe",
+    [
+        ("mmdet", "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn_1x.pth", "caffe-improved"),
+        ("fcos", "FCOS_imprv_dcnv2_X_101_64x4d_FPN_2x.pth", "imprv"),
+        ("fcos", "FCOS_syncbn_bs32_MNV2_FPN_1x.pth", "original"),
+        ("fcos", "FCOS_bn_bs16_MNV2_FPN_1x.pth", "original"),
+        ("adelaidet", "FCOS_MS_X_101_32x8d_dcnv2_2x.pth", "centerness"),
+        ("adelaidet", "FCOS_MS_X_101_32x8d_2x_dcnv2_iou.pth", "iou"),
+        ("adelaidet", "FCOS_MS_R_101_2x_iou.pth", "iou"),
+        ("paddledet", "fcos_dcn_r50_fpn_1x_coco.pdparams", "centerness"),
+        ("paddledet", "fcos_r50_fpn_iou_multiscale_2x_coco.pdparams", "iou"),
+    ],
+)
+def test_the_published_name_of_a_file_tells_the_recipe(project, file_name, recipe):
+    (format_,) = (one for one in convert_module.FORMATS if one.name == project)
+    assert convert_module._recipe_name(Path(file_name), format_, None) == recipe
 
 
 def test_the_names_of_formats_are_those_of_the_command():

@@ -67,7 +67,10 @@ def test_padding_begins_where_opencv_ended(workspace, height):
 
 
 @pytest.mark.parametrize("boxes", [(4, 2), (3, 0), (0, 0)])
-@pytest.mark.parametrize("head", [{}, {"norm_type": "bn", "centerness_on": "class", "distance": "exp"}])
+@pytest.mark.parametrize(
+    "head",
+    [{}, {"norm_type": "bn", "centerness_on": "class", "distance": "exp"}, {"deformable_convs": 1}],
+)
 def test_every_weight_gets_a_finite_gradient(workspace, boxes, head):
     model = small_model(workspace, **head)
     losses = model(small_batch(np.random.default_rng(0), boxes))
@@ -166,6 +169,37 @@ def test_distances_and_scales(distance):
 def test_unknown_option_is_named(option, value):
     with pytest.raises(ValueError, match=f"PPFCOSHead.{option} is '{value}'"):
         PPFCOSHead(in_channels=32, strides=[8], **{option: value})
+
+
+def test_a_deformable_tower_begins_as_half_a_plain_one():
+    """Where no convolution moves its samples, and all masks are sigmoid(0)."""
+    paddle.seed(0)
+    plain, deformable = (
+        PPFCOSHead(
+            in_channels=32, strides=[8], num_classes=2, num_convs=2, norm_type="bn", deformable_convs=n
+        )
+        for n in (0, 1)
+    )
+    weights = plain.state_dict()
+    for tower in ("class_tower", "box_tower"):
+        bias, kernel = f"{tower}.convs.1.bias", f"{tower}.convs.1.weight"
+        weights[bias].set_value(paddle.randn([32]))
+        weights[f"{tower}.convs.1.conv_dcn.bias"] = weights[bias]
+        weights[f"{tower}.convs.1.conv_dcn.weight"] = 2 * weights[kernel]
+    missing, _ = deformable.set_state_dict(weights)
+    assert {name.rpartition(".")[0] for name in missing} == {
+        "class_tower.convs.1.conv_offset",
+        "box_tower.convs.1.conv_offset",
+    }
+    feature = [paddle.randn([2, 32, 6, 9])]
+    for one, other in zip(deformable(feature), plain(feature)):
+        np.testing.assert_allclose(one[0].numpy(), other[0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [-1, 3])
+def test_more_deformable_convolutions_than_there_are_is_an_error(count):
+    with pytest.raises(ValueError, match=f"PPFCOSHead.deformable_convs is {count}: it is 0 to num_convs, 2"):
+        PPFCOSHead(in_channels=32, strides=[8], num_convs=2, deformable_convs=count)
 
 
 @pytest.mark.parametrize("depth", [18, 50])

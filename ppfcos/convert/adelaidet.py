@@ -60,6 +60,7 @@ def _body(resnet: Resnet) -> list[Rule]:
         Rule(rf"{BODY}stem\.conv1\.weight", f"backbone.conv1.{resnet.stem}.conv.weight"),
         Rule(rf"{BODY}stem\.conv1\.norm\.(\w+)", rf"backbone.conv1.{resnet.stem}.norm.\1"),
         Rule(rf"{block}conv([123])\.weight", lambda m: f"{branch(m)}.conv.weight"),
+        Rule(rf"{block}conv2_offset\.(\w+)", lambda m: f"{place(m)}.branch2b.conv_offset.{m[3]}"),
         Rule(rf"{block}conv([123])\.norm\.(\w+)", lambda m: f"{branch(m)}.norm.{m[4]}"),
         Rule(rf"{block}shortcut\.weight", lambda m: f"{place(m)}.short.conv.weight"),
         Rule(rf"{block}shortcut\.norm\.(\w+)", lambda m: f"{place(m)}.short.norm.{m[3]}"),
@@ -105,16 +106,16 @@ FORMAT = Format(
             bases=REAL_TIME_BASES,
         ),
         "iou": Recipe(
-            "R_50_1x_iou, MS_R_50_2x_iou, MS_R_101_2x_iou, MS_X_101_32x8d_2x_iou",
+            "R_50_1x_iou, MS_R_50_2x_iou, MS_R_101_2x_iou, MS_X_101_32x8d_2x_iou and _dcnv2_iou",
             lambda resnet: _sections(resnet, "iou"),
             blue_first=True,
-            files=("*_[12]x_iou*",),
+            files=("*_[12]x_iou*", "*_2x_dcnv2_iou*"),
         ),
         "centerness": Recipe(
-            "R_50_1x, MS_R_50_2x, MS_R_101_2x, MS_X_101_32x8d_2x, MS_X_101_64x4d_2x",
+            "R_50_1x, MS_R_50_2x, MS_R_101_2x, MS_X_101_32x8d_2x and 64x4d, and those with dcnv2",
             lambda resnet: _sections(resnet, "centerness"),
             blue_first=True,
-            files=("*_[12]x.*",),
+            files=("*_[12]x.*", "*_2x_dcnv2.*"),
         ),
     },
 )

@@ -191,6 +191,7 @@ def _state_sizes(content: dict[str, Any], weights: Mapping[str, np.ndarray]) -> 
     if predictor is None:
         return
     levels = _count(weights, "head.scales.*")
+    deformable = _count(weights, "head.class_tower.convs.?.conv_offset.weight")
     pyramid = {"out_channels": predictor.shape[1]}
     if _count(weights, "neck.laterals.*.weight"):
         pyramid["extra_levels"] = _count(weights, "neck.extras.*.weight")
@@ -198,8 +199,9 @@ def _state_sizes(content: dict[str, Any], weights: Mapping[str, np.ndarray]) -> 
     content.setdefault(content["PPFCOS"].get("neck", "PPFCOSFPN"), {}).update(pyramid)
     content.setdefault("PPFCOSTargets", {})["size_ranges"] = list(SIZE_RANGES[: levels - 1])
     content.setdefault("PPFCOSHead", {}).update(
-        num_share_convs=_count(weights, "head.shared_tower.convs.*.weight"),
-        num_convs=_count(weights, "head.class_tower.convs.*.weight"),
+        num_share_convs=_count(weights, "head.shared_tower.convs.?.weight"),
+        num_convs=_count(weights, "head.class_tower.convs.?.weight") + deformable,
+        deformable_convs=deformable,
         norm_type="sync_bn" if _count(weights, "head.*_tower.norms.*._mean") else "gn",
         norm_per_level=_count(weights, "head.*_tower.norms.*.*.weight") > 0,
     )

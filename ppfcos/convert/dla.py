@@ -23,17 +23,17 @@ class Dla(NamedTuple):
 
     @property
     def first_conv(self) -> str:
-        """Our name for the first convolution's weight."""
+        """Our name for the weight of the convolution that sees the pixels."""
         return "backbone.base_layer.0.conv.weight"
 
     @property
     def description(self) -> str:
-        """What it is, for the user."""
+        """What it is, for people."""
         return f"DLA-{self.depth}"
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Of the configuration, that build it."""
+        """What the configuration says of it."""
         # Nobody freezes its norms, neither those who train it on ImageNet nor AdelaiDet.
         return {
             "PPFCOS": {"backbone": "PPFCOSDLA"},

@@ -9,12 +9,16 @@ import numpy as np
 
 from ppfcos.convert.formats import CAFFE_MEAN, NO_STD, Format, Recipe, pixels
 from ppfcos.convert.names import (
+    BATCH_COUNTER,
+    Backbone,
+    MobilenetV2,
     Resnet,
     Rule,
     Translation,
     head_rules,
     remove_norm_epsilon,
     resnet_of,
+    torch_mobilenet_rules,
     torch_resnet_rules,
     translate,
 )
@@ -35,6 +39,9 @@ HEAD = head_rules(
 
 
 def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
+    if f"{BODY}features.0.0.weight" in arrays:  # its batch norms are PyTorch's, with an epsilon
+        rules = [*torch_mobilenet_rules(BODY), *NECK, *HEAD]
+        return translate(arrays, MobilenetV2(), rules, [BATCH_COUNTER])
     resnet = resnet_of(source, arrays, BLOCKS, f"{BODY}layer1.0.conv2.weight", first_stage=1)
     rules = [*torch_resnet_rules(resnet, BODY, "stem."), *NECK, *HEAD]
     done = translate(arrays, resnet, rules)
@@ -42,10 +49,11 @@ def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
     return done
 
 
-def _common(resnet: Resnet) -> dict[str, dict[str, Any]]:
+def _common(backbone: Backbone) -> dict[str, dict[str, Any]]:
+    is_resnet = isinstance(backbone, Resnet)
     return {
         "PPFCOS": pixels(CAFFE_MEAN, NO_STD),
-        "ResNet": {"variant": "a" if resnet.groups == 1 else "b"},
+        **({"ResNet": {"variant": "a" if backbone.groups == 1 else "b"}} if is_resnet else {}),
         "PPFCOSDecode": {
             "class_threshold": 0.05,
             "score_threshold": 0.0,
@@ -55,9 +63,9 @@ def _common(resnet: Resnet) -> dict[str, dict[str, Any]]:
     }
 
 
-def _original(resnet: Resnet) -> dict[str, dict[str, Any]]:
+def _original(backbone: Backbone) -> dict[str, dict[str, Any]]:
     return {
-        **_common(resnet),
+        **_common(backbone),
         "PPFCOSHead": {"centerness_on": "class", "distance": "exp"},
         "PPFCOSTargets": {"center_sampling_radius": 0},
         "PPFCOSLoss": {"box_loss": "iou"},
@@ -71,8 +79,16 @@ FORMAT = Format(
     _translate,
     {
         "imprv": Recipe(
-            "FCOS_imprv_R_50, R_101, X_101", _common, blue_first=True, files=("*fcos_imprv_[rx]*",)
+            "FCOS_imprv_R_50, R_101, X_101, and those with dcnv2",
+            _common,
+            blue_first=True,
+            files=("*fcos_imprv_[rx]*", "*fcos_imprv_dcnv2_[rx]*"),
         ),
-        "original": Recipe("FCOS_R_50, R_101, X_101", _original, blue_first=True, files=("*fcos_[rx]_*",)),
+        "original": Recipe(
+            "FCOS_R_50, R_101, X_101, MNV2",
+            _original,
+            blue_first=True,
+            files=("*fcos_[rx]_*", "*fcos_*bn_*mnv2_*"),
+        ),
     },
 )

@@ -27,17 +27,17 @@ class Hrnet(NamedTuple):
 
     @property
     def first_conv(self) -> str:
-        """Our name for the first convolution's weight."""
+        """Our name for the weight of the convolution that sees the pixels."""
         return "backbone.conv_layer1_1.conv.weight"
 
     @property
     def description(self) -> str:
-        """What it is, for the user."""
+        """What it is, for people."""
         return f"HRNet-W{self.width}"
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Of the configuration, that build it."""
+        """What the configuration says of it."""
         return {"PPFCOS": {"backbone": "HRNet"}, "HRNet": {"width": self.width, "freeze_at": -1}}
 
 

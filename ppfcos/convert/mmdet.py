@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ BLOCKS = r"backbone\.layer(?P<stage>\d)\.(?P<block>\d+)\."
 LEVELS_OF_BACKBONE = 3
 PREDICTORS = {"cls": "class_conv", "reg": "box_conv", "centerness": "quality_conv"}
 LAYERS = {"conv": "convs", "gn": "norms"}
+TOWER_CONV = re.compile(r"(?P<conv>head\.\w+_tower\.convs\.\d\.(?:conv_dcn\.)?)(?P<part>weight|bias)")
 
 
 def _pyramid(match) -> str:
@@ -41,8 +43,12 @@ def _pyramid(match) -> str:
     return f"neck.{place}.{match[2]}"
 
 
+def _tower_place(match) -> str:
+    return f"head.{'class' if match[1] == 'cls' else 'box'}_tower"
+
+
 def _tower(match) -> str:
-    return f"head.{'class' if match[1] == 'cls' else 'box'}_tower.{LAYERS[match[3]]}.{match[2]}.{match[4]}"
+    return f"{_tower_place(match)}.{LAYERS[match[3]]}.{match[2]}.{match[4]}"
 
 
 NECK = (
@@ -63,13 +69,40 @@ HEAD = (
 )
 
 
+def _deformable_rules(arrays: Mapping[str, np.ndarray]) -> list[Rule]:
+    """For the convolutions of the towers that hold a second one, which says their offsets."""
+    pattern = re.compile(r"bbox_head\.cls_convs\.(\d)\.conv\.conv_offset\.weight")
+    numbers = "|".join(match[1] for match in map(pattern.fullmatch, arrays) if match)
+    if not numbers:
+        return []
+    conv = rf"bbox_head\.(cls|reg)_convs\.({numbers})\.conv\."
+    return [
+        Rule(rf"{conv}(weight|bias)", lambda m: f"{_tower_place(m)}.convs.{m[2]}.conv_dcn.{m[3]}"),
+        Rule(rf"{conv}conv_offset\.(\w+)", lambda m: f"{_tower_place(m)}.convs.{m[2]}.conv_offset.{m[3]}"),
+    ]
+
+
 def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
     if BODY + FINEST_CONV in arrays:
-        rules = [*hrnet_rules(BODY), *HRNET_NECK, *HEAD]
-        return translate(arrays, hrnet_of(source, arrays, BODY), rules, [BATCH_COUNTER])
-    resnet = resnet_of(source, arrays, BLOCKS, f"{BODY}layer1.0.conv2.weight", first_stage=1)
-    rules = [*torch_resnet_rules(resnet, BODY), *NECK, *HEAD]
-    return translate(arrays, resnet, rules, [BATCH_COUNTER])
+        backbone = hrnet_of(source, arrays, BODY)
+        rules = [*hrnet_rules(BODY), *HRNET_NECK]
+    else:
+        backbone = resnet_of(source, arrays, BLOCKS, f"{BODY}layer1.0.conv2.weight", first_stage=1)
+        rules = [*torch_resnet_rules(backbone, BODY), *NECK]
+    done = translate(arrays, backbone, [*rules, *_deformable_rules(arrays), *HEAD], [BATCH_COUNTER])
+    _add_tower_biases(done)
+    return done
+
+
+def _add_tower_biases(done: Translation) -> None:
+    """Its towers have biases before the norms only where the configuration says `conv_bias`; ours always."""
+    parts = [match for match in map(TOWER_CONV.fullmatch, done.weights) if match]
+    if any(match["part"] == "bias" for match in parts):
+        return
+    for match in parts:
+        bias = match["conv"] + "bias"
+        done.weights[bias] = np.zeros(len(done.weights[match.string]), np.float32)
+        done.sources[bias] = "0: the convolution adds no bias"
 
 
 def _decode(nms_threshold: float) -> dict[str, Any]:
@@ -116,7 +149,7 @@ FORMAT = Format(
     _translate,
     {
         "caffe-improved": Recipe(
-            "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou",
+            "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou, and the one with DCN",
             _improved,
             blue_first=True,
             files=("*normbbox-centeronreg*caffe*", "*caffe*normbbox-centeronreg*"),

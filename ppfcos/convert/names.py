@@ -1,6 +1,7 @@
-"""Our names for the weights of a ResNet, and the weights of other projects under them.
+"""Our names for the weights of a network, and the weights of other projects under them.
 
-Our names are PaddleDetection's for its backbones, behind `backbone.`, and our own for pyramid and head.
+Our names are PaddleDetection's for its backbones and `paddle.vision`'s for MobileNetV2, behind `backbone.`,
+and our own for pyramid and head.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ class Backbone(Protocol):
 
     @property
     def first_conv(self) -> str:
-        """Our name for the first convolution's weight."""
+        """Our name for the weight of the convolution that sees the pixels."""
 
     @property
     def description(self) -> str:
-        """What it is, for the user."""
+        """What it is, for people."""
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Of the configuration, that build it."""
+        """What the configuration says of it."""
 
 
 class Resnet(NamedTuple):
@@ -46,11 +47,13 @@ class Resnet(NamedTuple):
         blocks: in each of the four stages.
         groups: of the 3x3 convolutions.
         base_width: channels of a group in the first stage.
+        deformable: stages, from 0 to 3, whose 3x3 convolutions are deformable.
     """
 
     blocks: tuple[int, int, int, int]
     groups: int = 1
     base_width: int = 64
+    deformable: tuple[int, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -64,19 +67,21 @@ class Resnet(NamedTuple):
 
     @property
     def first_conv(self) -> str:
-        """Our name for the first convolution's weight."""
+        """Our name for the weight of the convolution that sees the pixels."""
         return f"backbone.conv1.{self.stem}.conv.weight"
 
     @property
     def description(self) -> str:
-        """What it is, for the user."""
+        """What it is, for people."""
         groups = f", {self.groups} groups of {self.base_width}" if self.groups > 1 else ""
-        return f"{self.depth} layers{groups}"
+        stages = ", ".join(f"C{stage + 2}" for stage in self.deformable)
+        return f"ResNet of {self.depth} layers{groups}" + (f", deformable in {stages}" if stages else "")
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Of the configuration, that build it."""
-        return {"ResNet": {"depth": self.depth, "groups": self.groups, "base_width": self.base_width}}
+        """What the configuration says of it."""
+        section = {"depth": self.depth, "groups": self.groups, "base_width": self.base_width}
+        return {"ResNet": {**section, "dcn_v2_stages": list(self.deformable) or [-1]}}
 
     def block(self, stage: int, index: int) -> str:
         """PaddleDetection's place of a block.
@@ -92,6 +97,26 @@ class Resnet(NamedTuple):
         return f"backbone.res{stage}.res{stage}{letter}"
 
 
+@dataclass(frozen=True)
+class MobilenetV2:
+    """A MobileNetV2 of the common width, which is all that is converted."""
+
+    @property
+    def first_conv(self) -> str:
+        """Our name for the weight of the convolution that sees the pixels."""
+        return "backbone.features.0.0.weight"
+
+    @property
+    def description(self) -> str:
+        """What it is, for people."""
+        return "MobileNetV2"
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What the configuration says of it."""
+        return {"PPFCOS": {"backbone": "PPFCOSMobileNetV2"}}
+
+
 def resnet_of(
     source: str, arrays: Mapping[str, np.ndarray], pattern: str, kernel: str, first_stage: int
 ) -> Resnet:
@@ -100,7 +125,8 @@ def resnet_of(
     Args:
         source: what to call the weights in an error.
         arrays: by name.
-        pattern: matches all names of blocks, with the groups `stage` and `block`.
+        pattern: matches all names of blocks, with the groups `stage` and `block`. Those of deformable
+            convolutions have `offset` in them.
         kernel: name of the 3x3 convolution of the first block of all.
         first_stage: the number that `pattern` finds for the first stage.
 
@@ -110,11 +136,8 @@ def resnet_of(
     Raises:
         WeightsError: it is none of 50 or 101 layers.
     """
-    found = {
-        (int(match["stage"]), int(match["block"]))
-        for match in map(re.compile(pattern).match, arrays)
-        if match
-    }
+    matches = [match for match in map(re.compile(pattern).match, arrays) if match]
+    found = {(int(match["stage"]), int(match["block"])) for match in matches}
     blocks = tuple(sum(stage == first_stage + i for stage, _ in found) for i in range(4))
     if blocks not in DEPTHS or kernel not in arrays:
         raise WeightsError(
@@ -122,7 +145,8 @@ def resnet_of(
             "(3, 4, 6, 3) and (3, 4, 23, 3) bottlenecks"
         )
     width, per_group = arrays[kernel].shape[:2]
-    return Resnet(blocks, width // per_group, per_group)
+    deformable = {int(match["stage"]) - first_stage for match in matches if "offset" in match.string}
+    return Resnet(blocks, width // per_group, per_group, tuple(sorted(deformable)))
 
 
 def torch_resnet_rules(resnet: Resnet, prefix: str, stem: str = "") -> list[Rule]:
@@ -134,7 +158,7 @@ def torch_resnet_rules(resnet: Resnet, prefix: str, stem: str = "") -> list[Rule
         stem: what stands before `conv1` and `bn1` besides, as it is.
 
     Returns:
-        Rules for convolutions and batch norms.
+        Rules for convolutions, plain and deformable, and batch norms.
     """
     prefix, stem = re.escape(prefix), re.escape(stem)
     block = rf"{prefix}layer(\d)\.(\d+)\."
@@ -149,12 +173,41 @@ def torch_resnet_rules(resnet: Resnet, prefix: str, stem: str = "") -> list[Rule
             rf"{block}conv([123])\.weight",
             lambda m: f"{place(m)}.branch2{PAIRED_CONVS[int(m[3]) - 1]}.conv.weight",
         ),
+        # MMDetection's deformable convolution holds the one for its offsets, the authors' holds both.
+        Rule(rf"{block}conv2\.(?:conv_)?offset\.(\w+)", lambda m: f"{place(m)}.branch2b.conv_offset.{m[3]}"),
+        Rule(rf"{block}conv2\.conv\.weight", lambda m: f"{place(m)}.branch2b.conv.weight"),
         Rule(
             rf"{block}bn([123])\.(\w+)",
             lambda m: f"{place(m)}.branch2{PAIRED_CONVS[int(m[3]) - 1]}.norm.{m[4]}",
         ),
         Rule(rf"{block}downsample\.0\.weight", lambda m: f"{place(m)}.short.conv.weight"),
         Rule(rf"{block}downsample\.1\.(\w+)", lambda m: f"{place(m)}.short.norm.{m[3]}"),
+    ]
+
+
+def torch_mobilenet_rules(prefix: str) -> list[Rule]:
+    """The names of a MobileNetV2 in PyTorch whose blocks number all their layers one after another.
+
+    Args:
+        prefix: what stands before `features`, as it is.
+
+    Returns:
+        Rules for convolutions and batch norms.
+    """
+    prefix = re.escape(prefix)
+
+    def layer(match: re.Match) -> str:
+        # Convolution, norm and ReLU6 are one layer of ours with the three in it; of those the first block,
+        # which widens nothing, has one and the others two. A convolution and its norm follow.
+        block, number = int(match[1]), int(match[2])
+        triples = 1 if block == 1 else 2
+        inside = number < 3 * triples
+        place = f"{number // 3}.{number % 3}" if inside else str(number - 2 * triples)
+        return f"backbone.features.{block}.conv.{place}.{match[3]}"
+
+    return [
+        Rule(rf"{prefix}features\.0\.([01])\.(\w+)", r"backbone.features.0.\1.\2"),
+        Rule(rf"{prefix}features\.(\d+)\.conv\.(\d)\.(\w+)", layer),
     ]
 
 
@@ -170,7 +223,7 @@ class Translation:
     """Weights under our names.
 
     Attributes:
-        backbone: whose weights they are.
+        backbone: what it is.
         weights: by our names.
         sources: the foreign name of each, by our names.
         left_out: foreign names that a network has no use for at inference, and why.
@@ -196,7 +249,7 @@ def translate(
 
     Args:
         arrays: by foreign names.
-        backbone: whose weights they are.
+        backbone: what it is.
         rules: the first that matches a whole name gives our name for it.
         useless: names that have no place in our network; the replacement says why.
 
@@ -253,8 +306,14 @@ def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str)
         level = "" if match[3] is None else f".{match[3]}"
         return f"head.{ours}.{kind}.{index}{level}.{match[4]}"
 
+    def deformable(match: re.Match) -> str:
+        ours = "class_tower" if match[1].startswith("cl") else "box_tower"
+        kind = "conv_offset" if match[3] == "offset" else "conv_dcn"
+        return f"head.{ours}.convs.{int(match[2]) // 3}.{kind}.{match[4]}"
+
     return [
         Rule(rf"{tower}\.(\d+)\.(?:(\d)\.)?(weight|bias|running_mean|running_var)", layer),
+        Rule(rf"{tower}\.(\d+)\.(offset|conv)\.(weight|bias)", deformable),
         *(Rule(rf"{predictor}{theirs}\.(weight|bias)", rf"head.{ours}.\1") for ours, theirs in convs.items()),
         Rule(scale, r"head.scales.\1"),
     ]
@@ -265,7 +324,7 @@ def reverse_channels(weights: dict[str, np.ndarray], backbone: Backbone) -> None
 
     Args:
         weights: by our names; changed in place.
-        backbone: whose weights they are.
+        backbone: what it is.
     """
     name = backbone.first_conv
     if name in weights:

@@ -9,7 +9,6 @@ import numpy as np
 
 from ppfcos.convert.formats import Format, Recipe, imagenet_pixels
 from ppfcos.convert.names import Resnet, Rule, Translation, resnet_of, translate
-from ppfcos.errors import WeightsError
 
 HEAD = r"fcos_head\.fcos_feat\.fcos_head_"
 RULES = (
@@ -20,6 +19,8 @@ RULES = (
     Rule(r"neck\.fpn_([67])\.(\w+)", lambda m: f"neck.extras.{int(m[1]) - 6}.{m[2]}"),
     Rule(rf"{HEAD}cls_tower_conv_(\d)\.(conv|norm)\.(\w+)", r"head.class_tower.\2s.\1.\3"),
     Rule(rf"{HEAD}reg_tower_conv_(\d)\.(conv|norm)\.(\w+)", r"head.box_tower.\2s.\1.\3"),
+    Rule(rf"{HEAD}cls_tower_conv_(\d)\.conv\.(conv_\w+\.\w+)", r"head.class_tower.convs.\1.\2"),
+    Rule(rf"{HEAD}reg_tower_conv_(\d)\.conv\.(conv_\w+\.\w+)", r"head.box_tower.convs.\1.\2"),
     Rule(r"fcos_head\.fcos_head_cls\.(\w+)", r"head.class_conv.\1"),
     Rule(r"fcos_head\.fcos_head_reg\.(\w+)", r"head.box_conv.\1"),
     Rule(r"fcos_head\.fcos_head_centerness\.(\w+)", r"head.quality_conv.\1"),
@@ -41,11 +42,6 @@ def _resnet(source: str, arrays: Mapping[str, np.ndarray], prefix: str) -> Resne
 
 
 def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
-    if any("conv_offset" in name for name in arrays):
-        raise WeightsError(
-            f"{source}: its head or backbone has deformable convolutions, which are not converted: "
-            "take the weights of a configuration without dcn in its name"
-        )
     return translate(arrays, _resnet(source, arrays, "backbone."), RULES)
 
 
@@ -78,10 +74,10 @@ FORMAT = Format(
     {
         "iou": Recipe("fcos_r50_fpn_iou", lambda resnet: _sections("iou"), files=("*fcos*iou*",)),
         "centerness": Recipe(
-            "fcos_r50_fpn",
+            "fcos_r50_fpn, fcos_dcn_r50_fpn",
             lambda resnet: _sections("centerness"),
             pad_to_stride=128,
-            files=("*fcos_r50_fpn_*",),
+            files=("*fcos_r50_fpn_*", "*fcos_dcn_r50_fpn_*"),
         ),
     },
 )

@@ -1,6 +1,7 @@
 """The network: what it computes, learns and answers. Importing it registers its parts in PaddleDetection."""
 
 from ppfcos.modeling.backbones.dla import PPFCOSDLA
+from ppfcos.modeling.backbones.mobilenet_v2 import PPFCOSMobileNetV2
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.fcos import PPFCOS
 from ppfcos.modeling.head import PPFCOSHead
@@ -17,5 +18,6 @@ __all__ = [
     "PPFCOSDecode",
     "PPFCOSHead",
     "PPFCOSLoss",
+    "PPFCOSMobileNetV2",
     "PPFCOSTargets",
 ]

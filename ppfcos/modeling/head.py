@@ -14,6 +14,7 @@ import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
 from paddle.nn.initializer import Constant, Normal
 from ppdet.core.workspace import register
+from ppdet.modeling.layers import DeformableConvV2
 
 from ppfcos.modeling.convolution import Conv2D, norm_relu_conv, trains_on_cpu
 
@@ -61,6 +62,20 @@ def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> Conv2D:
     )
 
 
+def _deformable_conv(channels: int) -> DeformableConvV2:
+    """It starts as half of `_conv`: offsets are 0, masks sigmoid(0) (DCNv2, arXiv 1811.11168, section 3)."""
+    return DeformableConvV2(
+        channels,
+        channels,
+        3,
+        weight_attr=ParamAttr(initializer=Normal(std=0.01)),
+        bias_attr=True,
+        # The optimizer treats its bias as every other one.
+        dcn_bias_regularizer=None,
+        dcn_bias_lr_scale=1.0,
+    )
+
+
 class Tower(nn.Layer):
     """Convolutions, each with a norm and ReLU behind it, and the predictions made from them.
 
@@ -68,12 +83,22 @@ class Tower(nn.Layer):
         channels: of every convolution.
         num_convs: how many.
         norm_type: `gn`, `bn` or `sync_bn`.
+        deformable_convs: how many of them, counted from the last, are deformable.
         norm_levels: of the pyramid that have a norm of their own behind each convolution; 0: all share one.
     """
 
-    def __init__(self, channels: int, num_convs: int, norm_type: str, norm_levels: int = 0):
+    def __init__(
+        self,
+        channels: int,
+        num_convs: int,
+        norm_type: str,
+        deformable_convs: int = 0,
+        norm_levels: int = 0,
+    ):
         super().__init__()
-        self.convs = nn.LayerList([_conv(channels, channels) for _ in range(num_convs)])
+        plain = [_conv(channels, channels) for _ in range(num_convs - deformable_convs)]
+        deformable = [_deformable_conv(channels) for _ in range(deformable_convs)]
+        self.convs = nn.LayerList(plain + deformable)
         self.norms = nn.LayerList([_norms(norm_type, channels, norm_levels) for _ in range(num_convs)])
 
     def features(self, feature: Tensor, level: int) -> Tensor:
@@ -112,7 +137,8 @@ class Tower(nn.Layer):
 
     def _keeps_one_map(self, feature: Tensor) -> bool:
         group_norms = len(self.norms) > 0 and all(isinstance(norm, nn.GroupNorm) for norm in self.norms)
-        return group_norms and trains_on_cpu(self, feature)
+        plain = all(isinstance(conv, Conv2D) for conv in self.convs)
+        return group_norms and plain and trains_on_cpu(self, feature)
 
     def _forward_keeping_one_map(self, feature: Tensor, predictors: list) -> list:
         """The same, with every norm and ReLU joined to the convolution behind it (see convolution.py)."""
@@ -139,6 +165,8 @@ class PPFCOSHead(nn.Layer):
         num_classes: C.
         num_convs: convolutions in each tower.
         norm_type: `gn`, `bn` or `sync_bn`, behind each of them.
+        deformable_convs: how many of them, counted from the last, are deformable (DCNv2): 1 in the authors'
+            code, AdelaiDet and MMDetection, all 4 in PaddleDetection's `use_dcn`.
         prior_prob: score that every class starts with (focal loss paper, section 4.1).
         centerness_on: `box` or `class`: the tower that predicts the quality.
         distance: `relu`: distances are ReLU(scale·x)·stride; `exp`: they are exp(scale·x).
@@ -158,6 +186,7 @@ class PPFCOSHead(nn.Layer):
         num_classes: int = 80,
         num_convs: int = 4,
         norm_type: str = "gn",
+        deformable_convs: int = 0,
         prior_prob: float = 0.01,
         centerness_on: str = "box",
         distance: str = "relu",
@@ -169,14 +198,18 @@ class PPFCOSHead(nn.Layer):
             raise ValueError(f"PPFCOSHead.centerness_on is {centerness_on!r}: it is box or class")
         if distance not in ("relu", "exp"):
             raise ValueError(f"PPFCOSHead.distance is {distance!r}: it is relu or exp")
+        if not 0 <= deformable_convs <= num_convs:
+            raise ValueError(
+                f"PPFCOSHead.deformable_convs is {deformable_convs!r}: it is 0 to num_convs, {num_convs}"
+            )
         self.strides = strides
         self.num_classes = num_classes
         self.centerness_on = centerness_on
         self.distance = distance
         norm_levels = len(strides) if norm_per_level else 0
-        self.shared_tower = Tower(in_channels, num_share_convs, norm_type, norm_levels)
-        self.class_tower = Tower(in_channels, num_convs, norm_type, norm_levels)
-        self.box_tower = Tower(in_channels, num_convs, norm_type, norm_levels)
+        self.shared_tower = Tower(in_channels, num_share_convs, norm_type, 0, norm_levels)
+        self.class_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, norm_levels)
+        self.box_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, norm_levels)
         self.class_conv = _conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
         self.box_conv = _conv(in_channels, 4)
         self.quality_conv = _conv(in_channels, 1)

@@ -1,0 +1,85 @@
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381, table 2), which PaddleDetection does not have.
+
+The layers are those of `paddle.vision`, under the same names, so that its ImageNet weights load by name.
+"""
+
+from __future__ import annotations
+
+from paddle import Tensor, nn
+from paddle.vision.models import MobileNetV2
+from ppdet.core.workspace import register
+from ppdet.modeling.shape_spec import ShapeSpec
+
+LAST_OF_STAGE = (3, 6, 13, 17)  # the last layer of each stride, as in the FCOS authors' mobilenet.py
+STRIDES = (4, 8, 16, 32)
+
+
+@register
+class PPFCOSMobileNetV2(nn.Layer):
+    """MobileNetV2 without its last 1x1 convolution and classifier.
+
+    Args:
+        scale: of the number of channels everywhere.
+        norm_type: `bn`, or `sync_bn` for statistics over all processes (the trainer sees to it).
+        freeze_norm: whether batch norms keep their statistics and weights.
+        freeze_at: the last stage that keeps its weights, 0 to 3 for C2 to C5; -1: none.
+        return_idx: the stages whose feature maps are returned, 0 to 3 for C2 to C5.
+
+    Raises:
+        ValueError: `norm_type` is neither.
+    """
+
+    __shared__ = ("norm_type",)
+
+    def __init__(
+        self,
+        scale: float = 1.0,
+        norm_type: str = "bn",
+        freeze_norm: bool = False,
+        freeze_at: int = -1,
+        return_idx: list = (1, 2, 3),
+    ):
+        super().__init__()
+        if norm_type not in ("bn", "sync_bn"):
+            raise ValueError(f"PPFCOSMobileNetV2.norm_type is {norm_type!r}: it is bn or sync_bn")
+        self.return_idx = list(return_idx)
+        depth = LAST_OF_STAGE[max(self.return_idx)] + 1
+        self.features = MobileNetV2(scale, num_classes=0, with_pool=False).features[:depth]
+        if freeze_norm:
+            _freeze_norms(self.features)
+        if freeze_at >= 0:
+            for weight in self.features[: LAST_OF_STAGE[freeze_at] + 1].parameters():
+                weight.stop_gradient = True
+
+    @property
+    def out_shape(self) -> list:
+        """Channels and stride of each feature map, finest first."""
+        # A block ends with a convolution and its norm.
+        channels = [self.features[LAST_OF_STAGE[i]].conv[-1].weight.shape[0] for i in self.return_idx]
+        return [ShapeSpec(channels=c, stride=STRIDES[i]) for c, i in zip(channels, self.return_idx)]
+
+    def forward(self, inputs: dict) -> list:
+        """Make the feature maps.
+
+        Args:
+            inputs: `image` [B, 3, H, W], normalised.
+
+        Returns:
+            [B, channels, H_l, W_l] of each stage in `return_idx`, finest first.
+        """
+        return [out for i, out in enumerate(self._stages(inputs["image"])) if i in self.return_idx]
+
+    def _stages(self, feature: Tensor) -> list:
+        outputs = []
+        for i, layer in enumerate(self.features):
+            feature = layer(feature)
+            if i in LAST_OF_STAGE:
+                outputs.append(feature)
+        return outputs
+
+
+def _freeze_norms(features: nn.Layer) -> None:
+    for layer in features.sublayers():
+        if isinstance(layer, nn.BatchNorm2D):
+            layer._use_global_stats = True  # what the argument of this name sets
+            layer.weight.stop_gradient = layer.bias.stop_gradient = True
