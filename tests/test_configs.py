@@ -5,6 +5,9 @@ Networks have their full depth and width, images are small.
 
 from __future__ import annotations
 
+import json
+import logging
+
 import numpy as np
 import paddle
 import pytest
@@ -12,16 +15,14 @@ from conftest import ROOT
 from small_detector import spread_scores
 
 from ppfcos.config import load_config
-from ppfcos.deploy import Predictor
 from ppfcos.engine.model import build_model
 from ppfcos.engine.schedule import build_optimizer, build_schedule
-from ppfcos.export.agreement import compare, noise_batches
 from ppfcos.export.bundle import export_bundle
-from ppfcos.export.checkpoint import CheckpointRuntime
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yml") if path.stem != "runtime")
 # The least work among those of each backbone: the others take a step where there is more time.
 LIGHT = ("fcos_mobilenetv2_c128_fpn_1x_coco", "fcos_r18_bccd")
+SIDE = 128  # of the images: the coarsest stride
 STEPS_PER_EPOCH = 1000  # more than a warm-up lasts
 
 RESNET50, RESNET101 = 25_557_032, 44_549_160
@@ -58,12 +59,12 @@ def weight_count(layer):
     return sum(int(np.prod(w.shape)) for name, w in named if not name.endswith(("._mean", "._variance")))
 
 
-def batch(num_classes, height=128, width=160):
+def batch(num_classes):
     random = np.random.default_rng(0)
-    boxes = [[[8, 8, 60, 40], [20, 30, 150, 120]], [[0, 0, 128, 128], [0, 0, 0, 0]]]
+    boxes = [[[8, 8, 60, 40], [20, 30, 120, 120]], [[0, 0, 128, 128], [0, 0, 0, 0]]]
     return {
-        "image": paddle.to_tensor(random.integers(0, 256, [2, 3, height, width]), "uint8"),
-        "im_shape": paddle.to_tensor([[height, width]] * 2, "float32"),
+        "image": paddle.to_tensor(random.integers(0, 256, [2, 3, SIDE, SIDE]), "uint8"),
+        "im_shape": paddle.to_tensor([[SIDE, SIDE]] * 2, "float32"),
         "scale_factor": paddle.ones([2, 2]),
         "gt_bbox": paddle.to_tensor(boxes, "float32"),
         "gt_class": paddle.to_tensor(random.integers(0, num_classes, [2, 2, 1]), "int32"),
@@ -147,15 +148,32 @@ def test_a_light_one_learns(name):
     check_training(name)
 
 
+def network_of(cfg):
+    """All that the configuration says of what is exported."""
+    parts = cfg[cfg["architecture"]]
+    sections = [cfg["architecture"], *(parts[part] for part in ("backbone", "neck", "head", "decode"))]
+    named = {name: cfg.get(name) for name in (*sections, "num_classes", "norm_type", "TestReader")}
+    return json.dumps(named, sort_keys=True, default=str)
+
+
+@pytest.fixture(scope="module")
+def exported_networks():
+    """Those that an earlier configuration has exported: some differ in their training alone."""
+    return set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_learns_answers_and_exports(name, tmp_path):
+def test_learns_answers_and_exports(name, exported_networks, tmp_path, caplog):
     cfg, model = check_training(name)
     spread_scores(model)
     model.eval()
     answer = model(batch(cfg["num_classes"]))
     assert np.isfinite(answer["bbox"].numpy()).all()
     assert int(answer["bbox_num"].sum()) == len(answer["bbox"]) > 0
-    bundle = export_bundle(model, cfg, [f"class {i}" for i in range(cfg["num_classes"])], tmp_path / "bundle")
-    agreement = compare(CheckpointRuntime(model), Predictor(bundle, device="cpu").runtime, noise_batches())
-    assert agreement.holds and agreement.boxes > 20
+    if network_of(cfg) not in exported_networks:
+        exported_networks.add(network_of(cfg))
+        with caplog.at_level(logging.INFO):
+            # It refuses a program whose boxes are others than the model's, and says how many there were.
+            export_bundle(model, cfg, [f"class {i}" for i in range(cfg["num_classes"])], tmp_path / "bundle")
+        assert "the exported program gave the model's boxes" in caplog.text
