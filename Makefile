@@ -25,6 +25,7 @@ help:
 
 # The environment ------------------------------------------------------------------------------------------
 
+NEEDED_MB := 3000
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
 CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3.10 python3.9 python3 python)
 
@@ -40,6 +41,9 @@ $(PY):
 
 $(INSTALLED): requirements.txt requirements/base.txt requirements/train.txt requirements/cpu.txt \
               requirements/onnx.txt requirements/openvino.txt | $(PY)
+	@free=$$(df -Pm . | awk 'NR == 2 {print $$4}'); (( free >= $(NEEDED_MB) )) || { \
+	  echo "error: $(CURDIR) has $$free MB of disk left, and the installation takes $(NEEDED_MB): free some" >&2; \
+	  exit 2; }
 	@echo "installing requirements.txt into $(VENV)"
 	@$(PIP) -r requirements.txt
 	@for each in cv2 paddle; do \
@@ -50,9 +54,10 @@ $(INSTALLED): requirements.txt requirements/base.txt requirements/train.txt requ
 	@touch $@
 
 # Both files at once: alone, the second would lift setuptools above what the first one pins.
-$(INSTALLED_DEV): requirements/dev.txt $(INSTALLED)
+$(INSTALLED_DEV): requirements/dev.txt requirements/tests_apart.txt $(INSTALLED)
 	@echo "installing requirements/dev.txt into $(VENV)"
 	@$(PIP) -r requirements.txt -r requirements/dev.txt
+	@$(PIP) --no-deps -r requirements/tests_apart.txt
 	@touch $@
 
 # The demo: each step is skipped where its result is there already ------------------------------------------

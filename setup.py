@@ -45,6 +45,7 @@ setup(
         "openvino": requirements("openvino"),
         "dev": requirements("dev"),
     },
+    entry_points={"console_scripts": ["ppfcos = ppfcos.cli.main:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.9",

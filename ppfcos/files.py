@@ -38,11 +38,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
             unfinished.unlink()
 
 
-def require_writable(folder: Path | str) -> None:
+def require_writable(folder: Path | str, option: str = "-o save_dir=FOLDER") -> None:
     """Find out whether files can be written to a folder, and leave no trace of it.
 
     Args:
         folder: need not exist.
+        option: by which the user chooses it.
 
     Raises:
         OutputError: it cannot be made or written to.
@@ -57,7 +58,7 @@ def require_writable(folder: Path | str) -> None:
     except OSError as error:
         raise OutputError(
             f"the output folder {folder} cannot be written to: {error.strerror or error}; "
-            "choose another one with -o save_dir=FOLDER"
+            f"choose another one with {option}"
         ) from error
     finally:
         for remove, path in [(os.unlink, probe), *((os.rmdir, path) for path in missing)]:

@@ -534,7 +534,7 @@ def outcome_of(seed: int, data: Path) -> dict[str, Any]:
         training.add_argument("--debug", action="store_true")
         ways = {
             "training": lambda: command.run(lambda _: read_as_a_training_does(case), training, []),
-            "checking": lambda: command.run(check_data.check, check_data.make_parser(), checking),
+            "checking": lambda: command.run(check_data.check, check_data.build_parser(), checking),
         }
         _forget_peak()
         ends = {way: _end_of(read) for way, read in ways.items()}

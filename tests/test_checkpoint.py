@@ -52,7 +52,7 @@ def _steps(model, optimizer, schedule, first: int, last: int, average=None) -> N
         optimizer.clear_grad()
         schedule.step()
         if average is not None:
-            average.update(model)
+            average.update()
 
 
 def _arrays(model) -> dict:

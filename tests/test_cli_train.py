@@ -260,6 +260,8 @@ def test_two_processes_find_what_one_finds(evaluated, trained, tmp_path, root):
         "--classwise=true",
         "--output_eval",
         "found",
+        "--report",
+        "report",
         "-o",
     ]
     finished = _python([*arguments, weights, "PPFCOSDecode.score_threshold=0.0"], root, tmp_path)
@@ -274,6 +276,10 @@ def test_two_processes_find_what_one_finds(evaluated, trained, tmp_path, root):
 
     theirs = json.loads((tmp_path / "found" / "bbox.json").read_text())
     assert len(theirs) == len(found)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["detections"] == len(found)
+    assert f"= {report['figures']['AP']:0.3f}" in table.findall(stdout)[3]
+    assert finished.stdout.count("report: ") == 1
     for image in {detection["image_id"] for detection in found}:
         np.testing.assert_allclose(of_image(theirs, image), of_image(found, image), atol=1e-3)
 

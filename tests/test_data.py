@@ -39,6 +39,7 @@ from ppfcos.data.transforms import SampleTransforms, pad_stride
 from ppfcos.errors import ConfigError, DataError
 
 RESIZE = {"Resize": {"target_size": [96, 160], "keep_ratio": True, "interp": 1}}
+NEWS = ("bad_images", "changes")  # what a batch says beside its arrays
 TRAIN_TRANSFORMS = [{"Decode": {}}, {"RandomFlip": {}}, RESIZE, {"Permute": {}}]
 EVAL_TRANSFORMS = [{"Decode": {}}, RESIZE, {"Permute": {}}]
 
@@ -1014,8 +1015,8 @@ def test_what_a_batch_is(ten):
         "gt_bbox": np.float32, "gt_class": np.int32,
     }  # fmt: skip
     for batch in batches:
-        assert {key: value.dtype for key, value in batch.items() if key != "bad_images"} == kinds
-        assert batch["bad_images"] == []
+        assert {key: value.dtype for key, value in batch.items() if key not in NEWS} == kinds
+        assert batch["bad_images"] == batch["changes"] == []
         count, channels, height, width = batch["image"].shape
         assert (count, channels, height % 32, width % 32) == (4, 3, 0, 0)
         rows = batch["gt_bbox"].shape[1]
@@ -1047,7 +1048,7 @@ def test_batches_do_not_depend_on_the_number_of_processes(ten):
         for key in ("im_id", "im_shape", "scale_factor"):
             np.testing.assert_array_equal(batch[key], np.concatenate([piece[key] for piece in pieces]))
         for row in range(4):
-            piece = {key: value[row % 2] for key, value in pieces[row // 2].items() if key != "bad_images"}
+            piece = {key: value[row % 2] for key, value in pieces[row // 2].items() if key not in NEWS}
             _, height, width = piece["image"].shape
             np.testing.assert_array_equal(batch["image"][row][:, :height, :width], piece["image"])
             assert not batch["image"][row][:, height:].any() and not batch["image"][row][..., width:].any()

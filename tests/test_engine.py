@@ -15,6 +15,9 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from paddle.optimizer.lr import PiecewiseDecay
+from ppdet.core.workspace import create
+from ppdet.optimizer import ModelEMA
 from small_config import write_config
 
 from ppfcos.config import load_config
@@ -109,7 +112,8 @@ class Loader:
             # of the second step, two parts, of another size in each process
             sizes = [(2, 3 + rank), (4 - rank, 1)] if number == 2 else [(2, 2)]
             bad = [f"image {rank}: torn", "image 7: torn"] if number == 2 else []
-            yield [{"image": paddle.ones([1, 3, *size], "uint8"), "bad_images": bad} for size in sizes]
+            news = {"bad_images": bad, "changes": []}
+            yield [{"image": paddle.ones([1, 3, *size], "uint8"), **news} for size in sizes]
 
 
 feed = BatchFeed(Loader(), max_bad_images=3)
@@ -209,6 +213,21 @@ def test_the_schedule_is_the_configured_one(config):
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("decay", ["PiecewiseDecay", "CosineDecay"])
+def test_the_schedule_is_paddledetections_in_every_step(config, decay):
+    """Against the very object that PaddleDetection builds, which searches its boundaries one by one."""
+    arguments = {"PiecewiseDecay": "gamma: 0.3, milestones: [2, 3]", "CosineDecay": "max_epochs: 4"}[decay]
+    schedulers = f"[!{decay} {{{arguments}}}, !LinearWarmup {{start_factor: 0.1, steps: 7}}]"
+    cfg = config("epoch=4", "lr_batch_size=null", f"LearningRate.schedulers={schedulers}")
+    theirs, ours = create("LearningRate")(10), build_schedule(cfg, 10)
+    assert type(theirs) is PiecewiseDecay
+    for _ in range(45):
+        assert ours.get_lr() == theirs.get_lr()
+        ours.step()
+        theirs.step()
+    assert build_schedule(cfg, 10, 23).state_dict()["last_epoch"] == 23
+
+
 @pytest.mark.parametrize(
     ("decay", "steps", "milestone"),
     [
@@ -262,7 +281,7 @@ def test_the_average_is_used_within_and_gone_afterwards():
     for value in (1.0, 2.0, 4.0):
         for tensor in moving:
             tensor.set_value(paddle.full(tensor.shape, value))
-        average.update(model)
+        average.update()
     expected = (1 * 0.125 + 2 * 0.25 + 4 * 0.5) / (1 - 0.5**3)
     with averaged_weights(model, average) as own:
         for tensor in moving:
@@ -282,13 +301,28 @@ def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
     for epoch in range(4):
         begin_epoch(average, epoch)
         model.weight.set_value(paddle.full([1, 1], float(epoch)))
-        average.update(model)
+        average.update()
         for _ in range(3):
             with averaged_weights(model, average):
                 seen.append(float(model.weight))
     # Means of the values since the last start, of which each weighs half as much as the one after it.
     means = [0, (0 * 1 + 1 * 2) / 3, 2, (2 * 1 + 3 * 2) / 3]
     np.testing.assert_allclose(seen, np.repeat(means, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay_type", ["threshold", "normal", "exponential"])
+def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
+    model = nn.Sequential(nn.Conv2D(3, 5, 3), nn.BatchNorm2D(5), nn.Linear(7, 2))
+    ours = build_average({"use_ema": True, "ema_decay": 0.97, "ema_decay_type": decay_type}, model)
+    theirs = ModelEMA(model, 0.97, decay_type)
+    for _ in range(12):
+        for tensor in model.state_dict().values():
+            tensor.set_value(paddle.randn(tensor.shape))
+        ours.update()
+        theirs.update(model)
+    ours, theirs = ours.apply(), theirs.apply()
+    for name in model.state_dict():
+        np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
 
 
 def test_without_an_average_nothing_changes():
@@ -510,6 +544,45 @@ def test_a_compiled_network_learns_the_same(config):
     for plain, compiled in zip(*losses):
         assert compiled == pytest.approx(plain, rel=1e-5)
         assert all(math.isfinite(value) for value in plain.values())
+
+
+def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
+    """Every picture a crowd: then no location is background, and all that the loss has is of the objects."""
+    file = shapes / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        whole = [0, 0, image["width"], image["height"]]
+        content["annotations"].append(
+            {
+                "id": 10**6 + image["id"],
+                "image_id": image["id"],
+                "category_id": 1,
+                "bbox": whole,
+                "iscrowd": 1,
+            }
+            | {"area": whole[2] * whole[3]}
+        )
+    file.write_text(json.dumps(content))
+    found = {}
+    for ignored in (False, True):
+        overrides = (f"PPFCOSTargets.ignore_crowd={ignored}", "PPFCOSHead.prior_prob=0.5")
+        trainer = Trainer(config(*overrides), "cpu")
+        trainer.model.train()
+        trainer.model.head.class_conv.weight.set_value(trainer.model.head.class_conv.weight * 0)
+        trainer.feed.start_epoch(0)
+        [batch] = trainer.feed.current
+        targets = trainer.model.assign(batch)
+        positives = len(targets.positives)
+        found[ignored] = trainer.train_one_step("step 0").losses
+    # Every class is at p = 0.5: it costs 0.25·p²·ln 2 where it is, and 0.75·p²·ln 2 where it is not. Three
+    # locations of stride 64, at (96, 32), (32, 96) and (96, 96), lie outside of each of the two pictures.
+    here, elsewhere = (share * 0.25 * math.log(2) for share in (0.25, 0.75))
+    background = 2 * 3 * 3 * elsewhere
+    assert positives > 0
+    expected = here + 2 * elsewhere + background / positives
+    assert found[True]["loss_cls"] == pytest.approx(expected, rel=1e-5)
+    assert found[False]["loss_cls"] > 2 * found[True]["loss_cls"]
+    assert found[True]["loss_box"] == pytest.approx(found[False]["loss_box"], rel=1e-5)
 
 
 def test_another_batch_is_resumed_at_the_same_part_of_the_epoch(config, tmp_path, caplog):

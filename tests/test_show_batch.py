@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -79,6 +80,28 @@ def test_numbers_that_are_none(small, capsys, batches):
     with pytest.raises(SystemExit, match="2"):
         show_batch.main(["-c", str(small), "--batches", batches])
     assert "is no whole number from 1" in capsys.readouterr().err
+
+
+def test_crowds_that_the_training_ignores(small):
+    """The drawn shapes with the first of each picture's made a crowd's."""
+    annotations = small.parent / "shapes" / "annotations"
+    content = json.loads((annotations / "instances_train2017.json").read_text())
+    first = {each["image_id"]: each for each in reversed(content["annotations"])}
+    for each in first.values():
+        each["iscrowd"] = 1
+    (annotations / "crowds.json").write_text(json.dumps(content))
+    overrides = ["TrainDataset.anno_path=annotations/crowds.json", "PPFCOSTargets.ignore_crowd=true"]
+    plain = ["TrainReader.sample_transforms=[{Decode: {}}, {Permute: {}}]", "TrainReader.total_batch_size=4"]
+    cfg = load_config(small, overrides + plain)
+    data = build_dataset(cfg, "TrainDataset")
+    feed = BatchFeed(TrainLoader(cfg, data), 0)
+    feed.start_epoch(0)
+    [batch] = feed.current
+    images = show_batch.fed_images(build_model(cfg), batch, data)
+    for i, image in enumerate(images):
+        x, y, width, height = first[int(batch["im_id"][i])]["bbox"]
+        np.testing.assert_allclose(image.crowds, [[x, y, x + width, y + height]], atol=1e-3)
+        assert not (image.boxes == image.crowds).all(axis=1).any()
 
 
 @pytest.mark.parametrize("radius", [1.5, 0])
@@ -159,6 +182,14 @@ def test_locations_are_dots_in_their_places():
     assert np.abs(centres[1:] + 0.5 - points).max() < 0.5  # a pixel's middle is half a pixel from its edge
     for level, (x, y) in enumerate(points):
         assert tuple(picture[int(y), int(x)]) == class_colour(level)
+
+
+def test_crowds_are_veiled():
+    image = fed([(100, 100, 200, 200)], [0])._replace(crowds=np.array([(300, 300, 500, 400)], np.float32))
+    picture = picture_of(image)
+    veiled = (picture[310:390, 310:490] != 150).any(axis=2)
+    assert 0.3 < veiled.mean() < 0.7, "every other stripe"
+    assert (picture[110:190, 110:190] == 150).all()
 
 
 def test_padding_is_hatched():

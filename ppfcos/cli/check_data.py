@@ -38,7 +38,7 @@ python tools/check_data.py -c configs/fcos_r50_fpn_1x_coco.yml --accept box-crow
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.option_parser(DESCRIPTION, EXAMPLE, config_required=False)
     add = parser.add_argument
@@ -76,7 +76,7 @@ def check(options: argparse.Namespace) -> int:
     """Check the data that the command line names.
 
     Args:
-        options: of `make_parser`.
+        options: of `build_parser`.
 
     Returns:
         CLEAN or FINDINGS.
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        return command.run(check, make_parser(), argv)
+        return command.run(check, build_parser(), argv)
     except Exception:  # Python's own exit code for it, 1, says here that the data was read
         traceback.print_exc()
         return COULD_NOT_RUN

@@ -15,16 +15,62 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, NoReturn
 
 from ppfcos import console
-from ppfcos.errors import PPFCOSError, Stopped
+from ppfcos.errors import ConfigError, PPFCOSError, Stopped
+from ppfcos.hints import hint
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+PROGRAM = "ppfcos"
+WORDS = {"export_model": "export"}  # the program's words for the files in tools/ that are named otherwise
 
 
-def option_parser(description: str, example: str, config_required: bool = True) -> argparse.ArgumentParser:
-    """A parser with the options that every command takes: -c, -o and --debug.
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, which names the nearest option."""
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> Any:
+        """As argparse's; ends the process with exit code 2 where the line makes no sense."""
+        options, unknown = self.parse_known_args(args, namespace)
+        for word in unknown:
+            name = word.partition("=")[0]
+            if name.startswith("-"):
+                known = [option for option in self._option_string_actions if option.startswith("--")]
+                self.error(f"there is no option {name}{hint(name, known)}")
+        if unknown:
+            self.error(f"nothing was expected at {shlex.quote(unknown[0])}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end the process with exit code 2."""
+        self.exit(PPFCOSError.exit_code, f"error: {message} (see {self.prog} --help)\n")
+
+
+def plain_parser(description: str, example: str) -> Parser:
+    """A parser without options of its own but --debug.
+
+    Args:
+        description: what the command does, a sentence or two.
+        example: command lines that work, shown as they are below the options.
+
+    Returns:
+        A parser to which the command adds its options.
+    """
+    parser = Parser(
+        prog=shlex.join(own_name()),
+        description=description,
+        epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def option_parser(description: str, example: str, config_required: bool = True) -> Parser:
+    """A parser with the options of all commands that take a configuration: -c, -o and --debug.
 
     Args:
         description: what the command does, a sentence or two.
@@ -34,12 +80,7 @@ def option_parser(description: str, example: str, config_required: bool = True) 
     Returns:
         A parser to which the command adds its own options.
     """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = plain_parser(description, example)
     parser.add_argument(
         "-c", "--config", required=config_required, metavar="FILE", help="configuration file (YAML)"
     )
@@ -52,7 +93,12 @@ def option_parser(description: str, example: str, config_required: bool = True) 
         metavar="KEY=VALUE",
         help="change keys of the configuration, such as -o epoch=24 LearningRate.base_lr=0.02 use_gpu=false",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--show_config",
+        "--show-config",
+        action="store_true",
+        help="print the configuration, each value with the file and the line that it comes from, and stop",
+    )
     return parser
 
 
@@ -113,11 +159,33 @@ def command_line(tool: str, *arguments: object) -> str:
         Such as `python tools/eval.py -c configs/mine.yml`, to be pasted into a shell.
     """
     started = Path(sys.argv[0])
-    if started.suffix == ".py":
+    if started.suffix == ".py" and not _is_package():
         words = ["python", started.with_name(f"{tool}.py")]
-    else:  # an installed program whose commands are words
-        words = [started.name, tool]
+    else:
+        words = [*_program(), WORDS.get(tool, tool)]
     return shlex.join(str(word) for word in (*words, *arguments))
+
+
+def own_name() -> list[str]:
+    """How the running command was named on its command line.
+
+    Returns:
+        Such as ["train.py"] or ["ppfcos", "train"].
+    """
+    return [*_program(), *sys.argv[1:2]] if _has_words() else [Path(sys.argv[0]).name]
+
+
+def _program() -> list[str]:
+    return ["python", "-m", "ppfcos"] if _is_package() else [Path(sys.argv[0]).name]
+
+
+def _has_words() -> bool:
+    """Whether this is the program whose commands are words, not one of the files in tools/."""
+    return _is_package() or Path(sys.argv[0]).name == PROGRAM
+
+
+def _is_package() -> bool:
+    return Path(sys.argv[0]).parts[-2:] == (PROGRAM, "__main__.py")
 
 
 def run(
@@ -141,6 +209,8 @@ def run(
             # Of its own operators, and nothing that a user could do anything about.
             warnings.filterwarnings("ignore", module="paddle")
         try:
+            if getattr(options, "show_config", False):
+                return _show_config(options)
             return command(options) or 0
         except PPFCOSError as error:
             if options.debug:
@@ -153,6 +223,15 @@ def run(
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
+
+
+def _show_config(options: argparse.Namespace) -> int:
+    if options.config is None:
+        raise ConfigError("--show_config shows a configuration: name it with -c FILE")
+    from ppfcos.config.origins import annotated_config
+
+    print(annotated_config(options.config, options.opt))
+    return 0
 
 
 @contextlib.contextmanager

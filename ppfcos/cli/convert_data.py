@@ -34,12 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     Returns:
         Its parser.
     """
-    parser = argparse.ArgumentParser(
-        description=textwrap.fill(DESCRIPTION, 100),
-        epilog="example:\n" + textwrap.indent(textwrap.dedent(EXAMPLE).strip(), "  "),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.plain_parser(textwrap.fill(DESCRIPTION, 100), EXAMPLE)
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -85,7 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace the new folder, and all that it holds, if it is there",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -40,12 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     Returns:
         Its parser.
     """
-    parser = argparse.ArgumentParser(
-        description=textwrap.fill(DESCRIPTION, 100),
-        epilog="example:\n" + textwrap.indent(textwrap.dedent(EXAMPLE).strip(), "  "),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.plain_parser(textwrap.fill(DESCRIPTION, 100), EXAMPLE)
     parser.add_argument("source", metavar="SOURCE", type=Path, help="the checkpoint of the other project")
     parser.add_argument(
         "-o",
@@ -74,7 +69,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="weights, of the file or of the model, that may stay without partner; * stands for any part",
     )
     parser.add_argument("--list", action="store_true", help="print every weight and where it came from")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

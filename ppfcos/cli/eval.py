@@ -6,10 +6,12 @@ import argparse
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Callable
 
 from ppfcos import environment
 from ppfcos.cli import command
+from ppfcos.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,8 @@ python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=output/fcos_
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --classwise
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=model.pdparams --output_eval results
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --json_eval --output_eval results
+python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --report reports/mine
+python tools/eval.py --compare reports/before reports/after --report reports/change
 """
 
 
@@ -31,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Evaluate a model on EvalDataset with COCO's figures. The weights are those of -o weights=FILE,\n"
         "or else save_dir/NAME/model_final, NAME being the configuration's.",
         EXAMPLE,
+        config_required=False,
     )
     command.add_switch(parser, "--classwise", "print the AP of each class too")
     parser.add_argument(
@@ -44,7 +49,51 @@ def build_parser() -> argparse.ArgumentParser:
         help="evaluate the bbox.json of an earlier --output_eval FOLDER (default: .) instead of a model",
     )
     command.add_switch(parser, "--amp", "mixed precision, for GPUs: convolutions and the like in 16 bits")
+    parser.add_argument(
+        "--report",
+        metavar="FOLDER",
+        help="write a page on the errors and their costs to FOLDER/report.html, its figures to report.json",
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar="FOLDER",
+        help="put two earlier reports side by side, in comparison.html in the --report FOLDER; without -c",
+    )
     return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, or compare earlier evaluations.
+
+    Args:
+        options: of `build_parser`.
+
+    Raises:
+        PPFCOSError: it cannot be done.
+    """
+    if options.compare:
+        compare(options)
+    elif options.config:
+        evaluate(options)
+    else:
+        raise ConfigError("name the configuration to evaluate: -c FILE")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare the two evaluations that the command line names.
+
+    Args:
+        options: of `build_parser`.
+
+    Raises:
+        PPFCOSError: it cannot be done.
+    """
+    if options.config or options.opt or not options.report:
+        raise ConfigError("--compare FOLDER FOLDER goes with --report FOLDER, and with no configuration")
+    from ppfcos.report.evaluation_report import write_comparison
+
+    logger.info("comparison: %s", write_comparison(*options.compare, options.report))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -70,21 +119,54 @@ def evaluate(options: argparse.Namespace) -> None:
         with distributed.together():
             data = build_dataset(cfg, "EvalDataset")
             settle_num_classes(cfg, data.class_names, data.source)
-        figures = _figures_of_file(cfg, data) if options.json_eval else _figures_of_model(cfg, data, device)
+        found: list[dict] = []  # of all images, in the main process
+        if options.report:
+            _require_writable(options.report)
+        if options.json_eval:
+            figures = _figures_of_file(cfg, data, found)
+        else:
+            figures = _figures_of_model(cfg, data, device, found)
+        if options.report:
+            _write_report(options, cfg, data, found, figures)
     if cfg["classwise"]:
         logger.info("box AP of each class:\n%s", figures.class_table())
     logger.info("evaluated on %d images:\n%s", len(data), figures.table())
 
 
-def _figures_of_file(cfg: Mapping[str, Any], data: Any) -> Any:
+def _require_writable(folder: str) -> None:
+    from ppfcos.engine import distributed
+    from ppfcos.engine.files import require_writable
+
+    with distributed.together():
+        if distributed.is_main():
+            require_writable(folder, "--report FOLDER")
+
+
+def _write_report(
+    options: argparse.Namespace, cfg: Mapping[str, Any], data: Any, found: list[dict], figures: Any
+) -> None:
+    from ppfcos.engine import distributed
+    from ppfcos.report.evaluation_report import write_report
+    from ppfcos.report.gallery import RecordPictures
+
+    judged = (cfg.get("output_eval") or ".") if options.json_eval else cfg.get("weights")
+    title = " · ".join(str(part) for part in (Path(options.config).stem, judged) if part)
+    with distributed.together():
+        if distributed.is_main():
+            pictures = RecordPictures(data.records)
+            page = write_report(options.report, title, data.coco_ground_truth(), found, figures, pictures)
+            logger.info("report: %s", page)
+
+
+def _figures_of_file(cfg: Mapping[str, Any], data: Any, found: list[dict]) -> Any:
     from ppfcos.engine.coco_metrics import evaluate_detections
     from ppfcos.engine.evaluator import read_detections
 
-    detections = read_detections(cfg.get("output_eval") or ".")
-    return evaluate_detections(data.coco_ground_truth(), detections, cfg["coco_eval"])
+    found += read_detections(cfg.get("output_eval") or ".")
+    return evaluate_detections(data.coco_ground_truth(), found, cfg["coco_eval"])
 
 
-def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
+def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: list[dict]) -> Any:
     from ppfcos.data.classes import check_same_classes
     from ppfcos.data.loader import EvalLoader
     from ppfcos.engine import distributed, evaluator
@@ -108,7 +190,9 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
             check_same_classes(trained_on, str(weights), data.class_names, data.source)
         load_weights(model, weights)
         logger.info("weights: %s", weights)
-    uses = [functools.partial(evaluator.write_detections, output)] if output else []
+    uses: list[Callable] = [found.extend]
+    if output:
+        uses.append(functools.partial(evaluator.write_detections, output))
     return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
 
 
@@ -121,4 +205,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return command.run(evaluate, build_parser(), argv)
+    return command.run(run, build_parser(), argv)

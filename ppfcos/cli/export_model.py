@@ -24,7 +24,7 @@ EXAMPLE = """
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.option_parser(DESCRIPTION, EXAMPLE)
     parser.add_argument(
@@ -40,7 +40,7 @@ def export_model(options: argparse.Namespace) -> None:
     """Export what the command line names.
 
     Args:
-        options: of `make_parser`.
+        options: of `build_parser`.
 
     Raises:
         PPFCOSError: what is wrong with the configuration, the weights or the output folder.
@@ -70,4 +70,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return command.run(export_model, make_parser(), argv)
+    return command.run(export_model, build_parser(), argv)

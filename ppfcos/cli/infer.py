@@ -38,7 +38,7 @@ EXAMPLE = """
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.option_parser(DESCRIPTION, EXAMPLE, config_required=False)
     add = parser.add_argument
@@ -82,7 +82,7 @@ def infer(options: argparse.Namespace) -> None:
     """Find and draw the objects in the pictures that the command line names.
 
     Args:
-        options: of `make_parser`.
+        options: of `build_parser`.
 
     Raises:
         PPFCOSError: what is wrong with the model, the pictures or the output folder.
@@ -275,4 +275,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    return command.run(infer, make_parser(), argv)
+    return command.run(infer, build_parser(), argv)

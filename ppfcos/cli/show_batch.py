@@ -136,9 +136,18 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
                 _main_levels(boxes[kept], locations),
                 locations["points"],
                 locations["levels"],
+                _crowds(batch, i),
             )
         )
     return images
+
+
+def _crowds(batch: Mapping[str, Any], i: int) -> Any:
+    """[K, 4] the boxes around the crowds of an image, where crowds are ignored."""
+    import numpy as np
+
+    boxes = batch["gt_crowd"][i].numpy() if "gt_crowd" in batch else np.zeros((0, 4), np.float32)
+    return boxes[boxes.any(axis=1)]
 
 
 def _assigned(model: Any, batch: Mapping[str, Any]) -> list:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ppfcos.config.files import Section
-from ppfcos.config.hints import hint
 from ppfcos.config.keys import (
     BATCH_TRANSFORMS,
     DATASET_SECTIONS,
@@ -29,6 +28,7 @@ from ppfcos.config.keys import (
     or_none,
 )
 from ppfcos.errors import ConfigError
+from ppfcos.hints import hint
 
 
 def _unknown(origin: str, path: str, name: str, valid: Iterable[str], what: str = "key") -> ConfigError:
@@ -193,7 +193,7 @@ def _check_reader(reader: str, section: Section) -> None:
         origin, path = section.origins[key], f"{reader}.{key}"
         if key not in READER_KEYS[reader]:
             raise _unknown(origin, path, key, READER_KEYS[reader])
-        _check_kind(origin, path, value, READER_KEYS[reader][key])
+        _check_kind(origin, path, value, READER_KEYS[reader][key].kind)
         if key == "batch_transforms":
             _check_transforms(origin, path, value, BATCH_TRANSFORMS)
         elif key == "sample_transforms":

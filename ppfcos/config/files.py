@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from ppfcos.config.hints import hint
 from ppfcos.config.keys import TEXTS
 from ppfcos.errors import ConfigError
+from ppfcos.hints import hint
 
 BASE_KEY = "_BASE_"
 OVERRIDE = "-o"  # where a key was written that no file holds

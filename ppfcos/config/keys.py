@@ -42,7 +42,6 @@ TEXT = Kind("text (quote it)", lambda value: isinstance(value, str))
 YES_NO = Kind("true or false", lambda value: isinstance(value, bool))
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
 FRACTION = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
-ABOVE_ZERO = Kind("a number above zero", lambda value: is_number(value) and value > 0)
 TEXTS = Kind(
     "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
@@ -66,111 +65,131 @@ class PlainKey(NamedTuple):
     default: Any = None
 
 
-PLAIN_KEYS = {
-    # what is trained
-    "architecture": PlainKey("the registered class that is the model", TEXT),
-    "num_classes": PlainKey(
-        "the number of object classes, background not counted; null: as many as the data has",
-        or_none(_whole(1)),
-    ),
-    "norm_type": PlainKey(
-        "the normalisation of the parts that share this key", one_of("bn", "sync_bn", "gn")
-    ),
-    "pretrain_weights": PlainKey("path or address of backbone weights to start from", or_none(TEXT)),
-    "weights": PlainKey("path of the model's weights to evaluate, infer with or export", or_none(TEXT)),
-    # how it is trained
-    "epoch": PlainKey("the number of epochs", _whole(1), 12),
-    "seed": PlainKey("the seed of weights, order and augmentation", or_none(_whole(0))),
-    "use_ema": PlainKey("keep an exponential moving average of the weights", YES_NO, False),
-    "ema_decay": PlainKey("the decay of that average", FRACTION, 0.9998),
-    "ema_decay_type": PlainKey(
-        "how the decay grows to that value", one_of("threshold", "normal", "exponential"), "threshold"
-    ),
-    "cycle_epoch": PlainKey("epochs after which the average starts afresh; -1: never", _whole(-1), -1),
-    "ema_black_list": PlainKey("names of weights that are copied, not averaged", or_none(TEXTS)),
-    "ema_filter_no_grad": PlainKey("copy, not average, weights that are not trained", YES_NO, False),
-    "amp": PlainKey("train in mixed precision", YES_NO, False),
-    "amp_level": PlainKey("O1: operators that gain from it; O2: nearly all", one_of("O1", "O2"), "O1"),
-    "amp_dtype": PlainKey(
-        "its 16 bits; auto: bfloat16 where the device has it", one_of("auto", "float16", "bfloat16"), "auto"
-    ),
-    "custom_white_list": PlainKey("operators that compute in 16 bits besides Paddle's list", or_none(TEXTS)),
-    "custom_black_list": PlainKey("operators that do not, besides Paddle's list", or_none(TEXTS)),
-    "master_weight": PlainKey("keep float32 weights, as PPFCOS always does", or_none(YES_NO)),
-    "init_loss_scaling": PlainKey("the first factor of float16's loss", POSITIVE, 1024),
-    "to_static": PlainKey("compile the network into a static graph for training", YES_NO, False),
-    "lr_batch_size": PlainKey(
-        "the total_batch_size that LearningRate.base_lr is meant for; another one scales it; null: never",
-        or_none(_whole(1)),
-    ),
-    "on_nonfinite": PlainKey(
-        "what to do about a step whose loss is not finite", one_of("stop", "skip"), "stop"
-    ),
-    "max_nonfinite_steps": PlainKey("how many such steps may be skipped", _whole(1), 10),
-    "max_bad_images": PlainKey("images that may fail to decode before the run stops", _whole(0), 100),
-    # where it runs
-    "device": PlainKey("auto, cpu, gpu, xpu, npu, mlu or the name of a custom device", TEXT, "auto"),
-    "use_gpu": PlainKey("PaddleDetection's way to say device: gpu or cpu", YES_NO),
-    "use_xpu": PlainKey("PaddleDetection's way to say device: xpu", YES_NO),
-    "use_npu": PlainKey("PaddleDetection's way to say device: npu", YES_NO),
-    "use_mlu": PlainKey("PaddleDetection's way to say device: mlu", YES_NO),
-    "annotation_cache": PlainKey(
-        "folder where parsed COCO annotations are kept; null: nowhere", or_none(TEXT)
-    ),
-    "worker_num": PlainKey("processes that read images, in each training process", _whole(0), 2),
-    # what is written and printed
-    "filename": PlainKey("the run's name; the configuration file's, unless set", TEXT),
-    "save_dir": PlainKey("checkpoints go to {save_dir}/{filename}", TEXT, "output"),
-    "snapshot_epoch": PlainKey("epochs between two checkpoints and evaluations", _whole(1), 1),
-    "snapshot_minutes": PlainKey(
-        "minutes after which a checkpoint is written within an epoch, too; null: never",
-        or_none(ABOVE_ZERO),
-        15,
-    ),
-    "snapshot_steps": PlainKey(
-        "steps between two checkpoints within an epoch; null: none", or_none(_whole(1))
-    ),
-    "keep_checkpoints": PlainKey(
-        "how many checkpoints of ends of epochs stay, besides the best; null: all", or_none(_whole(1)), 5
-    ),
-    "log_iter": PlainKey("steps between two lines of the log", _whole(1), 20),
-    "use_vdl": PlainKey("write a VisualDL log", YES_NO, False),
-    "vdl_log_dir": PlainKey("where the VisualDL log goes", or_none(TEXT)),
-    "vdl_images": PlainKey("validation images that it shows after each evaluation", _whole(0), 4),
-    "output_eval": PlainKey("folder for the detections of an evaluation", or_none(TEXT)),
-    # how it is evaluated and exported
-    "metric": PlainKey("the metric of the evaluation", one_of("COCO"), "COCO"),
-    "coco_eval": PlainKey("what computes it", one_of("faster_coco_eval", "pycocotools"), "faster_coco_eval"),
-    "classwise": PlainKey("print the average precision of each class", YES_NO, False),
-    "export": PlainKey("what PaddleDetection may leave out of the exported program", EXPORT),
+PLAIN_KEYS_BY_TOPIC = {
+    "What is trained": {
+        "architecture": PlainKey("the registered class that is the model", TEXT),
+        "num_classes": PlainKey(
+            "the number of object classes, background not counted; null: as many as the data has",
+            or_none(_whole(1)),
+        ),
+        "norm_type": PlainKey(
+            "the normalisation of the parts that share this key", one_of("bn", "sync_bn", "gn")
+        ),
+        "pretrain_weights": PlainKey("path or address of backbone weights to start from", or_none(TEXT)),
+        "weights": PlainKey("path of the model's weights to evaluate, infer with or export", or_none(TEXT)),
+    },
+    "How it is trained": {
+        "epoch": PlainKey("the number of epochs", _whole(1), 12),
+        "seed": PlainKey("the seed of weights, order and augmentation", or_none(_whole(0))),
+        "use_ema": PlainKey("keep an exponential moving average of the weights", YES_NO, False),
+        "ema_decay": PlainKey("the decay of that average", FRACTION, 0.9998),
+        "ema_decay_type": PlainKey(
+            "how the decay grows to that value", one_of("threshold", "normal", "exponential"), "threshold"
+        ),
+        "cycle_epoch": PlainKey("epochs after which the average starts afresh; -1: never", _whole(-1), -1),
+        "ema_black_list": PlainKey("names of weights that are copied, not averaged", or_none(TEXTS)),
+        "ema_filter_no_grad": PlainKey("copy, not average, weights that are not trained", YES_NO, False),
+        "amp": PlainKey("train in mixed precision", YES_NO, False),
+        "amp_level": PlainKey("O1: operators that gain from it; O2: nearly all", one_of("O1", "O2"), "O1"),
+        "amp_dtype": PlainKey(
+            "its 16 bits; auto: bfloat16 where the device has it",
+            one_of("auto", "float16", "bfloat16"),
+            "auto",
+        ),
+        "custom_white_list": PlainKey(
+            "operators that compute in 16 bits besides Paddle's list", or_none(TEXTS)
+        ),
+        "custom_black_list": PlainKey("operators that do not, besides Paddle's list", or_none(TEXTS)),
+        "master_weight": PlainKey("keep float32 weights, as PPFCOS always does", or_none(YES_NO)),
+        "init_loss_scaling": PlainKey("the first factor of float16's loss", POSITIVE, 1024),
+        "to_static": PlainKey("compile the network into a static graph for training", YES_NO, False),
+        "lr_batch_size": PlainKey(
+            "the total_batch_size that LearningRate.base_lr is meant for; another one scales it; null: never",
+            or_none(_whole(1)),
+        ),
+        "on_nonfinite": PlainKey(
+            "what to do about a step whose loss is not finite", one_of("stop", "skip"), "stop"
+        ),
+        "max_nonfinite_steps": PlainKey("how many such steps may be skipped", _whole(1), 10),
+        "max_bad_images": PlainKey("images that may fail to decode before the run stops", _whole(0), 100),
+    },
+    "Where it runs": {
+        "device": PlainKey("auto, cpu, gpu, xpu, npu, mlu or the name of a custom device", TEXT, "auto"),
+        "use_gpu": PlainKey("PaddleDetection's way to say device: gpu or cpu", YES_NO),
+        "use_xpu": PlainKey("PaddleDetection's way to say device: xpu", YES_NO),
+        "use_npu": PlainKey("PaddleDetection's way to say device: npu", YES_NO),
+        "use_mlu": PlainKey("PaddleDetection's way to say device: mlu", YES_NO),
+        "annotation_cache": PlainKey(
+            "folder where parsed COCO annotations are kept; null: nowhere", or_none(TEXT)
+        ),
+        "worker_num": PlainKey("processes that read images, in each training process", _whole(0), 2),
+    },
+    "What is written and printed": {
+        "filename": PlainKey("the run's name; the configuration file's, unless set", TEXT),
+        "save_dir": PlainKey("checkpoints go to {save_dir}/{filename}", TEXT, "output"),
+        "snapshot_epoch": PlainKey("epochs between two checkpoints and evaluations", _whole(1), 1),
+        "snapshot_minutes": PlainKey(
+            "minutes after which a checkpoint is written within an epoch, too; null: never",
+            or_none(POSITIVE),
+            15,
+        ),
+        "snapshot_steps": PlainKey(
+            "steps between two checkpoints within an epoch; null: none", or_none(_whole(1))
+        ),
+        "keep_checkpoints": PlainKey(
+            "how many checkpoints of ends of epochs stay, besides the best; null: all", or_none(_whole(1)), 5
+        ),
+        "log_iter": PlainKey("steps between two lines of the log", _whole(1), 20),
+        "use_vdl": PlainKey("write a VisualDL log", YES_NO, False),
+        "vdl_log_dir": PlainKey("where the VisualDL log goes", or_none(TEXT)),
+        "vdl_images": PlainKey("validation images that it shows after each evaluation", _whole(0), 4),
+        "output_eval": PlainKey("folder for the detections of an evaluation", or_none(TEXT)),
+    },
+    "How it is evaluated and exported": {
+        "metric": PlainKey("the metric of the evaluation", one_of("COCO"), "COCO"),
+        "coco_eval": PlainKey(
+            "what computes it", one_of("faster_coco_eval", "pycocotools"), "faster_coco_eval"
+        ),
+        "classwise": PlainKey("print the average precision of each class", YES_NO, False),
+        "export": PlainKey("what PaddleDetection may leave out of the exported program", EXPORT),
+    },
 }
+PLAIN_KEYS = {key: plain for topic in PLAIN_KEYS_BY_TOPIC.values() for key, plain in topic.items()}
 REQUIRED_KEYS = ("architecture",)
 
 _TRANSFORM_KEYS = {
-    "sample_transforms": LIST,  # PaddleDetection's operators, applied to each image in this order
-    "batch_transforms": LIST,  # PadBatch and PadGT, which our batching carries out
+    "sample_transforms": PlainKey(
+        "PaddleDetection's operators and ours, applied to each image in order", LIST
+    ),
+    "batch_transforms": PlainKey("PadBatch and PadGT, which our batching carries out", LIST),
 }
 READER_KEYS = {
     "TrainReader": {
         **_TRANSFORM_KEYS,
-        "total_batch_size": _whole(1),  # images a step over all processes
-        "accumulate_steps": _whole(1),  # parts in which each process takes its share of them
-        "aspect_ratio_grouping": YES_NO,  # upright and wide images in batches of their own
-        "reduced_decoding": YES_NO,  # decode large JPEGs at a half or less of their scale
-        "image_cache": or_none(one_of("memory", "disk")),  # where decoded, resized images are kept
-        "image_cache_gb": ABOVE_ZERO,  # at most, in each training process (memory) or in the file (disk)
-        "image_cache_dir": or_none(TEXT),  # the file's folder
-        "shuffle": YES_NO,
-        "drop_last": YES_NO,
+        "total_batch_size": PlainKey("images a step, over all processes", _whole(1)),
+        "accumulate_steps": PlainKey(
+            "parts in which each process takes its share of them, one after the other", _whole(1), 1
+        ),
+        "aspect_ratio_grouping": PlainKey("upright and wide images in batches of their own", YES_NO, True),
+        "reduced_decoding": PlainKey("decode large JPEGs at a half or less of their scale", YES_NO, False),
+        "image_cache": PlainKey(
+            "where decoded, resized images are kept; null: nowhere", or_none(one_of("memory", "disk"))
+        ),
+        "image_cache_gb": PlainKey(
+            "the most that it takes, in each training process (memory) or in the file (disk)", POSITIVE, 8
+        ),
+        "image_cache_dir": PlainKey("the folder of the file", or_none(TEXT)),
+        "shuffle": PlainKey("another order in each epoch", YES_NO, True),
+        "drop_last": PlainKey("leave out what does not fill a batch at the end of an epoch", YES_NO, True),
     },
-    "EvalReader": {**_TRANSFORM_KEYS, "batch_size": _whole(1)},  # images a step in each process
-    "TestReader": {**_TRANSFORM_KEYS, "batch_size": _whole(1)},
+    "EvalReader": {**_TRANSFORM_KEYS, "batch_size": PlainKey("images a step in each process", _whole(1), 1)},
+    "TestReader": {**_TRANSFORM_KEYS, "batch_size": PlainKey("images a step in each process", _whole(1), 1)},
 }
 # What ppfcos.data understands of a data set besides the arguments of its class.
 OUR_DATASET_KEYS = {"ImageFolder": ("class_names",)}
 # What it understands of each data set in a list of them, the `datasets` of PPFCOSJoinedDataSet.
 JOINED_DATASETS = "datasets"
-JOINED_DATASET_KEYS = {"weight": Kind("a number above 0", lambda value: is_number(value) and value > 0)}
+JOINED_DATASET_KEYS = {"weight": POSITIVE}
 BATCH_TRANSFORMS = ("PadBatch", "PadGT")
 
 # Keys and operators that PaddleDetection knows and that have another place here.

@@ -54,3 +54,23 @@ def config_text(resolved: Mapping[str, Any]) -> str:
         YAML from which `load_config` reads the same configuration, under any file name.
     """
     return yaml.dump(dict(resolved), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def value_text(value: Any) -> str:
+    """A value as it stands in a configuration file, on one line.
+
+    Args:
+        value: a plain one, a list or a mapping.
+
+    Returns:
+        YAML in flow style.
+    """
+    text = yaml.dump(
+        _copy(value),
+        Dumper=_Dumper,
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**6,
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppfcos import environment
 from ppfcos.config.checks import Checker
@@ -33,18 +33,50 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
             the file and line or the override, the key, and the nearest one that exists.
     """
     path = os.fspath(path)
+    checked = read_checked(path, overrides)
+    stem = os.path.splitext(os.path.basename(path))[0]
+    defaults = {key: plain.default for key, plain in PLAIN_KEYS.items() if plain.default is not None}
+    config = {**defaults, "filename": stem, **_plain_sections(checked.config, checked.checker)}
+    return _fill_workspace(config, checked.modules)
+
+
+class CheckedConfig(NamedTuple):
+    """A configuration that was read and checked, and is in no workspace yet.
+
+    Attributes:
+        config: its sections, which know where each key was written.
+        checker: what found nothing wrong with it.
+        modules: every registered class: its SchemaDict by name.
+    """
+
+    config: Section
+    checker: Checker
+    modules: dict[str, Any]
+
+
+def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
+    """Read a configuration and check it.
+
+    Args:
+        path: the configuration file.
+        overrides: as given to `-o`.
+
+    Returns:
+        What was read.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: there is no such configuration file")
-    modules, datasets = _registered_modules()
+    modules, datasets = registered_modules()
     named_classes = (*SCHEDULES, *datasets)
     config = read_file(path, named_classes)
     for text in overrides:
         apply_override(config, text, named_classes)
     checker = Checker(modules, datasets)
     checker.check(path, config)
-    stem = os.path.splitext(os.path.basename(path))[0]
-    defaults = {key: plain.default for key, plain in PLAIN_KEYS.items() if plain.default is not None}
-    return _fill_workspace({**defaults, "filename": stem, **_plain_sections(config, checker)}, modules)
+    return CheckedConfig(config, checker, modules)
 
 
 # Every class that was ever seen in the workspace, so that one that a configuration has overwritten comes
@@ -52,7 +84,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 _seen_modules: dict[str, Any] = {}
 
 
-def _registered_modules() -> tuple[dict[str, Any], list[str]]:
+def registered_modules() -> tuple[dict[str, Any], list[str]]:
     """Every registered class, PPFCOS's among them: its SchemaDict by name; and the names of the datasets."""
     with environment.quiet_imports():
         import ppdet  # noqa: F401

@@ -30,9 +30,9 @@ class Collate:
         Returns:
             image [B, 3, H, W] uint8, zero beyond a smaller picture's edges; im_shape, scale_factor [B, 2]
             float32; im_id [B, 1] int64; bad_images. With boxes also gt_bbox [B, M, 4] float32 and gt_class
-            [B, M, 1] int32, zero in rows that an image does not need, M >= 1, and where crowds are ignored
-            gt_crowd [B, K, 4] likewise. Without any image only
-            bad_images; after a failure only `failure`.
+            [B, M, 1] int32, zero in rows that an image does not need, M >= 1, changes, and where crowds are
+            ignored gt_crowd [B, K, 4] likewise. Without any image only bad_images; after a failure only
+            `failure`.
         """
         for sample in samples:
             if "failure" in sample:
@@ -45,6 +45,7 @@ class Collate:
         for key, kind in (("im_shape", np.float32), ("scale_factor", np.float32), ("im_id", np.int64)):
             batch[key] = np.stack([np.asarray(sample[key], dtype=kind).reshape(-1) for sample in samples])
         if "gt_bbox" in samples[0]:
+            batch["changes"] = [name for sample in samples for name in sample["changes"]]
             batch["gt_bbox"] = pad_rows([sample["gt_bbox"] for sample in samples], np.float32)
             batch["gt_class"] = pad_rows([sample["gt_class"] for sample in samples], np.int32)
         if "gt_crowd" in samples[0]:

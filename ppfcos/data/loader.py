@@ -92,7 +92,8 @@ class TrainLoader:
             The parts of this process's share of a global batch, `accumulate_steps` of them, each with the
             tensors image [B, 3, H, W] uint8, im_shape and scale_factor [B, 2] float32, im_id [B, 1] int64,
             gt_bbox [B, M, 4] float32, gt_class [B, M, 1] int32; where crowds are ignored gt_crowd [B, K, 4]
-            float32; and bad_images, a list of 'path: reason'.
+            float32; bad_images, a list of 'path: reason'; and changes, a list of names of what reading did to
+            pictures, told in the first epoch only.
 
         Raises:
             DataError: Images cannot be transformed or too many cannot be read, or a reading process died.

@@ -150,6 +150,19 @@ class DetectionData:
         return self._ground_truth
 
 
+def stated_size(record: Record) -> tuple[int, int] | None:
+    """What an annotation says of its image's size.
+
+    Args:
+        record: of the image.
+
+    Returns:
+        Height and width in pixels; None where it says nothing.
+    """
+    height, width = int(record.get("h", 0)), int(record.get("w", 0))
+    return (height, width) if height and width else None
+
+
 def numbered(names: Iterable[Any]) -> list[dict[str, Any]]:
     """Categories for class names, with ids from 1."""
     return [{"id": label + 1, "name": str(name)} for label, name in enumerate(names)]

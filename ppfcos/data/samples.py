@@ -11,6 +11,7 @@ from paddle.io import Dataset
 
 from ppfcos.data.first_resize import FirstResize
 from ppfcos.data.images import ImageUnreadable, read_image
+from ppfcos.data.picture_header import changes_in_reading
 from ppfcos.data.randomness import global_generators
 from ppfcos.data.records import DetectionData, Record
 from ppfcos.data.transforms import SampleTransforms, TransformError
@@ -65,7 +66,8 @@ class TrainingSamples(Dataset):
         Returns:
             image [3, H, W] uint8, im_shape [2], scale_factor [2], im_id [1], gt_bbox [M, 4] float32, gt_class
             [M, 1] int32, where crowds are ignored gt_crowd [K, 4] float32, and bad_images, a list of 'path:
-            reason'; or only `failure`, one line, since an exception would not leave a reading process in one
+            reason', and `changes`, the names of what reading did to the picture, told in the first epoch
+            only; or only `failure`, one line, since an exception would not leave a reading process in one
             piece.
         """
         epoch, index = item
@@ -73,11 +75,13 @@ class TrainingSamples(Dataset):
         with global_generators(self._seed, epoch, index):
             try:
                 first = self._readable(epoch, index, bad_images)
+                changes = _changes(first) if epoch == 0 else []
                 sample = self._transforms(first, lambda: self._any_readable(epoch, bad_images))
                 crowds = _crowds_taken_out(sample) if self._keeps_crowds else {}
             except Exception as error:  # reported in the training process
                 return _failure(self._data.record(index, epoch), error)
-        return {**_training_sample(sample), **crowds, "bad_images": list(dict.fromkeys(bad_images))}
+        news = {"bad_images": list(dict.fromkeys(bad_images)), "changes": changes}
+        return {**_training_sample(sample), **crowds, **news}
 
     def _any_readable(self, epoch: int, bad_images: list[str]) -> dict[str, Any]:
         """A decoded sample for an operator that mixes several: from anywhere, whoever reads which part."""
@@ -142,6 +146,11 @@ def _sample(record: Record, image: np.ndarray, height: int, width: int) -> dict[
         "im_id": record["im_id"],
         "im_file": record["im_file"],
     }
+
+
+def _changes(sample: dict[str, Any]) -> list[str]:
+    """The names of what reading did to a sample's picture."""
+    return [each.name for each in changes_in_reading(sample["im_file"], (int(sample["h"]), int(sample["w"])))]
 
 
 def _with_boxes(sample: dict[str, Any], record: Record) -> dict[str, Any]:

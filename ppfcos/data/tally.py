@@ -1,4 +1,4 @@
-"""What a reader left out of a data set or mended in it, counted for the line that the log has of it."""
+"""What reading left out of a data set or changed in it, counted for the line that the log has of it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ class Change(Enum):
     CLIPPED = _Words("clipped", "box", "boxes", False)
     FILLED_AREA = _Words("filled in", "area", "areas", False)
     RENUMBERED = _Words("renumbered", "annotation", "annotations", False)
+    TURNED = _Words("turned", "picture as its EXIF says", "pictures as their EXIF says", False)
+    GREY = _Words("converted", "grey picture", "grey pictures", False)
+    PALETTE = _Words("converted", "picture with a palette", "pictures with palettes", False)
+    CMYK = _Words("converted", "CMYK picture", "CMYK pictures", False)
+    DEEP = _Words("converted", "picture of 16 bits", "pictures of 16 bits", False)
+    ALPHA = _Words("converted", "picture with transparency", "pictures with transparency", False)
 
 
 class Tally:

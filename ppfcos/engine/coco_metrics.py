@@ -35,6 +35,7 @@ class _Figure(NamedTuple):
 
 
 RECALLS = tuple(np.linspace(0, 1, 101).tolist())  # at which COCO takes the precision
+CURVE_NAMES = ("0.50", "0.75", "0.50:0.95")  # the IoU of a curve; the last is the mean over all of COCO's
 
 _FIGURES = (
     _Figure(True),
@@ -82,11 +83,16 @@ class CocoFigures:
         per_class: AP of each class by its name; −1 where the class has no object.
         precision: of each class that has objects, by its name: the precision at IoU 0.50 and each of COCO's
             recalls (`RECALLS`), which rise from 0 to 1. Their mean is the class's AP50.
+        class_stats: the twelve figures of each class alone, by its category id, as `stats`.
+        class_curves: of each class that has objects, by its category id: the precision at each of `RECALLS`,
+            by the IoU it is at (`CURVE_NAMES`).
     """
 
     stats: tuple
     per_class: dict = field(default_factory=dict)
     precision: dict = field(default_factory=dict)
+    class_stats: dict = field(default_factory=dict)
+    class_curves: dict = field(default_factory=dict)
 
     @property
     def ap(self) -> float:
@@ -160,6 +166,12 @@ def evaluate_detections(
         tuple(_value(curves, figure) for figure in _FIGURES),
         per_class,
         {name: values for name, values in precision.items() if per_class[name] != NO_OBJECTS},
+        {number: _class_stats(curves, k) for k, number in enumerate(curves.categories)},
+        {
+            number: _class_curves(curves, k)
+            for k, number in enumerate(curves.categories)
+            if _class_ap(curves, k) != NO_OBJECTS
+        },
     )
 
 
@@ -256,8 +268,20 @@ def _class_ap(curves: _Curves, k: int) -> float:
 
 
 def _class_precision(curves: _Curves, k: int) -> tuple:
-    at_50 = int(np.argmin(np.abs(curves.thresholds - 0.5)))
-    return tuple(curves.precision[at_50, :, k, curves.areas.index("all"), -1].tolist())
+    return _class_curves(curves, k)["0.50"]
+
+
+def _class_curves(curves: _Curves, k: int) -> dict[str, tuple]:
+    at_all = curves.precision[:, :, k, curves.areas.index("all"), -1]
+    at_50, at_75 = (at_all[int(np.argmin(np.abs(curves.thresholds - iou)))] for iou in (0.5, 0.75))
+    lines = (at_50, at_75, at_all.mean(axis=0))
+    return {name: tuple(line.tolist()) for name, line in zip(CURVE_NAMES, lines)}
+
+
+def _class_stats(curves: _Curves, k: int) -> tuple:
+    """The twelve figures of one class: the curves of all, with the other classes left out."""
+    alone = curves._replace(precision=curves.precision[:, :, [k]], recall=curves.recall[:, [k]])
+    return tuple(_value(alone, figure) for figure in _FIGURES)
 
 
 def _mean(values: np.ndarray) -> float:

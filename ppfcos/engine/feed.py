@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from ppfcos.data.tally import Change, Tally
 from ppfcos.engine import distributed
 from ppfcos.engine.profiling import DATA_WAIT, NoProfiler, StepProfiler
 from ppfcos.errors import DataError, PPFCOSError
@@ -37,6 +38,7 @@ class BatchFeed:
         self._loader = loader
         self._max_bad_images = max_bad_images
         self._bad_images: set[str] = set()
+        self._changes = Tally()
         self._steps: Iterator[list[dict]] = iter(())
 
     def __len__(self) -> int:
@@ -78,6 +80,9 @@ class BatchFeed:
         with profiler.phase(DATA_WAIT):
             failure = self._fetch()
         bad = [image for batch in self.current for image in batch["bad_images"]]
+        for batch in self.current:
+            for name in batch["changes"]:
+                self._changes.add(Change[name])
         sizes = [batch["image"].shape[2:] for batch in self.current]
         news = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]
         rows = distributed.gather_rows(paddle.concat([values.detach(), paddle.to_tensor(news, "float32")]))
@@ -89,6 +94,15 @@ class BatchFeed:
         for batch in self.current:
             batch["image"] = _padded(batch["image"], int(height), int(width))
         return rows[:, :-4]
+
+    def report_changes(self) -> None:
+        """Say what reading did to the pictures since this was last called; all processes must call it."""
+        changes = Tally()
+        for found in distributed.gather(self._changes.changes()):
+            changes.add_all(Tally.of(found))
+        self._changes = Tally()
+        if str(changes):
+            logger.info("TrainDataset: %s", changes)
 
     def close(self) -> None:
         """Fetch no more."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paddle import nn
+from paddle import Tensor, nn
 
 from ppfcos.engine import distributed
 from ppfcos.engine.averaging import running_statistics
@@ -99,7 +99,7 @@ def _write(path: Path, batches: Sequence[dict]) -> None:
         f"{key}_{number}": value.numpy()
         for number, batch in enumerate(batches)
         for key, value in batch.items()
-        if key != "bad_images"
+        if isinstance(value, Tensor)
     }
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)

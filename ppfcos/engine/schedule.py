@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from typing import Any
 
 from paddle import nn
 from paddle.optimizer import Optimizer
-from paddle.optimizer.lr import LRScheduler
+from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 from ppdet.core.workspace import create
 
 from ppfcos.errors import ConfigError
+
+
+class TabulatedDecay(PiecewiseDecay):
+    """Paddle's PiecewiseDecay, which looks through all its boundaries in each step, by bisection.
+
+    PaddleDetection makes one boundary a step of a warm-up, and of a cosine that follows one: hundreds of
+    thousands.
+    """
+
+    def get_lr(self) -> float:
+        """The rate of the step at hand."""
+        return self.values[bisect.bisect_right(self.boundaries, self.last_epoch)]
 
 
 def batch_factor(cfg: Mapping[str, Any]) -> float:
@@ -51,6 +64,8 @@ def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int, finished_steps:
             f"LearningRate.schedulers cannot be used ({type(error).__name__}: {error}): give a decay such as "
             "PiecewiseDecay first, and a warm-up such as LinearWarmup second"
         ) from error
+    if type(schedule) is PiecewiseDecay:
+        schedule = TabulatedDecay(schedule.boundaries, schedule.values)
     for _ in range(finished_steps):  # one by one: some schedules compute a rate from the last one
         schedule.step()
     return schedule

@@ -332,7 +332,7 @@ class Trainer:
         normalizers = global_normalizers(targets)
         totals: dict[str, Tensor] = {}
         for number, (batch, own_targets) in enumerate(zip(batches, targets), start=1):
-            inputs = {key: batch[key] for key in batch if key != "bad_images"}
+            inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
             inputs.update(targets=own_targets, normalizers=normalizers)
             with self._gradients_stay_here() if number < len(batches) else contextlib.nullcontext():
                 with self.profiler.phase(FORWARD), self.precision.autocast():
@@ -357,7 +357,7 @@ class Trainer:
             with self.profiler.phase(OPTIMIZER):
                 self.precision.update(self.optimizer)
                 if self.average is not None:
-                    self.average.update(self.model)
+                    self.average.update()
         else:
             facts = {"learning rate": result.learning_rate, "gradient norm": result.gradient_norm}
             self.nonfinite.add(name, own, batches, facts)
@@ -407,6 +407,7 @@ class Trainer:
             Stopped: a process was told to stop.
         """
         self.state = self.state._replace(epochs=self.state.epochs + 1, step=0)
+        self.feed.report_changes()
         stop_signal = max(distributed.gather(self.stop.signal))
         is_last = self.state.epochs == self.cfg["epoch"]
         if self.state.epochs % self.cfg["snapshot_epoch"] and not is_last and not stop_signal:

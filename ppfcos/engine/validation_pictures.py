@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ppfcos.data.images import ImageUnreadable, read_image
-from ppfcos.data.records import DetectionData, Record
+from ppfcos.data.records import DetectionData, Record, stated_size
 from ppfcos.deploy import Detections
 from ppfcos.report.pictures import draw_detections, draw_truth, shrink
 
@@ -45,7 +45,7 @@ class ValidationPictures:
                 rows[detection["image_id"]].append(detection)
         for position, record in enumerate(self.records, start=1):
             try:
-                image = read_image(record["im_file"], _stated_size(record))[..., ::-1]
+                image = read_image(record["im_file"], stated_size(record))[..., ::-1]
             except ImageUnreadable:
                 continue
             image, factor = shrink(image, LONGEST_SIDE)
@@ -57,11 +57,6 @@ class ValidationPictures:
 def _spread(records: Sequence[Record], number: int) -> list[Record]:
     chosen = np.linspace(0, len(records) - 1, min(number, len(records))).round().astype(int)
     return [records[i] for i in chosen]
-
-
-def _stated_size(record: Record) -> tuple[int, int] | None:
-    height, width = int(record.get("h", 0)), int(record.get("w", 0))
-    return (height, width) if height and width else None
 
 
 def _detections(rows: Sequence[Mapping], categories: Sequence[Mapping], factor: float) -> Detections:

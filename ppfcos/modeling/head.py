@@ -17,6 +17,8 @@ from ppdet.core.workspace import register
 from ppdet.modeling.layers import DeformableConvV2
 
 from ppfcos.modeling.convolution import Conv2D, norm_relu_conv, trains_on_cpu
+from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
+from ppfcos.modeling.separable import SeparableConv
 
 
 class HeadOutputs(NamedTuple):
@@ -36,11 +38,8 @@ class HeadOutputs(NamedTuple):
 def _norm(norm_type: str, channels: int) -> nn.Layer:
     if norm_type == "gn":
         return nn.GroupNorm(num_groups=32 if channels % 32 == 0 else 16, num_channels=channels)
-    if norm_type == "bn":
-        return nn.BatchNorm2D(channels)
-    if norm_type == "sync_bn":
-        # SyncBatchNorm exists on accelerators only; in one process on a CPU it is the same as BatchNorm.
-        return nn.BatchNorm2D(channels) if paddle.get_device() == "cpu" else nn.SyncBatchNorm(channels)
+    if norm_type in BATCH_NORMS:
+        return batch_norm(norm_type, channels)
     raise ValueError(f"PPFCOSHead.norm_type is {norm_type!r}: it is gn, bn or sync_bn")
 
 
@@ -84,6 +83,7 @@ class Tower(nn.Layer):
         num_convs: how many.
         norm_type: `gn`, `bn` or `sync_bn`.
         deformable_convs: how many of them, counted from the last, are deformable.
+        separable: the others are separable.
         norm_levels: of the pyramid that have a norm of their own behind each convolution; 0: all share one.
     """
 
@@ -93,10 +93,12 @@ class Tower(nn.Layer):
         num_convs: int,
         norm_type: str,
         deformable_convs: int = 0,
+        separable: bool = False,
         norm_levels: int = 0,
     ):
         super().__init__()
-        plain = [_conv(channels, channels) for _ in range(num_convs - deformable_convs)]
+        conv = SeparableConv if separable else _conv
+        plain = [conv(channels, channels) for _ in range(num_convs - deformable_convs)]
         deformable = [_deformable_conv(channels) for _ in range(deformable_convs)]
         self.convs = nn.LayerList(plain + deformable)
         self.norms = nn.LayerList([_norms(norm_type, channels, norm_levels) for _ in range(num_convs)])
@@ -172,6 +174,7 @@ class PPFCOSHead(nn.Layer):
         distance: `relu`: distances are ReLU(scale·x)·stride; `exp`: they are exp(scale·x).
         norm_per_level: each level has norms of its own, as batch norms want it: the statistics differ.
         num_share_convs: convolutions in the tower that both share.
+        separable: the towers' convolutions are depthwise 3x3 and pointwise 1x1, an eighth of the work.
 
     Raises:
         ValueError: an option is none of those named.
@@ -192,6 +195,7 @@ class PPFCOSHead(nn.Layer):
         distance: str = "relu",
         norm_per_level: bool = False,
         num_share_convs: int = 0,
+        separable: bool = False,
     ):
         super().__init__()
         if centerness_on not in ("box", "class"):
@@ -206,10 +210,10 @@ class PPFCOSHead(nn.Layer):
         self.num_classes = num_classes
         self.centerness_on = centerness_on
         self.distance = distance
-        norm_levels = len(strides) if norm_per_level else 0
-        self.shared_tower = Tower(in_channels, num_share_convs, norm_type, 0, norm_levels)
-        self.class_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, norm_levels)
-        self.box_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, norm_levels)
+        alike = {"separable": separable, "norm_levels": len(strides) if norm_per_level else 0}
+        self.shared_tower = Tower(in_channels, num_share_convs, norm_type, **alike)
+        self.class_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, **alike)
+        self.box_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, **alike)
         self.class_conv = _conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
         self.box_conv = _conv(in_channels, 4)
         self.quality_conv = _conv(in_channels, 1)

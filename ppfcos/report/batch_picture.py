@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ppfcos.boxes import box_areas
-from ppfcos.report.pictures import FONT, class_colour, draw_box, draw_label, style_for
+from ppfcos.report.pictures import FONT, Style, class_colour, draw_box, draw_label, style_for
 
 NO_LEVEL = -1
 
@@ -21,6 +21,7 @@ PAPER, INK = (255, 255, 255), (40, 40, 40)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 HATCH = ((88, 66, 54), (140, 112, 96))  # two shades of slate, to be told from the grey of augmentation
 HATCH_WIDTH = 8
+CROWD = (200, 200, 200)
 TEXT_SCALE, LINE_HEIGHT = 0.55, 26
 
 
@@ -36,6 +37,7 @@ class FedImage(NamedTuple):
         box_levels: [M] number of the level that answers most for a box; NO_LEVEL where none does.
         locations: [N, 2] x, y of the positive locations, in pixels.
         location_levels: [N] number of the level of each.
+        crowds: [K, 4] x0, y0, x1, y1 of the boxes around crowds, in which nothing is background.
     """
 
     pixels: np.ndarray
@@ -46,6 +48,7 @@ class FedImage(NamedTuple):
     box_levels: np.ndarray
     locations: np.ndarray
     location_levels: np.ndarray
+    crowds: np.ndarray = np.zeros((0, 4), np.float32)
 
 
 class Level(NamedTuple):
@@ -99,6 +102,8 @@ def _draw_image(image: FedImage, levels: Sequence[Level], scale: float) -> np.nd
     bottom, right = (round(side * scale) for side in image.size)
     canvas[bottom:], canvas[:, right:] = hatch[bottom:], hatch[:, right:]
     style = style_for(height, width)
+    for box in image.crowds * scale:
+        _draw_crowd(canvas, box, style)
     for box, level in zip(image.boxes * scale, image.box_levels):
         draw_box(canvas, box, BLACK, style._replace(line=style.line + 2))
         draw_box(canvas, box, _level_colour(level), style)
@@ -108,6 +113,16 @@ def _draw_image(image: FedImage, levels: Sequence[Level], scale: float) -> np.nd
     canvas = cv2.copyMakeBorder(canvas, LINE_HEIGHT, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=PAPER)
     _write(canvas, image.title, 0, canvas.shape[1] - GAP)
     return canvas
+
+
+def _draw_crowd(canvas: np.ndarray, box: np.ndarray, style: Style) -> None:
+    """A crowd's box, veiled with stripes: what is in it counts neither as an object nor as background."""
+    x0, y0, x1, y1 = np.maximum(0, np.rint(box)).astype(int)
+    inside = canvas[y0:y1, x0:x1]
+    stripes = _stripes(*inside.shape[:2]) == 0
+    inside[stripes] = (inside[stripes] // 2 + np.array(CROWD) // 2).astype(np.uint8)
+    draw_box(canvas, box, CROWD, style)
+    draw_label(canvas, box, "crowd", CROWD, style._replace(font_scale=max(0.35, 0.8 * style.font_scale)))
 
 
 def _draw_names(canvas: np.ndarray, image: FedImage, scale: float) -> None:
@@ -143,6 +158,9 @@ def _draw_legend(images: Sequence[FedImage], levels: Sequence[Level], width: int
         text = f"{level.name}, stride {level.stride}, {level.reach}: {locations} locations, {boxes} boxes"
         entries.append((_level_colour(number), text))
     entries.append((_level_colour(NO_LEVEL), f"no location: {(box_levels == NO_LEVEL).sum()} boxes"))
+    crowds = sum(len(image.crowds) for image in images)
+    if crowds:
+        entries.append((CROWD, f"crowd, nothing in it is background: {crowds} boxes"))
     entries.append((None, "padding"))
     swatch, gap = LINE_HEIGHT - 10, 24
     places, x, line = [], 0, 0
@@ -167,8 +185,12 @@ def _level_colour(level: int) -> tuple[int, int, int]:
 
 def _hatch(height: int, width: int) -> np.ndarray:
     """[height, width, 3] of slanting stripes, which no photograph has and no network gets."""
-    stripes = (np.arange(height)[:, None] + np.arange(width)) // HATCH_WIDTH % 2
-    return np.array(HATCH, dtype=np.uint8)[stripes]
+    return np.array(HATCH, dtype=np.uint8)[_stripes(height, width)]
+
+
+def _stripes(height: int, width: int) -> np.ndarray:
+    """[height, width] of 0 and 1."""
+    return (np.arange(height)[:, None] + np.arange(width)) // HATCH_WIDTH % 2
 
 
 def _write(canvas: np.ndarray, text: str, x: int, room: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from html import escape
 
 import cv2
 import numpy as np
@@ -13,33 +11,27 @@ from ppfcos.data.checker.findings import DataReport
 from ppfcos.data.checker.kinds import KINDS, TRAINING, Finding
 from ppfcos.data.checker.rules import SectionCheck
 from ppfcos.data.images import ImageUnreadable, read_image
-from ppfcos.report.data_report import bin_names, level_names, lost_text, printable, sizes_text, summary
+from ppfcos.report.data_report import bin_names, level_names, lost_text, sizes_text, summary
+from ppfcos.report.page import escaped, page, picture_address, short
 
 THUMBNAILS_OF_A_KIND, THUMBNAILS = 6, 120
 LINES_OF_A_KIND = 100
 _THUMBNAIL_SIDE, _MARGIN = 260, 14  # pixels; the margin shows boxes that reach beyond the picture
-_JPEG_QUALITY = 75
 _RING_RADIUS = 9  # pixels
 _OTHER_BOX, _THE_BOX = (70, 170, 70), (60, 40, 230)  # blue first
 _LEVEL_COLOURS = ("#1b6ca8", "#2a9d8f", "#8ab17d", "#e9c46a", "#f4a261", "#7b5ea7", "#9c9c9c")
 _LOST_COLOURS = ("#e76f51", "#b00020")  # covered, no location
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-body { color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .6rem 0; }
-th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-code, .where { font-family: ui-monospace, monospace; font-size: .86em; overflow-wrap: anywhere; }
-.error { color: #b00020; } .warning { color: #9a5b00; } .note, .accepted { color: #446; }
-section.kind { color: #222; border-left: 4px solid #ccd; padding: .1rem 1rem .4rem; margin: 1.2rem 0; }
-section.error { border-color: #b00020; } section.warning { border-color: #e9a23b; }
+.error { color: var(--error); } .warning { color: var(--warning); } .note, .accepted { color: var(--note); }
+section.kind { color: var(--ink); border-left: 4px solid var(--line); padding: .1rem 1rem .4rem; }
+section.kind { margin: 1.2rem 0; }
+section.error { border-color: var(--error); } section.warning { border-color: var(--warning); }
 .consequence { font-weight: 600; }
-.pictures { display: flex; flex-wrap: wrap; gap: .8rem; } figure { margin: 0; width: 18rem; }
-figure img { max-width: 100%; display: block; } figcaption { font-size: .8rem; overflow-wrap: anywhere; }
-.gone { width: 16rem; height: 6rem; background: #eee; display: grid; place-items: center; color: #777; }
-ul { padding-left: 1.2rem; } svg text { font: 11px system-ui, sans-serif; fill: #333; }
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem; } figure { width: 18rem; }
+figure img { max-width: 100%; display: block; }
+.gone { width: 16rem; height: 6rem; background: var(--card); display: grid; place-items: center; }
+.gone { color: var(--soft); } ul { padding-left: 1.2rem; }
 """
 
 
@@ -56,10 +48,7 @@ def html_page(report: DataReport, title: str, accepted: Sequence[str] = ()) -> s
     """
     pictures = _Thumbnails(report)
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width'>",
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Data of {_text(title)}: {_text(summary(report, accepted))}</h1>",
+        f"<h1>Data of {escaped(title)}: {escaped(summary(report, accepted))}</h1>",
         _kinds_table(report, accepted),
         *(_section(section, report) for section in report.sections),
         "<h2>Findings</h2>",
@@ -67,14 +56,8 @@ def html_page(report: DataReport, title: str, accepted: Sequence[str] = ()) -> s
             _kind(report, kind, section, findings, pictures, kind in accepted)
             for kind, section, findings in report.by_kind()
         ),
-        "</body></html>\n",
     ]
-    return "\n".join(parts)
-
-
-def _text(text: str) -> str:
-    """Text from the data, which may hold anything, as HTML."""
-    return escape(printable(str(text)))
+    return page(title, "\n".join(parts), _STYLE)
 
 
 def _anchor(kind: str, section: SectionCheck) -> str:
@@ -87,8 +70,8 @@ def _kinds_table(report: DataReport, accepted: Sequence[str]) -> str:
         mark = "accepted" if kind in accepted else KINDS[kind].severity.value
         rows.append(
             f"<tr><td class='{mark}'>{mark}</td><td class='number'>{len(findings)}</td>"
-            f"<td><a href='#{_anchor(kind, section)}'>{kind}</a></td><td>{_text(section.raw.section)}</td>"
-            f"<td>{_text(report.consequence(kind, section))}</td></tr>"
+            f"<td><a href='#{_anchor(kind, section)}'>{kind}</a></td><td>{escaped(section.raw.section)}</td>"
+            f"<td>{escaped(report.consequence(kind, section))}</td></tr>"
         )
     if not rows:
         return "<p>Nothing was found.</p>"
@@ -100,7 +83,7 @@ def _section(section: SectionCheck, report: DataReport) -> str:
     raw, counts = section.raw, section.counts
     classes = [(category.name, [objects]) for category, objects in zip(raw.categories, counts.per_class)]
     parts = [
-        f"<h2>{_text(raw.section)}</h2><p><code>{_text(raw.source)}</code><br>{counts.images} images, "
+        f"<h2>{escaped(raw.section)}</h2><p><code>{escaped(raw.source)}</code><br>{counts.images} images, "
         f"{counts.empty} of them without objects; {counts.objects} objects, {counts.crowds} crowds</p>",
         _bars("Objects of each class", classes, [""]),
     ]
@@ -108,7 +91,7 @@ def _section(section: SectionCheck, report: DataReport) -> str:
         rows = list(zip(bin_names(), counts.levels.tolist()))
         title = f"Boxes by longer side in pixels and by level, {sizes_text(report.geometry)}"
         parts.append(_bars(title, rows, level_names(report.geometry)))
-        parts.append(f"<p>{_text(lost_text(section))}</p>")
+        parts.append(f"<p>{escaped(lost_text(section))}</p>")
     return "".join(parts)
 
 
@@ -120,10 +103,10 @@ def _bars(title: str, rows: Sequence[tuple[str, Sequence[int]]], names: Sequence
     shapes = []
     for index, (name, numbers) in enumerate(rows):
         x, y = float(left), index * step
-        shapes.append(f"<text x='{left - 8}' y='{y + 14}' text-anchor='end'>{_text(_short(name))}</text>")
+        shapes.append(f"<text x='{left - 8}' y='{y + 14}' text-anchor='end'>{escaped(short(name))}</text>")
         for number, colour, part in zip(numbers, colours, names):
             extent = number / longest * width
-            hint = f"<title>{_text(name)} {_text(part)}: {number}</title>"
+            hint = f"<title>{escaped(name)} {escaped(part)}: {number}</title>"
             if number:
                 shapes.append(
                     f"<rect x='{x:.1f}' y='{y + 3}' width='{max(extent, 1):.1f}' height='{step - 6}' "
@@ -132,10 +115,12 @@ def _bars(title: str, rows: Sequence[tuple[str, Sequence[int]]], names: Sequence
             x += extent
         shapes.append(f"<text x='{x + 6:.1f}' y='{y + 14}'>{sum(numbers)}</text>")
     legend = " ".join(
-        f"<span style='color:{colour}'>■</span> {_text(name)}" for name, colour in zip(names, colours) if name
+        f"<span style='color:{colour}'>■</span> {escaped(name)}"
+        for name, colour in zip(names, colours)
+        if name
     )
     size = f"width='{left + width + 80}' height='{len(rows) * step + 4}'"
-    return f"<h3>{_text(title)}</h3><p>{legend}</p><svg {size} role='img'>{''.join(shapes)}</svg>"
+    return f"<h3>{escaped(title)}</h3><p>{legend}</p><svg {size} role='img'>{''.join(shapes)}</svg>"
 
 
 def _colours(parts: int) -> list[str]:
@@ -143,10 +128,6 @@ def _colours(parts: int) -> list[str]:
         return [_LEVEL_COLOURS[0]]
     levels = parts - len(_LOST_COLOURS)
     return [*(_LEVEL_COLOURS[i % len(_LEVEL_COLOURS)] for i in range(levels)), *_LOST_COLOURS]
-
-
-def _short(name: str, most: int = 26) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _kind(
@@ -160,18 +141,18 @@ def _kind(
     entry = KINDS[kind]
     mark = "accepted" if accepted else entry.severity.value
     shown = "".join(pictures.of(finding) for finding in _one_an_image(findings)[:THUMBNAILS_OF_A_KIND])
-    fix = f"<p>--fix {_text(entry.fix)}.</p>" if entry.fix else ""
+    fix = f"<p>--fix {escaped(entry.fix)}.</p>" if entry.fix else ""
     lines = "".join(
-        f"<li><span class='where'>{_text(finding.where)}</span>: {_text(finding.detail)}</li>"
+        f"<li><span class='where'>{escaped(finding.where)}</span>: {escaped(finding.detail)}</li>"
         for finding in findings[:LINES_OF_A_KIND]
     )
     rest = len(findings) - LINES_OF_A_KIND
     more = f"<p>and {rest} more, which the JSON report names</p>" if rest > 0 else ""
     return (
         f"<section class='kind {mark}' id='{_anchor(kind, section)}'>"
-        f"<h3>{len(findings)} × {_text(entry.meaning)} "
-        f"<small>({kind}, {_text(section.raw.section)})</small></h3>"
-        f"<p class='consequence'>{_text(report.consequence(kind, section))}.</p>{fix}"
+        f"<h3>{len(findings)} × {escaped(entry.meaning)} "
+        f"<small>({kind}, {escaped(section.raw.section)})</small></h3>"
+        f"<p class='consequence'>{escaped(report.consequence(kind, section))}.</p>{fix}"
         f"<div class='pictures'>{shown}</div>"
         f"<details{'' if len(findings) > 10 else ' open'}><summary>the places</summary><ul>{lines}</ul>{more}"
         "</details></section>"
@@ -206,11 +187,10 @@ class _Thumbnails:
         if picture is None:
             shown = "<div class='gone'>no picture to show</div>"
         else:
-            data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
-            shown = f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(data).decode()}'>"
+            shown = f"<img alt='' src='{picture_address(picture)}'>"
         return (
-            f"<figure>{shown}<figcaption><span class='where'>{_text(finding.where)}</span><br>"
-            f"{_text(finding.detail)}</figcaption></figure>"
+            f"<figure>{shown}<figcaption><span class='where'>{escaped(finding.where)}</span><br>"
+            f"{escaped(finding.detail)}</figcaption></figure>"
         )
 
     def _draw(self, finding: Finding) -> np.ndarray | None:

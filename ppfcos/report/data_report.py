@@ -9,6 +9,7 @@ from ppfcos.data.checker.findings import DataReport
 from ppfcos.data.checker.kinds import KINDS, TRAINING, Finding
 from ppfcos.data.checker.responsibility import Geometry
 from ppfcos.data.checker.rules import SIDE_BINS, SectionCheck
+from ppfcos.report.page import printable
 
 EXAMPLES = 3  # of each kind in the text; the JSON has all
 _JSON_VERSION = 1
@@ -116,13 +117,6 @@ def lost_text(section: SectionCheck) -> str:
     *_, covered, without = section.counts.levels.sum(axis=0).tolist()
     return (
         f"{without} boxes have no location on any level; {covered} more lose all of theirs to smaller boxes"
-    )
-
-
-def printable(text: str) -> str:
-    """The text with escapes for what would move the cursor or end the line."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
 
 

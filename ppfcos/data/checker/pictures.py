@@ -5,12 +5,10 @@ Nothing here imports Paddle: it would cost every reading process seconds and hun
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import multiprocessing
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,30 +16,16 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 from tqdm import tqdm
 
 from ppfcos.data.checker.responsibility import Geometry, Responsibility, responsibility
 from ppfcos.data.images import ImageCutShort, ImageOfAnotherSize, ImageUnreadable, read_image
+from ppfcos.data.picture_header import Header, colour_kinds, pillow_set_up, read_header, turn_kinds
 from ppfcos.data.records import clip_boxes
-from ppfcos.data.regular_files import require_regular
 from ppfcos.environment import most_pixels
 from ppfcos.errors import DataError
 
-_EXIF_ORIENTATION = 0x0112
-_TURNS_BY_A_QUARTER = (5, 6, 7, 8)
-_TURNED_BY_OPENCV = ("JPEG", "MPO", "PNG", "TIFF")
-_KIND_OF_MODE = {
-    "1": "image-grey",
-    "L": "image-grey",
-    "LA": "image-grey",
-    "I;16": "image-grey",
-    "I;16B": "image-grey",
-    "P": "image-palette",
-    "PA": "image-palette",
-    "CMYK": "image-cmyk",
-}
-_PNG_DEPTH_AT, _TIFF_BITS = 24, 258
 _TASKS_AT_ONCE = 8
 
 
@@ -75,18 +59,6 @@ class Look(NamedTuple):
     size: tuple[int, int] | None = None
     content: str = ""
     responsibility: Responsibility | None = None
-
-
-class _Header(NamedTuple):
-    """What a file says of its picture before its pixels."""
-
-    format: str
-    width: int
-    height: int
-    mode: str
-    orientation: int
-    deep: bool
-    transparent: bool
 
 
 def look_at_all(tasks: Sequence[Task], workers: int, title: str) -> list[Look]:
@@ -142,7 +114,7 @@ def look_at(task: Task) -> Look:
     Returns:
         What was seen; a picture that training cannot read has one kind only, the reason.
     """
-    header = _header(task.path)
+    header = read_header(task.path)
     if header is not None and header.width * header.height > most_pixels():
         return Look((("image-huge", f"{header.width}x{header.height} pixels"),))
     try:
@@ -150,7 +122,7 @@ def look_at(task: Task) -> Look:
     except ImageUnreadable as error:
         return Look(((_kind_of_failure(task, error, header), error.reason),))
     size = (image.shape[0], image.shape[1])
-    kinds = () if header is None else (*_colour_kinds(header), *_turn_kinds(header, task.size))
+    kinds = () if header is None else (*colour_kinds(header), *turn_kinds(header, task.size))
     content = hashlib.blake2b(repr(size).encode() + image.tobytes(), digest_size=16).hexdigest()
     if task.geometry is None:
         return Look(kinds, size, content)
@@ -158,90 +130,7 @@ def look_at(task: Task) -> Look:
     return Look(kinds, size, content, responsibility(boxes, *size, task.geometry))
 
 
-def _header(path: str) -> _Header | None:
-    """What Pillow reads of a file's head; None where it knows no such format."""
-    try:
-        require_regular(path)
-        with _pillow_set_up(), Image.open(path) as picture:
-            return _Header(
-                str(picture.format),
-                picture.width,
-                picture.height,
-                picture.mode,
-                _orientation(picture),
-                _is_deep(picture, path),
-                "A" in picture.getbands() or "transparency" in picture.info,
-            )
-    except Exception:  # a broken head makes Pillow raise whatever it stumbles over
-        return None
-
-
-def _orientation(picture: Image.Image) -> int:
-    """From 1, the upright one, to 8.
-
-    Not by `getexif`, which decodes the whole of a PNG, and believes XMP where OpenCV does not.
-    """
-    exif = Image.Exif()
-    exif.load(picture.info.get("exif", b""))
-    tags = getattr(picture, "tag_v2", {})  # a TIFF's
-    return int(tags.get(_EXIF_ORIENTATION) or exif.get(_EXIF_ORIENTATION) or 1)
-
-
-@contextlib.contextmanager
-def _pillow_set_up() -> Iterator[None]:
-    """Pillow opens a picture of any size, whose pixels nobody asks for, and does not pass over a missing end.
-
-    Both are settings of the process, and PaddleDetection changes the second when it is imported.
-    """
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
-def _is_deep(picture: Image.Image, path: str) -> bool:
-    """Whether a channel has more than 8 bits; Pillow's mode does not tell for colours."""
-    if picture.mode.startswith(("I", "F")):
-        return True
-    if picture.format == "PNG":
-        with open(path, "rb") as stream:
-            return stream.read(_PNG_DEPTH_AT + 1)[_PNG_DEPTH_AT] > 8
-    bits = getattr(picture, "tag_v2", {}).get(_TIFF_BITS, (8,))
-    return max(bits if isinstance(bits, tuple) else (bits,)) > 8
-
-
-def _colour_kinds(header: _Header) -> Iterator[tuple[str, str]]:
-    detail = f"Pillow calls its mode {header.mode}"
-    if header.mode in _KIND_OF_MODE:
-        yield _KIND_OF_MODE[header.mode], detail
-    if header.deep:
-        yield "image-16-bit", detail
-    if header.transparent:
-        yield "image-alpha", detail
-
-
-def _turn_kinds(header: _Header, stated: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
-    """What `read_image` made of the EXIF orientation of a picture that it could read."""
-    if not 2 <= header.orientation <= 8:
-        return
-    detail = f"EXIF orientation {header.orientation}"
-    exchanges_sides = header.orientation in _TURNS_BY_A_QUARTER and header.width != header.height
-    if header.format not in _TURNED_BY_OPENCV:
-        yield "image-not-turned", f"{detail}, which OpenCV takes no notice of in {header.format}"
-    elif stated is None or not exchanges_sides:
-        yield "image-turn-unclear", detail
-    # libtiff has turned a TIFF before anybody can ask for the stored pixels
-    elif header.format == "TIFF" or stated == (header.width, header.height):
-        yield "image-turned", detail
-    else:
-        yield "image-not-turned", f"{detail}, but the stated size is that of the stored pixels"
-
-
-def _kind_of_failure(task: Task, error: ImageUnreadable, header: _Header | None) -> str:
+def _kind_of_failure(task: Task, error: ImageUnreadable, header: Header | None) -> str:
     if isinstance(error, ImageOfAnotherSize):
         return "image-size-differs"
     if isinstance(error, ImageCutShort):
@@ -249,7 +138,7 @@ def _kind_of_failure(task: Task, error: ImageUnreadable, header: _Header | None)
     if header is None:
         return "image-unreadable"
     try:
-        with _pillow_set_up(), Image.open(task.path) as picture:
+        with pillow_set_up(), Image.open(task.path) as picture:
             picture.load()
     except Exception as reason:  # as in _header
         return "image-truncated" if "truncated" in str(reason) else "image-unreadable"

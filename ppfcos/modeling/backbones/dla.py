@@ -6,8 +6,11 @@ which tells a neck no strides and gives it all levels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from paddle import nn
+from paddle.nn.initializer import Normal
 from ppdet.core.workspace import register, serializable
 from ppdet.modeling.backbones.dla import DLA, Tree
 from ppdet.modeling.shape_spec import ShapeSpec
@@ -33,11 +36,14 @@ class PPFCOSDLA(DLA):
             raise ValueError(f"PPFCOSDLA.norm_type is {norm_type!r}: it is bn or sync_bn")
         self.norm_type = norm_type
         self.return_idx = list(return_idx)
-        for tree in self.sublayers():
-            if isinstance(tree, Tree) and tree.level > 1:
+        for layer in self.sublayers():
+            if isinstance(layer, nn.Conv2D):  # as its authors begin; with PaddleDetection's, features vanish
+                outputs, _, height, width = layer.weight.shape
+                Normal(std=math.sqrt(2 / (outputs * height * width)))(layer.weight)
+            if isinstance(layer, Tree) and layer.level > 1:
                 # Its inner trees project for themselves: nothing uses the result, and no gradient reaches it,
                 # which a training in several processes would wait for.
-                tree.project = None
+                layer.project = None
 
     @property
     def out_shape(self) -> list:

@@ -1,0 +1,7 @@
+"""`python -m ppfcos`, where the program `ppfcos` is not on the path."""
+
+import sys
+
+from ppfcos.cli.main import main
+
+sys.exit(main())

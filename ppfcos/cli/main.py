@@ -1,0 +1,93 @@
+"""`ppfcos`: all commands under one name. Each is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ppfcos
+from ppfcos.cli.command import PROGRAM
+from ppfcos.errors import PPFCOSError
+from ppfcos.hints import hint
+
+
+class Command(NamedTuple):
+    """One of the commands.
+
+    Attributes:
+        module: in ppfcos.cli; its `main` takes the arguments, its `build_parser` describes them.
+        summary: what the command does, a few words.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("train", "train the model of a configuration"),
+    "eval": Command("eval", "measure a model by COCO's figures"),
+    "infer": Command("infer", "find objects in pictures"),
+    "export": Command("export_model", "turn a trained model into a bundle that runs anywhere"),
+    "convert-weights": Command("convert_weights", "bring the weights of other FCOS projects here"),
+    "convert-data": Command("convert_data", "COCO, Pascal VOC and YOLO annotations into one another"),
+    "check-data": Command("check_data", "find what is wrong with a data set"),
+    "show-batch": Command("show_batch", "draw what the network is fed with"),
+    "environment": Command("environment", "versions, devices and problems, for a bug report"),
+    "completion": Command("completion", "what lets a shell complete the words of this program"),
+}
+
+
+def usage() -> str:
+    """What `ppfcos --help` prints."""
+    widest = max(map(len, COMMANDS))
+    listed = "\n".join(f"{name:<{widest}}   {command.summary}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND [OPTIONS]\n\n"
+        "FCOS, the anchor-free object detector, trained on PaddlePaddle in PaddleDetection's style.\n\n"
+        f"commands:\n{textwrap.indent(listed, '  ')}\n\n"
+        f"`{PROGRAM} COMMAND --help` tells the options of each; `{PROGRAM} --version` the version."
+    )
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of a command.
+
+    Args:
+        name: of the command.
+
+    Returns:
+        What its module builds.
+    """
+    return _module(name).build_parser()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names.
+
+    Args:
+        argv: the arguments; those of the process where None.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"{PROGRAM} {ppfcos.__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        what = "option" if words[0].startswith("-") else "command"
+        near = hint(words[0], COMMANDS) if what == "command" else f"; {PROGRAM} COMMAND comes first"
+        print(f"error: there is no {what} {words[0]}{near}", file=sys.stderr)
+        return PPFCOSError.exit_code
+    return _module(words[0]).main(words[1:])
+
+
+def _module(name: str):
+    return importlib.import_module(f"ppfcos.cli.{COMMANDS[name].module}")

@@ -1,0 +1,172 @@
+"""The page docs/configs.md: every key of a configuration, from the code that reads it.
+
+python -m ppfcos.config.reference
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docstring_parser import DocstringStyle, parse
+
+from ppfcos.config.files import Section, read_file
+from ppfcos.config.keys import DATASET_SECTIONS, PLAIN_KEYS_BY_TOPIC, READER_KEYS, SCHEDULES, PlainKey
+from ppfcos.config.workspace import registered_modules
+from ppfcos.files import replacing
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs" / "configs.md"
+OPENING = """# Configurations: every key
+
+<!-- `python -m ppfcos.config.reference` writes this page from the code's docstrings and tables. -->
+
+A configuration is YAML. `_BASE_` names files that it inherits from, whose keys it changes one by one. `-o`
+on the command line changes keys once more, with dots between the levels and numbers for what is in lists:
+`-o epoch=24 LearningRate.base_lr=0.02 TrainReader.sample_transforms.1.RandomFlip.prob=0`. A key that
+nothing reads is an error, which names the nearest one that exists. With `--show-config` a command prints
+what a configuration comes to, and from which file and line each value comes.
+
+There are keys that stand alone, readers, and sections that are named after classes: their keys are the
+arguments of the class, so that a page of the code is a page of the configuration.
+"""
+OF_PADDLEDETECTION = """What these keys mean is told by PaddleDetection 2.6.0, whose classes they belong to,
+and for those that matter here by the comments in configs/_base_. Any other backbone, data set or operator
+of PaddleDetection can be named as well.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    with replacing(PAGE) as unfinished:
+        unfinished.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The page as it should be."""
+    modules, datasets = registered_modules()
+    ours = sorted(name for name in modules if _class_of(name).__module__.startswith("ppfcos."))
+    parts = [name for name in ours if name not in datasets]
+    lines = [OPENING]
+    for topic, keys in PLAIN_KEYS_BY_TOPIC.items():
+        lines += [f"## {topic}\n", *_table_of_keys(keys)]
+    lines += ["## Readers\n", "How pictures become batches; [loading.md](loading.md) tells more.\n"]
+    for reader, keys in READER_KEYS.items():
+        lines += [f"### {reader}\n", *_table_of_keys(keys)]
+    lines.append("## Parts of the model\n")
+    for name in parts:
+        lines += _section(name, _class_of(name))
+    lines.append("## Data sets\n")
+    lines.append("Under `TrainDataset`, `EvalDataset` and `TestDataset`, with `name`.\n")
+    for name in sorted(set(datasets) & set(ours)):
+        lines += _section(name, _class_of(name))
+    lines.append("## Operators of ours for sample_transforms\n")
+    for name, operator in _operators():
+        lines += _section(name, operator)
+    lines += ["## PaddleDetection's own\n", OF_PADDLEDETECTION, *_of_paddledetection(modules, datasets, ours)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _class_of(name: str) -> Any:
+    from ppdet.core.workspace import global_config
+
+    return getattr(global_config[name].pymodule, name)
+
+
+def _operators() -> Iterator[tuple[str, Any]]:
+    """Names and classes of our operators for one image."""
+    from ppdet.data.transform.operators import registered_ops
+
+    import ppfcos.data.augment as augment
+
+    modules = [each for name, each in sys.modules.items() if name.startswith(augment.__name__)]
+    for name in sorted(registered_ops):
+        found = next((getattr(module, name) for module in modules if hasattr(module, name)), None)
+        if found is not None and found.__module__.startswith("ppfcos."):
+            yield name, found
+
+
+def _table_of_keys(keys: dict[str, PlainKey]) -> Iterator[str]:
+    yield "| key | meaning | value | default |\n| --- | --- | --- | --- |"
+    for key, plain in keys.items():
+        default = "" if plain.default is None else f"`{_yaml(plain.default)}`"
+        yield f"| `{key}` | {_cell(plain.meaning)} | {_cell(plain.kind.description)} | {default} |"
+    yield ""
+
+
+def _section(name: str, described: Any) -> Iterator[str]:
+    """A class: what it is, where it is, its arguments."""
+    text = parse(inspect.getdoc(described) or "", DocstringStyle.GOOGLE)
+    file = Path(inspect.getsourcefile(described)).relative_to(ROOT)
+    yield f"### {name}\n"
+    yield f"{' '.join((text.short_description or '').split())} ([{file}](../{file}))\n"
+    meanings = {each.arg_name: " ".join((each.description or "").split()) for each in text.params}
+    arguments = list(_arguments(described))
+    if not arguments:
+        return
+    yield "| key | meaning | default |\n| --- | --- | --- |"
+    for argument, default in arguments:
+        yield f"| `{argument}` | {_cell(meanings.get(argument, ''))} | {default} |"
+    yield ""
+
+
+def _arguments(described: Any) -> Iterator[tuple[str, str]]:
+    """Names and defaults of what a constructor takes from a configuration."""
+    made_of_others = (
+        ("self", "input_shape", "in_channels", "strides") if hasattr(described, "from_config") else ("self",)
+    )
+    for name, each in inspect.signature(described.__init__).parameters.items():
+        if name not in made_of_others and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL):
+            yield name, "needed" if each.default is each.empty else f"`{_yaml(each.default)}`"
+
+
+def _of_paddledetection(modules: dict, datasets: list[str], ours: list[str]) -> Iterator[str]:
+    """The classes of PaddleDetection that the configurations here use, with all that they take."""
+    yield "| section | keys and their defaults |\n| --- | --- |"
+    for name in sorted(
+        _used_sections(datasets) & set(modules) - set(ours) - set(DATASET_SECTIONS) - set(READER_KEYS)
+    ):
+        arguments = ", ".join(
+            f"`{key}`" if default == "needed" else f"`{key}: {default[1:-1]}`"
+            for key, default in _arguments(_class_of(name))
+        )
+        yield f"| `{name}` | {arguments} |"
+    yield ""
+
+
+def _used_sections(datasets: list[str]) -> set[str]:
+    found: set[str] = set()
+    for path in sorted((ROOT / "configs").glob("*.yml")):
+        found |= _names(read_file(str(path), (*datasets, *SCHEDULES)))
+    return found
+
+
+def _names(value: Any) -> set[str]:
+    """Everything that may be a class's name: keys, and the values of `name`."""
+    if isinstance(value, Section):
+        named = {value["name"]} if isinstance(value.get("name"), str) else set()
+        return set(value) | named | {name for inner in value.values() for name in _names(inner)}
+    if isinstance(value, list):
+        return {name for inner in value for name in _names(inner)}
+    return set()
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)) and any(type(item).__module__.startswith("ppdet") for item in value):
+        return f"[{', '.join(type(item).__name__ for item in value)}]"
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

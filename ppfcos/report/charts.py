@@ -1,0 +1,166 @@
+"""Charts as SVG and as rows of HTML, which become as narrow as the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ppfcos.report.page import escaped, short
+
+# Of a chart of two quantities from 0 to 1, in its own units. A page's script draws in the same ones.
+LEFT, TOP, WIDTH, HEIGHT = 42, 10, 368, 250
+_LOW_HEIGHT = 64  # of a chart of columns
+_FULL_WIDTH, _FULL_HEIGHT = LEFT + WIDTH + 10, TOP + HEIGHT + 40
+
+
+class Line(NamedTuple):
+    """A line of a chart: its name, its points from 0 to 1, and the CSS class that gives its colour."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    style: str
+
+
+class Bar(NamedTuple):
+    """A row of a bar chart.
+
+    Attributes:
+        name: of the row.
+        value: that decides the bar's length.
+        shown: how the value is written.
+        style: CSS class that gives the bar's colour.
+        about: a sentence on it, or nothing.
+    """
+
+    name: str
+    value: float
+    shown: str
+    style: str
+    about: str = ""
+
+
+def line_chart(lines: Sequence[Line], x_name: str, y_name: str, behind: str = "") -> str:
+    """A chart of two quantities from 0 to 1, with a legend.
+
+    Args:
+        lines: in the order in which they are drawn.
+        x_name: below the horizontal axis.
+        y_name: beside the vertical axis.
+        behind: SVG that is drawn between the grid and the lines.
+
+    Returns:
+        HTML.
+    """
+    shapes = [_grid(x_name, y_name), behind]
+    for line in lines:
+        hint = f"<title>{escaped(line.name)}</title>"
+        points = polyline(line.xs, line.ys)
+        shapes.append(f"<polyline class='line {line.style}' points='{points}'>{hint}</polyline>")
+    legend = "".join(f"<span class='{line.style}'>{escaped(line.name)}</span>" for line in lines)
+    return (
+        f"<div class='legend'>{legend}</div>"
+        f"<svg class='chart' viewBox='0 0 {_FULL_WIDTH} {_FULL_HEIGHT}' role='img' "
+        f"aria-label='{escaped(y_name)} over {escaped(x_name)}'>{''.join(shapes)}</svg>"
+    )
+
+
+def polyline(xs: Sequence[float], ys: Sequence[float]) -> str:
+    """Points from 0 to 1 in a line chart's units.
+
+    Args:
+        xs: [N].
+        ys: [N].
+
+    Returns:
+        What a polyline's `points` takes.
+    """
+    return " ".join(f"{LEFT + WIDTH * x:.1f},{TOP + HEIGHT * (1 - y):.1f}" for x, y in zip(xs, ys))
+
+
+def rectangle(x0: float, x1: float, height: float, style: str, hint: str) -> str:
+    """A bar of a line chart, from its lower edge up.
+
+    Args:
+        x0: left edge, from 0 to 1.
+        x1: right edge.
+        height: from 0 to 1.
+        style: CSS class.
+        hint: shown when pointed at.
+
+    Returns:
+        SVG.
+    """
+    return (
+        f"<rect class='{style}' x='{LEFT + WIDTH * x0 + 1:.1f}' y='{TOP + HEIGHT * (1 - height):.1f}' "
+        f"width='{WIDTH * (x1 - x0) - 2:.1f}' height='{HEIGHT * height:.1f}'>"
+        f"<title>{escaped(hint)}</title></rect>"
+    )
+
+
+def column_chart(columns: Sequence[tuple[float, float, int, str]], y_name: str) -> str:
+    """Numbers over a quantity from 0 to 1, as wide as a line chart.
+
+    Args:
+        columns: where each begins and ends, its number, and what is shown when pointed at.
+        y_name: beside them.
+
+    Returns:
+        SVG.
+    """
+    most = max((number for _, _, number, _ in columns), default=0) or 1
+    floor = TOP + _LOW_HEIGHT
+    shapes = [f"<line class='grid' x1='{LEFT}' x2='{LEFT + WIDTH}' y1='{floor}' y2='{floor}'/>"]
+    for start, end, number, hint in columns:
+        height, x = _LOW_HEIGHT * number / most, LEFT + WIDTH * start
+        shapes.append(
+            f"<rect class='column third' x='{x + 1:.1f}' y='{floor - height:.1f}' height='{height:.1f}' "
+            f"width='{WIDTH * (end - start) - 2:.1f}'><title>{escaped(hint)}</title></rect>"
+            f"<text class='small' x='{x + WIDTH * (end - start) / 2:.1f}' y='{floor + 14}' "
+            f"text-anchor='middle'>{number}</text>"
+        )
+    turned = f"transform='translate(11 {TOP + _LOW_HEIGHT / 2}) rotate(-90)'"
+    shapes.append(f"<text {turned} text-anchor='middle'>{escaped(y_name)}</text>")
+    return (
+        f"<svg class='chart' viewBox='0 0 {_FULL_WIDTH} {floor + 20}' role='img' "
+        f"aria-label='{escaped(y_name)}'>{''.join(shapes)}</svg>"
+    )
+
+
+def bar_rows(bars: Sequence[Bar], longest: float | None = None) -> str:
+    """A bar chart, one bar a row, its name at the left and its value at the right.
+
+    Args:
+        bars: with values from 0.
+        longest: value of a bar over the full width; the largest one where None.
+
+    Returns:
+        HTML.
+    """
+    full = longest or max((bar.value for bar in bars), default=0) or 1
+    rows = []
+    for bar in bars:
+        about = f"<small>{escaped(bar.about)}</small>" if bar.about else ""
+        share = 100 * min(max(bar.value / full, 0), 1)
+        rows.append(
+            f"<div class='bar-name' title='{escaped(bar.name)}'>{escaped(short(bar.name))}{about}</div>"
+            f"<div class='bar-room'><span class='bar {bar.style}' style='width:{share:.1f}%'></span></div>"
+            f"<div class='bar-value'>{escaped(bar.shown)}</div>"
+        )
+    return f"<div class='bars'>{''.join(rows)}</div>"
+
+
+def _grid(x_name: str, y_name: str) -> str:
+    parts = []
+    for step in range(6):
+        share = step / 5
+        x, y = LEFT + WIDTH * share, TOP + HEIGHT * (1 - share)
+        parts.append(f"<line class='grid' x1='{LEFT}' x2='{LEFT + WIDTH}' y1='{y:.0f}' y2='{y:.0f}'/>")
+        parts.append(f"<line class='grid' y1='{TOP}' y2='{TOP + HEIGHT}' x1='{x:.0f}' x2='{x:.0f}'/>")
+        parts.append(f"<text x='{LEFT - 6}' y='{y + 4:.0f}' text-anchor='end'>{share:.1f}</text>")
+        parts.append(f"<text x='{x:.0f}' y='{TOP + HEIGHT + 16}' text-anchor='middle'>{share:.1f}</text>")
+    middle_x, middle_y = LEFT + WIDTH / 2, TOP + HEIGHT / 2
+    parts.append(f"<text x='{middle_x}' y='{_FULL_HEIGHT - 6}' text-anchor='middle'>{escaped(x_name)}</text>")
+    turned = f"transform='translate(11 {middle_y}) rotate(-90)'"
+    parts.append(f"<text {turned} text-anchor='middle'>{escaped(y_name)}</text>")
+    return "".join(parts)

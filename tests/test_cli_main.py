@@ -1,0 +1,158 @@
+"""The program `ppfcos`: its words, its complaints, what shells complete, and how fast it starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ppfcos.cli import main as program
+from ppfcos.cli import train
+from ppfcos.config import load_config
+from ppfcos.config.resolved import resolved_config
+
+CONFIG = "configs/fcos_r18_bccd.yml"
+
+
+def ppfcos(root, *words, **options):
+    command = [sys.executable, "-m", "ppfcos", *words]
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+def test_help_lists_every_command_and_needs_nothing(root):
+    script = (
+        "import sys; from ppfcos.cli.main import main; code = main(['--help']);"
+        "heavy = {'paddle', 'ppdet', 'cv2', 'numpy', 'yaml'} & set(sys.modules);"
+        "print(sorted(heavy)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    *usage, heavy = done.stdout.splitlines()
+    assert heavy == "[]"
+    listed = [line.split()[0] for line in usage if line.startswith("  ")]
+    assert listed == list(program.COMMANDS)
+
+
+@pytest.mark.parametrize("name", program.COMMANDS)
+def test_every_command_explains_itself(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/ppfcos", name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        program.main()
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: ppfcos {name} ") and "example:" in text
+
+
+def test_the_files_in_tools_are_the_same_commands(root):
+    for command in program.COMMANDS.values():
+        file = root / "tools" / f"{command.module}.py"
+        assert command.module in ("environment", "completion") or (
+            f"from ppfcos.cli.{command.module} import main" in file.read_text()
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["trian"], "there is no command trian; did you mean 'train'?"),
+        (["exprot", "-c", CONFIG], "there is no command exprot; did you mean 'export'?"),
+        (["-c", CONFIG], "there is no option -c; ppfcos COMMAND comes first"),
+        (["train", "-c", CONFIG, "--evla"], "there is no option --evla; did you mean '--eval'?"),
+        (["train", "-c", CONFIG, "--amb=1"], "there is no option --amb; did you mean '--amp'?"),
+        (["eval", "-c", CONFIG, "stray"], "nothing was expected at stray"),
+        (["train"], "the following arguments are required: -c/--config"),
+        (["infer", "--show_config"], "--show_config shows a configuration: name it with -c FILE"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_line_is_one_line_of_error(words, complaint, capsys):
+    try:
+        code = program.main(words)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {complaint}")
+
+
+def test_version(root):
+    done = ppfcos(root, "--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "ppfcos")
+
+
+# The configuration and where it comes from
+
+
+def test_shown_configurations_say_what_is_loaded(root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    overrides = ["epoch=3", "LearningRate.schedulers.1.steps=7", "TrainReader.accumulate_steps=2"]
+    assert train.main(["-c", CONFIG, "--show-config", "-o", *overrides]) == 0
+    text = capsys.readouterr().out
+    loaded = resolved_config(load_config(CONFIG, overrides))
+    shown = yaml.safe_load(text)
+    assert {key: shown[key] for key in loaded if key != "filename"} == {
+        key: value for key, value in loaded.items() if key != "filename"
+    }
+    origins = [line.rpartition("# ") for line in text.splitlines() if "  # " in line]
+    assert len(origins) > 80
+    for written, _, origin in origins:
+        key = written.split(":")[0].strip()
+        if origin == "-o":
+            assert key in ("epoch", "accumulate_steps")
+        elif origin != "default":
+            file, number = origin.split(":")
+            line = (root / file).read_text().splitlines()[int(number) - 1]
+            assert line.strip().removeprefix("- ").startswith((f"{key}:", "!")) or f"{key}:" in line
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["ppfcos", "tr"], {"train"}),
+        (["ppfcos", "convert-"], {"convert-weights", "convert-data"}),
+        (["ppfcos", "train", "--prof"], {"--profile"}),
+        (["ppfcos", "convert-data", "--to", "vo"], {"voc"}),
+        (["ppfcos", "train", "-c", "configs/fcos_r18"], {CONFIG}),
+    ],
+)
+def test_bash_completes(root, tmp_path, typed, expected):
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    script = tmp_path / "completion"
+    script.write_text(ppfcos(root, "completion", "bash").stdout)
+    words = " ".join(f"'{word}'" for word in typed)
+    asked = (
+        f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; "
+        '_shtab_ppfcos ppfcos "${COMP_WORDS[-1]}"; printf \'%s\\n\' "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", asked], cwd=root, capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+# The report for bug reports
+
+
+def test_the_report_names_versions_and_devices(root):
+    done = ppfcos(root, "environment")
+    assert done.returncode == 0 and done.stderr == ""
+    for words in ("paddledet 2.6.0", "numpy 1.23", "devices:", "cpu", "problems:    none found"):
+        assert words in done.stdout
+
+
+def test_the_report_names_what_is_missing(root, tmp_path):
+    """OpenCV's own error on a machine without libGL."""
+    message = "libGL.so.1: cannot open shared object file: No such file or directory"
+    (tmp_path / "cv2.py").write_text(f'raise ImportError("{message}")\n')
+    done = ppfcos(root, "environment", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0
+    problems = [line for line in done.stdout.splitlines() if line.startswith("problem:")]
+    assert any("apt-get install libgl1 libglib2.0-0" in line for line in problems)

@@ -1,0 +1,38 @@
+"""What `make` says on a machine where it cannot go on: one line, before anything is installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+
+@pytest.fixture
+def make(root, tmp_path):
+    """make in a copy of what it needs, with an environment that is there already."""
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(root / name, tmp_path)
+    shutil.copytree(root / "requirements", tmp_path / "requirements")
+
+    def run(*arguments: str) -> list[str]:
+        done = subprocess.run(["make", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        return [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+
+    return run
+
+
+def test_no_suitable_python(make):
+    [line] = make("PYTHON=/bin/false", "test")
+    assert line.startswith("error: no Python 3.9 to 3.11 with venv among: /bin/false")
+
+
+def test_too_little_disk(make, tmp_path):
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").write_text("")
+    [line] = make("NEEDED_MB=900000000", "test")
+    assert line.startswith(f"error: {tmp_path} has ") and line.endswith("takes 900000000: free some")
+    assert not (tmp_path / ".venv" / ".installed").exists()
