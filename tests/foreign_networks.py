@@ -324,12 +324,14 @@ class Mmdet(Detector):
     def predictors(self):
         return self.bbox_head.conv_cls, self.bbox_head.conv_reg
 
-    def levels(self, x):
-        convs, head = [each.conv for each in self.neck.fpn_convs], self.bbox_head
+    def features(self, x):
+        convs = [each.conv for each in self.neck.fpn_convs]
         laterals = [each.conv for each in self.neck.lateral_convs]
-        features = pyramid(laterals, convs[:3], convs[3], convs[4], self.backbone(x))
-        answers = []
-        for feature, scale, stride in zip(features, head.scales, STRIDES):
+        return pyramid(laterals, convs[:3], convs[3], convs[4], self.backbone(x))
+
+    def levels(self, x):
+        head, answers = self.bbox_head, []
+        for feature, scale, stride in zip(self.features(x), head.scales, STRIDES):
             of_class = of_box = feature
             for layer in head.cls_convs:
                 of_class = F.relu(layer.gn(layer.conv(of_class)))

@@ -63,8 +63,9 @@ def raw_and_boxes(model, images, sizes, scales):
 
 
 def check_levels(outputs, expected):
-    for level in range(5):
-        for ours, theirs in zip((part[level].numpy() for part in outputs), expected[level]):
+    assert [len(part) for part in outputs] == [len(expected)] * 3
+    for level, answers in enumerate(expected):
+        for ours, theirs in zip((part[level].numpy() for part in outputs), answers):
             theirs = theirs if isinstance(theirs, np.ndarray) else theirs.numpy()
             assert ours.shape == theirs.shape
             assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
@@ -85,10 +86,10 @@ def check_boxes(found, expected):
         left.pop(int(np.argmin(distances)))
 
 
-def check_against(theirs, model):
+def check_against(theirs, model, batches=BATCHES):
     """Raw outputs and boxes of both on all batches; how many boxes there were."""
     compared = 0
-    for seed, ((height, width), sizes, scales) in enumerate(BATCHES):
+    for seed, ((height, width), sizes, scales) in enumerate(batches):
         images = pixels(height, width, sizes, seed)
         outputs, found = raw_and_boxes(model, images, sizes, scales)
         with torch.no_grad():

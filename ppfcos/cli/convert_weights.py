@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Convert the FCOS weights of MMDetection, the FCOS authors, AdelaiDet, torchvision and PaddleDetection, "
-    "and the ImageNet backbones of Detectron, torchvision, PaddleClas and PaddleDetection. Beside the "
-    "weights it writes the configuration under which they give their own project's result. No code of a "
-    "checkpoint is run."
+    "and the ImageNet backbones of Detectron, torchvision, PaddleClas, PaddleDetection and DLA's authors. "
+    "Beside the weights it writes the configuration under which they give their own project's result. No "
+    "code of a checkpoint is run."
 )
 EXAMPLE = """
     python tools/convert_weights.py fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth -o weights/mmdet.pdparams
@@ -30,7 +30,7 @@ EXAMPLE = """
 """
 FORMATS = (
     *("mmdet", "fcos", "adelaidet", "torchvision", "paddledet"),
-    *("detectron", "torchvision-backbone", "paddleclas", "paddleclas-vd", "paddledet-backbone"),
+    *("detectron", "torchvision-backbone", "paddleclas", "paddleclas-vd", "paddledet-backbone", "dla"),
 )
 
 

@@ -7,10 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.formats import IMAGENET_BGR_MEAN, IMAGENET_BGR_STD, NO_STD, Format, Recipe, pixels
+from ppfcos.convert.dla import FIRST_CONV, dla_of, dla_rules, unused_dla_rules
+from ppfcos.convert.formats import (
+    IMAGENET_BGR_MEAN,
+    IMAGENET_BGR_STD,
+    NO_STD,
+    REAL_TIME_BASES,
+    Format,
+    Recipe,
+    pixels,
+)
 from ppfcos.convert.names import (
     BATCH_COUNTER,
     PAIRED_CONVS,
+    Backbone,
     Resnet,
     Rule,
     Translation,
@@ -20,17 +30,19 @@ from ppfcos.convert.names import (
 )
 
 BODY = r"backbone\.bottom_up\."
+DLA = "backbone.bottom_up."
 NECK = (
     Rule(r"backbone\.fpn_lateral(\d)\.(\w+)", lambda m: f"neck.laterals.{int(m[1]) - 3}.{m[2]}"),
     Rule(r"backbone\.fpn_output(\d)\.(\w+)", lambda m: f"neck.outputs.{int(m[1]) - 3}.{m[2]}"),
     Rule(r"backbone\.top_block\.p([67])\.(\w+)", lambda m: f"neck.extras.{int(m[1]) - 6}.{m[2]}"),
 )
 HEAD = head_rules(
-    tower=r"proposal_generator\.fcos_head\.(cls|bbox)_tower",
+    tower=r"proposal_generator\.fcos_head\.(cls|bbox|share)_tower",
     predictor=r"proposal_generator\.fcos_head\.",
     convs={"class_conv": "cls_logits", "box_conv": "bbox_pred", "quality_conv": "ctrness"},
     scale=r"proposal_generator\.fcos_head\.scales\.(\d)\.scale",
 )
+DECODE = {"class_threshold": 0.05, "score_threshold": 0.0, "sqrt_score": True, "clip": "after"}
 USELESS = (BATCH_COUNTER, Rule(r"pixel_(mean|std)", "the configuration says it"))
 GROUPS_WITHOUT_STD = 64  # its X-101-64x4d takes pixels that were not divided, its X-101-32x8d does not
 
@@ -56,6 +68,9 @@ def _body(resnet: Resnet) -> list[Rule]:
 
 
 def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
+    if DLA + FIRST_CONV in arrays:
+        useless = [*USELESS, *unused_dla_rules(DLA)]
+        return translate(arrays, dla_of(source, arrays, DLA), [*dla_rules(DLA), *NECK, *HEAD], useless)
     pattern = BODY + r"res(?P<stage>\d)\.(?P<block>\d+)\."
     kernel = "backbone.bottom_up.res2.0.conv2.weight"
     resnet = resnet_of(source, arrays, pattern, kernel, first_stage=2)
@@ -68,13 +83,13 @@ def _sections(resnet: Resnet, quality: str) -> dict[str, dict[str, Any]]:
         "PPFCOS": pixels(IMAGENET_BGR_MEAN, IMAGENET_BGR_STD if divided else NO_STD),
         "ResNet": {"variant": "a" if resnet.groups == 1 else "b"},
         "PPFCOSLoss": {"quality": quality},
-        "PPFCOSDecode": {
-            "class_threshold": 0.05,
-            "score_threshold": 0.0,
-            "sqrt_score": True,
-            "clip": "after",
-        },
+        "PPFCOSDecode": DECODE,
     }
+
+
+def _real_time(backbone: Backbone) -> dict[str, dict[str, Any]]:
+    stride = {"ResNet": {"variant": "a"}} if isinstance(backbone, Resnet) else {}
+    return {"PPFCOS": pixels(IMAGENET_BGR_MEAN, NO_STD), **stride, "PPFCOSDecode": DECODE}
 
 
 FORMAT = Format(
@@ -83,6 +98,13 @@ FORMAT = Format(
     lambda arrays: "proposal_generator.fcos_head.ctrness.weight" in arrays,
     _translate,
     {
+        "real-time": Recipe(
+            "FCOS_RT: MS_DLA_34_4x and MS_R_50_4x, also with shared towers or batch norm in the head",
+            _real_time,
+            blue_first=True,
+            files=("*_4x_syncbn*",),
+            bases=REAL_TIME_BASES,
+        ),
         "iou": Recipe(
             "R_50_1x_iou, MS_R_50_2x_iou, MS_R_101_2x_iou, MS_X_101_32x8d_2x_iou and _dcnv2_iou",
             lambda resnet: _sections(resnet, "iou"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import paddle
 import yaml
 
 from ppfcos.config import load_config
-from ppfcos.convert import adelaidet, detectron, fcos, mmdet, paddleclas, paddledet, torchvision
+from ppfcos.convert import adelaidet, detectron, dla, fcos, mmdet, paddleclas, paddledet, torchvision
 from ppfcos.convert.formats import Format, Recipe
 from ppfcos.convert.names import Translation, reverse_channels
 from ppfcos.convert.torch_file import is_torch_file, read_torch
@@ -24,16 +24,15 @@ from ppfcos.files import replacing
 
 FORMATS: tuple[Format, ...] = (
     *(mmdet.FORMAT, fcos.FORMAT, adelaidet.FORMAT, torchvision.FORMAT, paddledet.FORMAT),
-    *(detectron.FORMAT, torchvision.BACKBONE, paddleclas.FORMAT, paddleclas.FORMAT_VD, paddledet.BACKBONE),
+    *(detectron.FORMAT, torchvision.BACKBONE, paddleclas.FORMAT, paddleclas.FORMAT_VD),
+    *(paddledet.BACKBONE, dla.FORMAT),
 )
 # Where projects keep the weights in their checkpoints.
 WRAPPERS = ("state_dict", "model", "blobs")
 PARALLEL_PREFIX = "module."  # of PyTorch's DistributedDataParallel
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-BASES = (
-    *("datasets/coco_detection.yml", "runtime.yml", "_base_/fcos_r50_fpn.yml"),
-    *("_base_/optimizer_1x.yml", "_base_/fcos_reader.yml"),
-)
+BASES = ("datasets/coco_detection.yml", "runtime.yml")
+SIZE_RANGES = (64, 128, 256, 512)  # borders between five levels; fewer levels have the first of them
 BACKBONE = "backbone."
 
 
@@ -170,13 +169,13 @@ def _config_text(format_: Format, recipe: Recipe, done: Translation, target: Pat
     folder = os.path.relpath(CONFIGS, target.resolve().parent)
     key = "pretrain_weights" if format_.backbone_only else "weights"
     content: dict[str, Any] = {
-        "_BASE_": [Path(folder, base).as_posix() for base in BASES],
+        "_BASE_": [Path(folder, base).as_posix() for base in (*BASES, *recipe.bases)],
         "pretrain_weights": None,
         key: str(target),
-        **{name: dict(section) for name, section in recipe.sections(done.backbone).items()},
     }
-    for name, section in done.backbone.sections.items():
-        content[name] = {**content.get(name, {}), **section}
+    for sections in (recipe.sections(done.backbone), done.backbone.sections):
+        for name, section in sections.items():
+            content.setdefault(name, {}).update(section)
     if not format_.backbone_only:
         _state_sizes(content, done.weights)
     padding = [{"PadBatch": {"pad_to_stride": recipe.pad_to_stride}}]
@@ -187,20 +186,29 @@ def _config_text(format_: Format, recipe: Recipe, done: Translation, target: Pat
 
 
 def _state_sizes(content: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
-    """What the weights themselves say of classes, channels and layers."""
-    tower = [name.split(".")[3:] for name in weights if name.startswith("head.class_tower.convs.")]
-    num_convs = len({layer for layer, *_ in tower})
-    deformable = len({layer for layer, *rest in tower if rest[0] == "conv_offset"})
-    predictor, lateral = weights.get("head.class_conv.weight"), weights.get("neck.laterals.0.weight")
-    if predictor is None or lateral is None:
+    """What the weights themselves say of classes, channels, layers and levels."""
+    predictor = weights.get("head.class_conv.weight")
+    if predictor is None:
         return
+    levels = _count(weights, "head.scales.*")
+    deformable = _count(weights, "head.class_tower.convs.?.conv_offset.weight")
+    pyramid = {"out_channels": predictor.shape[1]}
+    if _count(weights, "neck.laterals.*.weight"):
+        pyramid["extra_levels"] = _count(weights, "neck.extras.*.weight")
     content["num_classes"] = len(predictor)
-    content["PPFCOSFPN"] = {"out_channels": len(lateral)}
-    content["PPFCOSHead"] = {
-        **content.get("PPFCOSHead", {}),
-        "num_convs": num_convs,
-        "deformable_convs": deformable,
-    }
+    content.setdefault(content["PPFCOS"].get("neck", "PPFCOSFPN"), {}).update(pyramid)
+    content.setdefault("PPFCOSTargets", {})["size_ranges"] = list(SIZE_RANGES[: levels - 1])
+    content.setdefault("PPFCOSHead", {}).update(
+        num_share_convs=_count(weights, "head.shared_tower.convs.?.weight"),
+        num_convs=_count(weights, "head.class_tower.convs.?.weight") + deformable,
+        deformable_convs=deformable,
+        norm_type="sync_bn" if _count(weights, "head.*_tower.norms.*._mean") else "gn",
+        norm_per_level=_count(weights, "head.*_tower.norms.*.*.weight") > 0,
+    )
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    return len(fnmatch.filter(names, pattern))
 
 
 def _assign(

@@ -16,6 +16,10 @@ IMAGENET_BGR_MEAN = (103.530, 116.280, 123.675)  # Detectron2's
 IMAGENET_BGR_STD = (57.375, 57.120, 58.395)
 NO_STD = (1.0, 1.0, 1.0)
 
+# The files under configs that a written configuration builds on, besides data set and runtime.
+BASES = ("_base_/fcos_r50_fpn.yml", "_base_/optimizer_1x.yml", "_base_/fcos_reader.yml")
+REAL_TIME_BASES = ("_base_/fcos_r50_fpn_rt.yml", "_base_/optimizer_4x.yml", "_base_/fcos_reader_rt.yml")
+
 
 def pixels(mean: tuple, std: tuple) -> dict[str, list[float]]:
     """The model's normalisation from one for blue, green, red pixels from 0 to 255.
@@ -48,6 +52,7 @@ class Recipe:
         blue_first: they were trained on blue, green, red.
         pad_to_stride: multiple to which images are padded.
         files: patterns of file names that speak for it, in small letters.
+        bases: files that the configuration builds on.
     """
 
     description: str
@@ -55,6 +60,7 @@ class Recipe:
     blue_first: bool = False
     pad_to_stride: int = 32
     files: tuple[str, ...] = ("*",)
+    bases: tuple[str, ...] = BASES
 
 
 @dataclass(frozen=True)

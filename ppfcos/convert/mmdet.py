@@ -11,12 +11,14 @@ import numpy as np
 from ppfcos.convert.formats import (
     CAFFE_MEAN,
     IMAGENET_BGR_MEAN,
+    IMAGENET_BGR_STD,
     NO_STD,
     Format,
     Recipe,
     imagenet_pixels,
     pixels,
 )
+from ppfcos.convert.hrnet import FINEST_CONV, hrnet_of, hrnet_rules
 from ppfcos.convert.names import (
     BATCH_COUNTER,
     Resnet,
@@ -27,6 +29,7 @@ from ppfcos.convert.names import (
     translate,
 )
 
+BODY = "backbone."
 BLOCKS = r"backbone\.layer(?P<stage>\d)\.(?P<block>\d+)\."
 LEVELS_OF_BACKBONE = 3
 PREDICTORS = {"cls": "class_conv", "reg": "box_conv", "centerness": "quality_conv"}
@@ -48,9 +51,15 @@ def _tower(match) -> str:
     return f"{_tower_place(match)}.{LAYERS[match[3]]}.{match[2]}.{match[4]}"
 
 
-RULES = (
+NECK = (
     Rule(r"neck\.lateral_convs\.(\d)\.conv\.(\w+)", r"neck.laterals.\1.\2"),
     Rule(r"neck\.fpn_convs\.(\d)\.conv\.(\w+)", _pyramid),
+)
+HRNET_NECK = (
+    Rule(r"neck\.reduction_conv\.conv\.(\w+)", r"neck.reduction.\1"),
+    Rule(r"neck\.fpn_convs\.(\d)\.conv\.(\w+)", r"neck.outputs.\1.\2"),
+)
+HEAD = (
     Rule(r"bbox_head\.(cls|reg)_convs\.(\d)\.(conv|gn)\.(\w+)", _tower),
     # They were called fcos_cls, fcos_reg and fcos_centerness before version 2.4.
     Rule(
@@ -74,9 +83,13 @@ def _deformable_rules(arrays: Mapping[str, np.ndarray]) -> list[Rule]:
 
 
 def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
-    resnet = resnet_of(source, arrays, BLOCKS, "backbone.layer1.0.conv2.weight", first_stage=1)
-    rules = [*torch_resnet_rules(resnet, "backbone."), *_deformable_rules(arrays), *RULES]
-    done = translate(arrays, resnet, rules, [BATCH_COUNTER])
+    if BODY + FINEST_CONV in arrays:
+        backbone = hrnet_of(source, arrays, BODY)
+        rules = [*hrnet_rules(BODY), *HRNET_NECK]
+    else:
+        backbone = resnet_of(source, arrays, BLOCKS, f"{BODY}layer1.0.conv2.weight", first_stage=1)
+        rules = [*torch_resnet_rules(backbone, BODY), *NECK]
+    done = translate(arrays, backbone, [*rules, *_deformable_rules(arrays), *HEAD], [BATCH_COUNTER])
     _add_tower_biases(done)
     return done
 
@@ -103,9 +116,17 @@ def _decode(nms_threshold: float) -> dict[str, Any]:
 
 
 def _plain(head_pixels: dict, variant: str) -> dict[str, dict[str, Any]]:
+    return {"PPFCOS": head_pixels, "ResNet": {"variant": variant}, **_original()}
+
+
+def _hrnet() -> dict[str, dict[str, Any]]:
+    network = {**pixels(IMAGENET_BGR_MEAN, IMAGENET_BGR_STD), "neck": "PPFCOSHRFPN"}
+    return {"PPFCOS": network, **_original()}
+
+
+def _original() -> dict[str, dict[str, Any]]:
+    """FCOS without the improvements."""
     return {
-        "PPFCOS": head_pixels,
-        "ResNet": {"variant": variant},
         "PPFCOSHead": {"centerness_on": "class", "distance": "exp"},
         "PPFCOSTargets": {"center_sampling_radius": 0},
         "PPFCOSLoss": {"box_loss": "iou"},
@@ -124,7 +145,7 @@ def _improved(resnet: Resnet) -> dict[str, dict[str, Any]]:
 FORMAT = Format(
     "mmdet",
     "MMDetection",
-    lambda arrays: "bbox_head.scales.0.scale" in arrays and "neck.lateral_convs.0.conv.weight" in arrays,
+    lambda arrays: "bbox_head.scales.0.scale" in arrays and "neck.fpn_convs.0.conv.weight" in arrays,
     _translate,
     {
         "caffe-improved": Recipe(
@@ -143,6 +164,12 @@ FORMAT = Format(
             "fcos_x101-64x4d_fpn_gn-head",
             lambda resnet: _plain(imagenet_pixels(), "b"),
             files=("*x101?64x4d_fpn_gn-head_*",),
+        ),
+        "hrnet": Recipe(
+            "fcos_hrnetv2p-w18-gn-head, w32 and w40",
+            lambda backbone: _hrnet(),
+            blue_first=True,
+            files=("*hrnetv2p*",),
         ),
     },
 )

@@ -1,7 +1,7 @@
 """Our names for the weights of a network, and the weights of other projects under them.
 
-Our names are PaddleDetection's for its ResNet and `paddle.vision`'s for MobileNetV2, behind `backbone.`, and
-our own for pyramid and head.
+Our names are PaddleDetection's for its backbones and `paddle.vision`'s for MobileNetV2, behind `backbone.`,
+and our own for pyramid and head.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Protocol, Union
 
 import numpy as np
 
@@ -22,6 +22,22 @@ PAIRED_CONVS = "abc"
 NORM_EPSILON = 1e-5  # of our batch norms
 
 Replacement = Union[str, Callable[[re.Match], str]]
+
+
+class Backbone(Protocol):
+    """What the conversion asks of a backbone."""
+
+    @property
+    def first_conv(self) -> str:
+        """Our name for the weight of the convolution that sees the pixels."""
+
+    @property
+    def description(self) -> str:
+        """What it is, for people."""
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What the configuration says of it."""
 
 
 class Resnet(NamedTuple):
@@ -99,9 +115,6 @@ class MobilenetV2:
     def sections(self) -> dict[str, dict[str, Any]]:
         """What the configuration says of it."""
         return {"PPFCOS": {"backbone": "PPFCOSMobileNetV2"}}
-
-
-Backbone = Union[Resnet, MobilenetV2]
 
 
 def resnet_of(
@@ -273,8 +286,11 @@ def _first_match(name: str, rules: Iterable[Rule]) -> str | None:
 def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str) -> list[Rule]:
     """Rules for a head whose towers number convolution, norm and ReLU one after another.
 
+    A norm may be a list of norms, one for each level.
+
     Args:
-        tower: pattern of a tower's place, whose group begins with `cl` for the classes'.
+        tower: pattern of a tower's place, whose group begins with `cl` for the classes', with `sh` for that
+            which both branches share.
         predictor: pattern before the names in `convs`.
         convs: from our names for the predictors to the foreign ones.
         scale: pattern of the scales, with the number of the level as its group.
@@ -284,9 +300,11 @@ def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str)
     """
 
     def layer(match: re.Match) -> str:
-        ours = "class_tower" if match[1].startswith("cl") else "box_tower"
-        kind, rest = ("convs", 0) if int(match[2]) % 3 == 0 else ("norms", 1)
-        return f"head.{ours}.{kind}.{(int(match[2]) - rest) // 3}.{match[3]}"
+        ours = {"cl": "class_tower", "sh": "shared_tower"}.get(match[1][:2], "box_tower")
+        index, number = divmod(int(match[2]), 3)
+        kind = "norms" if number else "convs"
+        level = "" if match[3] is None else f".{match[3]}"
+        return f"head.{ours}.{kind}.{index}{level}.{match[4]}"
 
     def deformable(match: re.Match) -> str:
         ours = "class_tower" if match[1].startswith("cl") else "box_tower"
@@ -294,7 +312,7 @@ def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str)
         return f"head.{ours}.convs.{int(match[2]) // 3}.{kind}.{match[4]}"
 
     return [
-        Rule(rf"{tower}\.(\d+)\.(weight|bias)", layer),
+        Rule(rf"{tower}\.(\d+)\.(?:(\d)\.)?(weight|bias|running_mean|running_var)", layer),
         Rule(rf"{tower}\.(\d+)\.(offset|conv)\.(weight|bias)", deformable),
         *(Rule(rf"{predictor}{theirs}\.(weight|bias)", rf"head.{ours}.\1") for ours, theirs in convs.items()),
         Rule(scale, r"head.scales.\1"),

@@ -141,9 +141,7 @@ class PPFCOS(BaseArch):
         """
         strides = self.head.strides
         height, width = batch["image"].shape[2:]
-        # Every stride-2 step of backbone and neck rounds up.
-        sizes = [(-(-height // s), -(-width // s)) for s in strides]
-        locations = self._locations(sizes, (height, width))
+        locations = self._locations(self._level_sizes(height, width), (height, width))
         labels = batch["gt_class"].reshape(batch["gt_bbox"].shape[:2])
         return self.targets(
             locations, strides, batch["gt_bbox"], labels, self.head.num_classes, batch.get("gt_crowd")
@@ -171,6 +169,13 @@ class PPFCOS(BaseArch):
         columns = paddle.arange(width, dtype="float32").unsqueeze(0) < im_shape[:, 1:]
         inside = rows.unsqueeze([1, 3]).astype("float32") * columns.unsqueeze([1, 2]).astype("float32")
         return (image.astype("float32") * self.pixel_scale + self.pixel_shift) * inside
+
+    def _level_sizes(self, height: int, width: int) -> list:
+        """L × (H_l, W_l) of an image, before the network has seen it."""
+        if hasattr(self.neck, "level_sizes"):
+            return self.neck.level_sizes(height, width)
+        # Every stride-2 step of backbone and neck rounds up.
+        return [(-(-height // stride), -(-width // stride)) for stride in self.head.strides]
 
     def _locations(self, sizes: list, image_size: tuple) -> list:
         """L × [H_l·W_l, 2] of the levels, whose heights and widths are `sizes`."""

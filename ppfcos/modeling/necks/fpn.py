@@ -15,7 +15,18 @@ from ppdet.modeling.shape_spec import ShapeSpec
 from ppfcos.modeling.convolution import Conv2D
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> Conv2D:
+def pyramid_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> Conv2D:
+    """A convolution of a feature pyramid, padded by half its kernel.
+
+    Args:
+        in_channels: of its input.
+        out_channels: of its output.
+        kernel_size: odd.
+        stride: of the convolution.
+
+    Returns:
+        The layer.
+    """
     # Uniform within ±sqrt(3 / fan_in), as the authors' code initialises its pyramid.
     initializer = KaimingUniform(negative_slope=1.0, nonlinearity="leaky_relu")
     return Conv2D(
@@ -58,11 +69,12 @@ class PPFCOSFPN(nn.Layer):
         self.extra_source = extra_source
         self.out_channels = out_channels
         self.strides = list(strides) + [strides[-1] * 2 ** (i + 1) for i in range(extra_levels)]
-        self.laterals = nn.LayerList([_conv(channels, out_channels, 1) for channels in in_channels])
-        self.outputs = nn.LayerList([_conv(out_channels, out_channels, 3) for _ in in_channels])
+        self.laterals = nn.LayerList([pyramid_conv(channels, out_channels, 1) for channels in in_channels])
+        self.outputs = nn.LayerList([pyramid_conv(out_channels, out_channels, 3) for _ in in_channels])
         first = out_channels if extra_source == "p5" else in_channels[-1]
+        sources = [first] + [out_channels] * (extra_levels - 1)
         self.extras = nn.LayerList(
-            [_conv(first if i == 0 else out_channels, out_channels, 3, stride=2) for i in range(extra_levels)]
+            [pyramid_conv(source, out_channels, 3, stride=2) for source in sources[:extra_levels]]
         )
 
     @classmethod

@@ -1,0 +1,63 @@
+"""Deep layer aggregation with 34 layers, the backbone of AdelaiDet's real-time FCOS.
+
+Source: Deep Layer Aggregation (Yu et al., CVPR 2018, arXiv 1707.06484). The network is PaddleDetection's,
+which tells a neck no strides and gives it all levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from paddle import nn
+from paddle.nn.initializer import Normal
+from ppdet.core.workspace import register, serializable
+from ppdet.modeling.backbones.dla import DLA, Tree
+from ppdet.modeling.shape_spec import ShapeSpec
+
+
+@register
+@serializable
+class PPFCOSDLA(DLA):
+    """PaddleDetection's DLA in front of a feature pyramid.
+
+    Args:
+        depth: 34.
+        norm_type: `bn`, or `sync_bn`: in training, batch norms take their statistics over all processes.
+        return_idx: the levels that the neck gets, of six with the strides 1, 2, 4, 8, 16, 32.
+
+    Raises:
+        ValueError: `norm_type` is neither.
+    """
+
+    def __init__(self, depth: int = 34, norm_type: str = "bn", return_idx: Sequence[int] = (3, 4, 5)):
+        super().__init__(depth=depth)
+        if norm_type not in ("bn", "sync_bn"):
+            raise ValueError(f"PPFCOSDLA.norm_type is {norm_type!r}: it is bn or sync_bn")
+        self.norm_type = norm_type
+        self.return_idx = list(return_idx)
+        for layer in self.sublayers():
+            if isinstance(layer, nn.Conv2D):  # as its authors begin; with PaddleDetection's, features vanish
+                outputs, _, height, width = layer.weight.shape
+                Normal(std=math.sqrt(2 / (outputs * height * width)))(layer.weight)
+            if isinstance(layer, Tree) and layer.level > 1:
+                # Its inner trees project for themselves: nothing uses the result, and no gradient reaches it,
+                # which a training in several processes would wait for.
+                layer.project = None
+
+    @property
+    def out_shape(self) -> list:
+        """Channels and stride of each level, finest first."""
+        return [ShapeSpec(channels=self.channels[i], stride=2**i) for i in self.return_idx]
+
+    def forward(self, inputs: dict) -> list:
+        """Run the network.
+
+        Args:
+            inputs: `image` [B, 3, H, W].
+
+        Returns:
+            The levels of `return_idx`, [B, channels, H / stride, W / stride] each.
+        """
+        levels = super().forward(inputs)
+        return [levels[i] for i in self.return_idx]
