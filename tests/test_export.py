@@ -220,6 +220,7 @@ class SaysOtherwise(paddle.nn.Layer):
     def __init__(self, model):
         super().__init__()
         self.model = model
+        self.decode = model.decode
 
     def forward(self, batch):
         answer = self.model(batch)

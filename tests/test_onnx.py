@@ -253,11 +253,11 @@ def test_precisions_are_onnxs():
 
 
 def test_a_wrong_onnx_model_is_not_written(detector, tmp_path, monkeypatch):
-    """A graph that suppresses at another IoU than the model does."""
+    """A graph that keeps fewer boxes than the model does."""
     cfg, model, _ = detector
 
     def stricter(decode, *sizes):
-        return suppression_graph(PPFCOSDecode(score_threshold=0.05, nms_threshold=0.1), *sizes)
+        return suppression_graph(PPFCOSDecode(score_threshold=0.05, keep_top_k=3), *sizes)
 
     monkeypatch.setattr("ppfcos.export.onnx_model.suppression_graph", stricter)
     with pytest.raises(BundleError, match=r"onnx network in fp32.*disagrees"):
