@@ -41,6 +41,7 @@ setup(
         "train": train,
         "cpu": train + cpu,
         "gpu": train + [entry.replace("paddlepaddle", "paddlepaddle-gpu") for entry in cpu],
+        "deploy": requirements("deploy"),
         "onnx": requirements("onnx"),
         "openvino": requirements("openvino"),
         "dev": requirements("dev"),

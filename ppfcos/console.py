@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import os
 import sys
@@ -38,9 +39,11 @@ def has_bars() -> bool:
     """Whether bars are shown in this process.
 
     Returns:
-        True where the standard output is a terminal that can move its cursor, in the first process.
+        True where the standard output is a terminal that can move its cursor, in the first process, and tqdm
+        is there, which a machine that only runs an exported model need not have.
     """
-    return is_first_process() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    on_terminal = is_first_process() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return on_terminal and importlib.util.find_spec("tqdm") is not None
 
 
 class Bar:

@@ -8,19 +8,30 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
-from small_detector import CLASS_NAMES, exported, pictures
+from small_bundles import heads_bundle
+from small_detector import CLASS_NAMES, draw_picture, pictures
 
 from ppfcos.cli import export_model, infer
 from ppfcos.deploy import Predictor
 
 
+class Small(NamedTuple):
+    """The small detector as a configuration with its weights, and as a bundle."""
+
+    config: Path
+    weights: Path
+    bundle: Path
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return exported(tmp_path_factory.getbasetemp() / "small")
+def small(tmp_path_factory) -> Small:
+    bundle = heads_bundle(tmp_path_factory.getbasetemp() / "heads")
+    return Small(bundle.parent / "small.yml", bundle.parent / "weights.pdparams", bundle)
 
 
 @pytest.fixture
@@ -61,12 +72,13 @@ def test_a_bundle_on_a_folder(small, photos, tmp_path, capsys):
     assert f"3 pictures with {drawn} objects of at least 0.06 in {output}" in printed.out
 
 
-@pytest.mark.parametrize("batch_size", ["1", "2"])
-def test_checkpoint_and_bundle_find_the_same(small, photos, tmp_path, batch_size):
+@pytest.mark.parametrize(("batch_size", "runtime"), [("1", "paddle"), ("2", "openvino")])
+def test_checkpoint_and_bundle_find_the_same(small, photos, tmp_path, batch_size, runtime):
     common = ["--infer_dir", str(photos), "--save_results", "--batch_size", batch_size]
     model = ["-c", str(small.config), "-o", f"weights={small.weights}"]
     assert infer.main([*model, *common, "--output_dir", str(tmp_path / "checkpoint")]) == 0
-    assert infer.main(["--bundle", str(small.bundle), *common, "--output_dir", str(tmp_path / "bundle")]) == 0
+    exported = ["--bundle", str(small.bundle), "--runtime", runtime]
+    assert infer.main([*exported, *common, "--output_dir", str(tmp_path / "bundle")]) == 0
     ones, others = rows_of(tmp_path / "checkpoint"), rows_of(tmp_path / "bundle")
     assert len(ones) == len(others) > 30
     key = lambda row: (row["file_name"], row["category_name"], round(row["score"], 3), row["bbox"])  # noqa: E731
@@ -87,6 +99,60 @@ def test_a_picture_of_an_unwritable_kind_becomes_a_png(small, photos, tmp_path):
     arguments = ["--infer_img", str(photos / "scan.data"), "--output_dir", str(tmp_path / "out")]
     assert infer.main(["--bundle", str(small.bundle), *arguments]) == 0
     assert os.listdir(tmp_path / "out") == ["scan.data.png"]
+
+
+def make_video(path: Path) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 7, (320, 224))
+    for i in range(4):
+        writer.write(draw_picture(224, 320, i))
+    writer.release()
+    return path
+
+
+def test_a_video_is_drawn_frame_by_frame(small, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    video, output = make_video(tmp_path / "videos" / "street.avi"), tmp_path / "out"
+    arguments = ["--video_file", str(video), "--output_dir", str(output), "--draw_threshold", "0.08"]
+    assert infer.main(["--bundle", str(small.bundle), *arguments]) == 0
+    assert "4 frames with" in capsys.readouterr().out
+    assert sorted(os.listdir(output)) == ["bbox.json", "street.mp4"]
+    drawn, source = cv2.VideoCapture(str(output / "street.mp4")), cv2.VideoCapture(str(video))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 7
+    frames = [source.read()[1] for _ in range(4)]
+    for frame in frames:
+        there, picture = drawn.read()
+        assert there and picture.shape == frame.shape
+        assert 1 < np.abs(picture.astype(int) - frame).mean() < 40  # boxes, and what the compression does
+    assert not drawn.read()[0]
+    expected = Predictor(small.bundle).predict(frames)
+    rows = rows_of(output)
+    assert [sum(row["image_id"] == i for row in rows) for i in range(4)] == [len(each) for each in expected]
+    assert {row["file_name"] for row in rows} == {"street.avi"}
+
+
+def test_a_video_that_is_none_is_one_line(small, tmp_path, capsys):
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    arguments = ["--video_file", str(tmp_path / "none.mp4"), "--output_dir", str(tmp_path / "out")]
+    assert infer.main(["--bundle", str(small.bundle), *arguments]) == 2
+    assert "none.mp4" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # two processes that import Paddle
+def test_processes_share_the_pictures(small, photos, root, tmp_path):
+    for i in range(4):
+        cv2.imwrite(str(photos / f"d{i}.png"), draw_picture(100, 150, i))
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = ["--bundle", str(small.bundle), "--infer_dir", str(photos), "--save_results", "--output_dir"]
+    assert infer.main([*arguments, str(one)]) == 0
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    launch += ["--log_dir", str(tmp_path / "log"), str(root / "tools" / "infer.py"), *arguments, str(two)]
+    done = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(os.listdir(one)) == sorted(os.listdir(two)) and len(os.listdir(two)) == 8
+    assert len(rows_of(one)) == len(rows_of(two)) > 0
+    for row, other in zip(rows_of(one), rows_of(two)):
+        assert row["file_name"] == other["file_name"] and row["image_id"] == other["image_id"]
+        np.testing.assert_allclose(row["bbox"], other["bbox"], atol=1e-2)
 
 
 def test_pictures_reach_visualdl(small, photos, tmp_path, capsys):
@@ -181,7 +247,7 @@ def test_export_writes_a_bundle_of_the_configurations_name(small, photos, tmp_pa
     ours, theirs = Predictor(bundle, threads=2), Predictor(small.bundle, threads=2)
     assert ours.class_names == tuple(CLASS_NAMES) and ours.category_ids == (1, 2, 3)
     for one, other in zip(ours.predict([photos / "a.jpg"]), theirs.predict([photos / "a.jpg"])):
-        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
 
 
 @pytest.mark.parametrize(

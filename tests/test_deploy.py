@@ -1,28 +1,46 @@
-"""From images to boxes without the training code: preprocessing, bundles, the predictor."""
+"""From images to boxes without the training code: bundles, images, preprocessing, the predictor, runtimes."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
+import paddle
 import pytest
 import yaml
 from PIL import Image
 from ppdet.data.transform.batch_operators import PadBatch
 from ppdet.data.transform.operators import Decode, Permute, Resize
-from small_detector import CATEGORY_IDS, CLASS_NAMES, draw_picture, exported, pictures
+from small_bundles import (
+    FIXED_SIZE,
+    end_to_end_bundle,
+    file_entry,
+    heads_bundle,
+    integer_heads_bundle,
+    nv12_bundle,
+    uint8_bundle,
+)
+from small_detector import CATEGORY_IDS, CLASS_NAMES, draw_picture, pictures, small_model
 
-from ppfcos.deploy import Detections, Predictor
-from ppfcos.deploy.bundle import read_bundle
+from ppfcos.deploy import Detections, Detector, NV12Image, Predictor
+from ppfcos.deploy.bundle import CONFIG_FILE, MANIFEST_FILE, NetworkInput, onnx_file, read_bundle
 from ppfcos.deploy.detections import split_batch
-from ppfcos.deploy.preprocess import Preprocess, read_image
-from ppfcos.errors import BundleError, DataError, DeviceError
+from ppfcos.deploy.images import read_image
+from ppfcos.deploy.preprocess import Preprocess
+from ppfcos.deploy.runtimes.choice import LIBRARIES
+from ppfcos.environment import MissingLibraryError
+from ppfcos.errors import BundleError, ConfigError, DataError, DeviceError
+from ppfcos.export.agreement import noise_batches
+from ppfcos.export.checkpoint import CheckpointRuntime
 
 RESIZES = [
     {"target_size": [320, 480], "keep_ratio": True, "interp": 1},
@@ -30,20 +48,51 @@ RESIZES = [
     {"target_size": 256, "keep_ratio": True, "interp": 1},
     {"target_size": [192, 288], "keep_ratio": False, "interp": 1},
 ]
+FIT = {"target_size": [224, 320], "keep_ratio": True, "interp": 1}
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    return exported(tmp_path_factory.getbasetemp() / "small").bundle
+    return heads_bundle(tmp_path_factory.getbasetemp() / "heads")
 
 
 @pytest.fixture(scope="module")
 def predictor(bundle) -> Predictor:
-    return Predictor(bundle, threads=2)
+    return Predictor(bundle, "onnxruntime", threads=2)
+
+
+@pytest.fixture
+def copied(bundle, tmp_path) -> Path:
+    return shutil.copytree(bundle, tmp_path / "bundle")
 
 
 def steps_for(resize: dict) -> list:
     return [{"type": "Resize", **resize}, {"type": "Permute"}, {"type": "PadStride", "stride": 32}]
+
+
+def change_manifest(folder: Path, **changes) -> None:
+    manifest = yaml.safe_load((folder / MANIFEST_FILE).read_text())
+    (folder / MANIFEST_FILE).write_text(yaml.safe_dump({**manifest, **changes}))
+
+
+def assert_same(ones: Detections, others: Detections, pixels: float, scores: float) -> None:
+    """Each box of either has its like in the other."""
+    assert len(ones) == len(others)
+    if len(ones):
+        near = np.abs(ones.boxes[:, None] - others.boxes[None]).max(axis=2) <= pixels
+        near &= np.abs(ones.scores[:, None] - others.scores[None]) <= scores
+        near &= ones.labels[:, None] == others.labels[None]
+        assert near.any(axis=0).all() and near.any(axis=1).all()
+
+
+def share_found(ones: Detections, others: Detections, pixels: float) -> float:
+    """How many of the boxes have their like among the others, from 0 to 1."""
+    away = np.abs(ones.boxes[:, None] - others.boxes[None]).max(axis=2)
+    away[ones.labels[:, None] != others.labels[None]] = np.inf
+    return float((away.min(axis=1) < pixels).mean())
+
+
+# Preprocessing ---------------------------------------------------------------------------------------------
 
 
 def paddledetections_batch(files: list, resize: dict) -> list:
@@ -79,6 +128,61 @@ def test_a_needle_keeps_one_pixel():
     assert (batch["image"][0, :, 0] == 9).all() and not batch["image"][0, :, 1:].any()
 
 
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+@pytest.mark.parametrize(("kind", "layout"), [("float32", "nchw"), ("uint8", "nhwc"), ("uint8", "nchw")])
+def test_every_form_of_input_has_the_same_pixels(kind, layout, channels):
+    picture = draw_picture(97, 203, 1)
+    usual = Preprocess(steps_for(FIT))([picture])
+    other = Preprocess(steps_for(FIT), NetworkInput(kind, channels, layout))([picture])
+    image = other["image"] if layout == "nchw" else other["image"].transpose(0, 3, 1, 2)
+    assert image.dtype == kind
+    np.testing.assert_array_equal(image if channels == "rgb" else image[:, ::-1], usual["image"])
+    np.testing.assert_array_equal(other["im_shape"], usual["im_shape"])
+
+
+def test_a_fixed_input_is_filled_and_never_left():
+    form = NetworkInput("uint8", "bgr", "nhwc", batch=4, height=224, width=320)
+    batch = Preprocess(steps_for(FIT), form)([draw_picture(320, 224, 0), draw_picture(100, 300, 1)])
+    assert batch["image"].shape == (4, 224, 320, 3) and not batch["image"][2:].any()
+    # upright: as high as the input, not turned past its lower edge; wide: as wide as the input
+    np.testing.assert_allclose(batch["im_shape"][:2], [[224, 156.8], [106.6667, 320]], rtol=1e-5)
+    np.testing.assert_allclose(batch["scale_factor"][:2, 0], [0.7, 320 / 300], rtol=1e-6)
+    assert batch["image"][0, 223, :157].any() and not batch["image"][0, :, 157:].any()
+    with pytest.raises(DataError, match=r"320x224 is larger than the network's input, 224x320"):
+        Preprocess([{"type": "Permute"}], form)([draw_picture(320, 224, 0)])
+
+
+def test_nv12_is_what_opencv_decodes():
+    smooth = cv2.GaussianBlur(draw_picture(96, 128, 2), (0, 0), 5)
+    there_and_back = NV12Image.of(smooth).pixels()
+    error = np.abs(there_and_back.astype(int) - smooth)  # a colour for four pixels, of limited range
+    assert error.mean() < 1 and error.max() <= 16
+    luma = NV12Image.of(np.full((2, 2, 3), 255, np.uint8)).data
+    assert luma.tolist() == [[235, 235], [235, 235], [128, 128]]
+    batch = Preprocess(steps_for(FIT), NetworkInput("nv12", height=224, width=320))([smooth])
+    assert batch["image"].shape == (1, 336, 320) and batch["image"].dtype == np.uint8
+    decoded = cv2.cvtColor(batch["image"][0], cv2.COLOR_YUV2RGB_NV12)
+    usual = Preprocess(steps_for(FIT))([smooth])["image"][0].transpose(1, 2, 0)
+    assert np.abs(decoded[:, :290].astype(float) - usual[:, :290]).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "named"),
+    [
+        ([{"type": "NormalizeImage", "mean": [0, 0, 0]}, {"type": "Permute"}], "NormalizeImage"),
+        ([{"type": "Resize", "size": 3}, {"type": "Permute"}], "size"),
+        ([{"type": "Resize", "target_size": [3]}, {"type": "Permute"}], "target_size"),
+        (["Permute"], "Permute"),
+    ],
+)
+def test_steps_that_cannot_be_are_named(steps, named):
+    with pytest.raises(BundleError, match=named):
+        Preprocess(steps)
+
+
+# Images ----------------------------------------------------------------------------------------------------
+
+
 def test_orientation_in_exif_is_obeyed(tmp_path):
     upright = draw_picture(40, 60, 0)
     picture = Image.fromarray(upright[:, :, ::-1].copy()).rotate(90, expand=True)
@@ -99,19 +203,57 @@ def test_an_unreadable_image_is_named(tmp_path, content):
         read_image(path)
 
 
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", "/dev/zero"):
+        with pytest.raises(DataError, match=f"{path}.*a pipe or a device"):
+            read_image(path)
+
+
+def test_arrays_of_all_kinds_are_the_same_picture(predictor):
+    picture = draw_picture(120, 160, 5)
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    with_alpha = np.dstack([picture, np.full((120, 160), 7, np.uint8)])
+    turned = np.ascontiguousarray(picture[::-1, ::-1])[::-1, ::-1]
+    expected = predictor.predict([picture])[0]
+    assert len(expected) > 0
+    for other in (with_alpha, np.asfortranarray(picture), turned):
+        np.testing.assert_array_equal(predictor.predict([other])[0].boxes, expected.boxes)
+    expected = predictor.predict([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)])[0]
+    for other in (grey, grey[:, :, None]):
+        np.testing.assert_array_equal(predictor.predict([other])[0].boxes, expected.boxes)
+
+
 @pytest.mark.parametrize(
-    ("steps", "named"),
+    ("array", "cure"),
     [
-        ([{"type": "NormalizeImage", "mean": [0, 0, 0]}, {"type": "Permute"}], "NormalizeImage"),
-        ([{"type": "Resize", "size": 3}, {"type": "Permute"}], "size"),
-        ([{"type": "Resize", "target_size": [3]}, {"type": "Permute"}], "target_size"),
-        ([{"type": "Resize", "target_size": 64}], "Permute"),
-        (["Permute"], "Permute"),
+        (np.zeros((8, 8, 3), np.float32), r"\* 255"),
+        (np.zeros((8, 8, 3), np.uint16), ">> 8"),
+        (np.zeros((8, 8, 3), bool), "uint8"),
+        (np.zeros((0, 8, 3), np.uint8), "no pixels"),
+        (np.zeros((3, 8, 8), np.uint8), r"\[height, width, 3\]"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"\[height, width, 3\]"),
     ],
 )
-def test_steps_that_cannot_be_are_named(steps, named):
-    with pytest.raises(BundleError, match=named):
-        Preprocess(steps)
+def test_an_array_that_is_no_picture_is_named(predictor, array, cure):
+    with pytest.raises(DataError, match=f"image 1 of the list.*{cure}"):
+        predictor.predict([np.zeros((8, 8, 3), np.uint8), array])
+
+
+def test_one_image_that_is_no_list_is_refused(predictor):
+    for ask in (predictor.predict, predictor.stream):
+        with pytest.raises(DataError, match="list"):
+            ask(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_buffers_of_another_size_are_refused():
+    with pytest.raises(DataError, match="has 96 bytes, not 95"):
+        NV12Image(bytes(95), 8, 8)
+    with pytest.raises(DataError, match="even"):
+        NV12Image(bytes(96), 7, 8)
+
+
+# The predictor ---------------------------------------------------------------------------------------------
 
 
 def test_a_batch_is_cut_into_images_with_the_best_box_first():
@@ -133,120 +275,353 @@ def test_the_predictor_finds_boxes_inside_the_pictures(predictor):
         assert (each.boxes >= 0).all() and (each.boxes <= [width + 1e-3, height + 1e-3] * 2).all()
         assert (np.diff(each.scores) <= 0).all() and set(each.labels) <= {0, 1, 2}
     assert predictor.category_ids == tuple(CATEGORY_IDS)
-
-
-def test_a_path_is_read_as_its_array(predictor, tmp_path):
-    picture = draw_picture(120, 160, 5)
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    from_path, from_text, from_array, from_view = (
-        predictor.predict([image])[0]
-        for image in (tmp_path / "a.png", str(tmp_path / "a.png"), picture, np.asfortranarray(picture))
-    )
-    for other in (from_text, from_array, from_view):
-        np.testing.assert_array_equal(from_path.boxes, other.boxes)
-    assert len(from_path) > 0
-
-
-def test_no_images_no_detections(predictor):
     assert predictor.predict([]) == []
 
 
+def test_an_image_has_the_same_boxes_in_any_company(bundle, predictor):
+    images = pictures()
+    images = images[:6] + images[:3] + images[4:7]  # most sizes twice, some once
+    alone = [predictor.predict([image])[0] for image in images]
+    for batch in (2, 5):
+        together = Predictor(bundle, "onnxruntime", threads=2, batch=batch).predict(iter(images))
+        for one, other in zip(alone, together):
+            assert_same(one, other, pixels=1e-3, scores=1e-5)
+
+
+def test_few_images_wait_for_others_of_their_size(bundle):
+    predictor = Predictor(bundle, "onnxruntime", threads=2, batch=2)
+    given = []
+
+    def rare_ones_first():
+        for number, shape in enumerate([(64, 320), *[(32, 320)] * 20]):
+            given.append(number)
+            yield draw_picture(*shape, number)
+
+    stream = predictor.stream(rare_ones_first())
+    first = next(stream)
+    assert first.name == 0 and first.image.shape == (64, 320, 3) and len(given) < 12
+    assert [found.name for found in stream] == list(range(1, 21))
+
+
+def test_extreme_sizes(predictor):
+    tiny, huge = np.full((1, 1, 3), 200, np.uint8), np.zeros((10_000, 10_000, 3), np.uint8)
+    cv2.circle(huge, (5000, 5000), 2000, (255, 90, 30), cv2.FILLED)
+    for picture, found in zip((tiny, huge), predictor.predict([tiny, huge])):
+        assert (found.boxes >= 0).all() and (found.boxes <= len(picture) * (1 + 1e-5)).all()
+
+
+def test_a_folder_is_streamed_and_what_is_no_picture_is_left_out(predictor, tmp_path, caplog):
+    for name, picture in zip(("b.png", "a.bmp"), pictures()):
+        cv2.imwrite(str(tmp_path / name), picture)
+    (tmp_path / "aa.jpg").write_bytes(b"no picture")
+    found = list(predictor.stream(tmp_path))
+    assert [each.name.name for each in found] == ["a.bmp", "b.png"]
+    assert "aa.jpg" in caplog.text
+    for each in found:
+        alone = predictor.predict([str(each.name)])[0]
+        np.testing.assert_array_equal(each.detections.boxes, alone.boxes)
+    assert [each.name for each in predictor.stream(tmp_path / "b.png")] == [tmp_path / "b.png"]
+
+
+def test_a_video_is_streamed_frame_by_frame(predictor, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (160, 96))
+    for i in range(5):
+        writer.write(draw_picture(96, 160, i))
+    writer.release()
+    found = list(predictor.stream(str(tmp_path / "a.avi")))
+    assert [each.name for each in found] == [0, 1, 2, 3, 4]
+    assert found[3].image.shape == (96, 160, 3)
+    np.testing.assert_array_equal(found[3].detections.boxes, predictor.predict([found[3].image])[0].boxes)
+
+
+def test_sources_that_cannot_be_opened_are_named(predictor, tmp_path):
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    for source, named in ((tmp_path / "no.mp4", "no.mp4"), (tmp_path / "x.mp4", "x.mp4"), (97, "camera 97")):
+        with pytest.raises(DataError, match=named):
+            predictor.stream(source)
+    with pytest.raises(DataError, match="no pictures"):
+        predictor.stream((tmp_path / "empty").mkdir() or tmp_path / "empty")
+
+
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_threads_may_share_a_predictor(bundle, runtime):
+    shared = Predictor(bundle, runtime, threads=1)
+    images = pictures()[2:6]
+    alone = [shared.predict([image])[0] for image in images]
+    start = threading.Barrier(4)
+
+    def work(first: int) -> list:
+        start.wait()
+        return [shared.predict([images[(first + i) % 4]])[0] for i in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for first, found in enumerate(pool.map(work, range(4))):
+            for i, each in enumerate(found):
+                assert_same(each, alone[(first + i) % 4], pixels=1e-3, scores=1e-5)
+
+
+# Runtimes and kinds of networks ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(bccd, tinycoco) -> list:
+    found = sorted((bccd / "JPEGImages").glob("*.jpg"))[:6] + sorted(tinycoco.rglob("*.jpg"))[:24]
+    assert len(found) == 30
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkpoints_boxes(bundle, photos) -> list:
+    """What the model itself finds in the photographs, with weights from its file."""
+    _, model = small_model(bundle.parent)
+    model.set_state_dict(paddle.load(str(bundle.parent / "weights.pdparams")))
+    preprocess = Preprocess(read_bundle(bundle).preprocess)
+    return Detector(preprocess, CheckpointRuntime(model), CLASS_NAMES).predict(photos)
+
+
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_checkpoint_and_runtimes_agree_on_real_images(bundle, photos, checkpoints_boxes, runtime):
+    found = Predictor(bundle, runtime, threads=2).predict(photos)
+    assert sum(map(len, found)) > 300
+    for one, other in zip(checkpoints_boxes, found):
+        assert_same(one, other, pixels=1e-2, scores=1e-4)
+
+
+@pytest.mark.slow  # one more export, and each runtime once more
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_end_to_end_networks_agree_on_real_images(photos, checkpoints_boxes, tmp_path_factory, runtime):
+    folder = end_to_end_bundle(tmp_path_factory.getbasetemp() / "end_to_end")
+    for batch in (1, 4):
+        found = Predictor(folder, runtime, threads=2, batch=batch).predict(photos)
+        for one, other in zip(checkpoints_boxes, found):
+            assert_same(one, other, pixels=1e-2, scores=1e-4)
+
+
+def test_bfloat16_is_close(bundle, predictor):
+    picture = pictures()[5]
+    exact = predictor.predict([picture])[0].above(0.07)
+    for runtime in ("openvino", "paddle"):
+        try:
+            rough = Predictor(bundle, runtime, "bf16", threads=2).predict([picture])[0]
+        except DeviceError as error:
+            assert "bf16" in str(error)
+            continue
+        assert share_found(exact, rough, pixels=4) > 0.8 > share_found(exact, rough, pixels=1e-4)
+
+
+def test_integer_outputs_are_scaled_back(bundle, predictor, tmp_path):
+    integers = integer_heads_bundle(tmp_path / "integers", bundle)
+    for runtime in ("onnxruntime", "openvino"):
+        found = Predictor(integers, runtime, threads=2).predict(pictures())
+        for exact, rough in zip(predictor.predict(pictures()), found):
+            assert len(exact) > 5 and share_found(exact, rough, pixels=3) > 0.9
+
+
+def test_nv12_buffers_and_pictures(predictor, tmp_path_factory):
+    nv12 = Predictor(nv12_bundle(tmp_path_factory.getbasetemp() / "nv12"), "onnxruntime", threads=2)
+    picture = cv2.GaussianBlur(pictures()[0], (0, 0), 2)
+    assert picture.shape[:2] == FIXED_SIZE
+    buffer = NV12Image.of(picture)
+    expected = predictor.predict([buffer.pixels()])[0]
+    assert len(expected) > 5
+    images = [buffer, NV12Image(buffer.data.tobytes(), 224, 320), picture]
+    as_buffer, as_bytes, as_picture = nv12.predict(images)
+    np.testing.assert_array_equal(as_buffer.boxes, as_bytes.boxes)
+    np.testing.assert_array_equal(as_buffer.boxes, as_picture.boxes)
+    assert share_found(expected, as_buffer, pixels=0.5) > 0.9
+    assert_same(predictor.predict([buffer])[0], expected, pixels=0, scores=0)
+    larger = NV12Image.of(cv2.resize(picture, (640, 448)))
+    one, other = nv12.predict([larger, larger.pixels()])
+    np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+@pytest.mark.slow  # one more export, for what the tests of preprocessing show in parts
+def test_a_fixed_batch_of_uint8(predictor, tmp_path_factory):
+    folder = uint8_bundle(tmp_path_factory.getbasetemp() / "uint8")
+    fixed = Predictor(folder, "onnxruntime", threads=2)
+    assert fixed.batch == 2
+    images = [pictures()[0], draw_picture(200, 320, 3), pictures()[0]]
+    for image, found in zip(images, fixed.predict(images)):
+        assert_same(found, predictor.predict([image])[0], 1e-2, 1e-4)  # 200 pixels are padded to 224, too
+    with pytest.raises(BundleError, match="takes 2 images at once, not 3"):
+        Predictor(folder, batch=3)
+
+
+def test_the_runtime_can_be_asked_by_itself(predictor):
+    """As the export does for its comparison: inputs in, boxes out."""
+    for batch in noise_batches(predictor.bundle.input):
+        bbox, bbox_num = predictor.runtime.run(batch)
+        assert bbox.shape == (bbox_num.sum(), 6) and len(bbox_num) == len(batch["image"])
+
+
+def test_auto_takes_what_is_installed(bundle, monkeypatch):
+    def installed(*names):
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, package=None: name if name in names else None
+        )
+
+    loaded = {}
+    for libraries in (("openvino", "onnxruntime"), ("openvino",), ("paddle",)):
+        installed(*libraries)
+        loaded[libraries] = type(Predictor(bundle, threads=1).runtime.network).__name__
+    assert list(loaded.values()) == ["OnnxRuntime", "OpenVinoRuntime", "PaddleInferenceRuntime"]
+    installed()
+    with pytest.raises(MissingLibraryError, match="pip install onnxruntime"):
+        Predictor(bundle)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_runtime_that_is_not_installed_is_named(bundle, monkeypatch, name):
+    for module in [each for each in sys.modules if each.split(".")[0] == name]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingLibraryError, match="pip install"):
+        Predictor(bundle, name)
+
+
 @pytest.mark.parametrize(
-    "array",
+    ("arguments", "error", "named"),
     [
-        np.zeros((8, 8), np.uint8),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((0, 8, 3), np.uint8),
+        ({"runtime": "tensorflow"}, ConfigError, "tensorflow.*onnxruntime"),
+        ({"precision": "fp8"}, ConfigError, "fp8.*int8"),
+        ({"precision": "int8"}, BundleError, "no network in int8; it has paddle fp32, onnx fp32"),
+        ({"runtime": "paddle", "precision": "fp16"}, BundleError, "no network for paddle in fp16"),
+        ({"batch": 0}, ConfigError, "batch 0"),
+        ({"runtime": "paddle", "device": "tpu"}, DeviceError, "tpu"),
+        ({"runtime": "onnxruntime", "device": "gpu"}, DeviceError, "CUDAExecutionProvider"),
+        ({"runtime": "openvino", "device": "npu"}, DeviceError, "npu.*CPU"),
     ],
 )
-def test_an_array_that_is_no_picture_is_named(predictor, array):
-    with pytest.raises(DataError, match="image 1 of the list"):
-        predictor.predict([np.zeros((8, 8, 3), np.uint8), array])
+def test_what_cannot_be_is_named(bundle, arguments, error, named):
+    with pytest.raises(error, match=named) as raised:
+        Predictor(bundle, **arguments)
+    assert "\n" not in str(raised.value)
 
 
-def test_one_image_that_is_no_list_is_refused(predictor):
-    with pytest.raises(DataError, match="list"):
-        predictor.predict(np.zeros((8, 8, 3), np.uint8))
+# The bundle ------------------------------------------------------------------------------------------------
 
 
-def test_threads_may_share_a_predictor(predictor):
-    images = pictures()[:4]
-    alone = [predictor.predict([image])[0] for image in images]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda image: predictor.predict([image])[0], images * 3))
-    for i, each in enumerate(together):
-        np.testing.assert_allclose(each.boxes, alone[i % 4].boxes, atol=1e-3)
-
-
-def test_a_missing_or_incomplete_bundle_is_named(bundle, tmp_path):
+def test_a_missing_or_incomplete_bundle_is_named(copied, tmp_path):
     with pytest.raises(BundleError, match=r"nowhere.*export_model"):
         Predictor(tmp_path / "nowhere")
-    for name in ("model.json", "model.pdiparams", "infer_cfg.yml"):
-        folder = shutil.copytree(bundle, tmp_path / name.replace(".", "_"))
-        (folder / name).unlink()
+    for name in ("model.json", "model.pdiparams", onnx_file("fp32")):
+        shutil.move(copied / name, tmp_path / "aside")
         with pytest.raises(BundleError, match=f"lacks {name}"):
-            Predictor(folder)
+            Predictor(copied)
+        shutil.move(tmp_path / "aside", copied / name)
+    (copied / MANIFEST_FILE).unlink()
+    with pytest.raises(BundleError, match=r"lacks bundle\.yml"):
+        read_bundle(copied)
+    (copied / CONFIG_FILE).write_text("mode: paddle\n")
+    with pytest.raises(BundleError, match=r"before bundles had a bundle\.yml; export it again"):
+        read_bundle(copied)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("changes", "named"),
     [
-        "label_list: [a]",
-        "- 1",
-        "Preprocess: [",
-        "!!python/object/apply:os.system [echo]",
-        "Preprocess: []\nlabel_list: [a]\ncategory_ids: [x]",
+        ({"format_version": 2}, "format_version 2 is newer"),
+        ({"kind": "tails"}, "`kind` is 'tails'"),
+        ({"classes": []}, "`classes`"),
+        ({"input": {"type": "float64"}}, "`type` is 'float64'"),
+        ({"input": {"type": "uint8", "height": 3}}, "both"),
+        ({"input": {"type": "nv12", "height": 33, "width": 32}}, "even"),
+        ({"postprocess": {"keep_top_k": "many"}}, "`keep_top_k` is 'many'"),
+        ({"heads": {"layout": "nchw", "distances": "pixels", "levels": [{"stride": 8}]}}, "class_logits"),
+        ({"networks": {}}, "names no network"),
+        ({"networks": {"onnx": {"fp32": {"file": "other.onnx"}}}}, "other.onnx"),
+        ({"files": {"../../x": {"sha256": "a", "bytes": 1}}}, r"'\.\./\.\./x' is no name"),
+        ({"preprocess": None}, "`preprocess` is missing"),
     ],
 )
-def test_a_wrong_description_is_named(bundle, tmp_path, content):
-    folder = shutil.copytree(bundle, tmp_path / "bundle")
-    (folder / "infer_cfg.yml").write_text(content, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"infer_cfg\.yml") as raised:
-        read_bundle(folder)
+def test_a_wrong_key_is_named(copied, changes, named):
+    change_manifest(copied, **changes)
+    with pytest.raises(BundleError, match=rf"bundle\.yml.*{named}") as raised:
+        read_bundle(copied)
     assert "\n" not in str(raised.value)
 
 
-def test_a_description_without_category_ids_numbers_them(bundle, tmp_path):
-    folder = shutil.copytree(bundle, tmp_path / "bundle")
-    config = yaml.safe_load((folder / "infer_cfg.yml").read_text())
-    del config["category_ids"]
-    (folder / "infer_cfg.yml").write_text(yaml.safe_dump(config))
-    assert read_bundle(folder).category_ids == (0, 1, 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "kept"), [("model.pdiparams", 5000), ("model.json", 5000), ("model.json", 0)]
-)
-def test_damaged_files_are_a_bundle_error(bundle, tmp_path, name, kept):
-    folder = shutil.copytree(bundle, tmp_path / "bundle")
-    (folder / name).write_bytes((folder / name).read_bytes()[:kept])
-    with pytest.raises(BundleError, match="damaged") as raised:
-        Predictor(folder)
+@pytest.mark.parametrize("content", ["- 1", "kind: [", "!!python/object/apply:os.system [echo]", ""])
+def test_a_manifest_that_is_none_is_named(copied, content):
+    (copied / MANIFEST_FILE).write_text(content)
+    with pytest.raises(BundleError, match=r"bundle\.yml") as raised:
+        read_bundle(copied)
     assert "\n" not in str(raised.value)
 
 
-def test_a_device_that_is_not_there_is_named(bundle):
-    with pytest.raises(DeviceError, match="tpu"):
-        Predictor(bundle, device="tpu")
+@pytest.mark.parametrize(("runtime", "name"), [("paddle", "model.pdiparams"), ("onnxruntime", "model.onnx")])
+def test_damaged_files_are_found_before_they_are_loaded(copied, runtime, name):
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    description = read_bundle(copied)  # the size is right
+    for load in (description.verify, lambda: Predictor(copied, runtime)):
+        with pytest.raises(BundleError, match=f"{name}: the file is damaged"):
+            load()
+    (copied / name).write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=f"{name}: the file is damaged"):
+        read_bundle(copied)
 
 
-FOREIGN = """
-import json, sys
+def test_a_file_that_the_library_cannot_load_is_named(copied):
+    (copied / "model.onnx").write_bytes(b"no network")
+    manifest = yaml.safe_load((copied / MANIFEST_FILE).read_text())
+    change_manifest(copied, files={**manifest["files"], "model.onnx": file_entry(copied / "model.onnx")})
+    for runtime in ("onnxruntime", "openvino"):
+        with pytest.raises(BundleError, match=r"model\.onnx.*cannot load") as raised:
+            Predictor(copied, runtime)
+        assert "\n" not in str(raised.value)
+
+
+# A machine that only runs a model ---------------------------------------------------------------------------
+
+ONLY_RUNS = """
+import importlib.abc, json, sys
 import numpy as np
-import ppfcos.deploy
-light = sorted(sys.modules)
-ppfcos.deploy.Predictor(sys.argv[1], threads=1).predict([np.zeros((64, 96, 3), np.uint8)])
-json.dump([light, sorted(sys.modules)], open(sys.argv[2], "w"))
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[3].split(","):
+            raise ImportError(f"{name} is not for a machine that only runs a model")
+
+sys.meta_path.insert(0, Blocked())
+from ppfcos.deploy import Predictor
+found = Predictor(sys.argv[1], threads=1).predict([np.zeros((64, 96, 3), np.uint8)])
+from ppfcos.cli import infer
+json.dump(sorted(sys.modules), open(sys.argv[2], "w"))
 """
+TRAINING = "paddle,ppdet,torch,pycocotools,faster_coco_eval,visualdl,scipy,sklearn,PIL,tqdm,simplejpeg"
 
 
 def test_deployment_needs_no_training_code(bundle, root, tmp_path):
-    command = [sys.executable, "-c", FOREIGN, str(bundle), str(tmp_path / "modules.json")]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-    light, loaded = json.loads((tmp_path / "modules.json").read_text())
-    rooms = {"modeling", "data", "engine", "export", "config", "cli", "report", "convert"}
+    command = [sys.executable, "-c", ONLY_RUNS, str(bundle), str(tmp_path / "modules.json"), TRAINING]
+    done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads((tmp_path / "modules.json").read_text())
+    rooms = {"modeling", "data", "engine", "export", "config", "convert"}
     assert not {name for name in loaded if name.startswith("ppfcos.") and name.split(".")[1] in rooms}
-    assert not {name.split(".")[0] for name in loaded} & {"ppdet", "torch", "pycocotools"}
-    assert "paddle" not in {name.split(".")[0] for name in light}
-    assert "paddle" in loaded
+    assert not {name.split(".")[0] for name in loaded} & set(TRAINING.split(","))
+
+
+@pytest.mark.slow  # installs from the package index
+def test_a_fresh_environment_without_paddle_runs_a_bundle(bundle, root, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(root / "ppfcos", source / "ppfcos")
+    shutil.copytree(root / "requirements", source / "requirements")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", f"{source}[deploy]"], check=True, cwd=tmp_path)
+    listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True)
+    packages = {package["name"].lower() for package in json.loads(listed.stdout)}
+    assert {"ppfcos", "numpy", "opencv-python", "pyyaml", "onnxruntime"} <= packages
+    assert not packages & {"paddlepaddle", "paddledet", "pycocotools", "visualdl", "torch"}
+    cv2.imwrite(str(tmp_path / "a.png"), pictures()[0])
+    tool = "import sys; from ppfcos.cli.infer import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["--bundle", str(bundle), "--infer_img", "a.png", "--output_dir", "out", "--save_results"]
+    subprocess.run([python, "-c", tool, *arguments], check=True, cwd=tmp_path)
+    rows = json.loads((tmp_path / "out" / "bbox.json").read_text())
+    here = Predictor(bundle, "onnxruntime").predict([pictures()[0]])[0]
+    assert len(rows) == len(here) > 0
+    np.testing.assert_allclose(sorted(row["score"] for row in rows), sorted(here.scores), atol=1e-4)

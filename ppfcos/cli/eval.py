@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppfcos import environment
 from ppfcos.cli import command
+from ppfcos.cli.infer import add_bundle_options, positive
+from ppfcos.deploy import Predictor
+from ppfcos.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +22,10 @@ python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=output/fcos_
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --classwise
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=model.pdparams --output_eval results
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --json_eval --output_eval results
+python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --bundle output_inference/fcos_r50_fpn_1x_coco \\
+    --runtime onnxruntime --precision fp16 --batch 32 --require-ap 0.385
 """
+BELOW = 1  # the exit code where a figure is below what --require-ap or --require-fps asks for
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = command.option_parser(
         "Evaluate a model on EvalDataset with COCO's figures. The weights are those of -o weights=FILE,\n"
-        "or else save_dir/NAME/model_final, NAME being the configuration's.",
+        "or else save_dir/NAME/model_final, NAME being the configuration's; or it is an exported bundle\n"
+        "(--bundle), evaluated as it runs, from reading the files to the boxes.",
         EXAMPLE,
     )
     command.add_switch(parser, "--classwise", "print the AP of each class too")
@@ -44,18 +52,39 @@ def build_parser() -> argparse.ArgumentParser:
         help="evaluate the bbox.json of an earlier --output_eval FOLDER (default: .) instead of a model",
     )
     command.add_switch(parser, "--amp", "mixed precision, for GPUs: convolutions and the like in 16 bits")
+    parser.add_argument("--bundle", metavar="FOLDER", help="what tools/export_model.py wrote")
+    add_bundle_options(parser)
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="for --bundle: images of one size run at once at the most"
+    )
+    parser.add_argument(
+        "--require-ap", type=float, metavar="AP", help=f"exit with {BELOW} if the AP, from 0 to 1, is below"
+    )
+    parser.add_argument(
+        "--require-fps",
+        type=float,
+        metavar="FPS",
+        help=f"for --bundle: exit with {BELOW} if it does fewer images a second",
+    )
     return parser
 
 
-def evaluate(options: argparse.Namespace) -> None:
+def evaluate(options: argparse.Namespace) -> int:
     """Evaluate as the command line says.
 
     Args:
         options: of `build_parser`.
 
+    Returns:
+        0; BELOW where a figure is less than required.
+
     Raises:
         PPFCOSError: it cannot be done.
     """
+    if options.require_fps is not None and not options.bundle:
+        raise ConfigError("--require-fps is of a bundle: add --bundle FOLDER, or leave it out")
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
     environment.prepare()
     with environment.quiet_imports():
         from ppfcos.config import load_config
@@ -66,14 +95,33 @@ def evaluate(options: argparse.Namespace) -> None:
 
     cfg = load_config(options.config, command.overrides(options, "classwise", "output_eval", "amp"))
     device = select_device(cfg)
+    images_a_second = None
     with distributed.joined():
         with distributed.together():
             data = build_dataset(cfg, "EvalDataset")
             settle_num_classes(cfg, data.class_names, data.source)
-        figures = _figures_of_file(cfg, data) if options.json_eval else _figures_of_model(cfg, data, device)
+        if options.json_eval:
+            figures = _figures_of_file(cfg, data)
+        elif options.bundle:
+            figures, images_a_second = _figures_of_bundle(cfg, data, options)
+        else:
+            figures = _figures_of_model(cfg, data, device)
     if cfg["classwise"]:
         logger.info("box AP of each class:\n%s", figures.class_table())
     logger.info("evaluated on %d images:\n%s", len(data), figures.table())
+    if images_a_second is not None:
+        logger.info("%.2f images/s, from the files to the boxes", images_a_second)
+    required = (("AP", figures.ap, options.require_ap), ("images/s", images_a_second, options.require_fps))
+    return BELOW if any(_is_below(*each) for each in required) else 0
+
+
+def _is_below(name: str, value: float | None, least: float | None) -> bool:
+    if least is None or value is None:
+        return False
+    logger.log(
+        logging.WARNING if value < least else logging.INFO, "%s %.4g, required is %.4g", name, value, least
+    )
+    return value < least
 
 
 def _figures_of_file(cfg: Mapping[str, Any], data: Any) -> Any:
@@ -110,6 +158,23 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str) -> Any:
         logger.info("weights: %s", weights)
     uses = [functools.partial(evaluator.write_detections, output)] if output else []
     return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
+
+
+def _figures_of_bundle(cfg: Mapping[str, Any], data: Any, options: argparse.Namespace) -> tuple[Any, float]:
+    """The figures, and how many images a second all processes did together."""
+    from ppfcos.data.classes import check_same_classes
+    from ppfcos.engine import bundle_evaluation, distributed
+    from ppfcos.engine.files import require_writable
+
+    output = cfg.get("output_eval")
+    with distributed.together():
+        if output and distributed.is_main():
+            require_writable(output)
+    with distributed.together():
+        run = options.runtime, options.precision, options.threads, options.batch, options.device
+        predictor = Predictor(options.bundle, *run)
+        check_same_classes(list(predictor.class_names), str(options.bundle), data.class_names, data.source)
+    return bundle_evaluation.evaluate(predictor, data, cfg["coco_eval"], output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`tools/infer.py`: find objects in pictures, with a checkpoint or with an exported bundle."""
+"""`tools/infer.py`: find objects in pictures or a video, with a checkpoint or with an exported bundle."""
 
 from __future__ import annotations
 
@@ -8,34 +8,55 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
+import cv2
 import numpy as np
 
-from ppfcos import environment
-from ppfcos.cli import command
+from ppfcos import console, environment
+from ppfcos.cli import command, processes
 from ppfcos.deploy import Detections, Detector, Predictor
-from ppfcos.deploy.preprocess import read_image
-from ppfcos.engine.files import replacing
+from ppfcos.deploy.bundle import PRECISIONS
+from ppfcos.deploy.runtimes.choice import RUNTIMES
+from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video, read_frames, read_pictures
 from ppfcos.errors import ConfigError, DataError, OutputError
+from ppfcos.files import replacing
 from ppfcos.report.pictures import draw_detections, save_picture
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RESULTS_FILE = "bbox.json"
+VIDEO_SUFFIX, VIDEO_CODE, FRAMES_A_SECOND = ".mp4", "mp4v", 25.0
 DESCRIPTION = (
-    "Find objects in pictures and draw them. The model is either a configuration with its weights (-c, run "
-    "in Paddle) or an exported bundle (--bundle, run in Paddle Inference); both prepare the pictures alike "
-    "and find the same boxes."
+    "Find objects in pictures or in a video and draw them. The model is either a configuration with its "
+    "weights (-c, run in Paddle) or an exported bundle (--bundle, run in ONNX Runtime, OpenVINO or Paddle "
+    "Inference); both prepare the pictures alike and find the same boxes. Started by "
+    "`python -m paddle.distributed.launch`, several processes share the pictures."
 )
 EXAMPLE = """
     python tools/infer.py --bundle output_inference/fcos_r50_fpn_1x_coco --infer_dir photos --save_results
+    python tools/infer.py --bundle output_inference/fcos_r50_fpn_1x_coco --video_file street.mp4 \\
+        --runtime openvino --precision bf16
     python tools/infer.py -c configs/fcos_r50_fpn_1x_coco.yml \\
         -o weights=output/fcos_r50_fpn_1x_coco/best_model.pdparams --infer_img photo.jpg --draw_threshold 0.4
+    python -m paddle.distributed.launch --nproc_per_node 2 tools/infer.py \\
+        --bundle output_inference/fcos_r50_fpn_1x_coco --infer_dir photos --save_results
 """
+
+
+class Drawn(NamedTuple):
+    """What was found in one picture or frame.
+
+    Attributes:
+        number: of the picture among those named, or of the frame.
+        name: of the picture's or the video's file.
+        detections: all of them, drawn or not.
+    """
+
+    number: int
+    name: str
+    detections: Detections
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--bundle", metavar="FOLDER", help="what tools/export_model.py wrote; instead of -c")
     add("--infer_img", metavar="FILE", help="a picture; goes before --infer_dir")
     add("--infer_dir", metavar="FOLDER", help="a folder of pictures")
+    add("--video_file", metavar="FILE", help="a video; drawn into the output folder as .mp4")
     add("--output_dir", default="output", metavar="FOLDER", help="for the results (default: %(default)s)")
     add(
         "--draw_threshold", type=float, default=0.5, help="lowest score of a drawn box (default: %(default)s)"
@@ -52,7 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_switch(
         parser,
         "--save_results",
-        f"write all boxes to {RESULTS_FILE} in the output folder, as COCO results with names",
+        f"write all boxes to {RESULTS_FILE} in the output folder, as COCO results with names; "
+        "done for a video anyway",
     )
     command.add_switch(parser, "--use_vdl", "show the pictures in VisualDL as well")
     add(
@@ -63,23 +86,25 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--batch_size",
-        type=_positive,
-        default=1,
+        type=positive,
         metavar="N",
-        help="pictures run at once (default: %(default)s)",
+        help="pictures of one size run at once at the most (default: 1, or what the bundle is fixed to)",
     )
-    add("--threads", type=_positive, metavar="N", help="threads of the CPU (default: every core)")
-    add(
-        "--device",
-        choices=("auto", "cpu", "gpu"),
-        default="auto",
-        help="for --bundle; with -c it is -o device=...",
-    )
+    add_bundle_options(parser)
     return parser
 
 
+def add_bundle_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a bundle is run."""
+    add = parser.add_argument
+    add("--runtime", choices=RUNTIMES, default="auto", help="for --bundle (default: the first installed)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="for --bundle (default: %(default)s)")
+    add("--threads", type=positive, metavar="N", help="threads of the CPU (default: every core)")
+    add("--device", default="auto", help="for --bundle: auto, cpu, gpu or a name that the runtime knows")
+
+
 def infer(options: argparse.Namespace) -> None:
-    """Find and draw the objects in the pictures that the command line names.
+    """Find and draw the objects in the pictures or the video that the command line names.
 
     Args:
         options: of `make_parser`.
@@ -87,26 +112,91 @@ def infer(options: argparse.Namespace) -> None:
     Raises:
         PPFCOSError: what is wrong with the model, the pictures or the output folder.
     """
+    if options.video_file:
+        _infer_video(options)
+        return
     paths = pictures_to_read(options.infer_img, options.infer_dir)
-    output = Path(options.output_dir)
-    _check_output(output, paths)
+    _check_output(Path(options.output_dir), paths)
     detector = _build_detector(options)
-    found: list[tuple[Path, Detections]] = []
-    drawn = 0
-    with _picture_log(options) as show:
-        for path, image, detections in _detect(detector, paths, options.batch_size):
-            picture = draw_detections(image, detections, options.draw_threshold)
-            save_picture(output / picture_name(path), picture)
-            show(path.name, picture)
-            found.append((path, detections))
-            objects = len(detections.above(options.draw_threshold))
-            drawn += objects
-            logger.info("%s: %s", path, _count(objects, "object"))
-    if not found:
+    with processes.joined():
+        own: list[Drawn] = []
+        with processes.together(), _picture_log(options) as show:
+            own += _draw_share(detector, paths, show, options)
+        drawn = [each for part in processes.gather(own) for each in part]
+    if not drawn:
         raise DataError(f"no picture could be read: {_count(len(paths), 'file')}, the first is {paths[0]}")
-    if options.save_results:
-        _save_results(output / RESULTS_FILE, found, paths, detector.category_ids)
-    _log_summary(options, output, len(found), drawn, len(paths) - len(found))
+    if console.is_first_process():
+        if options.save_results:
+            _save_results(Path(options.output_dir) / RESULTS_FILE, drawn, detector.category_ids)
+        _log_summary(options, drawn, len(paths) - len(drawn))
+
+
+def _draw_share(
+    detector: Detector,
+    paths: Sequence[Path],
+    show: Callable[[str, np.ndarray], None],
+    options: argparse.Namespace,
+) -> Iterator[Drawn]:
+    """Draw this process's part of the pictures."""
+    numbers = {path: number for number, path in enumerate(paths)}
+    own = processes.share(paths)
+    with console.bar("detecting", len(own)) as bar:
+        for path, image, detections in detector.detect(read_pictures(own)):
+            picture = draw_detections(image, detections, options.draw_threshold)
+            save_picture(Path(options.output_dir) / picture_name(path), picture)
+            show(path.name, picture)
+            objects = _count(len(detections.above(options.draw_threshold)), "object")
+            logger.info("%s: %s", path, objects, extra=console.SHOWN_BY_BAR)
+            bar.advance()
+            yield Drawn(numbers[path], path.name, detections)
+
+
+def _infer_video(options: argparse.Namespace) -> None:
+    """Draw a video, frame by frame."""
+    if processes.count() > 1:
+        raise ConfigError("--video_file runs in one process; start it without paddle.distributed.launch")
+    source, output = Path(options.video_file), Path(options.output_dir)
+    with opened_video(source) as video:
+        frames_a_second = video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND
+        total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+    _check_output(output, [source])
+    detector = _build_detector(options)
+    target = output / f"{source.stem}{VIDEO_SUFFIX}"
+    drawn: list[Drawn] = []
+    with _video_writer(target, frames_a_second) as write, console.bar("detecting", total) as bar:
+        for number, frame, detections in detector.detect(read_frames(source)):
+            write(draw_detections(frame, detections, options.draw_threshold))
+            drawn.append(Drawn(number, source.name, detections))
+            bar.advance()
+        if not drawn:
+            raise DataError(f"{source}: this video has no frame that OpenCV can decode")
+    _save_results(output / RESULTS_FILE, drawn, detector.category_ids)
+    objects = sum(len(each.detections.above(options.draw_threshold)) for each in drawn)
+    logger.info("%s with %s in %s", _count(len(drawn), "frame"), _count(objects, "object"), target)
+    logger.info("all boxes in %s", output / RESULTS_FILE)
+
+
+@contextlib.contextmanager
+def _video_writer(target: Path, frames_a_second: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """What adds a frame to a video; all frames are of one size."""
+    with replacing(target) as unfinished, contextlib.ExitStack() as open_files:
+        # OpenCV knows the kind of file by its ending only.
+        beside = unfinished.with_name(f"{unfinished.name}{target.suffix}")
+        open_files.callback(beside.unlink, missing_ok=True)
+        writer = cv2.VideoWriter()
+        open_files.callback(writer.release)
+
+        def write(frame: np.ndarray) -> None:
+            if not writer.isOpened():
+                size = frame.shape[1], frame.shape[0]
+                writer.open(str(beside), cv2.VideoWriter_fourcc(*VIDEO_CODE), frames_a_second, size)
+                if not writer.isOpened():
+                    raise OutputError(f"{target}: OpenCV cannot write a video of this size here")
+            writer.write(frame)
+
+        yield write
+        writer.release()
+        os.replace(beside, unfinished)
 
 
 def pictures_to_read(picture: str | None, folder: str | None) -> list[Path]:
@@ -128,13 +218,12 @@ def pictures_to_read(picture: str | None, folder: str | None) -> list[Path]:
             raise DataError(f"--infer_img {picture}: there is no such file")
         return [Path(picture)]
     if not folder:
-        raise ConfigError("no pictures are named: add --infer_img FILE or --infer_dir FOLDER")
+        raise ConfigError(
+            "no pictures are named: add --infer_img FILE, --infer_dir FOLDER or --video_file FILE"
+        )
     if not Path(folder).is_dir():
         raise DataError(f"--infer_dir {folder}: there is no such folder")
-    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not paths:
-        raise DataError(f"--infer_dir {folder}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
-    return paths
+    return list_pictures(Path(folder))
 
 
 def picture_name(path: Path) -> str:
@@ -150,14 +239,17 @@ def _build_detector(options: argparse.Namespace) -> Detector:
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
     if options.bundle:
-        return Predictor(options.bundle, options.threads, options.device)
+        run = options.runtime, options.precision, options.threads, options.batch_size, options.device
+        return Predictor(options.bundle, *run)
     with environment.quiet_imports():
         from ppfcos.config import load_config
         from ppfcos.engine.device import select_device
         from ppfcos.export.checkpoint import checkpoint_detector
     cfg = load_config(options.config, options.opt)
     select_device(cfg)
-    return checkpoint_detector(cfg)
+    detector = checkpoint_detector(cfg)
+    detector.batch = options.batch_size or 1
+    return detector
 
 
 def _check_output(output: Path, paths: Sequence[Path]) -> None:
@@ -172,27 +264,6 @@ def _check_output(output: Path, paths: Sequence[Path]) -> None:
         raise OutputError(f"--output_dir {output} cannot be made ({error.strerror})") from error
     if not os.access(output, os.W_OK | os.X_OK):
         raise OutputError(f"--output_dir {output} cannot be written to; name another")
-
-
-def _detect(
-    detector: Detector, paths: Sequence[Path], batch_size: int
-) -> Iterator[tuple[Path, np.ndarray, Detections]]:
-    """Every readable picture with its objects; the others are named and left out."""
-    readable = _read(paths)
-    while group := list(islice(readable, batch_size)):
-        detections = detector.predict([image for _, image in group])
-        for (path, image), each in zip(group, detections):
-            yield path, image, each
-
-
-def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
-    for path in paths:
-        try:
-            image = read_image(path)
-        except DataError as error:
-            logger.warning("left out: %s", error)
-            continue
-        yield path, image
 
 
 @contextlib.contextmanager
@@ -213,28 +284,21 @@ def _picture_log(options: argparse.Namespace) -> Iterator[Callable[[str, np.ndar
         yield lambda name, picture: writer.add_image(f"detections/{name}", picture[:, :, ::-1], step=0)
 
 
-def _save_results(
-    path: Path, found: Sequence[tuple[Path, Detections]], paths: Sequence[Path], category_ids: Sequence[int]
-) -> None:
-    """All boxes as a COCO result file; image_id is the picture's position among those named."""
-    positions = {each: position for position, each in enumerate(paths)}
-    rows = [
-        _result_row(positions[picture], picture, detections, i, category_ids)
-        for picture, detections in found
-        for i in range(len(detections))
-    ]
+def _save_results(path: Path, drawn: Sequence[Drawn], category_ids: Sequence[int]) -> None:
+    """All boxes as a COCO result file; image_id is the number of the picture or frame."""
+    ordered = sorted(drawn, key=lambda each: each.number)
+    rows = [_result_row(each, i, category_ids) for each in ordered for i in range(len(each.detections))]
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 
 
-def _result_row(
-    image_id: int, picture: Path, detections: Detections, i: int, category_ids: Sequence[int]
-) -> dict[str, Any]:
+def _result_row(drawn: Drawn, i: int, category_ids: Sequence[int]) -> dict[str, Any]:
+    detections = drawn.detections
     x0, y0, x1, y1 = detections.boxes[i].tolist()
     label = int(detections.labels[i])
     return {
-        "image_id": image_id,
-        "file_name": picture.name,
+        "image_id": drawn.number,
+        "file_name": drawn.name,
         "category_id": category_ids[label],
         "category_name": detections.class_names[label],
         "bbox": [x0, y0, x1 - x0, y1 - y0],
@@ -242,13 +306,12 @@ def _result_row(
     }
 
 
-def _log_summary(
-    options: argparse.Namespace, output: Path, pictures: int, drawn: int, unreadable: int
-) -> None:
-    boxes = f"{_count(drawn, 'object')} of at least {options.draw_threshold:g}"
-    logger.info("%s with %s in %s", _count(pictures, "picture"), boxes, output)
+def _log_summary(options: argparse.Namespace, drawn: Sequence[Drawn], unreadable: int) -> None:
+    objects = sum(len(each.detections.above(options.draw_threshold)) for each in drawn)
+    boxes = f"{_count(objects, 'object')} of at least {options.draw_threshold:g}"
+    logger.info("%s with %s in %s", _count(len(drawn), "picture"), boxes, options.output_dir)
     if options.save_results:
-        logger.info("all boxes in %s", output / RESULTS_FILE)
+        logger.info("all boxes in %s", Path(options.output_dir) / RESULTS_FILE)
     if options.use_vdl:
         logger.info("see them with: visualdl --logdir %s", options.vdl_log_dir)
     if unreadable:
@@ -259,7 +322,8 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The value of an option that is a whole number from 1 on."""
     number = int(text) if text.isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")

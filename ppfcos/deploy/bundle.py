@@ -7,7 +7,6 @@ docs/predictor.md explains the keys.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from ppfcos.deploy.manifest import Section, read_manifest
 from ppfcos.errors import BundleError
+from ppfcos.files import sha256
 
 FORMAT_VERSION = 1
 
@@ -193,8 +193,13 @@ class Bundle:
             BundleError: one is not the one that was exported.
         """
         for name in self.files if names is None else names:
-            if _sha256(self.directory / name) != self.files[name][1]:
-                raise _damaged(self.directory / name)
+            path = self.directory / name
+            try:
+                found = sha256(path)
+            except OSError as error:
+                raise BundleError(f"{path}: cannot be read ({error.strerror}); export it again") from error
+            if found != self.files[name][1]:
+                raise _damaged(path)
 
 
 def read_bundle(directory: str | os.PathLike) -> Bundle:
@@ -353,14 +358,3 @@ def _check_files(bundle: Bundle) -> None:
 
 def _damaged(path: Path) -> BundleError:
     return BundleError(f"{path}: the file is damaged, it is not the one that was exported; export it again")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); export the bundle again") from error
-    return digest.hexdigest()

@@ -32,31 +32,31 @@ from ppfcos.errors import BundleError
 # The bound is lowered by this much: what it lets through is held against the threshold once more, by its
 # score in float32, whose rounding must not have been anticipated.
 MARGIN = 1e-3
-# Logits of a float16 or float32 sigmoid that is 0 or 1; beyond them no exponential overflows.
-LARGEST_LOGIT = 80.0
-NMS_BLOCK = 256
-SIZES_KEPT = 64
+LEAST_LOGIT = -80.0  # its sigmoid is 0 as good as any, and its exponential does not overflow
+FEW = 4096  # values that are looked at one by one in no time
+NMS_BLOCK = 128
+# Of how many sizes of a level the grids are kept, and the bounds of integers, which take more and belong to
+# networks of a fixed size.
+GRIDS_KEPT, BOUNDS_KEPT = 64, 4
+
+# Columns of what becomes the answer.
+LABEL, SCORE, BOX = 0, 1, slice(2, 6)
 
 
 class Candidates(NamedTuple):
-    """Places and classes that may become boxes.
+    """Places and classes of one level that may become boxes.
 
     Attributes:
-        scores: [N] of the boxes.
+        class_logits: [N].
+        quality_logits: [N].
         labels: [N] classes.
-        boxes: [N, 4] x0, y0, x1, y1.
+        boxes: [N, 4] x0, y0, x1, y1 in pixels of the network's input.
     """
 
-    scores: np.ndarray
+    class_logits: np.ndarray
+    quality_logits: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
-
-    def take(self, which: np.ndarray) -> Candidates:
-        """Those at positions, or where a mask is true."""
-        return Candidates(*(values[which] for values in self))
-
-
-NO_CANDIDATES = Candidates(np.empty(0, np.float32), np.empty(0, np.int64), np.empty((0, 4), np.float32))
 
 
 class HeadsDecoder:
@@ -95,38 +95,57 @@ class HeadsDecoder:
             BundleError: an output is not of the form that the bundle says.
         """
         levels = [decoder.outputs(outputs) for decoder in self._levels]
-        rows = []
+        found = []
         for image, (shape, factor) in enumerate(zip(np.float32(im_shape), np.float32(scale_factor))):
-            found = [
+            candidates = [
                 decoder.candidates(*(kind[image] for kind in level), image_size)
                 for decoder, level in zip(self._levels, levels)
             ]
-            rows.append(self._rows(_joined(found), shape, factor))
-        return np.concatenate(rows), np.array([len(each) for each in rows], np.int32)
+            found.append(self._suppressed(self._scored(candidates), shape, factor))
+        return np.concatenate(found), np.array([len(rows) for rows in found], np.int32)
 
-    def _rows(self, found: Candidates, im_shape: np.ndarray, scale_factor: np.ndarray) -> np.ndarray:
-        """[N, 6] of one image with the im_shape [2] and the scale_factor [2]."""
+    def _scored(self, levels: Sequence[Candidates]) -> np.ndarray:
+        """[N, 6] label, score and box of the best `pre_nms_top_k` of each level, as far as they count."""
         settings = self.settings
-        boxes, scale = found.boxes, np.tile(scale_factor[::-1], 2)
+        class_logits, quality_logits, labels, boxes = (np.concatenate(parts) for parts in zip(*levels))
+        class_scores = _sigmoid(class_logits)
+        scores = class_scores * _sigmoid(quality_logits)
+        ranks = scores if settings.rank_by == "score" else class_scores
+        eligible = class_scores > settings.class_threshold
+        sizes = [len(level.labels) for level in levels]
+        if max(sizes) > settings.pre_nms_top_k:
+            eligible &= _best_of_levels(np.where(eligible, ranks, -1), sizes, settings.pre_nms_top_k)
+        if settings.sqrt_score:
+            scores = np.sqrt(scores)
+        keep = np.flatnonzero(eligible & (scores > settings.score_threshold))
+        rows = np.empty((len(keep), 6), np.float32)
+        rows[:, LABEL] = labels[keep]
+        rows[:, SCORE] = scores[keep]
+        rows[:, BOX] = boxes[keep]
+        return rows
+
+    def _suppressed(self, rows: np.ndarray, im_shape: np.ndarray, scale_factor: np.ndarray) -> np.ndarray:
+        """Rows [N, 6] of one image, of the im_shape [2] and scale_factor [2], that are its answer."""
+        settings = self.settings
+        width_and_height = im_shape[[1, 0, 1, 0]]
+        scale = scale_factor[[1, 0, 1, 0]]
+        boxes = rows[:, BOX]  # a view: what follows changes the rows
         if settings.clip == "before":
-            boxes = _clipped(boxes, im_shape - 1 if settings.inclusive else im_shape)
+            _clip(boxes, width_and_height - 1 if settings.inclusive else width_and_height)
         if settings.inclusive:  # IoU is then that of whole pixels
-            boxes = boxes + np.float32([0, 0, 1, 1])
-        found = found._replace(boxes=boxes / scale)
+            boxes[:, 2:] += 1
+        boxes /= scale
         if settings.clip == "before":  # what lay wholly in the padding is no box
-            found = found.take(box_areas(found.boxes) > 0)
+            rows = rows[box_areas(boxes) > 0]
         if settings.class_top_k >= 0:
-            found = found.take(_best_of_classes(found.scores, found.labels, settings.class_top_k))
-        found = found.take(
-            suppress(found.boxes, found.scores, found.labels, settings.nms_threshold, settings.keep_top_k)
-        )
+            rows = rows[_best_of_classes(rows[:, SCORE], rows[:, LABEL], settings.class_top_k)]
+        rows = rows[suppress(rows, settings.nms_threshold, settings.keep_top_k)]
         if settings.clip == "after":
-            found = found._replace(boxes=_clipped(found.boxes, im_shape / scale_factor))
-            found = found.take(box_areas(found.boxes) > 0)
-        boxes = found.boxes
+            _clip(rows[:, BOX], width_and_height / scale)
+            rows = rows[box_areas(rows[:, BOX]) > 0]
         if settings.inclusive:  # the last pixel, one of the network's input, becomes one of the original
-            boxes = boxes + np.concatenate([np.zeros(2, np.float32), 1 - 1 / scale[:2]])
-        return np.concatenate([found.labels[:, None], found.scores[:, None], boxes], 1, dtype=np.float32)
+            rows[:, 4:] += 1 - 1 / scale[:2]
+        return rows
 
 
 class _LevelDecoder:
@@ -135,14 +154,17 @@ class _LevelDecoder:
     def __init__(self, level: Level, heads: Heads, settings: DecodeSettings):
         self.level = level
         self.heads = heads
-        self.settings = settings
         self.channels_first = heads.layout == NCHW
         self.scales = {kind: np.array(scales, np.float32) for kind, scales in level.scales.items()}
+        # Left and top lie on the other side of a location than right and bottom.
+        self.sides = np.float32([-1, -1, 1, 1]) * self.scales.get(DISTANCES, np.float32(1))
+        if heads.distances == STRIDES:
+            self.sides *= np.float32(level.stride)
         threshold = max(0.0, settings.score_threshold)
         # No factor of a score is above 1: the class's alone must be above the threshold of the product.
         least = max(threshold**2 if settings.sqrt_score else threshold, settings.class_threshold)
         self.bound = _logit(least) - MARGIN
-        self._integer_bounds = functools.lru_cache(SIZES_KEPT)(self._make_integer_bounds)
+        self._integer_bounds = functools.lru_cache(BOUNDS_KEPT)(self._make_integer_bounds)
 
     def outputs(self, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Class logits, distances and quality logits of this level among all outputs."""
@@ -167,7 +189,7 @@ class _LevelDecoder:
         quality_logits: np.ndarray,
         image_size: tuple[int, int],
     ) -> Candidates:
-        """The best `pre_nms_top_k` of one image whose scores are above the thresholds.
+        """What may have a score above the threshold in one image.
 
         Args:
             class_logits: [C, H_l, W_l] or [H_l, W_l, C].
@@ -175,39 +197,32 @@ class _LevelDecoder:
             quality_logits: [1, H_l, W_l] or [H_l, W_l, 1].
             image_size: height and width of the network's input.
         """
-        settings = self.settings
-        values, where, labels = self._above_bound(class_logits)
-        if not len(values):
-            return NO_CANDIDATES
-        class_scores = _sigmoid(self._dequantized(values, CLASS_LOGITS, labels))
-        quality = self._dequantized(quality_logits.reshape(-1)[where], QUALITY_LOGITS, 0)
-        scores = class_scores * _sigmoid(quality)
-        ranks = scores if settings.rank_by == "score" else class_scores
-        if settings.sqrt_score:
-            scores = np.sqrt(scores)
-        keep = np.flatnonzero(class_scores > settings.class_threshold)
-        if len(keep) > settings.pre_nms_top_k:
-            keep = keep[np.argpartition(-ranks[keep], settings.pre_nms_top_k - 1)[: settings.pre_nms_top_k]]
-        keep = keep[scores[keep] > settings.score_threshold]
-        return Candidates(scores[keep], labels[keep], self._boxes(distances, where[keep], image_size))
-
-    def _above_bound(self, class_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """[N] class logits that reach the bound, their locations and their classes."""
-        flat = class_logits.reshape(-1)
-        classes = class_logits.shape[0 if self.channels_first else -1]
-        locations = flat.size // classes
-        if self.scales:
-            hits = flat >= self._integer_bounds(flat.dtype, locations)
-        elif flat.dtype == np.float32:
-            hits = flat >= self.bound
-        else:  # numpy compares float16 one by one
-            hits = flat.astype(np.float32) >= self.bound
-        positions = _flat_where(hits)
+        height, width = quality_logits.shape[1:] if self.channels_first else quality_logits.shape[:2]
+        logits, quality = class_logits.reshape(-1), quality_logits.reshape(-1)
+        positions = _flat_where(self._reaches_bound(logits, height * width))
         if self.channels_first:
-            labels, where = np.divmod(positions, locations)
+            labels, where = np.divmod(positions, height * width)
+            sides = distances.reshape(4, -1)[:, where].T
         else:
-            where, labels = np.divmod(positions, classes)
-        return flat[positions], where, labels
+            where, labels = np.divmod(positions, class_logits.shape[-1])
+            sides = distances.reshape(-1, 4).take(where, 0)
+        class_values, quality_values = _float32(logits.take(positions)), _float32(quality.take(where))
+        if self.scales:
+            class_values = class_values * self.scales[CLASS_LOGITS].take(labels)
+            quality_values = quality_values * self.scales[QUALITY_LOGITS]
+        boxes = self._grid(height, width, image_size).take(where, 0) + _float32(sides) * self.sides
+        return Candidates(class_values, quality_values, labels, boxes)
+
+    def _grid(self, height: int, width: int, image_size: tuple[int, int]) -> np.ndarray:
+        if self.heads.locations == ANCHORS:
+            return anchor_grid(height, width, *image_size)
+        return center_grid(height, width, self.level.stride)
+
+    def _reaches_bound(self, logits: np.ndarray, locations: int) -> np.ndarray:
+        """[N] of all the level's class logits [N]."""
+        if self.scales:
+            return logits >= self._integer_bounds(logits.dtype, locations)
+        return _float32(logits) >= self.bound  # numpy compares float16 one by one
 
     def _make_integer_bounds(self, dtype: np.dtype, locations: int) -> np.ndarray:
         """The bound in units of each channel, for every one of the level's class logits, flat."""
@@ -216,36 +231,14 @@ class _LevelDecoder:
         bounds = np.clip(bounds, limits.min, limits.max).astype(dtype)
         return np.repeat(bounds, locations) if self.channels_first else np.tile(bounds, locations)
 
-    def _boxes(self, distances: np.ndarray, where: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-        """[N, 4] boxes in pixels of the network's input at locations [N]."""
-        if self.channels_first:
-            size, values = distances.shape[1:], distances.reshape(4, -1)[:, where].T
-        else:
-            size, values = distances.shape[:2], distances.reshape(-1, 4)[where]
-        values = self._dequantized(values, DISTANCES, slice(None))
-        if self.heads.distances == STRIDES:
-            values = values * np.float32(self.level.stride)
-        if self.heads.locations == ANCHORS:
-            boxes = anchor_grid(*size, *image_size)[where]
-        else:
-            boxes = center_grid(*size, self.level.stride)[where]
-        boxes[:, :2] -= values[:, :2]
-        boxes[:, 2:] += values[:, 2:]
-        return boxes
 
-    def _dequantized(self, values: np.ndarray, kind: str, channels: object) -> np.ndarray:
-        """Values as float32; integers times the scales of their channels."""
-        values = values.astype(np.float32)
-        return values * self.scales[kind][channels] if self.scales else values
-
-
-@functools.lru_cache(maxsize=SIZES_KEPT)
+@functools.lru_cache(maxsize=GRIDS_KEPT)
 def center_grid(height: int, width: int, stride: int) -> np.ndarray:
     """[height·width, 4] x, y, x, y of the centres of a level's cells, in pixels; not to be changed."""
     return _grid((np.arange(height) + 0.5) * stride, (np.arange(width) + 0.5) * stride)
 
 
-@functools.lru_cache(maxsize=SIZES_KEPT)
+@functools.lru_cache(maxsize=GRIDS_KEPT)
 def anchor_grid(height: int, width: int, image_height: int, image_width: int) -> np.ndarray:
     """The same for the anchors that torchvision lays, see `modeling.locations.anchor_locations`."""
     return _grid(np.arange(height) * (image_height // height), np.arange(width) * (image_width // width))
@@ -259,59 +252,74 @@ def _grid(ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
     return grid.reshape(-1, 4)
 
 
-def suppress(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, threshold: float, most: int
-) -> np.ndarray:
+def suppress(rows: np.ndarray, threshold: float, most: int) -> np.ndarray:
     """Non-maximum suppression within each class.
 
-    Candidates are taken in blocks, the best first. A box that was kept before the block suppresses within it;
-    then the block's own boxes do. It is over as soon as there are enough.
+    Rows are taken in blocks, the best first. A box that was kept before the block suppresses within it; then
+    the block's own boxes do. It is over as soon as there are enough.
 
     Args:
-        boxes: [N, 4] x0, y0, x1, y1.
-        scores: [N].
-        labels: [N] classes.
+        rows: [N, 6] label, score, x0, y0, x1, y1.
         threshold: IoU above which the lower score goes.
         most: boxes kept of all classes; negative: all.
 
     Returns:
-        Positions of the kept boxes, the best first.
+        Positions of the kept rows, the best first.
     """
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-rows[:, SCORE], kind="stable")
     most = most if most >= 0 else len(order)
+    columns = np.ascontiguousarray(rows.T)
     kept = np.empty(0, np.int64)
     for start in range(0, len(order), NMS_BLOCK):
         block = order[start : start + NMS_BLOCK]
         if len(kept):
-            block = block[~_overlap(boxes, labels, kept, block, threshold).any(axis=0)]
-        kept = np.concatenate([kept, block[_greedy(_overlap(boxes, labels, block, block, threshold))]])
+            block = block[~_overlap(columns[:, kept], columns[:, block], threshold).any(axis=0)]
+        own = columns[:, block]
+        kept = np.concatenate([kept, block[_greedy(_overlap(own, own, threshold))]])
         if len(kept) >= most:
             return kept[:most]
     return kept
 
 
-def _overlap(
-    boxes: np.ndarray, labels: np.ndarray, ones: np.ndarray, others: np.ndarray, threshold: float
-) -> np.ndarray:
-    """[ones, others] whether two boxes are of one class and their IoU is above the threshold."""
-    first, second = boxes[ones], boxes[others]
-    inner = np.ones(1, np.float32)
-    for low, high in ((0, 2), (1, 3)):
-        side = np.minimum(first[:, None, high], second[:, high])
-        side -= np.maximum(first[:, None, low], second[:, low])
-        inner = inner * np.maximum(side, 0)
-    union = box_areas(first)[:, None] + box_areas(second) - inner
-    return (inner > np.float32(threshold) * union) & (labels[ones][:, None] == labels[others])
+def _overlap(ones: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
+    """[N, M] whether of columns [6, N] and [6, M] two are of one class with an IoU above the threshold."""
+    labels, _, x0, y0, x1, y1 = ones[:, :, None]
+    other_labels, _, other_x0, other_y0, other_x1, other_y1 = others
+    widths = np.minimum(x1, other_x1)
+    widths -= np.maximum(x0, other_x0)
+    np.maximum(widths, 0, out=widths)  # one side is enough: a product with a negative one is below any area
+    inner = np.minimum(y1, other_y1)
+    inner -= np.maximum(y0, other_y0)
+    inner *= widths
+    union = (x1 - x0) * (y1 - y0) + (other_x1 - other_x0) * (other_y1 - other_y0)
+    union -= inner
+    union *= np.float32(threshold)
+    overlap = inner > union
+    overlap &= labels == other_labels
+    return overlap
 
 
 def _greedy(overlap: np.ndarray) -> np.ndarray:
     """[N] whether each box is kept, where overlap [N, N] says which would suppress which, the best first."""
     keep = [True] * len(overlap)
-    suppressors, suppressed = np.nonzero(np.triu(overlap, 1))
-    for i, j in zip(suppressors.tolist(), suppressed.tolist()):
+    suppressors, suppressed = np.divmod(_flat_where(overlap.reshape(-1)), max(1, len(overlap)))
+    later = suppressors < suppressed
+    for i, j in zip(suppressors[later].tolist(), suppressed[later].tolist()):
         if keep[i]:
             keep[j] = False
     return np.array(keep, bool)
+
+
+def _best_of_levels(ranks: np.ndarray, sizes: Sequence[int], most: int) -> np.ndarray:
+    """[N] whether each is one of its level's `most` best; the levels follow one another."""
+    best = np.ones(len(ranks), bool)
+    start = 0
+    for size in sizes:
+        if size > most:
+            order = np.argpartition(-ranks[start : start + size], most)
+            best[start + order[most:]] = False
+        start += size
+    return best
 
 
 def _best_of_classes(scores: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
@@ -322,26 +330,27 @@ def _best_of_classes(scores: np.ndarray, labels: np.ndarray, most: int) -> np.nd
     return order[np.arange(len(order)) - first < most]
 
 
-def _joined(levels: Sequence[Candidates]) -> Candidates:
-    return Candidates(*(np.concatenate(parts) for parts in zip(*levels)))
+def _clip(boxes: np.ndarray, limits: np.ndarray) -> None:
+    """Cut boxes [N, 4] to width, height, width, height [4], in place."""
+    np.maximum(boxes, 0, out=boxes)
+    np.minimum(boxes, limits, out=boxes)
 
 
-def _clipped(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Boxes [N, 4] cut to height and width [2]."""
-    return np.minimum(np.maximum(boxes, 0), np.tile(size[::-1], 2))
+def _float32(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32, copy=False)
 
 
 def _flat_where(hits: np.ndarray) -> np.ndarray:
     """Positions at which hits [N] are true, where these are few: eight are looked at as one word first."""
-    whole = len(hits) // 8 * 8
-    words = np.flatnonzero(hits[:whole].view(np.uint64) != 0)
-    rows, columns = np.nonzero(hits[:whole].reshape(-1, 8)[words])
-    rest = np.flatnonzero(hits[whole:]) + whole
-    return np.concatenate([words[rows] * 8 + columns, rest])
+    if len(hits) < FEW or len(hits) % 8:
+        return np.flatnonzero(hits)
+    words = np.flatnonzero(hits.view(np.uint64) != 0)
+    rows, columns = np.nonzero(hits.reshape(-1, 8).take(words, 0))
+    return words.take(rows) * 8 + columns
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)))
+    return 1 / (1 + np.exp(-np.maximum(logits, LEAST_LOGIT)))
 
 
 def _logit(score: float) -> float:

@@ -52,7 +52,30 @@ def evaluate(
     share: list[dict] = []
     with distributed.together():
         share += detect(model, loader, data.categories, precision)
-    found, unreadable = _gathered(share), _gathered(loader.bad_images)
+    return compared(share, loader.bad_images, data, backend, uses)
+
+
+def compared(
+    share: list[dict],
+    bad_images: list[str],
+    data: Any,
+    backend: str,
+    uses: Sequence[Callable[[list[dict]], object]] = (),
+) -> CocoFigures:
+    """The figures of what all processes detected. All of them must call it, and all get the figures.
+
+    Args:
+        share: this process's detections.
+        bad_images: 'path: reason' of those of its images that did not decode.
+        data: DetectionData of all images.
+        backend: of `evaluate_detections`.
+        uses: as of `evaluate`.
+
+    Raises:
+        DataError: none of the images decodes.
+        OutputError: one of `uses` cannot write.
+    """
+    found, unreadable = _gathered(share), _gathered(bad_images)
     figures = None
     with distributed.together():
         if distributed.is_main():

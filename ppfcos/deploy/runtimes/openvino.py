@@ -53,7 +53,10 @@ class OpenVinoRuntime:
         self._file = file
         self._requests = threading.local()
         self.input_names = tuple(each.get_any_name() for each in self._compiled.inputs)
-        self._output_names = [each.get_any_name() for each in self._compiled.outputs]
+        # An output may have several names, of which the bundle knows one.
+        self._outputs = {
+            name: i for i, each in enumerate(self._compiled.outputs) for name in each.get_names()
+        }
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a batch.
@@ -73,7 +76,7 @@ class OpenVinoRuntime:
             answer = self._requests.own.infer(dict(inputs))
         except Exception as error:
             raise BundleError(f"{self._file}: OpenVINO stopped ({one_line(error)})") from error
-        return {name: answer[i] for i, name in enumerate(self._output_names)}
+        return {name: answer[i] for name, i in self._outputs.items()}
 
 
 def _device(core: object, device: str, precision: str) -> str:

@@ -1,0 +1,14 @@
+#!/bin/bash
+# Speed of an exported FCOS in half precision: images a second from the files to the boxes, exit code 1 below
+# the target.
+#
+#   export DATASETS_DIR=/path/to/coco            # holds val2017/ and annotations/
+#   export CHECKPOINTS_DIR=/path/to/checkpoints  # holds the bundle that tools/export_model.py wrote
+#   bash scripts/infer_fcos_fp16_performance.sh [--bs 32] [--tgt 80] [further options of tools/eval.py]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/infer_fcos_common.sh"
+
+parse_options 32 "$@"
+gate=()
+[ -n "$TARGET" ] && gate=(--require-fps "$TARGET")
+run_eval "${gate[@]}" "${FURTHER[@]}"
