@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 
@@ -14,12 +16,16 @@ from small_detector import CATEGORY_IDS, CLASS_NAMES, exported, pictures, small_
 
 from ppfcos.config import load_config
 from ppfcos.deploy import Detections, Detector, Predictor
+from ppfcos.deploy.bundle import read_bundle
 from ppfcos.errors import BundleError, ConfigError, DataError, OutputError
 from ppfcos.export.agreement import compare, noise_batches
 from ppfcos.export.bundle import export_bundle
 from ppfcos.export.checkpoint import CheckpointRuntime, checkpoint_detector, model_categories, trained_model
 from ppfcos.export.infer_config import infer_config, preprocess_steps
+from ppfcos.export.inputs import network_input
+from ppfcos.export.manifest import source
 
+NOISE = list(noise_batches(network_input()))
 BOX_TOLERANCE = 1e-3  # pixels
 SCORE_TOLERANCE = 1e-5
 
@@ -63,8 +69,8 @@ def _partner(ones: Detections, i: int, others: Detections) -> int | None:
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_bundle_says_what_the_checkpoint_says(small, batch_size):
-    bundle = Predictor(small.bundle, threads=2)
-    checkpoint = Detector(bundle.preprocess, CheckpointRuntime(small.model), CLASS_NAMES)
+    bundle = Predictor(small.bundle, threads=2, batch=batch_size)
+    checkpoint = Detector(bundle.preprocess, CheckpointRuntime(small.model), CLASS_NAMES, batch=batch_size)
     images, pairs = pictures(), 0
     for start in range(0, len(images), batch_size):
         group = images[start : start + batch_size]
@@ -107,12 +113,17 @@ def test_another_network_too(tmp_path):
 def test_the_conventions_of_other_projects_are_exported(tmp_path, conventions):
     cfg, model = small_model(tmp_path, *conventions)
     bundle = export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle", CATEGORY_IDS)
-    agreement = compare(CheckpointRuntime(model), Predictor(bundle, device="cpu").runtime, noise_batches())
+    agreement = compare(CheckpointRuntime(model), Predictor(bundle, device="cpu").runtime, NOISE)
     assert agreement.holds and agreement.boxes > 20
 
 
 def test_the_bundle_holds_what_paddledetection_reads(small):
-    assert sorted(os.listdir(small.bundle)) == ["infer_cfg.yml", "model.json", "model.pdiparams"]
+    assert sorted(os.listdir(small.bundle)) == [
+        "bundle.yml",
+        "infer_cfg.yml",
+        "model.json",
+        "model.pdiparams",
+    ]
     assert yaml.safe_load((small.bundle / "infer_cfg.yml").read_text()) == {
         "mode": "paddle",
         "draw_threshold": 0.5,
@@ -130,18 +141,63 @@ def test_the_bundle_holds_what_paddledetection_reads(small):
     }
 
 
+def test_the_manifest_says_what_is_in_the_bundle(small):
+    bundle = read_bundle(small.bundle)
+    bundle.verify()
+    assert sorted(bundle.files) == ["infer_cfg.yml", "model.json", "model.pdiparams"]
+    assert bundle.kind == "end_to_end" and bundle.heads is None
+    assert (bundle.input.type, bundle.input.channels, bundle.input.layout) == ("float32", "rgb", "nchw")
+    assert (bundle.input.batch, bundle.input.size) == (None, None)
+    assert bundle.class_names == tuple(CLASS_NAMES) and bundle.category_ids == tuple(CATEGORY_IDS)
+    assert bundle.preprocess == yaml.safe_load((small.bundle / "infer_cfg.yml").read_text())["Preprocess"]
+    assert {name: getattr(small.model.decode, name) for name in vars(bundle.postprocess)} == vars(
+        bundle.postprocess
+    )
+    assert bundle.networks == {"paddle": {"fp32": {"program": "model.json", "weights": "model.pdiparams"}}}
+
+
+def test_the_source_is_what_the_checkpoint_tells(tmp_path):
+    weights = tmp_path / "best_model.pdparams"
+    weights.write_bytes(b"weights")
+    known = {
+        "config": "mine.yml",
+        "weights": "best_model.pdparams",
+        "weights_sha256": hashlib.sha256(b"weights").hexdigest(),
+    }
+    assert source({"filename": "mine", "weights": str(weights)}) == known
+    told = {"format": 1, "written": 0, "epochs": 7, "step": 0, "ap": 0.5, "run": None, "plan": None}
+    (tmp_path / "best_model.json").write_text(json.dumps({**told, "class_names": None, "files": {}}))
+    assert source({"filename": "mine", "weights": str(weights)}) == {**known, "epoch": 7, "ap": 0.5}
+    address = {"filename": "mine", "weights": "https://host.example/a.pdparams"}
+    assert source(address) == {"config": "mine.yml", "weights": "a.pdparams"}
+    assert source({"filename": "mine"}) == {"config": "mine.yml"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"size": (800, 1333)}, "--fixed_size 800,1333.*800,1344"),
+        ({"batch": 0}, "--batch 0"),
+        ({"kind": "nv12", "channels": "bgr"}, "--channels bgr"),
+    ],
+)
+def test_an_input_that_cannot_be_is_named(arguments, named):
+    with pytest.raises(ConfigError, match=named):
+        network_input(**arguments)
+
+
 def test_nothing_is_left_beside_the_bundle(small):
     assert not [name for name in os.listdir(small.bundle.parent) if name.startswith(".")]
 
 
 def test_an_export_leaves_the_model_as_it_was(tmp_path):
     cfg, model = small_model(tmp_path)
-    before = [output.numpy() for output in model(_as_tensors(noise_batches()[0])).values()]
+    before = [output.numpy() for output in model(_as_tensors(NOISE[0])).values()]
     model.train()
     export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle")
     assert model.training and all(layer.training for layer in model.head.sublayers())
     model.eval()
-    after = [output.numpy() for output in model(_as_tensors(noise_batches()[0])).values()]
+    after = [output.numpy() for output in model(_as_tensors(NOISE[0])).values()]
     for old, new in zip(before, after):
         np.testing.assert_allclose(old, new, rtol=1e-4)
 
@@ -154,7 +210,7 @@ def test_a_bundle_is_replaced_by_a_new_one(small, tmp_path):
     shutil.copytree(small.bundle, tmp_path / "bundle")
     cfg, model = small_model(tmp_path)
     export_bundle(model, cfg, ["x", "y", "z"], tmp_path / "bundle")
-    assert Predictor(tmp_path / "bundle").class_names == ("x", "y", "z")
+    assert Predictor(tmp_path / "bundle", "paddle").class_names == ("x", "y", "z")
     assert sorted(os.listdir(tmp_path)) == ["bundle", "small.yml"]
 
 
@@ -164,6 +220,7 @@ class SaysOtherwise(paddle.nn.Layer):
     def __init__(self, model):
         super().__init__()
         self.model = model
+        self.decode = model.decode
 
     def forward(self, batch):
         answer = self.model(batch)
@@ -209,7 +266,7 @@ def test_a_difference_is_counted(small):
 
     for changed, holds in ((0, True), (1, True), (1000, False)):
         Shifted.changed = changed
-        agreement = compare(CheckpointRuntime(small.model), Shifted(small.model), noise_batches())
+        agreement = compare(CheckpointRuntime(small.model), Shifted(small.model), NOISE)
         assert agreement.holds == holds and agreement.boxes > 40
         assert (agreement.unmatched > 0) == (changed > 0)
 
@@ -293,5 +350,5 @@ def test_a_network_that_finds_nothing(root, tmp_path, caplog):
     paddle.seed(0)
     bundle = export_bundle(create("PPFCOS"), cfg, [f"class {i}" for i in range(80)], tmp_path / "bundle")
     assert "finds nothing in the test images" in caplog.text
-    bbox, bbox_num = Predictor(bundle).runtime.run(noise_batches()[1])
+    bbox, bbox_num = Predictor(bundle).runtime.run(NOISE[1])
     assert bbox.shape == (0, 6) and bbox_num.tolist() == [0, 0]

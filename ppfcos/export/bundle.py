@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -90,7 +91,7 @@ def export_bundle(
     """Write a bundle, after having run its networks beside the model.
 
     Args:
-        model: a PPFCOS with its weights; it stays as it is.
+        model: a PPFCOS with its weights; it is left in the state, training or evaluation, that it came in.
         cfg: the configuration that it was built from.
         class_names: the name of every class, in the order of the labels.
         directory: the bundle's folder. A bundle that is there is replaced by the complete and checked one.
@@ -111,7 +112,7 @@ def export_bundle(
     description = infer_config(cfg, class_names, category_ids)
     target = Path(directory)
     _check_target(target)
-    with replacing_folder(target) as unfinished:
+    with replacing_folder(target) as unfinished, _evaluating(model):
         networks = _write_networks(folded_copy(model), wanted, unfinished)
         if _paddledetection_can_run(wanted):
             _write_yaml(unfinished / names.CONFIG_FILE, description)
@@ -141,6 +142,17 @@ def _check_target(target: Path) -> None:
             f"{target}: holds {', '.join(strangers[:3])}, which is not part of a bundle and would be lost; "
             "move it away or choose another folder"
         )
+
+
+@contextlib.contextmanager
+def _evaluating(model: paddle.nn.Layer) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -24,11 +24,10 @@ with environment.quiet_imports():
 
     from ppfcos.export.onnx_suppression import suppression_graph
 
-OPSETS = range(13, 20)  # below, axes are attributes; above, paddle2onnx 2.1.0 does not go
-DEFAULT_OPSET = 17
+OPSETS = range(13, 21)  # below, axes are attributes; above, ONNX Runtime 1.17 does not read it
 
 
-def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int = DEFAULT_OPSET) -> ModelProto:
+def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int) -> ModelProto:
     """Image batch in, boxes out.
 
     Args:
@@ -54,9 +53,7 @@ def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int = DEFAULT_O
     return _simplified(joined)
 
 
-def heads_model(
-    model: nn.Layer, form: NetworkInput, heads: HeadsForm, opset: int = DEFAULT_OPSET
-) -> ModelProto:
+def heads_model(model: nn.Layer, form: NetworkInput, heads: HeadsForm, opset: int) -> ModelProto:
     """Image batch in, the head's answers out.
 
     Args:
