@@ -16,7 +16,8 @@ from ppfcos.modeling.head import HeadOutputs
 class PPFCOSDecode:
     """Scores, candidates, boxes, and non-maximum suppression by class.
 
-    The score of a class at a location is sigmoid(class)·sigmoid(quality), or its square root.
+    The score of a class at a location is sigmoid(class)·sigmoid(quality), or its square root; of a head that
+    predicts no quality, sigmoid(class) takes the place of the product.
 
     Args:
         pre_nms_top_k: candidates (a location and a class) that each level sends on, best first.
@@ -79,10 +80,36 @@ class PPFCOSDecode:
             [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, image after image, within an
             image class after class, within a class the best first; and [B] the number of each image.
         """
-        candidates = [
-            self._level_candidates(*level)
-            for level in zip(outputs.class_logits, outputs.distances, outputs.quality_logits, locations)
-        ]
+        num_classes = outputs.class_logits[0].shape[1]
+        candidates = self.candidates(outputs, locations, im_shape, scale_factor)
+        kept, _, counts = self.suppress(*candidates, num_classes)
+        if self.clip == "after":
+            kept, counts = clipped_rows(kept, counts, im_shape / scale_factor)
+        return _widened(kept, counts, scale_factor) if self.inclusive else kept, counts
+
+    def candidates(
+        self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
+    ) -> tuple:
+        """Boxes before the suppression, arguments as of `__call__`.
+
+        Args:
+            outputs: of the head.
+            locations: L × [H_l·W_l, 2].
+            im_shape: [B, 2].
+            scale_factor: [B, 2].
+
+        Returns:
+            boxes [B, K, 4] x0, y0, x1, y1 in pixels of the original images (with `inclusive`, the far corners
+            are a pixel of the network's input further); scores [B, K], not all of them above
+            `score_threshold`; classes [B, K].
+        """
+        levels = zip(
+            outputs.class_logits,
+            outputs.distances,
+            outputs.quality_logits or [None] * len(locations),
+            locations,
+        )
+        candidates = [self._level_candidates(*level) for level in levels]
         boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*candidates))
         if self.clip == "before":
             boxes = _clip(boxes, im_shape - 1.0 if self.inclusive else im_shape)
@@ -91,14 +118,24 @@ class PPFCOSDecode:
         boxes = boxes / _box_scale(scale_factor)
         if self.clip == "before":  # what lay wholly in the padding is no box
             scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
-        num_classes = outputs.class_logits[0].shape[1]
+        return boxes, scores, classes
+
+    def suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, num_classes: int) -> tuple:
+        """Non-maximum suppression by class.
+
+        Args:
+            boxes: [B, K, 4] x0, y0, x1, y1.
+            scores: [B, K].
+            classes: [B, K].
+            num_classes: C.
+
+        Returns:
+            [N, 6] and [B] as `__call__`; between them [N, 1] the row of each box in the joined [B·K].
+        """
         # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the
         # others.
         per_class = F.one_hot(classes, num_classes).transpose([0, 2, 1]) * scores.unsqueeze(1)
-        kept, _, counts = paddle._C_ops.multiclass_nms3(boxes, per_class, None, *self._nms_attributes())
-        if self.clip == "after":
-            kept, counts = _clipped_rows(kept, counts, im_shape / scale_factor)
-        return _widened(kept, counts, scale_factor) if self.inclusive else kept, counts
+        return paddle._C_ops.multiclass_nms3(boxes, per_class, None, *self._nms_attributes())
 
     def _nms_attributes(self) -> tuple:
         """Of the operator, in its order: threshold, candidates of a class, boxes kept, IoU, normalised, eta,
@@ -107,7 +144,7 @@ class PPFCOSDecode:
         return (*limits, True, 1.0, -1)
 
     def _level_candidates(
-        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor, locations: Tensor
+        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor | None, locations: Tensor
     ) -> tuple:
         """The best `pre_nms_top_k` of a level: boxes [B, K, 4], scores [B, K], classes [B, K].
 
@@ -115,7 +152,10 @@ class PPFCOSDecode:
         K locations need more than the largest of their C logits.
         """
         logits = class_logits.flatten(2)
-        quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
+        if quality_logits is None:
+            quality = paddle.ones_like(logits[:, 0].astype("float32"))
+        else:
+            quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
         best = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
         best, where = _top_k(best, self.pre_nms_top_k)
         logits = _gather_locations(logits.transpose([0, 2, 1]), where).astype("float32")
@@ -181,8 +221,17 @@ def _image_of_rows(rows: Tensor, counts: Tensor) -> Tensor:
     return (paddle.arange(paddle.shape(rows)[0]).unsqueeze(1) >= ends).astype("int32").sum(axis=1)
 
 
-def _clipped_rows(rows: Tensor, counts: Tensor, sizes: Tensor) -> tuple:
-    """Rows [N, 6] cut to the images' heights and widths [B, 2], without those left empty; their counts."""
+def clipped_rows(rows: Tensor, counts: Tensor, sizes: Tensor) -> tuple:
+    """Cut boxes to their images, and drop those that are left without area.
+
+    Args:
+        rows: [N, 6] label, score, x0, y0, x1, y1, image after image.
+        counts: [B] the number of each image.
+        sizes: [B, 2] the images' heights and widths.
+
+    Returns:
+        Rows and counts as they came.
+    """
     image = _image_of_rows(rows, counts)
     limits = sizes.gather(image).flip(1)
     boxes = paddle.minimum(rows[:, 2:].clip(min=0.0), paddle.concat([limits, limits], axis=1))
