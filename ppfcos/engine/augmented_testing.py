@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,30 +22,12 @@ from ppfcos.data.collate import pad_images
 from ppfcos.data.pixel_operators import PixelResize
 from ppfcos.data.transforms import pad_stride
 from ppfcos.errors import ConfigError
-from ppfcos.modeling.decode import clipped_rows
+from ppfcos.modeling.decode import Candidates
 
 logger = logging.getLogger(__name__)
 
 KEY = "tta"
 READ_AS = ["Decode", "Resize", "Permute"]
-
-
-class Candidates(NamedTuple):
-    """Boxes of one image before the suppression.
-
-    Attributes:
-        boxes: [K, 4] x0, y0, x1, y1 in pixels of the original image.
-        scores: [K].
-        classes: [K].
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-
-    def only(self, chosen: np.ndarray) -> Candidates:
-        """Those that `chosen` says, a mask [K] or indices."""
-        return Candidates(self.boxes[chosen], self.scores[chosen], self.classes[chosen])
 
 
 def config_for_testing(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -170,10 +152,7 @@ class AugmentedModel(nn.Layer):
         """
         images = _without_padding(batch)
         passes = [found for view in zip(self._resizes, self._ranges) for found in self._looks(images, *view)]
-        merged = [
-            self._merged(Candidates(*map(np.concatenate, zip(*of_image))), image.shape[:2])
-            for image, of_image in zip(images, zip(*passes))
-        ]
+        merged = [self._merged(Candidates(*map(np.concatenate, zip(*image)))) for image in zip(*passes)]
         return {
             "bbox": paddle.to_tensor(np.concatenate(merged)),
             "bbox_num": paddle.to_tensor([len(rows) for rows in merged], dtype="int32"),
@@ -190,58 +169,58 @@ class AugmentedModel(nn.Layer):
             if mirrored:
                 found = [_mirrored(each, image.shape[1]) for each, image in zip(found, images)]
             if size_range is not None:
-                found = [each.only(_within(each, scale, size_range)) for each, scale in zip(found, scales)]
+                found = [_only(each, _within(each, scale, size_range)) for each, scale in zip(found, scales)]
             yield found
 
     def _candidates(self, samples: list[dict], mirrored: bool) -> list[Candidates]:
+        """[K, ...] arrays of every image, of those above the threshold."""
         pixels = [cv2.flip(sample["image"], 1) if mirrored else sample["image"] for sample in samples]
+        padded = pad_images([image.transpose(2, 0, 1) for image in pixels], self._stride)
         batch = {
-            "image": paddle.to_tensor(
-                pad_images([image.transpose(2, 0, 1) for image in pixels], self._stride)
-            ),
+            "image": paddle.to_tensor(padded),
             "im_shape": paddle.to_tensor(np.stack([sample["im_shape"] for sample in samples])),
             "scale_factor": paddle.to_tensor(np.stack([sample["scale_factor"] for sample in samples])),
         }
-        boxes, scores, classes = (tensor.numpy() for tensor in self.model.candidates(batch))
-        decode = self.model.decode
-        if decode.inclusive:  # the last pixel, one of the network's input, becomes one of the original image
-            missing = 1 - 1 / batch["scale_factor"].numpy()[:, None, ::-1]
-            boxes = np.concatenate([boxes[..., :2], boxes[..., 2:] + missing], axis=-1)
-        found = zip(boxes, scores, classes)
-        return [Candidates(*each).only(each[1] > decode.score_threshold) for each in found]
+        found = (
+            Candidates(*image) for image in zip(*(part.numpy() for part in self.model.candidates(batch)))
+        )
+        return [_only(image, image.scores > self.model.decode.score_threshold) for image in found]
 
-    def _merged(self, candidates: Candidates, size: tuple[int, int]) -> np.ndarray:
-        """[N, 6] label, score, x0, y0, x1, y1 of an image of this height and width."""
+    def _merged(self, candidates: Candidates) -> np.ndarray:
+        """[N, 6] label, score, x0, y0, x1, y1 of one image."""
         if not len(candidates.scores):
             return np.zeros((0, 6), np.float32)
         decode = self.model.decode
-        tensors = (paddle.to_tensor(part).unsqueeze(0) for part in candidates)
-        rows, _, counts = decode.suppress(*tensors, self.model.head.num_classes)
+        of_batch = Candidates(*(paddle.to_tensor(part).unsqueeze(0) for part in candidates))
+        rows, where, _ = (part.numpy() for part in decode.suppress(of_batch, self.model.head.num_classes))
         if self._vote_iou is not None:
-            rows = paddle.to_tensor(voted(rows.numpy(), candidates, self._vote_iou))
-        if decode.clip == "after":
-            rows, counts = clipped_rows(rows, counts, paddle.to_tensor([size], "float32"))
-        return rows.numpy()
+            rows[:, 2:] = voted(candidates, where.flatten(), self._vote_iou)
+        return rows[box_areas(rows[:, 2:]) > 0] if decode.clip == "after" else rows
 
 
-def voted(rows: np.ndarray, candidates: Candidates, least_iou: float) -> np.ndarray:
+def voted(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndarray:
     """Box voting: each kept box becomes the mean, by scores, of those that lie about where it does.
 
     Args:
-        rows: [N, 6] label, score, x0, y0, x1, y1 that the suppression has kept.
-        candidates: all that it chose from.
-        least_iou: IoU from which a candidate of the same class has a vote.
+        candidates: of one image.
+        kept: [N] the places of those that the suppression has kept.
+        least_iou: IoU from which another one of the same class has a vote.
 
     Returns:
-        [N, 6] with the labels and scores as they were.
+        [N, 4].
     """
-    result = rows.copy()
-    for row, (label, _, *box) in zip(result, rows):
-        voters = candidates.only(candidates.classes == label)
-        near = _ious(np.asarray(box), voters.boxes) >= least_iou
-        if near.any():
-            row[2:] = np.average(voters.boxes[near], axis=0, weights=voters.scores[near])
+    result = candidates.shown[kept]
+    for row, place in zip(result, kept):
+        same = candidates.classes == candidates.classes[place]
+        voters = _only(candidates, same & (_ious(candidates.boxes[place], candidates.boxes) >= least_iou))
+        if len(voters.scores):  # a box without area is not even like itself
+            row[:] = np.average(voters.shown, axis=0, weights=voters.scores)
     return result
+
+
+def _only(candidates: Candidates, chosen: np.ndarray) -> Candidates:
+    """Those of one image that a mask [K] says."""
+    return Candidates(*(part[chosen] for part in candidates))
 
 
 def _ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -254,8 +233,11 @@ def _ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def _mirrored(candidates: Candidates, width: int) -> Candidates:
     """Candidates of an image of this width, from those of its mirror image."""
-    x0, y0, x1, y1 = candidates.boxes.T
-    return candidates._replace(boxes=np.stack([width - x1, y0, width - x0, y1], axis=1))
+    boxes, shown = (
+        np.stack([width - x1, y0, width - x0, y1], axis=1)
+        for x0, y0, x1, y1 in (candidates.boxes.T, candidates.shown.T)
+    )
+    return candidates._replace(boxes=boxes, shown=shown)
 
 
 def _within(candidates: Candidates, scale: np.ndarray, size_range: Sequence[float]) -> np.ndarray:

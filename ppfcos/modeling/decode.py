@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
@@ -11,13 +13,29 @@ from ppfcos.boxes import box_areas
 from ppfcos.modeling.head import HeadOutputs
 
 
+class Candidates(NamedTuple):
+    """What enters the suppression, S of each image.
+
+    Attributes:
+        boxes: [B, S, 4] in pixels of the original images, as they are compared.
+        shown: [B, S, 4] the same as they are given out: the same tensor where there is no difference.
+        scores: [B, S], 0 of those that are none.
+        classes: [B, S].
+    """
+
+    boxes: Tensor
+    shown: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
 @register
 @serializable
 class PPFCOSDecode:
     """Scores, candidates, boxes, and non-maximum suppression by class.
 
-    The score of a class at a location is sigmoid(class)·sigmoid(quality), or its square root; of a head that
-    predicts no quality, sigmoid(class) takes the place of the product.
+    The score of a class at a location is sigmoid(class)·sigmoid(quality), or its square root; where the head
+    predicts no quality, that counts as 1.
 
     Args:
         pre_nms_top_k: candidates (a location and a class) that each level sends on, best first.
@@ -80,37 +98,52 @@ class PPFCOSDecode:
             [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, image after image, within an
             image class after class, within a class the best first; and [B] the number of each image.
         """
-        num_classes = outputs.class_logits[0].shape[1]
         candidates = self.candidates(outputs, locations, im_shape, scale_factor)
-        kept, _, counts = self.suppress(*candidates, num_classes)
-        if self.clip == "after":
-            kept, counts = clipped_rows(kept, counts, im_shape / scale_factor)
-        return _widened(kept, counts, scale_factor) if self.inclusive else kept, counts
+        rows, _, counts = self.suppress(candidates, outputs.class_logits[0].shape[1])
+        return _without_empty_rows(rows, counts) if self.clip == "after" else (rows, counts)
+
+    def suppress(self, candidates: Candidates, num_classes: int) -> tuple:
+        """All that happens after the candidates are there, but for the dropping of what `clip` left empty.
+
+        Args:
+            candidates: S of each image.
+            num_classes: C.
+
+        Returns:
+            As a call; between rows and numbers [N, 1], where in the joined [B·S] candidates each row stood.
+        """
+        # The operator wants [B, C, S] scores; a candidate stands in the row of its class, and is 0 in the
+        # others.
+        one_hot = F.one_hot(candidates.classes, num_classes)
+        per_class = one_hot.transpose([0, 2, 1]) * candidates.scores.unsqueeze(1)
+        rows, where, counts = paddle._C_ops.multiclass_nms3(
+            candidates.boxes, per_class, None, *self._nms_attributes()
+        )
+        if candidates.shown is not candidates.boxes:
+            shown = candidates.shown.reshape([-1, 4]).gather(where.flatten())
+            rows = paddle.concat([rows[:, :2], shown], axis=1)
+        return rows, where, counts
 
     def candidates(
         self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
-    ) -> tuple:
-        """Boxes before the suppression, arguments as of `__call__`.
+    ) -> Candidates:
+        """All that happens before the suppression.
 
         Args:
-            outputs: of the head.
-            locations: L × [H_l·W_l, 2].
-            im_shape: [B, 2].
-            scale_factor: [B, 2].
+            outputs: as in a call.
+            locations: likewise.
+            im_shape: likewise.
+            scale_factor: likewise.
 
         Returns:
-            boxes [B, K, 4] x0, y0, x1, y1 in pixels of the original images (with `inclusive`, the far corners
-            are a pixel of the network's input further); scores [B, K], not all of them above
-            `score_threshold`; classes [B, K].
+            S = L·pre_nms_top_k candidates of each image.
         """
-        levels = zip(
-            outputs.class_logits,
-            outputs.distances,
-            outputs.quality_logits or [None] * len(locations),
-            locations,
-        )
-        candidates = [self._level_candidates(*level) for level in levels]
-        boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*candidates))
+        quality_logits = outputs.quality_logits or [None] * len(locations)
+        levels = [
+            self._level_candidates(*level)
+            for level in zip(outputs.class_logits, outputs.distances, quality_logits, locations)
+        ]
+        boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*levels))
         if self.clip == "before":
             boxes = _clip(boxes, im_shape - 1.0 if self.inclusive else im_shape)
         if self.inclusive:  # IoU is then that of whole pixels
@@ -118,24 +151,18 @@ class PPFCOSDecode:
         boxes = boxes / _box_scale(scale_factor)
         if self.clip == "before":  # what lay wholly in the padding is no box
             scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
-        return boxes, scores, classes
+        return Candidates(boxes, self._shown(boxes, im_shape, scale_factor), scores, classes)
 
-    def suppress(self, boxes: Tensor, scores: Tensor, classes: Tensor, num_classes: int) -> tuple:
-        """Non-maximum suppression by class.
-
-        Args:
-            boxes: [B, K, 4] x0, y0, x1, y1.
-            scores: [B, K].
-            classes: [B, K].
-            num_classes: C.
-
-        Returns:
-            [N, 6] and [B] as `__call__`; between them [N, 1] the row of each box in the joined [B·K].
-        """
-        # The operator wants [B, C, K] scores; a candidate stands in the row of its class, and is 0 in the
-        # others.
-        per_class = F.one_hot(classes, num_classes).transpose([0, 2, 1]) * scores.unsqueeze(1)
-        return paddle._C_ops.multiclass_nms3(boxes, per_class, None, *self._nms_attributes())
+    def _shown(self, boxes: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
+        """The boxes [B, S, 4] as they are given out: cut, and zeros where nothing is left then; widened."""
+        shown, full = boxes, None
+        if self.clip == "after":
+            shown = _clip(boxes, im_shape / scale_factor)
+            full = box_areas(shown) > 0
+        if self.inclusive:  # the last pixel, one of the network's input, becomes one of the original image
+            missing = 1.0 - 1.0 / _box_scale(scale_factor)
+            shown = shown + missing * paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
+        return shown if full is None else paddle.where(full.unsqueeze(-1), shown, paddle.zeros_like(shown))
 
     def _nms_attributes(self) -> tuple:
         """Of the operator, in its order: threshold, candidates of a class, boxes kept, IoU, normalised, eta,
@@ -153,26 +180,24 @@ class PPFCOSDecode:
         """
         logits = class_logits.flatten(2)
         if quality_logits is None:
-            quality = paddle.ones_like(logits[:, 0].astype("float32"))
+            quality = paddle.ones_like(logits[:, 0], dtype="float32")
         else:
             quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
         best = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
         best, where = _top_k(best, self.pre_nms_top_k)
-        logits = _gather_locations(logits.transpose([0, 2, 1]), where).astype("float32")
-        quality = paddle.take_along_axis(quality, where, axis=1)
-        scores = self._rank(F.sigmoid(logits), quality.unsqueeze(-1))
+        quality = _at(quality, where)
+        scores = self._rank(F.sigmoid(_gather_locations(logits, where)), quality.unsqueeze(-1))
         # Rows that _top_k added to fill up repeat a location: they must not become candidates a second time.
         scores = paddle.where((best >= 0).unsqueeze(-1), scores, paddle.zeros_like(scores))
         num_classes = scores.shape[-1]
         scores, pair = _top_k(scores.flatten(1), self.pre_nms_top_k)
         row = pair // num_classes
-        distances = _gather_locations(distances.flatten(2).transpose([0, 2, 1]), where).astype("float32")
-        distances = _gather_locations(distances, row)
-        points = locations.gather(paddle.take_along_axis(where, row, axis=1).flatten())
-        points = points.reshape([-1, self.pre_nms_top_k, 2])
+        where = _at(where, row)
+        distances = _gather_locations(distances.flatten(2), where)
+        points = locations.gather(where.flatten()).reshape([-1, self.pre_nms_top_k, 2])
         boxes = paddle.concat([points - distances[..., :2], points + distances[..., 2:]], axis=-1)
         if self.rank_by == "class":
-            scores = scores * paddle.take_along_axis(quality, row, axis=1)
+            scores = scores * _at(quality, row)
         if self.sqrt_score:
             scores = paddle.sqrt(scores.clip(min=0.0))
         return boxes, scores, pair % num_classes
@@ -192,15 +217,22 @@ def _top_k(scores: Tensor, count: int) -> tuple:
 
     The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
     """
-    batch = paddle.shape(scores)[0] if scores.shape[0] == -1 else scores.shape[0]
-    filled = paddle.concat([scores, paddle.full([batch, count], -1.0)], axis=1)
+    filling = paddle.full_like(scores[:, :1], -1.0).expand([-1, count])
+    filled = paddle.concat([scores, filling], axis=1)
     values, indices = paddle.topk(filled, count, axis=1)
     return values, paddle.where(values < 0, paddle.zeros_like(indices), indices)
 
 
-def _gather_locations(rows: Tensor, where: Tensor) -> Tensor:
-    """rows [B, N, K] at where [B, Q] → [B, Q, K]."""
-    return paddle.take_along_axis(rows, where.unsqueeze(-1), axis=1, broadcast=True)
+def _at(values: Tensor, where: Tensor) -> Tensor:
+    """values [B, N] at where [B, Q] → [B, Q]."""
+    return paddle.take_along_axis(values, where, axis=1, broadcast=False)
+
+
+def _gather_locations(maps: Tensor, where: Tensor) -> Tensor:
+    """maps [B, K, N] at where [B, Q] → [B, Q, K] float32."""
+    # Gathered first and transposed then: a map of all locations is a hundred times as large.
+    where = where.unsqueeze(1).expand([-1, maps.shape[1], -1])
+    return paddle.take_along_axis(maps, where, axis=2, broadcast=False).transpose([0, 2, 1]).astype("float32")
 
 
 def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
@@ -221,27 +253,10 @@ def _image_of_rows(rows: Tensor, counts: Tensor) -> Tensor:
     return (paddle.arange(paddle.shape(rows)[0]).unsqueeze(1) >= ends).astype("int32").sum(axis=1)
 
 
-def clipped_rows(rows: Tensor, counts: Tensor, sizes: Tensor) -> tuple:
-    """Cut boxes to their images, and drop those that are left without area.
-
-    Args:
-        rows: [N, 6] label, score, x0, y0, x1, y1, image after image.
-        counts: [B] the number of each image.
-        sizes: [B, 2] the images' heights and widths.
-
-    Returns:
-        Rows and counts as they came.
-    """
+def _without_empty_rows(rows: Tensor, counts: Tensor) -> tuple:
+    """Rows [N, 6] whose boxes have an area, and how many of them each of the images has."""
+    full = box_areas(rows[:, 2:]) > 0
     image = _image_of_rows(rows, counts)
-    limits = sizes.gather(image).flip(1)
-    boxes = paddle.minimum(rows[:, 2:].clip(min=0.0), paddle.concat([limits, limits], axis=1))
-    full = box_areas(boxes) > 0
     of_image = image.unsqueeze(1) == paddle.arange(paddle.shape(counts)[0], dtype=image.dtype).unsqueeze(0)
     counts = (of_image & full.unsqueeze(1)).astype(counts.dtype).sum(axis=0)
-    return paddle.concat([rows[:, :2], boxes], axis=1).gather(paddle.nonzero(full).flatten()), counts
-
-
-def _widened(rows: Tensor, counts: Tensor, scale_factor: Tensor) -> Tensor:
-    """Rows [N, 6] whose last pixel, one of the network's input, becomes one of the original image."""
-    missing = 1.0 - 1.0 / scale_factor.gather(_image_of_rows(rows, counts))
-    return paddle.concat([rows[:, :4], rows[:, 4:5] + missing[:, 1:], rows[:, 5:] + missing[:, :1]], axis=-1)
+    return rows.gather(paddle.nonzero(full).flatten()), counts

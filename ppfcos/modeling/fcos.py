@@ -8,6 +8,7 @@ from ppdet.core.workspace import create, register
 from ppdet.modeling.architectures.meta_arch import BaseArch
 
 from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
+from ppfcos.modeling.decode import Candidates
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.locations import anchor_locations, level_locations
 from ppfcos.modeling.losses import global_normalizers
@@ -96,31 +97,11 @@ class PPFCOS(BaseArch):
         Raises:
             ValueError: H or W is not a multiple of 32.
         """
-        outputs = self._outputs(batch)
-        with paddle.amp.auto_cast(enable=False):  # 16 bits hold no position in a large image
-            return self._losses(outputs, batch) if self.training else self._boxes(outputs, batch)
-
-    def candidates(self, batch: dict) -> tuple:
-        """Boxes before the suppression, for whoever suppresses those of several passes together.
-
-        Args:
-            batch: `image`, `im_shape` and `scale_factor` as in `forward`.
-
-        Returns:
-            boxes [B, K, 4], scores [B, K] and classes [B, K] as `PPFCOSDecode.candidates` gives them.
-
-        Raises:
-            ValueError: H or W is not a multiple of 32.
-        """
-        outputs = self._outputs(batch)
-        with paddle.amp.auto_cast(enable=False):
-            locations = self._output_locations(outputs, batch)
-            return self.decode.candidates(outputs, locations, batch["im_shape"], batch["scale_factor"])
-
-    def _outputs(self, batch: dict) -> HeadOutputs:
         if paddle.in_dynamic_mode():  # an exported program does not know its sizes
             _check_size(batch["image"].shape)
-        return HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
+        outputs = HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
+        with paddle.amp.auto_cast(enable=False):  # 16 bits hold no position in a large image
+            return self._losses(outputs, batch) if self.training else self._boxes(outputs, batch)
 
     def _losses(self, outputs: HeadOutputs, batch: dict) -> dict:
         targets = batch["targets"] if "targets" in batch else self.assign(batch)
@@ -128,13 +109,27 @@ class PPFCOS(BaseArch):
         return self.loss(outputs, targets, normalizers)
 
     def _boxes(self, outputs: HeadOutputs, batch: dict) -> dict:
-        locations = self._output_locations(outputs, batch)
+        locations = self._locations_of(outputs, batch["image"])
         boxes, counts = self.decode(outputs, locations, batch["im_shape"], batch["scale_factor"])
         return {"bbox": boxes, "bbox_num": counts}
 
-    def _output_locations(self, outputs: HeadOutputs, batch: dict) -> list:
+    def candidates(self, batch: dict) -> Candidates:
+        """What enters the suppression: for whoever has another one.
+
+        Args:
+            batch: `image`, `im_shape` and `scale_factor` as in `forward`.
+
+        Returns:
+            As `PPFCOSDecode.candidates` gives them.
+        """
+        outputs = HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
+        with paddle.amp.auto_cast(enable=False):
+            locations = self._locations_of(outputs, batch["image"])
+            return self.decode.candidates(outputs, locations, batch["im_shape"], batch["scale_factor"])
+
+    def _locations_of(self, outputs: HeadOutputs, image: Tensor) -> list:
         sizes = [_height_and_width(level) for level in outputs.class_logits]
-        return self._locations(sizes, _height_and_width(batch["image"]))
+        return self._locations(sizes, _height_and_width(image))
 
     def assign(self, batch: dict) -> Targets:
         """What the head should say, which depends on the boxes and the size of the images alone.
