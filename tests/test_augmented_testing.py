@@ -258,6 +258,7 @@ def test_one_size_unmirrored_is_plain_evaluation(evaluation):
     assert detections(folder / "once") == detections(folder / "plain")
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(evaluation, root):
     arguments, folder = evaluation
     # Batches of one: whichever images share a batch is then the same for both.
