@@ -104,7 +104,7 @@ class AugmentedModel(nn.Layer):
         flip: look at each of them mirrored left to right, too.
         merge: `nms`, or `vote`: a box that the suppression has kept then moves to the mean, weighted with the
             scores, of all boxes of its class whose IoU with it is `vote_iou` or more.
-        vote_iou: above 0.
+        vote_iou: from 0 to 1.
         size_ranges: for each of `target_size`, the ends between which the root of a box's area must lie, in
             pixels of the image in that size, for the box to count; None takes all.
 
