@@ -210,9 +210,10 @@ def voted(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndar
         [N, 4].
     """
     result = candidates.shown[kept]
+    visible = box_areas(candidates.shown) > 0
     for row, place in zip(result, kept):
-        same = candidates.classes == candidates.classes[place]
-        voters = _only(candidates, same & (_ious(candidates.boxes[place], candidates.boxes) >= least_iou))
+        near = _ious(candidates.boxes[place], candidates.boxes) >= least_iou
+        voters = _only(candidates, visible & near & (candidates.classes == candidates.classes[place]))
         if len(voters.scores):  # a box without area is not even like itself
             row[:] = np.average(voters.shown, axis=0, weights=voters.scores)
     return result
