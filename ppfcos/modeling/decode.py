@@ -18,8 +18,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         boxes: [B, S, 4] in pixels of the original images, as they are compared.
-        shown: [B, S, 4] the same as they are given out: the same tensor where there is no difference. Where
-            they are cut after the suppression, -1 if nothing was left.
+        shown: [B, S, 4] the same as they are given out: the same tensor where there is no difference.
         scores: [B, S], 0 of those that are none.
         classes: [B, S].
     """
@@ -101,7 +100,7 @@ class PPFCOSDecode:
         """
         candidates = self.candidates(outputs, locations, im_shape, scale_factor)
         rows, _, counts = self.suppress(candidates, outputs.class_logits[0].shape[1])
-        return _visible_rows(rows, counts) if self.clip == "after" else (rows, counts)
+        return _without_empty_rows(rows, counts) if self.clip == "after" else (rows, counts)
 
     def suppress(self, candidates: Candidates, num_classes: int) -> tuple:
         """All that happens after the candidates are there, but for the dropping of what `clip` left empty.
@@ -151,11 +150,11 @@ class PPFCOSDecode:
             boxes = boxes + paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
         boxes = boxes / _box_scale(scale_factor)
         if self.clip == "before":  # what lay wholly in the padding is no box
-            scores = scores * (box_areas(boxes) > 0).astype(scores.dtype)
+            scores = paddle.where(box_areas(boxes) > 0, scores, paddle.zeros_like(scores))
         return Candidates(boxes, self._shown(boxes, im_shape, scale_factor), scores, classes)
 
     def _shown(self, boxes: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
-        """The boxes [B, S, 4] as they are given out: cut, and -1 where nothing is left then; widened."""
+        """The boxes [B, S, 4] as they are given out: cut, and zeros where nothing is left then; widened."""
         shown, full = boxes, None
         if self.clip == "after":
             shown = _clip(boxes, im_shape / scale_factor)
@@ -163,10 +162,7 @@ class PPFCOSDecode:
         if self.inclusive:  # the last pixel, one of the network's input, becomes one of the original image
             missing = 1.0 - 1.0 / _box_scale(scale_factor)
             shown = shown + missing * paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
-        if full is not None:
-            full = full.unsqueeze(-1).astype(shown.dtype)
-            shown = shown * full + (full - 1.0)
-        return shown
+        return shown if full is None else paddle.where(full.unsqueeze(-1), shown, paddle.zeros_like(shown))
 
     def _nms_attributes(self) -> tuple:
         """Of the operator, in its order: threshold, candidates of a class, boxes kept, IoU, normalised, eta,
@@ -182,50 +178,49 @@ class PPFCOSDecode:
         A location outside the best K by its best class cannot own one of the best K candidates, so that only
         K locations need more than the largest of their C logits.
         """
-        num_classes = class_logits.shape[1]
-        logits = class_logits.reshape([0, num_classes, -1])
+        logits = class_logits.flatten(2)
         if quality_logits is None:
             quality = paddle.ones_like(logits[:, 0], dtype="float32")
         else:
-            quality = F.sigmoid(quality_logits.reshape([0, -1]).astype("float32"))
+            quality = F.sigmoid(quality_logits.flatten(2).squeeze(1).astype("float32"))
         best = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
-        where, found = _best_locations(best, self.pre_nms_top_k)
+        best, where = _top_k(best, self.pre_nms_top_k)
         quality = _at(quality, where)
-        scores = self._rank(F.sigmoid(_gather_locations(logits, where)), quality.unsqueeze(1))
-        scores = (scores * found.unsqueeze(1)).reshape([0, -1])
-        scores, pair = paddle.topk(scores, self.pre_nms_top_k, axis=1)
-        place = pair % self.pre_nms_top_k
-        where = _at(where, place)
-        distances = _gather_locations(distances.reshape([0, 4, -1]), where).transpose([0, 2, 1])
+        scores = self._rank(F.sigmoid(_gather_locations(logits, where)), quality.unsqueeze(-1))
+        # Rows that _top_k added to fill up repeat a location: they must not become candidates a second time.
+        scores = paddle.where((best >= 0).unsqueeze(-1), scores, paddle.zeros_like(scores))
+        num_classes = scores.shape[-1]
+        scores, pair = _top_k(scores.flatten(1), self.pre_nms_top_k)
+        row = pair // num_classes
+        where = _at(where, row)
+        distances = _gather_locations(distances.flatten(2), where)
         points = locations.gather(where.flatten()).reshape([-1, self.pre_nms_top_k, 2])
         boxes = paddle.concat([points - distances[..., :2], points + distances[..., 2:]], axis=-1)
         if self.rank_by == "class":
-            scores = scores * _at(quality, place)
+            scores = scores * _at(quality, row)
         if self.sqrt_score:
             scores = paddle.sqrt(scores.clip(min=0.0))
-        return boxes, scores, pair // self.pre_nms_top_k
+        return boxes, scores, pair % num_classes
 
     def _rank(self, class_scores: Tensor, quality: Tensor) -> Tensor:
         """What candidates are ordered by; 0 for those whose class is not above its threshold."""
         rank = class_scores * quality if self.rank_by == "score" else class_scores
         if self.class_threshold <= 0:
             return rank
-        return rank * (class_scores > self.class_threshold).astype(rank.dtype)
+        return paddle.where(class_scores > self.class_threshold, rank, paddle.zeros_like(rank))
 
 
-# What follows is written in operations that become one each of an exported program: a `where` or an `expand`
-# whose sizes are not known becomes ten.
+def _top_k(scores: Tensor, count: int) -> tuple:
+    """The `count` highest of each row [B, N], and where: [B, count] each.
 
-
-def _best_locations(scores: Tensor, count: int) -> tuple:
-    """Where the `count` highest of each row [B, N] are, [B, count], and 1 there; where N is smaller, 0 and 0.
+    Where N is smaller, the rest is −1 at 0.
 
     The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
     """
-    values, indices = paddle.topk(F.pad(scores, [0, 0, 0, count], value=-1.0), count, axis=1)
-    found = values >= 0
-    # Rows that fill up must not become candidates a second time, whatever location they name.
-    return indices * found.astype(indices.dtype), found.astype(values.dtype)
+    filling = paddle.full_like(scores[:, :1], -1.0).expand([-1, count])
+    filled = paddle.concat([scores, filling], axis=1)
+    values, indices = paddle.topk(filled, count, axis=1)
+    return values, paddle.where(values < 0, paddle.zeros_like(indices), indices)
 
 
 def _at(values: Tensor, where: Tensor) -> Tensor:
@@ -234,9 +229,10 @@ def _at(values: Tensor, where: Tensor) -> Tensor:
 
 
 def _gather_locations(maps: Tensor, where: Tensor) -> Tensor:
-    """maps [B, K, N] at where [B, Q] → [B, K, Q] float32."""
-    where = where.unsqueeze(1).tile([1, maps.shape[1], 1])
-    return paddle.take_along_axis(maps, where, axis=2, broadcast=False).astype("float32")
+    """maps [B, K, N] at where [B, Q] → [B, Q, K] float32."""
+    # Gathered first and transposed then: a map of all locations is a hundred times as large.
+    where = where.unsqueeze(1).expand([-1, maps.shape[1], -1])
+    return paddle.take_along_axis(maps, where, axis=2, broadcast=False).transpose([0, 2, 1]).astype("float32")
 
 
 def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
@@ -257,9 +253,9 @@ def _image_of_rows(rows: Tensor, counts: Tensor) -> Tensor:
     return (paddle.arange(paddle.shape(rows)[0]).unsqueeze(1) >= ends).astype("int32").sum(axis=1)
 
 
-def _visible_rows(rows: Tensor, counts: Tensor) -> tuple:
-    """Rows [N, 6] of whose boxes something was left, and how many of them each of the images has."""
-    full = rows[:, 2] >= 0
+def _without_empty_rows(rows: Tensor, counts: Tensor) -> tuple:
+    """Rows [N, 6] whose boxes have an area, and how many of them each of the images has."""
+    full = box_areas(rows[:, 2:]) > 0
     image = _image_of_rows(rows, counts)
     of_image = image.unsqueeze(1) == paddle.arange(paddle.shape(counts)[0], dtype=image.dtype).unsqueeze(0)
     counts = (of_image & full.unsqueeze(1)).astype(counts.dtype).sum(axis=0)
