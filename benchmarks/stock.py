@@ -184,6 +184,46 @@ def train_and_evaluate(config_file: Path, result_file: Path, seed: int) -> None:
     result_file.write_text(json.dumps(stats))
 
 
+def save_program(config: dict, prefix: Path) -> None:
+    """Save the network with its post-processing and random weights as a program for Paddle Inference.
+
+    PaddleDetection's own export does not get so far with Paddle 3: it traces with `full_graph=False`, its
+    NMS adds its operator in a way that the new IR has not got, and it has an input that nothing depends on.
+    The network and what it computes are PaddleDetection's.
+
+    Args:
+        config: as `stock_config` gives it.
+        prefix: of the files `.json` and `.pdiparams`.
+    """
+    import paddle
+    from paddle.static import InputSpec
+    from ppdet.core.workspace import create, merge_config
+    from ppdet.modeling import ops
+
+    def suppress(boxes, scores, score_threshold, nms_top_k, keep_top_k, nms_threshold, **_):
+        limits = (score_threshold, nms_top_k, keep_top_k, nms_threshold)
+        rows, index, counts = paddle._C_ops.multiclass_nms3(boxes, scores, None, *limits, True, 1.0, -1)
+        return rows, counts, index
+
+    class Network(paddle.nn.Layer):
+        """Two tensors in, two out."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, image, scale_factor):
+            found = self.model({"image": image, "scale_factor": scale_factor})
+            return found["bbox"], found["bbox_num"]
+
+    ops.multiclass_nms = suppress
+    merge_config(config)
+    network = Network(create("FCOS"))
+    network.eval()
+    inputs = [InputSpec([-1, 3, -1, -1], "float32", "image"), InputSpec([-1, 2], "float32", "scale_factor")]
+    paddle.jit.save(paddle.jit.to_static(network, input_spec=inputs, full_graph=True), str(prefix))
+
+
 def write_config(config: dict, path: Path) -> None:
     """Write the configuration where PaddleDetection's `load_config` finds it."""
     path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -228,6 +228,7 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
     from ppfcos.data.classes import check_same_classes
     from ppfcos.data.loader import EvalLoader
     from ppfcos.engine import distributed, evaluator
+    from ppfcos.engine.augmented_testing import config_for_testing, model_for_testing
     from ppfcos.engine.checkpoint import saved_class_names
     from ppfcos.engine.model import build_model
     from ppfcos.engine.precision import Precision
@@ -236,7 +237,8 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
 
     uses = _uses(cfg, found)
     with distributed.together():
-        loader = EvalLoader(cfg, data, "EvalReader", distributed.world_size(), distributed.rank())
+        reading = config_for_testing(cfg, "EvalReader")
+        loader = EvalLoader(reading, data, "EvalReader", distributed.world_size(), distributed.rank())
         model = build_model(cfg)
         weights = cfg.get("weights") or run_folder(cfg) / FINAL
         trained_on = saved_class_names(weights)
@@ -244,6 +246,7 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
             check_same_classes(trained_on, str(weights), data.class_names, data.source)
         load_weights(model, weights)
         logger.info("weights: %s", weights)
+        model = model_for_testing(model, cfg, "EvalReader")
     return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
 
 

@@ -15,6 +15,7 @@ from ppfcos.config.keys import (
     LIST,
     MAPPING,
     MOVED_KEYS,
+    NESTED_KEYS,
     OUR_DATASET_KEYS,
     PLAIN_KEYS,
     READER_KEYS,
@@ -96,6 +97,8 @@ class Checker:
             origin = config.origins[key]
             if key in PLAIN_KEYS:
                 _check_kind(origin, key, value, PLAIN_KEYS[key].kind)
+                if key in NESTED_KEYS and value is not None:
+                    _check_nested(key, value)
             elif key in self._modules or key in READER_KEYS or key in DATASET_SECTIONS:
                 self._check_section(origin, key, value)
             else:
@@ -186,6 +189,15 @@ class Checker:
             for key, kind in JOINED_DATASET_KEYS.items():
                 if key in member:
                     _check_kind(member.origins[key], f"{inner}.{key}", member[key], kind)
+
+
+def _check_nested(path: str, section: Section) -> None:
+    """A plain key that holds keys of its own."""
+    for key, value in section.items():
+        origin = section.origins[key]
+        if key not in NESTED_KEYS[path]:
+            raise _unknown(origin, f"{path}.{key}", key, NESTED_KEYS[path])
+        _check_kind(origin, f"{path}.{key}", value, NESTED_KEYS[path][key].kind)
 
 
 def _check_reader(reader: str, section: Section) -> None:

@@ -45,6 +45,25 @@ FRACTION = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= 
 TEXTS = Kind(
     "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
 )
+
+
+def _pairs(description: str, accepts: Callable[[Any, Any], bool]) -> Kind:
+    def accepts_all(value: Any) -> bool:
+        pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+        return (
+            bool(pairs and value)
+            and all(is_number(number) for pair in value for number in pair)
+            and all(accepts(*pair) for pair in value)
+        )
+
+    return Kind(description, accepts_all)
+
+
+SIZES = _pairs(
+    "a list of [shorter side, longest side] in whole pixels, such as [[400, 2000], [800, 2000]]",
+    lambda shorter, longest: isinstance(shorter, int) and isinstance(longest, int) and 0 < shorter <= longest,
+)
+RANGES = _pairs("a list of [from, to], such as [[96, 10000], [0, 256]]", lambda start, end: 0 <= start < end)
 LIST = Kind("a list", lambda value: isinstance(value, list))
 MAPPING = Kind("a mapping", lambda value: isinstance(value, dict))
 
@@ -151,11 +170,33 @@ PLAIN_KEYS_BY_TOPIC = {
             "what computes it", one_of("faster_coco_eval", "pycocotools"), "faster_coco_eval"
         ),
         "classwise": PlainKey("print the average precision of each class", YES_NO, False),
+        "tta": PlainKey(
+            "multi-scale and flip testing, by tools/eval.py and by tools/infer.py -c; null: none",
+            or_none(MAPPING),
+        ),
         "export": PlainKey("what PaddleDetection may leave out of the exported program", EXPORT),
     },
 }
 PLAIN_KEYS = {key: plain for topic in PLAIN_KEYS_BY_TOPIC.values() for key, plain in topic.items()}
 REQUIRED_KEYS = ("architecture",)
+
+# Plain keys that hold keys of their own.
+NESTED_KEYS = {
+    "tta": {
+        "target_size": PlainKey(
+            "sizes in which each image is looked at, as Resize takes them",
+            SIZES,
+            [[side, 2000] for side in range(400, 1300, 100)],
+        ),
+        "flip": PlainKey("in each of them mirrored, too", YES_NO, True),
+        "merge": PlainKey("how the boxes of all passes become one answer", one_of("nms", "vote"), "nms"),
+        "vote_iou": PlainKey("IoU with a kept box from which another one has a vote", FRACTION, 0.66),
+        "size_ranges": PlainKey(
+            "for each size, the least and the largest root of a box's area, in pixels of the resized image",
+            or_none(RANGES),
+        ),
+    },
+}
 
 _TRANSFORM_KEYS = {
     "sample_transforms": PlainKey(

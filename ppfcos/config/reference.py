@@ -14,7 +14,14 @@ from typing import Any
 from docstring_parser import DocstringStyle, parse
 
 from ppfcos.config.files import Section, read_file
-from ppfcos.config.keys import DATASET_SECTIONS, PLAIN_KEYS_BY_TOPIC, READER_KEYS, SCHEDULES, PlainKey
+from ppfcos.config.keys import (
+    DATASET_SECTIONS,
+    NESTED_KEYS,
+    PLAIN_KEYS_BY_TOPIC,
+    READER_KEYS,
+    SCHEDULES,
+    PlainKey,
+)
 from ppfcos.config.workspace import registered_modules
 from ppfcos.files import replacing
 
@@ -53,6 +60,8 @@ def page() -> str:
     lines = [OPENING]
     for topic, keys in PLAIN_KEYS_BY_TOPIC.items():
         lines += [f"## {topic}\n", *_table_of_keys(keys)]
+    for key, inner in NESTED_KEYS.items():
+        lines += [f"## Keys of {key}\n", *_table_of_keys(inner)]
     lines += ["## Readers\n", "How pictures become batches; [loading.md](loading.md) tells more.\n"]
     for reader, keys in READER_KEYS.items():
         lines += [f"### {reader}\n", *_table_of_keys(keys)]

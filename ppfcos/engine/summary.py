@@ -11,10 +11,10 @@ from paddle import nn
 
 from ppfcos.data.records import DetectionData
 from ppfcos.engine.coco_metrics import NO_OBJECTS, CocoFigures
+from ppfcos.engine.counting import count_weights
 
 ROWS = 10  # most evaluations in the table at the end, the best one not counted
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-STATISTICS = ("_mean", "_variance")  # of batch norms: Paddle counts them among the parameters
 
 
 class BatchPlan(NamedTuple):
@@ -152,14 +152,8 @@ def _parts(model: nn.Layer) -> str:
 
 
 def _parameters(model: nn.Layer) -> str:
-    """Numbers of weights; statistics are none."""
-    sizes = [
-        (parameter.size, parameter.trainable)
-        for name, parameter in model.named_parameters()
-        if not name.endswith(STATISTICS)
-    ]
-    total, trained = sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
-    return f"{int(total) / 1e6:.2f} M parameters, {int(trained) / 1e6:.2f} M of them trained"
+    count = count_weights(model)
+    return f"{count.total / 1e6:.2f} M parameters, {count.trained / 1e6:.2f} M of them trained"
 
 
 def _data_set(data: DetectionData) -> str:

@@ -16,6 +16,7 @@ from ppfcos.data.datasets import categories_of, dataset_of_images
 from ppfcos.data.records import numbered
 from ppfcos.deploy import Detector
 from ppfcos.deploy.preprocess import Preprocess
+from ppfcos.engine.augmented_testing import config_for_testing, model_for_testing
 from ppfcos.engine.checkpoint import saved_class_names
 from ppfcos.engine.model import build_model
 from ppfcos.engine.weights import load_weights
@@ -34,7 +35,7 @@ class CheckpointRuntime:
     Checkpoint and bundle thus share everything but the execution of the network.
 
     Args:
-        model: a PPFCOS; it is switched to evaluation.
+        model: a PPFCOS, or what runs one several times; it is switched to evaluation.
     """
 
     def __init__(self, model: paddle.nn.Layer):
@@ -82,7 +83,7 @@ def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
     """The configured model with its weights, run in Paddle on the device that is set.
 
     Args:
-        cfg: the configuration; its TestReader says how images are prepared.
+        cfg: the configuration; its TestReader says how images are prepared, its `tta` in how many sizes.
 
     Returns:
         What answers as a bundle's Predictor does.
@@ -91,10 +92,11 @@ def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
         ConfigError: `weights` is not set, or the TestReader has a transform that deployment does not know.
         WeightsError: the file is missing, corrupt, or another model's.
     """
-    preprocess = Preprocess(preprocess_steps(cfg["TestReader"]))
+    preprocess = Preprocess(preprocess_steps(config_for_testing(cfg, "TestReader")["TestReader"]))
     categories = model_categories(cfg, saved_class_names(cfg.get("weights")))
     names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
-    return Detector(preprocess, CheckpointRuntime(trained_model(cfg)), names, ids)
+    model = model_for_testing(trained_model(cfg), cfg, "TestReader")
+    return Detector(preprocess, CheckpointRuntime(model), names, ids)
 
 
 def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -30,8 +30,13 @@ def infer_config(
         Plain dicts, lists, strings and numbers.
 
     Raises:
-        ConfigError: the TestReader holds a transform that a bundle cannot carry.
+        ConfigError: the TestReader holds a transform that a bundle cannot carry, or the configuration `tta`.
     """
+    if cfg.get("tta") is not None:
+        raise ConfigError(
+            "tta: a bundle runs each image once, and multi-scale testing is for tools/eval.py and "
+            "tools/infer.py -c: leave it out, -o tta=null"
+        )
     ids = range(len(class_names)) if category_ids is None else category_ids
     return {
         "mode": "paddle",

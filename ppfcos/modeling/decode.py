@@ -35,7 +35,8 @@ class Candidates(NamedTuple):
 class PPFCOSDecode:
     """Scores, candidates, boxes, and non-maximum suppression by class.
 
-    The score of a class at a location is sigmoid(class)·sigmoid(quality), or its square root.
+    The score of a class at a location is sigmoid(class)·sigmoid(quality), or its square root; where the head
+    predicts no quality, that counts as 1.
 
     Args:
         pre_nms_top_k: candidates (a location and a class) that each level sends on, best first.
@@ -99,9 +100,22 @@ class PPFCOSDecode:
             image class after class, within a class the best first; and [B] the number of each image.
         """
         candidates = self.candidates(outputs, locations, im_shape, scale_factor)
+        rows, _, counts = self.suppress(candidates, outputs.class_logits[0].shape[1])
+        return _visible_rows(rows, counts) if self.clip == "after" else (rows, counts)
+
+    def suppress(self, candidates: Candidates, num_classes: int) -> tuple:
+        """All that happens after the candidates are there, but for the dropping of what `clip` left empty.
+
+        Args:
+            candidates: S of each image.
+            num_classes: C.
+
+        Returns:
+            As a call; between rows and numbers [N, 1], where in the joined [B·S] candidates each row stood.
+        """
         # The operator wants [B, C, S] scores; a candidate stands in the row of its class, and is 0 in the
         # others.
-        one_hot = F.one_hot(candidates.classes, outputs.class_logits[0].shape[1])
+        one_hot = F.one_hot(candidates.classes, num_classes)
         per_class = one_hot.transpose([0, 2, 1]) * candidates.scores.unsqueeze(1)
         rows, where, counts = paddle._C_ops.multiclass_nms3(
             candidates.boxes, per_class, None, *self._nms_attributes()
@@ -109,7 +123,7 @@ class PPFCOSDecode:
         if candidates.shown is not candidates.boxes:
             shown = candidates.shown.reshape([-1, 4]).gather(where.flatten())
             rows = paddle.concat([rows[:, :2], shown], axis=1)
-        return _visible_rows(rows, counts) if self.clip == "after" else (rows, counts)
+        return rows, where, counts
 
     def candidates(
         self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
@@ -125,9 +139,10 @@ class PPFCOSDecode:
         Returns:
             S = L·pre_nms_top_k candidates of each image.
         """
+        quality_logits = outputs.quality_logits or [None] * len(locations)
         levels = [
             self._level_candidates(*level)
-            for level in zip(outputs.class_logits, outputs.distances, outputs.quality_logits, locations)
+            for level in zip(outputs.class_logits, outputs.distances, quality_logits, locations)
         ]
         boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*levels))
         if self.clip == "before":
@@ -160,7 +175,7 @@ class PPFCOSDecode:
         return (*limits, True, 1.0, -1)
 
     def _level_candidates(
-        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor, locations: Tensor
+        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor | None, locations: Tensor
     ) -> tuple:
         """The best `pre_nms_top_k` of a level: boxes [B, K, 4], scores [B, K], classes [B, K].
 
@@ -169,7 +184,10 @@ class PPFCOSDecode:
         """
         num_classes = class_logits.shape[1]
         logits = class_logits.reshape([0, num_classes, -1])
-        quality = F.sigmoid(quality_logits.reshape([0, -1]).astype("float32"))
+        if quality_logits is None:
+            quality = paddle.ones_like(logits[:, 0], dtype="float32")
+        else:
+            quality = F.sigmoid(quality_logits.reshape([0, -1]).astype("float32"))
         best = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
         where, found = _best_locations(best, self.pre_nms_top_k)
         quality = _at(quality, where)

@@ -114,7 +114,7 @@ class PPFCOS(BaseArch):
         return {"bbox": boxes, "bbox_num": counts}
 
     def candidates(self, batch: dict) -> Candidates:
-        """What enters the suppression: for a runtime that has its own.
+        """What enters the suppression: for whoever has another one.
 
         Args:
             batch: `image`, `im_shape` and `scale_factor` as in `forward`.
@@ -122,9 +122,10 @@ class PPFCOS(BaseArch):
         Returns:
             As `PPFCOSDecode.candidates` gives them.
         """
-        outputs = self.network(batch["image"], batch["im_shape"])
-        locations = self._locations_of(outputs, batch["image"])
-        return self.decode.candidates(outputs, locations, batch["im_shape"], batch["scale_factor"])
+        outputs = HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
+        with paddle.amp.auto_cast(enable=False):
+            locations = self._locations_of(outputs, batch["image"])
+            return self.decode.candidates(outputs, locations, batch["im_shape"], batch["scale_factor"])
 
     def _locations_of(self, outputs: HeadOutputs, image: Tensor) -> list:
         sizes = [_height_and_width(level) for level in outputs.class_logits]

@@ -27,7 +27,8 @@ class HeadOutputs(NamedTuple):
     Attributes:
         class_logits: L × [B, C, H_l, W_l].
         distances: L × [B, 4, H_l, W_l] l, t, r, b in pixels of the network's input, never negative.
-        quality_logits: L × [B, 1, H_l, W_l], of the centerness or of the IoU.
+        quality_logits: L × [B, 1, H_l, W_l], of the centerness or of the IoU; empty where the head has no
+            such branch.
     """
 
     class_logits: list
@@ -40,7 +41,9 @@ def _norm(norm_type: str, channels: int) -> nn.Layer:
         return nn.GroupNorm(num_groups=32 if channels % 32 == 0 else 16, num_channels=channels)
     if norm_type in BATCH_NORMS:
         return batch_norm(norm_type, channels)
-    raise ValueError(f"PPFCOSHead.norm_type is {norm_type!r}: it is gn, bn or sync_bn")
+    if norm_type == "none":
+        return nn.Identity()
+    raise ValueError(f"PPFCOSHead.norm_type is {norm_type!r}: it is gn, bn, sync_bn or none")
 
 
 def _norms(norm_type: str, channels: int, levels: int) -> nn.Layer:
@@ -81,7 +84,7 @@ class Tower(nn.Layer):
     Args:
         channels: of every convolution.
         num_convs: how many.
-        norm_type: `gn`, `bn` or `sync_bn`.
+        norm_type: `gn`, `bn`, `sync_bn` or `none`.
         deformable_convs: how many of them, counted from the last, are deformable.
         separable: the others are separable.
         norm_levels: of the pyramid that have a norm of their own behind each convolution; 0: all share one.
@@ -166,11 +169,12 @@ class PPFCOSHead(nn.Layer):
         strides: of the levels in pixels; from the neck.
         num_classes: C.
         num_convs: convolutions in each tower.
-        norm_type: `gn`, `bn` or `sync_bn`, behind each of them.
+        norm_type: `gn`, `bn`, `sync_bn` or `none`, behind each of them.
         deformable_convs: how many of them, counted from the last, are deformable (DCNv2): 1 in the authors'
             code, AdelaiDet and MMDetection, all 4 in PaddleDetection's `use_dcn`.
         prior_prob: score that every class starts with (focal loss paper, section 4.1).
-        centerness_on: `box` or `class`: the tower that predicts the quality.
+        centerness_on: `box` or `class`: the tower that predicts the quality; `none`: neither does, and the
+            class alone is the score.
         distance: `relu`: distances are ReLU(scale·x)·stride; `exp`: they are exp(scale·x).
         norm_per_level: each level has norms of its own, as batch norms want it: the statistics differ.
         num_share_convs: convolutions in the tower that both share.
@@ -198,8 +202,8 @@ class PPFCOSHead(nn.Layer):
         separable: bool = False,
     ):
         super().__init__()
-        if centerness_on not in ("box", "class"):
-            raise ValueError(f"PPFCOSHead.centerness_on is {centerness_on!r}: it is box or class")
+        if centerness_on not in ("box", "class", "none"):
+            raise ValueError(f"PPFCOSHead.centerness_on is {centerness_on!r}: it is box, class or none")
         if distance not in ("relu", "exp"):
             raise ValueError(f"PPFCOSHead.distance is {distance!r}: it is relu or exp")
         if not 0 <= deformable_convs <= num_convs:
@@ -216,7 +220,8 @@ class PPFCOSHead(nn.Layer):
         self.box_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, **alike)
         self.class_conv = _conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
         self.box_conv = _conv(in_channels, 4)
-        self.quality_conv = _conv(in_channels, 1)
+        if centerness_on != "none":
+            self.quality_conv = _conv(in_channels, 1)
         self.scales = nn.ParameterList(
             [self.create_parameter([1], default_initializer=Constant(1.0)) for _ in strides]
         )
@@ -239,21 +244,20 @@ class PPFCOSHead(nn.Layer):
             The predictions.
         """
         outputs = HeadOutputs([], [], [])
-        classes, boxes, quality = self.class_conv, self.box_conv, self.quality_conv
         for level, (feature, stride, scale) in enumerate(zip(features, self.strides, self.scales)):
             feature = self.shared_tower.features(feature, level)
-            if self.centerness_on == "box":
-                (class_logits,) = self.class_tower(feature, level, [classes])
-                raw_distances, quality_logits = self.box_tower(feature, level, [boxes, quality])
-            else:
-                class_logits, quality_logits = self.class_tower(feature, level, [classes, quality])
-                (raw_distances,) = self.box_tower(feature, level, [boxes])
+            class_logits, *class_quality = self.class_tower(feature, level, self._predictors("class"))
+            raw_distances, *box_quality = self.box_tower(feature, level, self._predictors("box"))
             outputs.class_logits.append(class_logits)
             with paddle.amp.auto_cast(enable=False):  # float16 ends at e to the 11.1, and bfloat16 is coarse
                 distances = self._distances(raw_distances.astype("float32") * scale, stride)
             outputs.distances.append(distances)
-            outputs.quality_logits.append(quality_logits)
+            outputs.quality_logits.extend(class_quality + box_quality)
         return outputs
+
+    def _predictors(self, tower: str) -> list:
+        own = self.class_conv if tower == "class" else self.box_conv
+        return [own, self.quality_conv] if self.centerness_on == tower else [own]
 
     def _distances(self, scaled: Tensor, stride: int) -> Tensor:
         if self.distance == "relu":

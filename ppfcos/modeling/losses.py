@@ -123,7 +123,8 @@ class PPFCOSLoss(nn.Layer):
         focal_gamma: of the focal loss.
         box_loss: `giou` 1 − GIoU, `linear_iou` 1 − IoU, or `iou` −log IoU.
         quality: `centerness`: the second branch learns the centerness, which also weighs the box loss; `iou`:
-            it learns the IoU of the predicted box, and the box loss is not weighed.
+            it learns the IoU of the predicted box, and the box loss is not weighed. Of a head without that
+            branch, it says only whether the box loss is weighed.
         class_weight: of the classification loss in the sum.
         box_weight: of the box loss.
         quality_weight: of the quality loss.
@@ -183,7 +184,6 @@ class PPFCOSLoss(nn.Layer):
             targets.counted,
         )
         predicted = _flatten_levels(outputs.distances).gather(targets.positives)
-        quality_logits = _flatten_levels(outputs.quality_logits).flatten().gather(targets.positives)
         box_loss, iou = self._box_losses(predicted, targets.distances)
         if self.quality == "centerness":
             quality, box_sum = targets.centerness, (box_loss * targets.centerness).sum()
@@ -191,7 +191,7 @@ class PPFCOSLoss(nn.Layer):
         else:
             quality, box_sum = iou.detach(), box_loss.sum()
             box_divisor = normalizers.positives
-        quality_sum = (F.softplus(quality_logits) - quality_logits * quality).sum()
+        quality_sum = self._quality_loss(outputs.quality_logits, targets.positives, quality)
         losses = {
             "loss_cls": self.class_weight * class_sum / normalizers.positives,
             "loss_box": self.box_weight * box_sum / box_divisor,
@@ -199,6 +199,14 @@ class PPFCOSLoss(nn.Layer):
         }
         losses["loss"] = losses["loss_cls"] + losses["loss_box"] + losses["loss_quality"]
         return losses
+
+    @staticmethod
+    def _quality_loss(levels: list, positives: Tensor, quality: Tensor) -> Tensor:
+        """Sum over the positives; 0 of a head that predicts no quality."""
+        if not levels:
+            return paddle.zeros([])
+        logits = _flatten_levels(levels).flatten().gather(positives)
+        return (F.softplus(logits) - logits * quality).sum()
 
     def _box_losses(self, predicted: Tensor, target: Tensor) -> tuple:
         """Loss [N⁺] and IoU [N⁺] of each positive."""

@@ -1,0 +1,133 @@
+"""The table of all configurations: weights, multiply-adds of an image, and the AP that their sources publish.
+
+    python benchmarks/model_zoo.py                     # prints it
+    python benchmarks/model_zoo.py --write             # puts it into docs/model_zoo.md
+    python benchmarks/model_zoo.py --only fcos_r50_fpn_1x_coco
+
+An image has the size that EvalReader makes of one with the largest sides that it allows, padded. What the
+multiply-adds are is said in ppfcos/engine/counting.py, what others publish in benchmarks/published.yml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from ppfcos import environment
+
+environment.prepare()
+with environment.quiet_imports():
+    import paddle  # noqa: F401
+    import ppdet  # noqa: F401
+
+from ppfcos.config import load_config
+from ppfcos.data.transforms import pad_stride
+from ppfcos.engine.counting import count_multiply_adds, count_weights
+from ppfcos.engine.model import build_model
+from ppfcos.files import replacing
+
+PAGE = ROOT / "docs" / "model_zoo.md"
+PUBLISHED = Path(__file__).with_name("published.yml")
+START, END = "<!-- python benchmarks/model_zoo.py --write -->\n", "<!-- end of the table -->\n"
+HEAD = (
+    "| configuration | backbone | epochs | image | weights | GFLOPs | AP of its source |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+
+
+def configurations() -> list[Path]:
+    """Every configuration that can be trained, by name."""
+    return sorted((ROOT / "configs").glob("fcos_*.yml"))
+
+
+def test_size(cfg: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the largest wide image, padded, as EvalReader makes it."""
+    reader = cfg["EvalReader"]
+    resize = next(entry["Resize"] for entry in reader["sample_transforms"] if "Resize" in entry)
+    stride = pad_stride(reader, "EvalReader")
+    shorter, longer = (-(-side // stride) * stride for side in sorted(resize["target_size"]))
+    return shorter, longer
+
+
+def backbone(cfg: Mapping[str, Any]) -> str:
+    """Such as ResNet-50, or ResNeXt-101-32x8d with DCN."""
+    name = cfg[cfg["architecture"]]["backbone"]
+    section = cfg.get(name) or {}
+    groups, width = section.get("groups", 1), section.get("base_width", 4)
+    words = [name if groups == 1 else "ResNeXt"]
+    words += [str(section[key]) for key in ("depth", "model_type", "version", "width") if key in section]
+    words += [f"{groups}x{width}d"] if groups > 1 else []
+    deformable = [stage for stage in section.get("dcn_v2_stages", [-1]) if stage >= 0]
+    return "-".join(words).replace("PPFCOS", "") + (" with DCN" if deformable else "")
+
+
+def schedule(cfg: Mapping[str, Any]) -> str:
+    """Epochs, and whether the training sees images in several sizes."""
+    names = [name for entry in cfg["TrainReader"]["sample_transforms"] for name in entry]
+    return f"{cfg['epoch']}, multi-scale" if "RandomResize" in names else str(cfg["epoch"])
+
+
+def published_aps(name: str, published: Mapping[str, Any]) -> str:
+    """Such as `39.6 PaddleDetection, 38.7 FCOS`; a dash where nobody has published this model."""
+    found = []
+    for path in published["configs"].get(name, []):
+        project, model = path.split("/", 1)
+        entry = published["projects"][project]
+        found.append(f"{entry['models'][model]['ap']} {entry['name']}")
+    return ", ".join(found) or "-"
+
+
+def row(path: Path, published: Mapping[str, Any]) -> str:
+    """A line of the table."""
+    cfg = load_config(path, ["device=cpu"])
+    model = build_model(cfg)
+    model.eval()
+    height, width = test_size(cfg)
+    weights = count_weights(model).total / 1e6
+    work = count_multiply_adds(model, height, width) / 1e9
+    cells = [f"`{path.stem}`", backbone(cfg), schedule(cfg), f"{height}×{width}"]
+    cells += [f"{weights:.2f} M", f"{work:.1f}", published_aps(path.stem, published)]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def write(table: str) -> None:
+    """Put the table in the place of the one that docs/model_zoo.md has."""
+    page = PAGE.read_text(encoding="utf-8")
+    pattern = re.escape(START) + ".*?" + re.escape(END)
+    with replacing(PAGE) as unfinished:
+        unfinished.write_text(
+            re.sub(pattern, lambda _: START + table + END, page, flags=re.DOTALL), encoding="utf-8"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", metavar="NAME", help="one configuration, without .yml")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
+    args = parser.parse_args()
+    if args.write and args.only:
+        parser.error("--write takes all configurations")
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    table = HEAD
+    print(HEAD, end="")
+    for path in configurations():
+        if args.only in (None, path.stem):
+            table += row(path, published)
+            print(table.splitlines()[-1], flush=True)
+    if args.write:
+        write(table)
+
+
+if __name__ == "__main__":
+    main()
