@@ -164,11 +164,15 @@ def exported_networks():
 
 
 def settle_norms(model, images):
-    """Give batch norms the statistics of some images: with those they begin with, features vanish."""
+    """Take batch norms most of the way to the statistics of some images.
+
+    With those they begin with, features vanish. Of the images' own alone, a channel that hardly varies in
+    them would magnify roundings.
+    """
     norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)]
     momenta = [norm._momentum for norm in norms]
     for norm in norms:
-        norm._momentum = 0.0
+        norm._momentum = 0.05
     model.train()
     with paddle.no_grad():
         model.network(images["image"], images["im_shape"])

@@ -11,9 +11,9 @@ import numpy as np
 import paddle
 import pytest
 import yaml
-from ppdet.core.workspace import create
 from small_detector import CATEGORY_IDS, CLASS_NAMES, exported, pictures, small_model
 
+from ppfcos.cli.export_model import main
 from ppfcos.config import load_config
 from ppfcos.deploy import Detections, Detector, Predictor
 from ppfcos.deploy.bundle import read_bundle
@@ -344,11 +344,27 @@ def test_class_names_come_from_wherever_they_are(root, small, tinycoco, caplog):
         model_categories(load_config(small.config, ["num_classes=4"]))
 
 
-def test_a_network_that_finds_nothing(root, tmp_path, caplog):
-    """The stock configuration as it starts: every score is about 0.005, below the threshold."""
-    cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml")
-    paddle.seed(0)
-    bundle = export_bundle(create("PPFCOS"), cfg, [f"class {i}" for i in range(80)], tmp_path / "bundle")
+def test_a_network_that_finds_nothing(tmp_path, caplog):
+    """As a training begins: every score is below the threshold."""
+    cfg, model = small_model(tmp_path, class_bias=(-12.0, -12.0, -12.0))
+    bundle = export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle")
     assert "finds nothing in the test images" in caplog.text
     bbox, bbox_num = Predictor(bundle).runtime.run(NOISE[1])
     assert bbox.shape == (0, 6) and bbox_num.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--layout", "nhwc"], "--kind heads"),
+        (["--fixed_size", "100,200"], "128,224"),
+        (["--formats", "paddle", "--precision", "fp32,fp16"], "add onnx to --formats"),
+        (["--check_images", "nowhere"], "nowhere"),
+    ],
+)
+def test_options_that_cannot_be_are_named_in_one_line(small, tmp_path, capsys, options, named):
+    arguments = ["-c", str(small.config), "-o", f"weights={small.weights}", "--output_dir", str(tmp_path)]
+    assert main([*arguments, *options]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and named in line
+    assert list(tmp_path.iterdir()) == []
