@@ -26,8 +26,8 @@ class QuantizationSettings:
     """How a network is quantised.
 
     Args:
-        method: how the range of an activation is found: `minmax` takes all values that were seen; `percentile`
-            leaves out the rarest; `entropy` loses the least information.
+        method: how the range of an activation is found: `minmax` takes all values that were seen,
+            `percentile` leaves out the rarest, `entropy` loses the least information.
         percentile: for that method: so many per cent of the values are inside.
         compared: the batches, the first of those for calibration, on which INT8 is compared with float.
         disagreement: that is good enough: the share of the boxes, by score, that are somewhere else or have

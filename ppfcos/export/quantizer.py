@@ -1,8 +1,8 @@
 """ONNX Runtime's quantisation, applied to the part of an FCOS network that gains by it.
 
-Weights become int8 with a scale per output channel and no zero point; activations uint8 with a scale and a zero
-point per tensor. That is the pair that ONNX Runtime and OpenVINO multiply with one instruction on CPUs with VNNI
-or AMX. The file says it by QuantizeLinear and DequantizeLinear (QDQ), which also TensorRT reads.
+Weights become int8 with a scale per output channel and no zero point; activations uint8 with a scale and a
+zero point per tensor. That is the pair that CPUs with VNNI or AMX multiply in one instruction, and that ONNX
+Runtime and OpenVINO give them. The file says it by QuantizeLinear and DequantizeLinear (QDQ).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import copy
 import io
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Layer:
 class FloatNetwork:
     """A float network, made ready, and its layers.
 
-    Batch norms that are behind a convolution are folded into it, and sums of a convolution and a constant too.
+    Batch norms behind a convolution are folded into it, and so are sums of a convolution and a constant.
 
     Args:
         path: the ONNX file.
@@ -81,6 +81,16 @@ class FloatNetwork:
         self.layers = _layers(self.model.graph)
         if not self.layers:
             raise BundleError(f"{path}: there is no convolution with constant weights in it to quantise")
+
+    def predictors(self) -> tuple[Layer, ...]:
+        """The last convolutions, which make the head's answers."""
+        convolved = _convolved_values(self.model.graph)
+        last = {
+            node.name
+            for node in self.model.graph.node
+            if node.op_type == CONVOLUTION and not convolved.intersection(node.output)
+        }
+        return tuple(layer for layer in self.layers if last.intersection(layer.nodes))
 
     def calibrate(
         self, batches: Iterable[Mapping[str, np.ndarray]], method: str, percentile: float
@@ -247,15 +257,21 @@ def _convolution_kind(shape: Sequence[int]) -> str:
 def _between_convolutions(graph: GraphProto) -> set[str]:
     """Names of the nodes that have convolutions both before and behind them."""
     behind = _reached(graph.node, lambda node: (node.input, node.output))
-    ahead = _reached(reversed(graph.node), lambda node: (node.output, node.input))
-    return {
-        node.name
-        for node in graph.node
-        if behind.intersection(node.input) and ahead.intersection(node.output)
-    }
+    ahead = _convolved_values(graph)
+    both = (
+        node for node in graph.node if behind.intersection(node.input) and ahead.intersection(node.output)
+    )
+    return {node.name for node in both}
 
 
-def _reached(nodes: Iterable[NodeProto], ends) -> set[str]:
+def _convolved_values(graph: GraphProto) -> set[str]:
+    """Values from which a path leads to a convolution."""
+    return _reached(reversed(graph.node), lambda node: (node.output, node.input))
+
+
+def _reached(
+    nodes: Iterable[NodeProto], ends: Callable[[NodeProto], tuple[Iterable[str], Iterable[str]]]
+) -> set[str]:
     """Values that a path from a convolution leads to, when the nodes are walked in this order."""
     reached: set[str] = set()
     for node in nodes:

@@ -154,7 +154,7 @@ def _disagreement(expected: Mapping[str, np.ndarray], found: Mapping[str, np.nda
 
 
 def _lost(ones: Detections, others: Detections) -> float:
-    """The share of `ones`, by score, that is not in `others`: in another place, of another score, or missing."""
+    """The share of `ones`, by score, that `others` lack, or have in another place or with another score."""
     if not len(ones):
         return 0.0
     if not len(others):
