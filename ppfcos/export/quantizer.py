@@ -123,9 +123,10 @@ class FloatNetwork:
             for (
                 batch
             ) in batches:  # one by one: ONNX Runtime keeps all activations of what it is given at once
+                inputs = self.pick_inputs(batch)
                 try:
-                    calibrator.collect_data(_OneBatch(self.pick_inputs(batch)))
-                except (RuntimeError, ValueError) as error:
+                    calibrator.collect_data(_OneBatch(inputs))
+                except Exception as error:  # ONNX Runtime's errors have no type in common
                     raise BundleError(f"calibration batch {seen}: {one_line(error)}") from error
                 seen += 1
             if not seen:
@@ -217,6 +218,7 @@ def _prepared(path: Path) -> ModelProto:
             raise BundleError(f"{path}: ONNX Runtime cannot prepare it ({one_line(error)})") from error
         model = onnx.load(target)
     _keep_used_domains(model)
+    _name_nodes(model.graph)
     return model
 
 
@@ -226,6 +228,14 @@ def _keep_used_domains(model: ModelProto) -> None:
     versions = {each.domain: each.version for each in model.opset_import if each.domain in used}
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(*each) for each in versions.items())
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Nodes are picked by name, which ONNX does not ask for, and every node makes a value of its own."""
+    taken = {node.name for node in graph.node}
+    if len(taken) < len(graph.node) or "" in taken:
+        for node in graph.node:
+            node.name = f"{node.op_type}.{node.output[0]}"
 
 
 def _layers(graph: GraphProto) -> tuple[Layer, ...]:

@@ -17,6 +17,7 @@ from ppfcos.export.quantizer import FloatNetwork, Layer, Ranges
 BOXES, COUNTS = "bbox", "bbox_num"
 CLASSES, DISTANCES, QUALITIES = "class_logits", "distances", "quality_logits"
 CANDIDATES = 300  # of a batch, where heads are compared
+NO_AREA = 1e-6
 ERRORS_ONLY = 3  # of ONNX Runtime's log levels
 
 
@@ -169,7 +170,12 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     corners = np.maximum(boxes[:, None, :2], others[:, :2])
     sides = np.clip(np.minimum(boxes[:, None, 2:], others[:, 2:]) - corners, 0, None)
     shared = sides[..., 0] * sides[..., 1]
-    return shared / np.maximum(box_areas(boxes)[:, None] + box_areas(others) - shared, 1e-9)
+    return _ratio(shared, box_areas(boxes)[:, None] + box_areas(others))
+
+
+def _ratio(shared: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """IoU, of the areas shared and the sums of both areas; 1 for two boxes without any area."""
+    return (shared + NO_AREA) / (areas - shared + NO_AREA)
 
 
 class _Answers:
@@ -213,5 +219,5 @@ def _heads_disagreement(expected: _Answers, found: _Answers) -> float:
     changes = np.abs(scores[rows] - found.classes[rows, labels] * found.qualities[rows])
     ones, others = expected.distances[rows], found.distances[rows]
     shared = distance_areas(np.minimum(ones, others))
-    overlaps = shared / np.maximum(distance_areas(ones) + distance_areas(others) - shared, 1e-9)
+    overlaps = _ratio(shared, distance_areas(ones) + distance_areas(others))
     return float(np.average(1 - overlaps * (1 - changes), weights=scores[rows]))
