@@ -168,6 +168,13 @@ def quantized(
     choice = choose_float_layers(
         network, ranges, Reference(network, compared), settings.disagreement, candidates, most
     )
+    if choice.after > settings.disagreement:
+        logger.warning(
+            "%.3f of the boxes, by score, differ between INT8 and float, more than the %.3f that was asked for; "
+            "calibrate on more images, by another method, or leave more layers in float",
+            choice.after,
+            settings.disagreement,
+        )
     return choice, seen
 
 

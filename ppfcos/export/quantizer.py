@@ -22,6 +22,7 @@ from ppfcos.errors import BundleError, DataError, one_line
 
 try:
     import onnx
+    import onnxruntime
     from onnx import GraphProto, ModelProto, NodeProto
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData as Ranges
@@ -45,6 +46,7 @@ SUM = "Add"
 FOLLOWING = ("Relu", "Clip", "MaxPool", "Resize")
 QUANTISED = (CONVOLUTION, SUM, *FOLLOWING)
 ONNX_DOMAINS = ("", "ai.onnx")
+WARNINGS, ERRORS_ONLY = 2, 3  # ONNX Runtime's log levels; the first is where it begins
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,10 @@ def _reached(
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """ONNX Runtime's tools print what they do."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+    """ONNX Runtime's tools print what they do, and its sessions in them what they could not simplify."""
+    onnxruntime.set_default_logger_severity(ERRORS_ONLY)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(WARNINGS)

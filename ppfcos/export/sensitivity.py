@@ -12,13 +12,12 @@ from onnx import ModelProto
 from ppfcos import console
 from ppfcos.boxes import box_areas, distance_areas
 from ppfcos.deploy.detections import Detections, split_batch
-from ppfcos.export.quantizer import FloatNetwork, Layer, Ranges
+from ppfcos.export.quantizer import ERRORS_ONLY, FloatNetwork, Layer, Ranges
 
 BOXES, COUNTS = "bbox", "bbox_num"
 CLASSES, DISTANCES, QUALITIES = "class_logits", "distances", "quality_logits"
 CANDIDATES = 300  # of a batch, where heads are compared
 NO_AREA = 1e-6
-ERRORS_ONLY = 3  # of ONNX Runtime's log levels
 
 
 @dataclass(frozen=True)
