@@ -144,9 +144,12 @@ def test_a_target_out_of_reach_leaves_no_more_in_float_than_allowed(tmp_path, ca
     assert "more than the 0.000 that was asked for" in caplog.text
 
 
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_integers_times_scales_are_the_answers(tmp_path, layout):
-    source = write_heads(tmp_path / "float.onnx", layout=layout)
+@pytest.mark.parametrize(
+    ("layout", "distance_scale"), [("nchw", DISTANCE_SCALE), ("nhwc", DISTANCE_SCALE), ("nchw", 1.0)]
+)
+def test_integers_times_scales_are_the_answers(tmp_path, layout, distance_scale):
+    constants = {**weights(), "distance_scale": np.array([distance_scale], np.float32)}
+    source = write_heads(tmp_path / "float.onnx", constants, layout=layout)
     _, scales = quantize_heads(source, tmp_path / "integers.onnx", images(), ANYTHING_GOES)
     quantize(source, tmp_path / "qdq.onnx", images(), ANYTHING_GOES)
     qdq, batch = onnx.load(tmp_path / "qdq.onnx"), images(1, seed=5)[0]
@@ -159,7 +162,7 @@ def test_integers_times_scales_are_the_answers(tmp_path, layout):
     for name, scale in scales.items():
         expected = values[sums[name]]
         if name.startswith("distances"):
-            expected = np.maximum(expected * DISTANCE_SCALE, 0) * int(name.split("_")[1])
+            expected = np.maximum(expected * distance_scale, 0) * int(name.split("_")[1])
         if layout == "nhwc":
             expected = expected.transpose(0, 2, 3, 1)
         assert found[name].dtype == np.int32

@@ -170,7 +170,7 @@ def quantized(
     )
     if choice.after > settings.disagreement:
         logger.warning(
-            "%.3f of the boxes, by score, differ between INT8 and float, more than the %.3f that was asked for; "
+            "%.3f of the boxes, by score, differ from float, more than the %.3f that was asked for; "
             "calibrate on more images, by another method, or leave more layers in float",
             choice.after,
             settings.disagreement,

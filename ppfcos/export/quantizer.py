@@ -81,6 +81,10 @@ class FloatNetwork:
         self.model = _prepared(path)
         self.inputs = tuple(each.name for each in self.model.graph.input)
         self.layers = _layers(self.model.graph)
+        between = _between_convolutions(self.model.graph)
+        self._following = [
+            node.name for node in self.model.graph.node if node.op_type in FOLLOWING and node.name in between
+        ]
         if not self.layers:
             raise BundleError(f"{path}: there is no convolution with constant weights in it to quantise")
 
@@ -163,7 +167,7 @@ class FloatNetwork:
         nodes = [node for layer in self.layers if layer.name not in left for node in layer.nodes]
         if not nodes:  # to ONNX Runtime an empty list means every node
             return model
-        nodes += [node.name for node in model.graph.node if node.op_type in FOLLOWING]
+        nodes += self._following
         with _silence():
             quantizer = QDQQuantizer(
                 model,
