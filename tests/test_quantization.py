@@ -131,6 +131,7 @@ def test_the_layer_that_does_not_bear_eight_bits_stays_in_float(tmp_path):
     assert report.after <= 0.1 < report.before
     table = report.table().splitlines()
     assert "w_third" in table[2] and f"Conv {CHANNELS}→{CHANNELS} 3×3" in table[2] and "float" in table[2]
+    assert "| tower.2 | Conv" in report.table(names={"w_third": "tower.2"})
     written = onnx.load(tmp_path / "int8.onnx")
     np.testing.assert_array_equal(constants_of(written)["w_third"], constants["w_third"])
 

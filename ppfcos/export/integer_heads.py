@@ -7,7 +7,7 @@ their weights and inputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ def with_integer_outputs(model: ModelProto) -> tuple[ModelProto, dict[str, list[
 
 
 @dataclass
-class _Path:
+class _Tail:
     """What lies between a convolution and an output.
 
     Attributes:
@@ -103,7 +103,7 @@ class _Operand:
 
     values: str
     zero_point: str
-    scale: np.ndarray = field(repr=False)
+    scale: np.ndarray
 
 
 class _Graph:
@@ -121,15 +121,15 @@ class _Graph:
 
     def replace(self, output: str) -> list[float]:
         """Make integers of an output; the scales of its channels."""
-        path = self._path(output)
-        pixels, weights = (self._operand(output, name) for name in path.convolution.input[:2])
+        tail = self._tail(output)
+        pixels, weights = (self._operand(output, name) for name in tail.convolution.input[:2])
         scales = pixels.scale.astype(np.float64) * weights.scale.astype(np.float64)
-        self._append_integers(output, path, pixels, weights)
+        self._append_integers(output, tail, pixels, weights)
         declared = next(each for each in self.model.graph.output if each.name == output)
         declared.type.tensor_type.elem_type = TensorProto.INT32
-        return [float(scale) for scale in scales.reshape(-1) * path.factor]
+        return [float(scale) for scale in scales.reshape(-1) * tail.factor]
 
-    def _path(self, output: str) -> _Path:
+    def _tail(self, output: str) -> _Tail:
         """Walk from an output back to its convolution."""
         factor, relu, order = 1.0, False, None
         node = self._makers[output]
@@ -148,11 +148,13 @@ class _Graph:
                     "export float heads, or train with PPFCOSHead.distance: relu"
                 )
             node = self._makers[ahead]
-        return _Path(node, factor, relu, order)
+        return _Tail(node, factor, relu, order)
 
     def _factor(self, output: str, node: NodeProto) -> tuple[str, float]:
         """The input of a product that is no constant, and the constant."""
         constants = [name for name in node.input if name in self._constants]
+        if node.op_type == "Div":  # only what divides can be a part of the scale
+            constants = [name for name in constants if name != node.input[0]]
         values = numpy_helper.to_array(self._constants[constants[0]]) if constants else np.zeros(0)
         if values.size != 1 or values.item() <= 0:  # ReLU and a negative factor cannot change places
             raise BundleError(
@@ -169,7 +171,7 @@ class _Graph:
         values, scale, zero_point = node.input
         return _Operand(values, zero_point, numpy_helper.to_array(self._constants[scale]))
 
-    def _append_integers(self, output: str, path: _Path, pixels: _Operand, weights: _Operand) -> None:
+    def _append_integers(self, output: str, tail: _Tail, pixels: _Operand, weights: _Operand) -> None:
         """The convolution of integers and what follows it, under the output's name."""
         self._makers[output].output[0] = f"{output}_float"
         operands = [
@@ -177,19 +179,19 @@ class _Graph:
             pixels.zero_point,
             self._constant(UNSIGNED_ZERO, ZERO_OF_UNSIGNED),
         ]
-        steps = [("ConvInteger", operands, list(path.convolution.attribute))]
-        if len(path.convolution.input) > 2:
-            bias = self._operand(output, path.convolution.input[2]).values
+        steps = [("ConvInteger", operands, list(tail.convolution.attribute))]
+        if len(tail.convolution.input) > 2:
+            bias = self._operand(output, tail.convolution.input[2]).values
             column = numpy_helper.to_array(self._constants[bias]).reshape(1, -1, 1, 1)
             steps.append(("Add", [self._constant(f"{output}_bias", column)], []))
-        if path.relu:
+        if tail.relu:
             steps.append(("Max", [self._constant(f"{output}_zero", np.zeros([], np.int32))], []))
-        if path.order is not None:
-            steps.append(("Transpose", [], [helper.make_attribute("perm", path.order)]))
+        if tail.order is not None:
+            steps.append(("Transpose", [], [helper.make_attribute("perm", tail.order)]))
         value = pixels.values
-        for number, (kind, operands, attributes) in enumerate(steps, start=1):
+        for number, (kind, others, attributes) in enumerate(steps, start=1):
             target = output if number == len(steps) else f"{output}_{kind}"
-            node = helper.make_node(kind, [value, *operands], [target], f"{output}_{kind}")
+            node = helper.make_node(kind, [value, *others], [target], f"{output}_{kind}")
             node.attribute.extend(attributes)
             self.model.graph.node.append(node)
             value = target

@@ -84,11 +84,13 @@ class QuantizationReport:
     float_bytes: int
     bytes: int
 
-    def table(self, longest: int = 12) -> str:
+    def table(self, longest: int = 12, names: Mapping[str, str] | None = None) -> str:
         """The most sensitive layers in Markdown.
 
         Args:
             longest: rows at the most; the layers left in float are all there.
+            names: what to call layers, by the names that they have in the ONNX file, such as a Paddle model's
+                `{weight.name: name for name, weight in model.named_parameters()}`.
 
         Returns:
             Lines; none where no layer was looked at.
@@ -99,7 +101,8 @@ class QuantizationReport:
         for effect in self.effects[: max(longest, len(self.float_layers))]:
             layer = effect.layer
             left = "float" if layer in self.float_layers else ""
-            lines.append(f"| {layer.name} | {layer.kind} | {effect.disagreement:.4f} | {left} |")
+            name = (names or {}).get(layer.name, layer.name)
+            lines.append(f"| {name} | {layer.kind} | {effect.disagreement:.4f} | {left} |")
         return "\n".join(lines)
 
 

@@ -126,9 +126,8 @@ class FloatNetwork:
                 extra_options={"percentile": percentile},
             )
             seen = 0
-            for (
-                batch
-            ) in batches:  # one by one: ONNX Runtime keeps all activations of what it is given at once
+            # One by one, for ONNX Runtime keeps all activations of what it is given at once.
+            for batch in batches:
                 inputs = self.pick_inputs(batch)
                 try:
                     calibrator.collect_data(_OneBatch(inputs))
