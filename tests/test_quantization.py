@@ -179,6 +179,15 @@ def convolution_behind(makers: dict[str, onnx.NodeProto], name: str) -> onnx.Nod
     return node
 
 
+def test_layers_that_give_integers_are_never_left_in_float(tmp_path):
+    settings = QuantizationSettings(disagreement=0.0, most_float=1.0)
+    source = write_heads(tmp_path / "float.onnx")
+    report, scales = quantize_heads(source, tmp_path / "integers.onnx", images(), settings)
+    assert len(report.float_layers) == len(report.layers) - 3 == 5
+    assert not {"w_classes", "w_box", "w_quality"} & {layer.name for layer in report.float_layers}
+    assert len(scales) == 6
+
+
 def test_exponential_distances_have_no_integers(tmp_path):
     source = write_heads(tmp_path / "float.onnx", distance="Exp")
     with pytest.raises(BundleError, match=r"^distances_8: no integers can be given, for Exp is behind"):
