@@ -66,6 +66,7 @@ def backbone(cfg: Mapping[str, Any]) -> str:
     words = [name if groups == 1 else "ResNeXt"]
     words += [str(section[key]) for key in ("depth", "model_type", "version", "width") if key in section]
     words += [f"{groups}x{width}d"] if groups > 1 else []
+    words += [section["scale"].upper()] if isinstance(section.get("scale"), str) else []
     deformable = [stage for stage in section.get("dcn_v2_stages", [-1]) if stage >= 0]
     return "-".join(words).replace("PPFCOS", "") + (" with DCN" if deformable else "")
 
