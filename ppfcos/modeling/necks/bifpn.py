@@ -11,8 +11,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.nn.initializer import Constant
 from ppdet.core.workspace import register
-from ppdet.modeling.shape_spec import ShapeSpec
 
+from ppfcos.modeling.necks.pyramid import Pyramid
 from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
 from ppfcos.modeling.separable import SeparableConv
 
@@ -93,7 +93,7 @@ def _halved(fine: Tensor) -> Tensor:
 
 
 @register
-class PPFCOSBiFPN(nn.Layer):
+class PPFCOSBiFPN(Pyramid):
     """Bidirectional feature pyramid network with extra levels.
 
     Args:
@@ -140,19 +140,6 @@ class PPFCOSBiFPN(nn.Layer):
         self.layers = nn.LayerList(
             [BiFPNLayer(len(self.strides), out_channels, fusion, norm_type) for _ in range(num_layers)]
         )
-
-    @classmethod
-    def from_config(cls, cfg, input_shape: list) -> dict:
-        """What the workspace takes from the backbone's `out_shape`."""
-        return {
-            "in_channels": [shape.channels for shape in input_shape],
-            "strides": [shape.stride for shape in input_shape],
-        }
-
-    @property
-    def out_shape(self) -> list:
-        """Channels and stride of each level, finest first."""
-        return [ShapeSpec(channels=self.out_channels, stride=stride) for stride in self.strides]
 
     def forward(self, features: list) -> list:
         """Make the pyramid.

@@ -7,40 +7,14 @@ P5 (RetinaNet takes them from C5).
 from __future__ import annotations
 
 import paddle.nn.functional as F
-from paddle import ParamAttr, Tensor, nn
-from paddle.nn.initializer import KaimingUniform
+from paddle import Tensor, nn
 from ppdet.core.workspace import register
-from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.convolution import Conv2D
-
-
-def pyramid_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> Conv2D:
-    """A convolution of a feature pyramid, padded by half its kernel.
-
-    Args:
-        in_channels: of its input.
-        out_channels: of its output.
-        kernel_size: odd.
-        stride: of the convolution.
-
-    Returns:
-        The layer.
-    """
-    # Uniform within ±sqrt(3 / fan_in), as the authors' code initialises its pyramid.
-    initializer = KaimingUniform(negative_slope=1.0, nonlinearity="leaky_relu")
-    return Conv2D(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        weight_attr=ParamAttr(initializer=initializer),
-    )
+from ppfcos.modeling.necks.pyramid import Pyramid, pyramid_conv
 
 
 @register
-class PPFCOSFPN(nn.Layer):
+class PPFCOSFPN(Pyramid):
     """Feature pyramid network with extra levels.
 
     Args:
@@ -76,19 +50,6 @@ class PPFCOSFPN(nn.Layer):
         self.extras = nn.LayerList(
             [pyramid_conv(source, out_channels, 3, stride=2) for source in sources[:extra_levels]]
         )
-
-    @classmethod
-    def from_config(cls, cfg, input_shape: list) -> dict:
-        """What the workspace takes from the backbone's `out_shape`."""
-        return {
-            "in_channels": [shape.channels for shape in input_shape],
-            "strides": [shape.stride for shape in input_shape],
-        }
-
-    @property
-    def out_shape(self) -> list:
-        """Channels and stride of each level, finest first."""
-        return [ShapeSpec(channels=self.out_channels, stride=stride) for stride in self.strides]
 
     def forward(self, features: list) -> list:
         """Make the pyramid.

@@ -10,13 +10,12 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from ppdet.core.workspace import register
-from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.necks.fpn import pyramid_conv
+from ppfcos.modeling.necks.pyramid import Pyramid, pyramid_conv
 
 
 @register
-class PPFCOSHRFPN(nn.Layer):
+class PPFCOSHRFPN(Pyramid):
     """Feature pyramid of a network that keeps its resolution.
 
     Args:
@@ -30,27 +29,11 @@ class PPFCOSHRFPN(nn.Layer):
     def __init__(self, in_channels: list, strides: list, out_channels: int = 256, num_levels: int = 5):
         super().__init__()
         self.out_channels = out_channels
-        self.finest_stride = int(strides[0])
+        self.strides = [int(strides[0]) * 2 ** (i + 1) for i in range(num_levels)]
         self.reduction = pyramid_conv(sum(in_channels), out_channels, 1)
         self.outputs = nn.LayerList(
             [pyramid_conv(out_channels, out_channels, 3, stride=2) for _ in range(num_levels)]
         )
-
-    @classmethod
-    def from_config(cls, cfg, input_shape: list) -> dict:
-        """What the workspace takes from the backbone's `out_shape`."""
-        return {
-            "in_channels": [shape.channels for shape in input_shape],
-            "strides": [shape.stride for shape in input_shape],
-        }
-
-    @property
-    def out_shape(self) -> list:
-        """Channels and stride of each level, finest first."""
-        return [
-            ShapeSpec(channels=self.out_channels, stride=self.finest_stride * 2 ** (i + 1))
-            for i in range(len(self.outputs))
-        ]
 
     def level_sizes(self, height: int, width: int) -> list:
         """Sizes of the levels for an image: averaging drops what does not fill its window.
@@ -63,7 +46,7 @@ class PPFCOSHRFPN(nn.Layer):
             L × (H_l, W_l).
         """
         cells = [2**i for i in range(len(self.outputs))]
-        sides = [[side // self.finest_stride // count for count in cells] for side in (height, width)]
+        sides = [[2 * side // self.strides[0] // count for count in cells] for side in (height, width)]
         return [(-(-rows // 2), -(-columns // 2)) for rows, columns in zip(*sides)]
 
     def forward(self, features: list) -> list:
