@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 BESIDE_STOCK = "fcos_r50_fpn_1x_coco"
 CLASSES = 80
 WARM_UP = 2
+MODEL = "model"
 
 
 def export_ours(name: str, folder: Path) -> tuple[int, int]:
@@ -39,11 +40,14 @@ def export_ours(name: str, folder: Path) -> tuple[int, int]:
 
     from ppfcos.config import load_config
     from ppfcos.engine.model import build_model
-    from ppfcos.export.bundle import export_bundle
+    from ppfcos.export.folding import folded_copy
+    from ppfcos.export.inputs import network_input
+    from ppfcos.export.program import EndToEndNetwork, save_program
 
     cfg = load_config(ROOT / "configs" / f"{name}.yml", ["device=cpu"])
     size = test_size(cfg)
-    export_bundle(build_model(cfg), cfg, [str(label) for label in range(cfg["num_classes"])], folder)
+    folder.mkdir()
+    save_program(EndToEndNetwork(folded_copy(build_model(cfg)), network_input()), folder / MODEL)
     return size
 
 
@@ -61,7 +65,7 @@ def export_stock(name: str, folder: Path) -> tuple[int, int]:
         depth=depth, target_size=(height, width), num_classes=CLASSES, batch_size=1, from_scratch=False
     )
     folder.mkdir()
-    save_program(config, folder / "model")
+    save_program(config, folder / MODEL)
     return height, width
 
 
@@ -73,11 +77,11 @@ def prepared(side: str, name: str, folder: Path) -> Callable[[], object]:
     with environment.quiet_imports():
         import numpy as np
         import ppdet  # noqa: F401
-    from ppfcos.deploy.bundle import Bundle
     from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 
     height, width = {"ours": export_ours, "stock": export_stock}[side](name, folder)
-    runtime = PaddleInferenceRuntime(Bundle(folder, [], (), ()), environment.available_cores(), "cpu")
+    files = folder / f"{MODEL}.json", folder / f"{MODEL}.pdiparams"
+    runtime = PaddleInferenceRuntime(*files, ("bbox", "bbox_num"), environment.available_cores(), "cpu")
     inputs = {
         "image": np.random.default_rng(0).integers(0, 256, [1, 3, height, width]).astype("float32"),
         "im_shape": np.array([[height, width]], "float32"),
