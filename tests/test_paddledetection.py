@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import ppdet.core.workspace as workspace
 import pytest
 from ppdet.core.workspace import create
@@ -114,3 +115,34 @@ def test_its_trainer_builds_and_runs_the_model(root, tinycoco, tmp_path):
 def test_the_workspace_is_the_one_of_paddledetection(root):
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", SMALL)
     assert cfg is workspace.global_config
+
+
+def test_its_deployment_script_runs_on_the_new_executor(root, tmp_path):
+    """What asks for a predictor as PaddleDetection's script does is refused alone, and runs through ours."""
+    network = paddle.jit.to_static(
+        paddle.nn.Linear(3, 2), input_spec=[paddle.static.InputSpec([None, 3], name="x")], full_graph=True
+    )
+    paddle.jit.save(network, str(tmp_path / "model"))
+    script = tmp_path / "infer.py"
+    script.write_text(
+        "import sys, numpy as np\n"
+        "from paddle.inference import Config, create_predictor\n"
+        "folder = sys.argv[sys.argv.index('--model_dir') + 1]\n"
+        "config = Config(f'{folder}/model.json', f'{folder}/model.pdiparams')\n"
+        "config.disable_gpu()\n"
+        "config.enable_memory_optim()\n"
+        "predictor = create_predictor(config)\n"
+        "predictor.get_input_handle('x').copy_from_cpu(np.ones([1, 3], 'float32'))\n"
+        "predictor.run()\n"
+        "print(predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu().tolist())\n"
+    )
+
+    def run(*words):
+        command = [sys.executable, *map(str, words), "--model_dir", str(tmp_path)]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+
+    assert "Not find predictor_id 0" in run(script).stderr
+    done = run("tools/run_paddledetection_infer.py", script)
+    assert done.returncode == 0, done.stderr
+    expected = network(paddle.ones([1, 3])).numpy()
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, rtol=1e-5)

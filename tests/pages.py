@@ -1,0 +1,106 @@
+"""README and docs as a reader meets them: links, headings, code, and the commands that are to be typed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+INDENTED = re.compile(r"(?:\A|(?<=\n\n))((?: {4}.*\n?|\n(?= {4}))+)")
+SPAN = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+TYPED = re.compile(r"(?:python|ppfcos|make|pip|visualdl) ")
+LAUNCHER = ["python", "-m", "paddle.distributed.launch"]
+
+
+class Command(NamedTuple):
+    """What is to be typed.
+
+    Attributes:
+        page: path of the page.
+        whole: it has a line of its own; otherwise it stands in a sentence and may lack arguments.
+        words: as a shell would divide it, comments left out.
+    """
+
+    page: str
+    whole: bool
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.page}: {' '.join(self.words)}"
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    """Language and content of the blocks between fences."""
+    return FENCE.findall(text)
+
+
+def indented(text: str) -> list[str]:
+    """The lines of blocks that are indented by four spaces, without what a `#` behind two spaces explains."""
+    blocks = INDENTED.findall(FENCE.sub("", text))
+    return [
+        re.sub(r"\s{2,}#.*|\s+# .*", "", line[4:]) for block in blocks for line in block.splitlines() if line
+    ]
+
+
+def spans(text: str) -> list[str]:
+    """What stands between backticks, line ends taken as spaces."""
+    lines = [line for line in FENCE.sub("", text).splitlines() if not line.startswith("    ")]
+    return [" ".join(span.split()) for span in SPAN.findall("\n".join(lines))]
+
+
+def links(text: str) -> list[str]:
+    """Where links and pictures lead, in order."""
+    return LINK.findall(FENCE.sub("", text))
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to headings: lower case, hyphens for spaces, repeats numbered."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        name = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        repeats = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", each) is not None for each in found)
+        found.append(f"{name}-{repeats}" if repeats else name)
+    return set(found)
+
+
+def table_numbers(text: str) -> list[list[str]]:
+    """The numbers in each line of a table."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", row) for row in rows]
+
+
+def commands(page: str, text: str) -> list[Command]:
+    """All commands of a page; in a sentence, `tools/x.py …` is short for `python tools/x.py …`."""
+    found = [Command(page, True, _words(line)) for line in indented(text) if TYPED.match(line)]
+    for span in spans(text):
+        line = f"python {span}" if re.match(r"tools/\w+\.py ", span) else span
+        if TYPED.match(line) and "…" not in line:
+            found.append(Command(page, False, _words(line)))
+    return list(dict.fromkeys(found))
+
+
+def _words(line: str) -> tuple[str, ...]:
+    return tuple(shlex.split(line.partition(" && ")[0]))
+
+
+def without_launcher(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """What paddle.distributed.launch is told, and the command that it starts."""
+    if list(words[:3]) != LAUNCHER:
+        return [], list(words)
+    script = next((at for at, word in enumerate(words) if word.endswith(".py")), len(words))
+    return list(words[3:script]), ["python", *words[script:]]
+
+
+def declared_options(script: Path) -> set[str]:
+    """The options that a script gives to `add_argument`, read and not run: some import for seconds."""
+    calls = [
+        node for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+    ]
+    added = [call for call in calls if getattr(call.func, "attr", "") == "add_argument"]
+    names = {argument.value for call in added for argument in call.args if isinstance(argument, ast.Constant)}
+    return {name for name in names if name.startswith("-")} | {"--help"}
