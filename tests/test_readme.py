@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
+import importlib
 import re
 import shutil
 import subprocess
@@ -148,6 +150,16 @@ def test_files_that_it_names_are_there(page):
 def requirements_of(command: pages.Command) -> list[str]:
     words = command.words
     return [word for flag, word in zip(words, words[1:]) if words[0] == "pip" and flag == "-r"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_its_python_imports_is_there(page):
+    blocks = [code for language, code in pages.fenced(text_of(page)) if language == "python"]
+    lines = [line for line in pages.indented(text_of(page)) if line.startswith("from ")]
+    for node in ast.walk(ast.parse("\n".join([*blocks, *lines]))):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
 @pytest.mark.parametrize(
