@@ -110,6 +110,11 @@ def _named_images(path: Path) -> list[str]:
                 "name a folder of pictures, or a text file with the path of a picture on each line"
             ) from error
         files = [str(path.parent / line) for line in lines if line]
+        for file in files:
+            if not Path(file).is_file():
+                raise DataError(
+                    f"--calibration_images {path}: names {file}, which is not there; correct the list"
+                )
     if not files:
         raise DataError(f"--calibration_images {path}: holds no pictures; name a folder or a list that does")
     return files
