@@ -37,7 +37,8 @@ with environment.quiet_imports():
     from ppfcos.config import load_config
     from ppfcos.data.datasets import build_dataset
     from ppfcos.deploy.detections import split_batch
-    from ppfcos.deploy.preprocess import Preprocess, read_image
+    from ppfcos.deploy.images import read_image
+    from ppfcos.deploy.preprocess import Preprocess
     from ppfcos.engine.coco_metrics import evaluate_detections
     from ppfcos.export.infer_config import preprocess_steps
     from ppfcos.export.quantization import QuantizationReport, QuantizationSettings, evenly_chosen, quantize
