@@ -51,7 +51,7 @@ def test_stock_parts_are_used(root, tinycoco):
         assert type(create(name)) is owner
     model = create(cfg["architecture"])
     assert type(model.backbone) is ResNet
-    assert type(build_average(cfg, model)) is ModelEMA
+    assert isinstance(build_average(cfg, model), ModelEMA)
     schedule = build_schedule(cfg, 10)
     assert build_optimizer(model, schedule).get_lr() == pytest.approx(0.01 / 3)
     records = build_dataset(cfg, "TrainDataset").records

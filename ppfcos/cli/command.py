@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from ppfcos import console
+from ppfcos.deploy.bundle import PRECISIONS
+from ppfcos.deploy.runtimes.choice import RUNTIMES
 from ppfcos.errors import ConfigError, PPFCOSError, Stopped
 from ppfcos.hints import hint
 
@@ -132,6 +134,31 @@ def add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
     parser.add_argument(
         name, nargs="?", const=True, default=None, type=boolean, metavar="true|false", help=text
     )
+
+
+def positive(text: str) -> int:
+    """The value of an option that is a whole number from 1 on.
+
+    Raises:
+        argparse.ArgumentTypeError: it is another one.
+    """
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return number
+
+
+def add_bundle_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a bundle is run.
+
+    Args:
+        parser: the command's.
+    """
+    add = parser.add_argument
+    add("--runtime", choices=RUNTIMES, default="auto", help="for --bundle (default: the first installed)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="for --bundle (default: %(default)s)")
+    add("--threads", type=positive, metavar="N", help="threads of the CPU (default: every core)")
+    add("--device", default="auto", help="for --bundle: auto, cpu, gpu or a name that the runtime knows")
 
 
 def overrides(options: argparse.Namespace, *names: str) -> list[str]:

@@ -12,8 +12,6 @@ from typing import Any, Callable
 
 from ppfcos import environment
 from ppfcos.cli import command
-from ppfcos.cli.infer import add_bundle_options, positive
-from ppfcos.deploy import Predictor
 from ppfcos.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -68,9 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="put two earlier reports side by side, in comparison.html in the --report FOLDER; without -c",
     )
     parser.add_argument("--bundle", metavar="FOLDER", help="what tools/export_model.py wrote")
-    add_bundle_options(parser)
+    command.add_bundle_options(parser)
     parser.add_argument(
-        "--batch", type=positive, metavar="N", help="for --bundle: images of one size run at once at the most"
+        "--batch",
+        type=command.positive,
+        metavar="N",
+        help="for --bundle: images of one size run at once at the most",
     )
     parser.add_argument(
         "--require-ap", type=float, metavar="AP", help=f"exit with {BELOW} if the AP, from 0 to 1, is below"
@@ -255,6 +256,7 @@ def _figures_of_bundle(
 ) -> tuple[Any, float]:
     """The figures, and how many images a second all processes did together."""
     from ppfcos.data.classes import check_same_classes
+    from ppfcos.deploy import Predictor
     from ppfcos.engine import bundle_evaluation, distributed
 
     uses = _uses(cfg, found)

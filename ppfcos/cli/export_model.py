@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from ppfcos import environment
-from ppfcos.cli import command
+from ppfcos.cli import calibration, command
 from ppfcos.deploy import bundle as names
 from ppfcos.errors import ConfigError, DataError
 
@@ -29,9 +29,11 @@ EXAMPLE = """
     python tools/infer.py --bundle output_inference/fcos_r50_fpn_1x_coco --infer_img photo.jpg
     python tools/export_model.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=best_model.pdparams \\
         --kind heads --layout nhwc --input nv12 --fixed_size 512,896 --batch 1 --formats onnx
+    python tools/export_model.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=best_model.pdparams \\
+        --precision fp32,int8 --calibration_images pictures
 """
 PICTURES = 4  # what the checks' batches of 1, 2 and 1 hold
-EXPORTED_PRECISIONS = ("fp32", "fp16")
+EXPORTED_PRECISIONS = ("fp32", "fp16", calibration.INT8)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_list_of(EXPORTED_PRECISIONS),
         default=("fp32",),
         metavar="LIST",
-        help="of the ONNX model: fp32, or fp32,fp16 for one in half precision beside it (default: fp32); "
+        help="of the ONNX model: fp32, fp16, int8, or several with commas between them (default: fp32); "
         "runtimes compute in bf16 with the fp32 network",
     )
     add("--opset", type=int, default=17, help="version of ONNX's operators (default: %(default)s)")
@@ -90,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="pictures to check the networks with (default: EvalDataset's; noise where it is not there)",
     )
+    calibration.add_options(parser)
     return parser
 
 
@@ -145,6 +148,8 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Wanted:
     from ppfcos.export.program import HeadsForm
 
     formats = options.formats
+    if formats is None and options.integer_outputs:
+        formats = (names.ONNX,)
     if formats is None:
         formats = names.FORMATS if onnx_is_installed() else (names.PADDLE,)
         if formats == (names.PADDLE,):
@@ -156,13 +161,17 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Wanted:
         raise ConfigError(
             "--layout, --distances and --image_only are for --kind heads; add it or leave them out"
         )
+    int8 = calibration.calibration(options, cfg)
+    # A network in INT8 is true on pictures like those that it was calibrated with, and not on noise.
+    pictures = _pictures(options.check_images, cfg) or (int8.images[:PICTURES] if int8 else [])
     return Wanted(
         heads=heads,
         form=network_input(options.input, options.channels, options.batch, options.fixed_size),
         formats=formats,
         precisions=options.precision,
         opset=options.opset,
-        pictures=_pictures(options.check_images, cfg),
+        pictures=pictures,
+        calibration=int8,
     )
 
 

@@ -17,8 +17,6 @@ import numpy as np
 from ppfcos import console, environment
 from ppfcos.cli import command, processes
 from ppfcos.deploy import Detections, Detector, Predictor
-from ppfcos.deploy.bundle import PRECISIONS
-from ppfcos.deploy.runtimes.choice import RUNTIMES
 from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video, read_frames, read_pictures
 from ppfcos.errors import ConfigError, DataError, OutputError
 from ppfcos.files import replacing
@@ -86,21 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--batch_size",
-        type=positive,
+        type=command.positive,
         metavar="N",
         help="pictures of one size run at once at the most (default: 1, or what the bundle is fixed to)",
     )
-    add_bundle_options(parser)
+    command.add_bundle_options(parser)
     return parser
-
-
-def add_bundle_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a bundle is run."""
-    add = parser.add_argument
-    add("--runtime", choices=RUNTIMES, default="auto", help="for --bundle (default: the first installed)")
-    add("--precision", choices=PRECISIONS, default="fp32", help="for --bundle (default: %(default)s)")
-    add("--threads", type=positive, metavar="N", help="threads of the CPU (default: every core)")
-    add("--device", default="auto", help="for --bundle: auto, cpu, gpu or a name that the runtime knows")
 
 
 def infer(options: argparse.Namespace) -> None:
@@ -320,14 +309,6 @@ def _log_summary(options: argparse.Namespace, drawn: Sequence[Drawn], unreadable
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def positive(text: str) -> int:
-    """The value of an option that is a whole number from 1 on."""
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

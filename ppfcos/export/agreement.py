@@ -37,7 +37,12 @@ class Tolerance:
     share: float = 0.05
 
 
-TOLERANCES = {"fp32": Tolerance(1e-2, 1e-4), "fp16": Tolerance(0.5, 1e-2)}
+TOLERANCES = {
+    "fp32": Tolerance(1e-2, 1e-4),
+    "fp16": Tolerance(0.5, 1e-2),
+    # How good INT8 is the quantisation measures and says. A network that is not the model's loses nearly all.
+    "int8": Tolerance(16, 0.1, share=0.5),
+}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 import yaml
@@ -44,13 +44,19 @@ from ppfcos.export.program import (
 )
 from ppfcos.folders import replacing_folder
 
+if TYPE_CHECKING:  # without the packages for ONNX it cannot be imported
+    from ppfcos.export.int8 import Calibration
+
 logger = logging.getLogger(__name__)
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxslim", "paddle2onnx")
 DEFAULT_OPSET = 17
 RUNTIMES = {names.PADDLE: "paddle", names.ONNX: "onnxruntime"}
-FP32, FP16 = "fp32", "fp16"
-WRITTEN_PRECISIONS = (FP32, FP16)
+FP32, FP16, INT8 = "fp32", "fp16", "int8"
+INT8_CURE = (
+    "calibrate with pictures that are more like those to come (--calibration_images), "
+    "or leave more layers in float (--most_float)"
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,13 @@ class Wanted:
         heads: how the network gives the head's answers; None: it gives boxes.
         form: of the network's input.
         formats: `paddle`, `onnx`, or both.
-        precisions: of the ONNX model: `fp32`, and `fp16` beside it. Paddle's program is in fp32.
+        precisions: of the ONNX model: `fp32`, and `fp16` and `int8` beside it. Paddle's program is in fp32.
         opset: version of ONNX's operators.
         pictures: files with which the networks are checked; without any it is done with noise.
+        calibration: how `int8` is made; None where there is no such network.
+
+    Raises:
+        ConfigError: the parts contradict one another.
     """
 
     heads: HeadsForm | None = None
@@ -72,12 +82,27 @@ class Wanted:
     precisions: Sequence[str] = (FP32,)
     opset: int = DEFAULT_OPSET
     pictures: Sequence[str] = ()
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.precisions != (FP32,) and names.ONNX not in self.formats:
             raise ConfigError(
                 f"--precision {','.join(self.precisions)} is for ONNX: add onnx to --formats, or leave it out"
             )
+        if (INT8 in self.precisions) != (self.calibration is not None):
+            raise ConfigError("--precision int8 and a calibration go together: give both, or neither")
+        if self.has_integer_outputs and (
+            self.heads is None or tuple(self.formats) != (names.ONNX,) or tuple(self.precisions) != (INT8,)
+        ):
+            raise ConfigError(
+                "--integer_outputs makes a bundle of one network, whose scales are the bundle's: "
+                "it goes with --kind heads --formats onnx --precision int8"
+            )
+
+    @property
+    def has_integer_outputs(self) -> bool:
+        """Whether the head's answers are integers."""
+        return self.calibration is not None and self.calibration.integer_outputs
 
 
 def export_bundle(
@@ -113,12 +138,13 @@ def export_bundle(
     target = Path(directory)
     _check_target(target)
     with replacing_folder(target) as unfinished, _evaluating(model):
-        networks = _write_networks(folded_copy(model), wanted, unfinished)
+        preprocess = Preprocess(description["Preprocess"], wanted.form)
+        networks, scales = _write_networks(folded_copy(model), wanted, preprocess, unfinished)
         if _paddledetection_can_run(wanted):
             _write_yaml(unfinished / names.CONFIG_FILE, description)
-        says = manifest(model, cfg, description, wanted.form, wanted.heads, networks)
+        says = manifest(model, cfg, description, wanted.form, wanted.heads, networks, scales)
         _write_yaml(unfinished / names.MANIFEST_FILE, {**says, "files": files_of(unfinished)})
-        _check_answers(model, wanted, unfinished)
+        _check_answers(model, wanted, preprocess, unfinished)
     logger.info("exported to %s", target)
     return target
 
@@ -166,9 +192,12 @@ def _paddledetection_can_run(wanted: Wanted) -> bool:
     return usual and wanted.heads is None and names.PADDLE in wanted.formats
 
 
-def _write_networks(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> dict[str, dict[str, Any]]:
-    """Make all networks; their files by format and precision."""
+def _write_networks(
+    model: paddle.nn.Layer, wanted: Wanted, preprocess: Preprocess, folder: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """Make all networks; their files by format and precision, and the scales of integer outputs."""
     networks: dict[str, dict[str, Any]] = {}
+    scales: dict[str, list[float]] = {}
     if names.PADDLE in wanted.formats:
         network = (
             EndToEndNetwork(model, wanted.form)
@@ -178,11 +207,13 @@ def _write_networks(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> dic
         save_program(network, folder / names.MODEL_PREFIX)
         networks[names.PADDLE] = {FP32: {"program": names.PROGRAM_FILE, "weights": names.WEIGHTS_FILE}}
     if names.ONNX in wanted.formats:
-        networks[names.ONNX] = _write_onnx(model, wanted, folder)
-    return networks
+        networks[names.ONNX], scales = _write_onnx(model, wanted, preprocess, folder)
+    return networks, scales
 
 
-def _write_onnx(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> dict[str, Any]:
+def _write_onnx(
+    model: paddle.nn.Layer, wanted: Wanted, preprocess: Preprocess, folder: Path
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     if not onnx_is_installed():
         raise BundleError(
             f"ONNX needs the packages {', '.join(ONNX_PACKAGES)}: `pip install ppfcos[onnx]`, "
@@ -198,21 +229,30 @@ def _write_onnx(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> dict[st
     else:
         network = heads_model(model, wanted.form, wanted.heads, wanted.opset)
     makers = {FP32: lambda network: network, FP16: half_precision}
-    files = {}
+    files: dict[str, Any] = {}
+    scales: dict[str, list[float]] = {}
     for precision in wanted.precisions:
-        onnx.save(makers[precision](network), folder / names.onnx_file(precision))
-        files[precision] = {"file": names.onnx_file(precision), "opset": wanted.opset}
-    return files
+        file = names.onnx_file(precision)
+        files[precision] = {"file": file, "opset": wanted.opset}
+        if precision in makers:
+            onnx.save(makers[precision](network), folder / file)
+            continue
+        from ppfcos.export.int8 import write_int8
+
+        quantised = write_int8(network, model, folder / file, preprocess, wanted.calibration)
+        files[precision] |= quantised.summary
+        scales = quantised.scales
+    return files, scales
 
 
-def _check_answers(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> None:
+def _check_answers(model: paddle.nn.Layer, wanted: Wanted, preprocess: Preprocess, folder: Path) -> None:
     """Run every network beside the model.
 
     Raises:
         BundleError: they disagree.
     """
     reference = Remembering(PixelsFirst(wanted.form, CheckpointRuntime(model)))
-    batches = list(_check_batches(wanted, folder))
+    batches = list(_check_batches(wanted, preprocess))
     device = "gpu" if "gpu" in paddle.get_device() else "cpu"
     for kind, precisions in names.read_bundle(folder).networks.items():
         for precision in precisions:
@@ -223,7 +263,7 @@ def _check_answers(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> None
                 raise BundleError(
                     f"the {kind} network in {precision} that Paddle {paddle.__version__} exported disagrees "
                     f"with the model on {agreement.unmatched} of {agreement.boxes} boxes, so no bundle was "
-                    f"written; {VERSIONS_THAT_CAN}"
+                    f"written; {INT8_CURE if precision == INT8 else VERSIONS_THAT_CAN}"
                 )
             logger.info("%s %s gave the model's boxes (%d compared)", kind, precision, agreement.boxes // 2)
     if not agreement.boxes:
@@ -232,9 +272,8 @@ def _check_answers(model: paddle.nn.Layer, wanted: Wanted, folder: Path) -> None
         )
 
 
-def _check_batches(wanted: Wanted, folder: Path) -> Iterator[dict[str, Any]]:
+def _check_batches(wanted: Wanted, preprocess: Preprocess) -> Iterator[dict[str, Any]]:
     if wanted.pictures:
-        preprocess = Preprocess(names.read_bundle(folder).preprocess, wanted.form)
         batches = picture_batches(preprocess, [read_image(path) for path in wanted.pictures])
     else:
         batches = noise_batches(wanted.form)

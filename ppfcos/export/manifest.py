@@ -24,6 +24,7 @@ def manifest(
     form: NetworkInput,
     heads: HeadsForm | None,
     networks: Mapping[str, Mapping[str, Any]],
+    scales: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
     """What `bundle.yml` says, but for the files.
 
@@ -34,6 +35,7 @@ def manifest(
         form: of the network's input.
         heads: of its outputs; None where these are boxes.
         networks: by format and precision, the names of the files by their role.
+        scales: of integer outputs, by their name: what each channel is multiplied by; empty for floats.
 
     Returns:
         Plain dicts, lists, strings and numbers.
@@ -54,7 +56,7 @@ def manifest(
         "networks": {kind: dict(precisions) for kind, precisions in networks.items()},
     }
     if heads is not None:
-        says["heads"] = _heads(model, heads)
+        says["heads"] = _heads(model, heads, scales)
     return says
 
 
@@ -113,10 +115,14 @@ def _input(form: NetworkInput) -> dict[str, Any]:
     return says
 
 
-def _heads(model: nn.Layer, heads: HeadsForm) -> dict[str, Any]:
+def _heads(model: nn.Layer, heads: HeadsForm, scales: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    levels = head_outputs(model.head.strides)
+    if scales:
+        for level in levels:
+            level["scales"] = {kind: list(scales[level[kind]]) for kind in names.HEAD_OUTPUTS}
     return {
         "layout": heads.layout,
         "locations": model.locations,
         "distances": heads.distances,
-        "levels": head_outputs(model.head.strides),
+        "levels": levels,
     }

@@ -11,11 +11,10 @@ from onnx import ModelProto
 
 from ppfcos import console
 from ppfcos.boxes import box_areas, distance_areas
+from ppfcos.deploy.bundle import BBOX, BBOX_NUM, DISTANCES, HEAD_OUTPUTS
 from ppfcos.deploy.detections import Detections, split_batch
 from ppfcos.export.quantizer import ERRORS_ONLY, FloatNetwork, Layer, Ranges
 
-BOXES, COUNTS = "bbox", "bbox_num"
-CLASSES, DISTANCES, QUALITIES = "class_logits", "distances", "quality_logits"
 CANDIDATES = 300  # of a batch, where heads are compared
 NO_AREA = 1e-6
 
@@ -145,10 +144,10 @@ def _run(model: ModelProto, batches: Sequence[Mapping[str, np.ndarray]]) -> list
 
 def _disagreement(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
     """Of two networks' outputs for a batch, boxes or heads."""
-    if BOXES not in expected:
+    if BBOX not in expected:
         return _heads_disagreement(_Answers(expected), _Answers(found))
     pairs = zip(
-        split_batch(expected[BOXES], expected[COUNTS], ()), split_batch(found[BOXES], found[COUNTS], ())
+        split_batch(expected[BBOX], expected[BBOX_NUM], ()), split_batch(found[BBOX], found[BBOX_NUM], ())
     )
     return float(np.mean([(_lost(ones, others) + _lost(others, ones)) / 2 for ones, others in pairs]))
 
@@ -188,10 +187,7 @@ class _Answers:
 
     def __init__(self, outputs: Mapping[str, np.ndarray]):
         levels = [name[len(DISTANCES) :] for name in outputs if name.startswith(DISTANCES)]
-        parts = [
-            _location_rows(*(outputs[kind + level] for kind in (CLASSES, DISTANCES, QUALITIES)))
-            for level in levels
-        ]
+        parts = [_location_rows(*(outputs[kind + level] for kind in HEAD_OUTPUTS)) for level in levels]
         class_logits, self.distances, quality_logits = (np.concatenate(rows) for rows in zip(*parts))
         self.classes = _sigmoid(class_logits)
         self.qualities = _sigmoid(quality_logits[:, 0])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ppfcos import environment
 from ppfcos.deploy.bundle import ONNX, PADDLE, PRECISIONS, Bundle
-from ppfcos.deploy.networks import Network
 from ppfcos.errors import BundleError, ConfigError
+
+if TYPE_CHECKING:  # the names of the runtimes are wanted where nothing is run, such as in a command's help
+    from ppfcos.deploy.networks import Network
 
 AUTO = "auto"
 

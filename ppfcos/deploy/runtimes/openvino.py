@@ -27,7 +27,7 @@ class OpenVinoRuntime:
     Raises:
         MissingLibraryError: OpenVINO is not installed.
         DeviceError: OpenVINO does not see the device, or it does not compute in bfloat16.
-        BundleError: the file cannot be loaded.
+        BundleError: the file cannot be loaded, or OpenVINO would run it wrongly.
     """
 
     def __init__(self, file: Path, threads: int, device: str = "auto", precision: str = "fp32"):
@@ -44,12 +44,21 @@ class OpenVinoRuntime:
             settings["INFERENCE_NUM_THREADS"] = threads
             settings["INFERENCE_PRECISION_HINT"] = BFLOAT16 if precision == "bf16" else FLOAT32
         try:
-            self._compiled = core.compile_model(core.read_model(str(file)), name, settings)
+            model = core.read_model(str(file))
+            free_size = any(side.is_dynamic for each in model.inputs for side in list(each.partial_shape)[1:])
+            self._compiled = core.compile_model(model, name, settings)
         except Exception as error:  # its errors have no type in common
             raise BundleError(
                 f"{file}: OpenVINO {openvino.__version__} cannot load it ({one_line(error)}); "
                 "export the bundle again, for this version"
             ) from error
+        if precision == "int8" and free_size:
+            # Seen with 2026.4: where height and width are free, all channels of a last convolution get the
+            # bias of the first. With a fixed size, whatever the batch, the biases are right.
+            raise BundleError(
+                f"{file}: OpenVINO gives wrong scores with an INT8 network of a free size; "
+                "export it with --fixed_size HEIGHT,WIDTH, or take the runtime onnxruntime"
+            )
         self._file = file
         self._requests = threading.local()
         self.input_names = tuple(each.get_any_name() for each in self._compiled.inputs)
