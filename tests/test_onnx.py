@@ -120,7 +120,10 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", ["bytes", "nv12", "heads", pytest.param("board", marks=pytest.mark.slow)])
+SLOW_FORMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bytes", "board")]
+
+
+@pytest.mark.parametrize("name", ["nv12", "heads", *SLOW_FORMS])
 def test_every_form_agrees_in_every_runtime(detector, name):
     cfg, model, folder = detector
     heads, form = FORMS[name]

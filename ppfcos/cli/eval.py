@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch",
         type=command.positive,
         metavar="N",
-        help="for --bundle: images of one size run at once at the most",
+        help="for --bundle: most images of one size at once",
     )
     parser.add_argument(
         "--require-ap", type=float, metavar="AP", help=f"exit with {BELOW} if the AP, from 0 to 1, is below"

@@ -1,8 +1,8 @@
 """From a bundle to boxes: `Predictor(bundle).predict(images)`.
 
 This package needs numpy, OpenCV, PyYAML and one runtime. It imports neither PaddleDetection nor the training
-rooms, and it imports Paddle only when a Paddle runtime is made. What it offers is imported when it is asked for: a
-command that only explains its options needs none of it.
+rooms, and it imports Paddle only when a Paddle runtime is made. What it offers is imported when it is asked
+for: a command that only explains its options needs none of it.
 """
 
 from __future__ import annotations
