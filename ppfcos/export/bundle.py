@@ -216,7 +216,7 @@ def _write_onnx(
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     if not onnx_is_installed():
         raise BundleError(
-            f"ONNX needs the packages {', '.join(ONNX_PACKAGES)}: `pip install ppfcos[onnx]`, "
+            f"ONNX needs the packages {', '.join(ONNX_PACKAGES)}: `pip install -r requirements/onnx.txt`, "
             "or export with --formats paddle"
         )
     import onnx
