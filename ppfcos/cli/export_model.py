@@ -153,7 +153,9 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Wanted:
     if formats is None:
         formats = names.FORMATS if onnx_is_installed() else (names.PADDLE,)
         if formats == (names.PADDLE,):
-            logger.info("no ONNX model is made, its packages are missing: `pip install -r requirements/onnx.txt`")
+            logger.info(
+                "no ONNX model is made, its packages are missing: `pip install -r requirements/onnx.txt`"
+            )
     heads = None
     if options.kind == names.HEADS:
         heads = HeadsForm(options.layout, options.distances, bool(options.image_only))
