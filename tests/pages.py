@@ -39,8 +39,11 @@ def fenced(text: str) -> list[tuple[str, str]]:
 
 
 def indented(text: str) -> list[str]:
-    """The lines of blocks that are indented by four spaces, without what a `#` behind two spaces explains."""
-    blocks = INDENTED.findall(FENCE.sub("", text))
+    """The lines of blocks that are indented by four spaces, without what a `#` behind two spaces explains.
+
+    A line that ends in a backslash goes on with the next one.
+    """
+    blocks = [re.sub(r"\s*\\\n\s*", " ", block) for block in INDENTED.findall(FENCE.sub("", text))]
     return [
         re.sub(r"\s{2,}#.*|\s+# .*", "", line[4:]) for block in blocks for line in block.splitlines() if line
     ]

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from ppfcos import console
-from ppfcos.deploy.bundle import PRECISIONS
-from ppfcos.deploy.runtimes.choice import RUNTIMES
 from ppfcos.errors import ConfigError, PPFCOSError, Stopped
 from ppfcos.hints import hint
 
@@ -154,6 +152,9 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: the command's.
     """
+    from ppfcos.deploy.bundle import PRECISIONS
+    from ppfcos.deploy.runtimes.choice import RUNTIMES
+
     add = parser.add_argument
     add("--runtime", choices=RUNTIMES, default="auto", help="for --bundle (default: the first installed)")
     add("--precision", choices=PRECISIONS, default="fp32", help="for --bundle (default: %(default)s)")
