@@ -126,7 +126,7 @@ def test_shown_configurations_say_what_is_loaded(root, monkeypatch, capsys):
 )
 def test_bash_completes(root, tmp_path, typed, expected):
     if shutil.which("bash") is None:
-        pytest.skip("there is no bash")
+        pytest.skip("bash is not installed, and this is a test of its completion")
     script = tmp_path / "completion"
     script.write_text(ppfcos(root, "completion", "bash").stdout)
     words = " ".join(f"'{word}'" for word in typed)

@@ -12,7 +12,7 @@ import pytest
 def make(root, tmp_path):
     """make in a copy of what it needs, with an environment that is there already."""
     if shutil.which("make") is None:
-        pytest.skip("there is no make")
+        pytest.skip("make is not installed, and these are tests of the Makefile")
     for name in ("Makefile", "requirements.txt"):
         shutil.copy(root / name, tmp_path)
     shutil.copytree(root / "requirements", tmp_path / "requirements")

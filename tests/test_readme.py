@@ -251,7 +251,7 @@ def test_what_needs_gpus_or_coco_says_so():
 def test_the_demo_is_told_as_make_types_it():
     """docs/getting_started.md has every command of the demo, as `make` itself resolves them."""
     if shutil.which("make") is None:
-        pytest.skip("there is no make")
+        pytest.skip("make is not installed, and these are tests of the Makefile")
     shown = subprocess.run(["make", "-nB", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = shown.stdout.replace("\\\n", " ").splitlines()
     typed = [line for line in lines if re.match(r"\.venv/bin/python (tools|dataset)/", line)]
