@@ -106,16 +106,10 @@ def our_detector(name: str, folder: Path) -> Callable[[str], object]:
 
 def their_detector(name: str, folder: Path, scripts: Path) -> Callable[[str], object]:
     """A function from a file's path to its boxes, by PaddleDetection's own script."""
-    import paddle.inference
+    sys.path.insert(0, str(ROOT / "tools"))
+    import run_paddledetection_infer
 
-    create_predictor = paddle.inference.create_predictor
-
-    def create_with_new_executor(config):
-        config.enable_new_executor()
-        config.enable_new_ir()
-        return create_predictor(config)
-
-    paddle.inference.create_predictor = create_with_new_executor
+    run_paddledetection_infer.accept_new_programs()
     # Its preprocessing imports this for a lane detector; FCOS calls nothing of it.
     for module in ("imgaug", "imgaug.augmenters"):
         sys.modules.setdefault(module, types.ModuleType(module))
