@@ -21,7 +21,8 @@ from ppfcos.hints import hint
 from ppfcos.machine import machine
 
 if TYPE_CHECKING:  # imported where something is measured: help must not wait for OpenCV
-    from ppfcos.deploy.benchmark import Model, Picture
+    from ppfcos.deploy.benchmark import Model
+    from ppfcos.deploy.streams import Picture
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,8 @@ def _write(path: Path, text: str) -> None:
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """All that is known in the end, as it is written to JSON."""
-    from ppfcos.deploy.benchmark import Pictures, Request, cases_of, measure, opened_models, summaries
+    from ppfcos.deploy.benchmark import Pictures, cases_of, measure, opened_models, summaries
+    from ppfcos.deploy.streams import Request
 
     pictures = _read_pictures(options.images) if options.images else _drawn_pictures(options.bundles[0])
     loading = options.bundles, options.runtime, options.precision, options.threads, max(options.streams)
@@ -190,9 +192,9 @@ def _versions(models: Sequence[Model]) -> dict[str, str]:
 
 
 def _read_pictures(folder: Path) -> list[Picture]:
-    from ppfcos.deploy.benchmark import Picture
     from ppfcos.deploy.images import decode_image, read_file
     from ppfcos.deploy.sources import list_pictures
+    from ppfcos.deploy.streams import Picture
 
     if not folder.is_dir():
         raise DataError(f"--images {folder}: there is no such folder")
@@ -215,9 +217,9 @@ def _drawn_pictures(bundle: Path) -> list[Picture]:
     """Shapes on backgrounds, as JPEG."""
     from ppfcos.data.randomness import generator
     from ppfcos.data.shapes import draw_picture
-    from ppfcos.deploy.benchmark import Picture
     from ppfcos.deploy.bundle import read_bundle
     from ppfcos.deploy.preprocess import Preprocess
+    from ppfcos.deploy.streams import Picture
     from ppfcos.report.pictures import encode_picture
 
     description = read_bundle(bundle)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ppfcos.report.benchmark_table import (
-    STAGES,
     about,
     column_names,
     notes,
@@ -59,13 +58,14 @@ def _speeds(content: Mapping[str, Any]) -> str:
         shown = f"{short_number(row['images_per_second'])} ({row['ratio']:.2f})"
         bars.append(Bar(_setting(row), row["images_per_second"], shown, style, name))
     return (
-        "<p class='soft'>Threads × streams, and pictures of a request; in brackets the ratio to the first row."
+        "<p class='soft'>Threads × streams, pictures of a request; in brackets the ratio to the first row."
         f"</p>{bar_rows(bars)}"
     )
 
 
 def _stages(content: Mapping[str, Any]) -> str:
-    parts = dict(zip(STAGES[:-1], _COLOURS))
+    *names, whole = content["rows"][0]["milliseconds"]
+    parts = dict(zip(names, _COLOURS))
     legend = "".join(f"<span class='{style}'>{name}</span>" for name, style in parts.items())
     stacks = []
     for row in content["rows"]:
@@ -74,8 +74,8 @@ def _stages(content: Mapping[str, Any]) -> str:
             (medians[name], style, f"{name} {short_number(medians[name])} ms")
             for name, style in parts.items()
         ]
-        whole = row["milliseconds"]["end_to_end"]
-        shown = f"{short_number(whole['median'])} / {short_number(whole['p99'])} ms"
+        times = row["milliseconds"][whole]
+        shown = f"{short_number(times['median'])} / {short_number(times['p99'])} ms"
         stacks.append(Stack(_setting(row), spans, shown, row_name(content, row)))
     return (
         "<p class='soft'>Medians of the stages; at the right median and 99th percentile from end to end.</p>"

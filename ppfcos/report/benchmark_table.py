@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-STAGES = ("decoding", "preprocessing", "network", "postprocessing", "end_to_end")
 WHAT = ("bundle", "runtime", "precision")
 IN_NETWORK = "in the network"
 
@@ -32,7 +31,14 @@ def benchmark_text(content: Mapping[str, Any]) -> str:
 
 
 def about(content: Mapping[str, Any]) -> list[str]:
-    """What was measured, on what, and with which pictures; a line each."""
+    """What was measured, on what, and with which pictures.
+
+    Args:
+        content: what the command writes as JSON.
+
+    Returns:
+        Lines.
+    """
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     first, varying = content["rows"][0], varying_names(content)
     same = [f"{name} {_value(content, first, name)}" for name in WHAT if name not in varying]
@@ -45,7 +51,14 @@ def about(content: Mapping[str, Any]) -> list[str]:
 
 
 def notes(content: Mapping[str, Any]) -> list[str]:
-    """How the columns are to be read, and what was left out; a line each."""
+    """How the columns are to be read, and what was left out.
+
+    Args:
+        content: what the command writes as JSON.
+
+    Returns:
+        Lines.
+    """
     rows = content["rows"]
     lines = [
         "milliseconds of a request of `batch` pictures: median / 99th percentile; "
@@ -60,24 +73,45 @@ def notes(content: Mapping[str, Any]) -> list[str]:
 
 
 def varying_names(content: Mapping[str, Any]) -> list[str]:
-    """Of WHAT, that by which the rows differ."""
+    """That by which the rows differ; it has columns, before those of numbers.
+
+    Args:
+        content: what the command writes as JSON.
+
+    Returns:
+        Of WHAT.
+    """
     return [name for name in WHAT if len({row[name] for row in content["rows"]}) > 1]
 
 
 def column_names(content: Mapping[str, Any]) -> list[str]:
-    """The headings of the table; what is the same in every row has no column."""
-    stages = [name.replace("_", " ") for name in STAGES]
+    """The headings of the table.
+
+    Args:
+        content: what the command writes as JSON.
+
+    Returns:
+        Those of `varying_names`, then those of numbers.
+    """
+    stages = [name.replace("_", " ") for name in content["rows"][0]["milliseconds"]]
     figures = ["boxes", "requests", "images/s", "ratio"]
     return [*varying_names(content), "threads", "streams", "batch", *stages, *figures]
 
 
 def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of the table as text, row by row."""
+    """What stands below the headings.
+
+    Args:
+        content: what the command writes as JSON.
+
+    Returns:
+        Rows of as many texts.
+    """
     return [
         [
             *(_value(content, row, name) for name in varying_names(content)),
             *(str(row[name]) for name in ("threads", "streams", "batch")),
-            *(_stage(row, name) for name in STAGES),
+            *(_stage(row, name) for name in row["milliseconds"]),
             f"{row['boxes_per_image']:.1f}",
             str(row["requests"]),
             short_number(row["images_per_second"]),
@@ -88,7 +122,15 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
 
 
 def row_name(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """What tells the model of a row from those of the others; empty where there is one model only."""
+    """What tells the model of a row from those of the others.
+
+    Args:
+        content: what the command writes as JSON.
+        row: one of its rows.
+
+    Returns:
+        Its name; empty where there is one model only.
+    """
     return " ".join(_value(content, row, name) for name in varying_names(content))
 
 
