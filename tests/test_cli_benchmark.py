@@ -251,12 +251,13 @@ def test_the_chart_is_to_scale_and_reaches_for_nothing(both, browser):
     rows = both.content["rows"]
     speeds = [row["images_per_second"] for row in rows]
     medians = [list(row["milliseconds"].values())[:-1] for row in rows]
-    for [width], speed in zip(widths[0], speeds, strict=True):
+    assert len(widths[0]) == len(widths[1]) == len(rows)
+    for [width], speed in zip(widths[0], speeds):
         assert math.isclose(width / max(widths[0])[0], speed / max(speeds), rel_tol=0.01)
     pixels_a_millisecond = max(map(sum, widths[1])) / max(
         sum(stage["median"] for stage in row) for row in medians
     )
-    for parts, row in zip(widths[1], medians, strict=True):
+    for parts, row in zip(widths[1], medians):
         expected = [stage["median"] * pixels_a_millisecond for stage in row]
         np.testing.assert_allclose(parts, expected, atol=1)
 
