@@ -41,6 +41,7 @@ RUN_BY = {
     "convert-data": "test_convert_data.py",
     "environment": "test_cli_main.py",
     "completion": "test_cli_main.py",
+    "benchmark": "test_cli_benchmark.py",
     "tools/run_paddledetection_infer.py": "test_paddledetection.py",
     "-m ppfcos.config.reference": "test_config_reference.py",
     "dataset/bccd/download_bccd.py": "test_download.py",
