@@ -246,7 +246,7 @@ def test_what_needs_gpus_or_coco_says_so():
             assert re.search(r"eight GPUs|八卡", text_of(command.page)), command
         for config in configs_of(command):
             reads_coco = load_config(ROOT / config)["TrainDataset"]["dataset_dir"] == "dataset/coco"
-            assert reads_coco == Path(config).stem.endswith("_coco"), command
+            assert reads_coco == Path(config).stem.removesuffix("_qat").endswith("_coco"), command
 
 
 def test_the_demo_is_told_as_make_types_it():
