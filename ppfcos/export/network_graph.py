@@ -23,6 +23,7 @@ except ImportError as error:
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 CONVOLUTIONS = ("Conv", "ConvInteger", "DeformConv")
 MATRIX_PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
+WITH_SETTINGS = ("Clip", "Pad", "Resize", QUANTIZE, DEQUANTIZE)  # constants of theirs are none of the weights
 INTEGER_PRODUCTS = ("ConvInteger", "MatMulInteger")  # zero points follow their two operands
 # Their multiply-adds are not known here; nothing that is exported has them.
 OTHER_PRODUCTS = ("Attention", "ConvTranspose", "Einsum", "LSTM", "GRU", "QLinearConv", "QLinearMatMul")
@@ -77,9 +78,7 @@ class NetworkGraph:
         self.opset = max(each.version for each in self._model.opset_import if each.domain in ("", "ai.onnx"))
         self.inputs = [each.name for each in graph.input]
         self.outputs = [each.name for each in graph.output]
-        self._values = {
-            each.name: _value(each) for each in (*graph.value_info, *graph.input, *graph.output)
-        }
+        self._values = {each.name: _value(each) for each in (*graph.value_info, *graph.input, *graph.output)}
         self._tensors = {each.name: each for each in graph.initializer}
         self._made_of: dict[str, tuple[str, ...]] = {name: (name,) for name in self._tensors}
         self.nodes: list[NodeProto] = []
@@ -130,7 +129,7 @@ class NetworkGraph:
 
         Those that say how others are quantised, and places and sizes, are none.
         """
-        if node.op_type in (QUANTIZE, DEQUANTIZE):
+        if node.op_type in WITH_SETTINGS:
             return {}
         taken = node.input[: 2 if node.op_type in INTEGER_PRODUCTS else None]
         return {
@@ -208,7 +207,7 @@ def _fix(value: onnx.ValueInfoProto, shape: Sequence[int], file: Path) -> None:
     given = [side.dim_value if side.HasField("dim_value") else None for side in sides]
     if len(given) != len(shape) or any(old not in (None, new) for old, new in zip(given, shape)):
         raise BundleError(
-            f"{file}: its input {value.name} has the shape {given}, and bundle.yml makes {list(shape)} of it; "
+            f"{file}: its input {value.name} is {given}, and not {list(shape)} as bundle.yml says; "
             "export the bundle again"
         )
     for side, length in zip(sides, shape):

@@ -19,7 +19,6 @@ from ppfcos.export.network_time import LayerTimes, layer_times, onnx_runtime_tim
 
 NATURAL_SIDE = 800  # of a bundle that does not resize
 STRIDE = 32  # heights and widths of networks of a free size are multiples of it
-TIMED = ("onnxruntime", "openvino")
 
 
 class NetworkInfo:
@@ -81,7 +80,7 @@ class NetworkInfo:
         """The same, with the time of each layer: the network is run.
 
         Args:
-            runtime: one of TIMED.
+            runtime: `onnxruntime` or `openvino`.
             threads: of the CPU.
             device: `auto`, `cpu`, `gpu`, or a name that the runtime knows.
 
@@ -160,7 +159,7 @@ class NetworkInfo:
         return found
 
     def _weight_scales(self, number: int) -> dict[str, float] | None:
-        """The span of what a step of the weights of a layer's channels is worth; None where they are floats."""
+        """What a step of quantised weights is worth in the channels of a layer; None of float weights."""
         scales = self._graph.kernel_scales(self._layers.all[number].nodes[0])
         if scales is None:
             return None

@@ -17,7 +17,6 @@ from ppfcos.export.network_graph import (
     CONVOLUTIONS,
     DEQUANTIZE,
     MATRIX_PRODUCTS,
-    QUANTIZE,
     NetworkGraph,
     Value,
 )
@@ -140,9 +139,8 @@ class Layers:
     def _special_layer(self, part: str, stride: int | None, node: NodeProto) -> int:
         """A layer of many nodes, of which there is one for each part and stride."""
         if (part, stride) not in self._special:
-            kind = {INPUT: "Pixels", DECODE: "Candidates" if stride else "Suppression"}[part]
-            name = kind.lower() + (f" of stride {stride}" if stride else "")
-            self.all.append(Layer(name, kind, part, [], stride=stride))
+            kind = {INPUT: "Pixels", DECODE: f"Candidates /{stride}" if stride else "Suppression"}[part]
+            self.all.append(Layer(kind.lower(), kind, part, [], stride=stride))
             self._special[part, stride] = len(self.all) - 1
         number = self._special[part, stride]
         self.all[number].nodes.append(node)
