@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -130,7 +131,7 @@ def test_layers_are_called_as_in_the_model(heads, model):
 
 
 def test_parameters_are_those_of_the_folded_model(heads, model):
-    """All but the scales of levels, which are constants of 1 here, and biases of 0, which the export drops."""
+    """All but the scales of levels, which are 1 here, and biases of 0: the export drops them."""
     folded = folded_copy(model)
     expected = count_weights(folded).total
     gone = sum(
@@ -339,13 +340,13 @@ def test_table_json_and_drawing(heads, tmp_path, capsys):
     [
         (["nowhere"], "no such bundle"),
         (["{heads}", "--precision", "int8"], "no ONNX network in int8; it has fp32"),
-        (["{heads}", "--size", "100,96"], "--size 100,96: height and width are multiples of 32, such as 128,96"),
+        (["{heads}", "--size", "100,96"], "--size 100,96: height and width are multiples of 32, such as 128"),
         (["{heads}", "--size", "100"], "'100' is not HEIGHT,WIDTH"),
         (["{tiny}", "--size", "64,96"], "takes pictures of 48,64 alone"),
         (["{heads}", "--device", "gpu"], "add --time"),
         (["{heads}", "--time", "--device", "gpu", "--size", "64,64"], "has no CUDAExecutionProvider"),
         (["{heads}", "--json", "{tmp}"], "name a file"),
-        (["{paddle}"], "has no ONNX network to look into, only Paddle's program; export the model again with"),
+        (["{paddle}"], "has no ONNX network to look into, only Paddle's program; export the model again"),
         (["{broken}"], "model.onnx: this is not a valid ONNX network"),
     ],
 )  # fmt: skip
@@ -390,6 +391,15 @@ def test_without_the_package_onnx_it_says_what_to_install(tiny, capsys, monkeypa
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert ended(tiny) == 2
     assert "`pip install onnx`" in capsys.readouterr().err
+
+
+def test_whoever_stops_reading_causes_no_traceback(tiny, root):
+    """As `| head` does, here before the first line."""
+    command = [sys.executable, "tools/model_info.py", str(tiny)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.wait(60) == 128 + signal.SIGPIPE
+        assert running.stderr.read() == b""
 
 
 def test_it_needs_no_paddle(tiny, root):
@@ -456,7 +466,8 @@ def test_the_page_in_a_browser(tiny, tmp_path, browser, capsys):
     assert len(shapes) == len(rows) == len(figures["layers"])
     assert all(shape.is_displayed() for shape in shapes)
     colours = Counter(shape.get_attribute("class").split()[1] for shape in shapes)
-    assert colours["int8"] >= 9 and colours["fallback"] == 1
+    # In float: the pixels, the third convolution, and what makes distances behind both boxes' convolutions.
+    assert colours == {"int8": 8, "int8-float": 2, "fallback": 1, "fp32": 1}
 
     number = next(i for i, layer in enumerate(figures["layers"]) if layer["name"] == "w_third")
     shapes[number].click()

@@ -17,6 +17,7 @@ from ppfcos.export.network_graph import (
     CONVOLUTIONS,
     DEQUANTIZE,
     MATRIX_PRODUCTS,
+    QUANTIZE,
     NetworkGraph,
     Value,
 )
@@ -26,6 +27,8 @@ INPUT, BACKBONE, NECK, HEAD, DECODE = PARTS = ("input", "backbone", "neck", "hea
 NETWORK = "network"  # the part of a file whose weights have no names of this project's
 PRODUCTS = CONVOLUTIONS + MATRIX_PRODUCTS
 POOLINGS = ("AveragePool", "GlobalAveragePool", "MaxPool")
+# What a runtime does along with the convolution before it, so that it has no time of its own.
+FOLLOWING = ("Add", "BatchNormalization", "Clip", "Div", "Mul", "Relu", QUANTIZE, DEQUANTIZE)
 SUPPRESSION = "NonMaxSuppression"
 FUSED_NAMES = {
     "BatchNormalization": "norm", "Clip": "clip", "Exp": "exp", "GroupNormalization": "norm",
@@ -149,16 +152,22 @@ class Layers:
     def _decoding(self) -> dict[str, int | None]:
         """The nodes behind the last products, by their first output: the level that they are of, or None."""
         strides: dict[str, set[int]] = {}
+        answers: set[str] = set()  # of the last products, and what they become at once
         for node in self._graph.nodes:
+            taken = self._graph.variables(node)
             if node.op_type in PRODUCTS and node.output[0] not in self._ahead:
                 strides[node.output[0]] = {self._stride(node.output[0]) or 0}
+                answers.add(node.output[0])
+            elif node.op_type in FOLLOWING and len(taken) == 1 and taken[0] in answers:
+                strides[node.output[0]] = strides[taken[0]]
+                answers.add(node.output[0])
             else:
                 found = [strides.get(name, set()) for name in node.input]
                 strides.update(dict.fromkeys(node.output, set().union(*found)))
         places: dict[str, int | None] = {}
         for node in reversed(self._graph.nodes):
             key = node.output[0]
-            if node.op_type in PRODUCTS or key in self._ahead:
+            if key in answers or key in self._ahead or node.op_type in PRODUCTS:
                 continue
             levels = strides[key]
             if levels:
@@ -248,7 +257,7 @@ def layer_precision(layer: Layer, precisions: Precisions) -> str:
         return precisions.of(layer.nodes[0])
     found = [precisions.of(node) for node in layer.nodes if node.op_type not in MOVES]
     floats = Counter(each for each in found if each in NAMES.values())
-    return floats.most_common(1)[0][0] if floats else "int64"
+    return floats.most_common(1)[0][0] if floats else precisions.of(layer.nodes[0])
 
 
 def _around_products(graph: NetworkGraph) -> tuple[set[str], set[str]]:

@@ -41,9 +41,9 @@ STYLE = """
   --int8: #1d4428; --fallback: #5c3a12; --whole: #2f3440; } }
 .network .paper { fill: var(--paper); }
 .network text { font: 10px system-ui, sans-serif; fill: var(--soft); }
-.network text.kind { font-weight: 600; font-size: 10.5px; fill: var(--ink); }
+.network text.kind { font-weight: 600; fill: var(--ink); }
 .network text.cost { fill: var(--ink); text-anchor: end; }
-.network text.kind tspan { font-weight: 400; font-size: 10px; fill: var(--soft); }
+.network text.kind tspan { font-weight: 400; font-size: 9px; fill: var(--soft); }
 .network text.title { font-size: 12px; font-weight: 600; fill: var(--ink); }
 .network .panel { fill: var(--card); stroke: var(--line); }
 .network .box { stroke: var(--edge); stroke-width: .8; }
@@ -142,8 +142,8 @@ def _layer(
         f"<g class='layer {colour}{' cpu' if is_on_cpu else ''}' data-layer='{number}' tabindex='0' "
         f"transform='translate({x:.1f} {y:.1f})'><title>{escaped_lines(tooltip(layer))}</title>"
         f"<rect class='box' width='{WIDTH}' height='{HEIGHT}' rx='4'/>{stripe}{heat}"
-        f"<text class='kind' x='9' y='14'>{escaped(kind)} <tspan>{escaped(fused)}</tspan></text>"
-        f"<text x='9' y='28'>{escaped(short(_map_text(layer), 20))}</text>"
+        f"<text class='kind' x='8' y='14'>{escaped(kind)} <tspan>{escaped(fused)}</tspan></text>"
+        f"<text x='8' y='28'>{escaped(short(_map_text(layer), 20))}</text>"
         f"<text class='cost' x='{WIDTH - 7}' y='28'>{escaped(cost_text)}</text></g>"
     )
 

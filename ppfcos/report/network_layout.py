@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WIDTH, HEIGHT = 176, 36  # of a layer
+WIDTH, HEIGHT = 178, 36  # of a layer
 GAP_X, GAP_Y = 18, 14  # between layers
 PADDING, HEADER, MARGIN = 12, 26, 26  # of a panel; the margin is at the left, for lines that pass by layers
 PANEL_GAP = 18
