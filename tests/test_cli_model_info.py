@@ -183,7 +183,7 @@ def test_shapes_and_bytes_are_those_of_a_run(kind, base, heads, tiny):
     }[kind]
     network = NetworkInfo(read_bundle(bundle), precision, None if kind == "int8" else SIZE)
     figures = network.figures()
-    values = run_with_all_values(network.file, network._inputs)
+    values = run_with_all_values(network.file, network.inputs)
     seen = 0
     for layer in figures["layers"]:
         for output in layer["outputs"]:
@@ -293,7 +293,7 @@ def test_every_convolution_has_a_time(tiny, runtime, precision):
 def test_what_a_device_does_not_take_is_named(tiny):
     """The times are real, of the CPU; the device that was to do it all is one that is not here."""
     network = NetworkInfo(read_bundle(tiny), "fp32")
-    nodes, _ = onnx_runtime_times(network.file, network._inputs, 1, "cpu")
+    nodes, _ = onnx_runtime_times(network.file, network.inputs, 1, "cpu")
     graph = NetworkGraph(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
     first, *others = nodes
     on_device = NodeTime(first.kind, first.names, first.makes, first.milliseconds, "CUDAExecutionProvider")
@@ -343,7 +343,7 @@ def test_table_json_and_drawing(heads, tmp_path, capsys):
         (["{heads}", "--size", "100,96"], "--size 100,96: height and width are multiples of 32, such as 128"),
         (["{heads}", "--size", "100"], "'100' is not HEIGHT,WIDTH"),
         (["{tiny}", "--size", "64,96"], "takes pictures of 48,64 alone"),
-        (["{heads}", "--device", "gpu"], "add --time"),
+        (["{heads}", "--device", "gpu"], "--device is for --time: add --time, or leave it out"),
         (["{heads}", "--time", "--device", "gpu", "--size", "64,64"], "has no CUDAExecutionProvider"),
         (["{heads}", "--json", "{tmp}"], "name a file"),
         (["{paddle}"], "has no ONNX network to look into, only Paddle's program; export the model again"),

@@ -42,9 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the picture, for a network of a free size (default: what the bundle resizes to)",
     )
     command.add_switch(parser, "--time", "run the network, and measure each layer")
-    add("--runtime", choices=RUNTIMES, default=RUNTIMES[0], help="that is timed (default: %(default)s)")
-    add("--threads", type=command.positive, metavar="N", help="threads of the CPU (default: every core)")
-    add("--device", default="auto", help="auto, cpu, gpu or a name that the runtime knows")
+    add("--runtime", choices=RUNTIMES, help=f"for --time (default: {RUNTIMES[0]})")
+    add("--threads", type=command.positive, metavar="N", help="of the CPU, for --time (default: every core)")
+    add("--device", help="for --time: auto, cpu, gpu or a name that the runtime knows (default: auto)")
     add("--json", metavar="FILE", help="write all figures there, with every scale and shape")
     add("--output", metavar="FOLDER", help=f"draw the network: {PAGE_FILE} and {DRAWING_FILE}")
     return parser
@@ -84,12 +84,15 @@ def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
     from ppfcos.deploy.runtimes.choice import default_threads
     from ppfcos.export.network_info import NetworkInfo
 
+    given = [name for name in ("runtime", "threads", "device") if getattr(options, name) is not None]
+    if given and not options.time:
+        raise ConfigError(f"--{given[0]} is for --time: add --time, or leave it out")
     network = NetworkInfo(bundle, options.precision, options.size)
-    if options.time:
-        return network.timed_figures(options.runtime, options.threads or default_threads(), options.device)
-    if options.device != "auto":
-        raise ConfigError(f"--device {options.device} is where --time runs the network; add --time")
-    return network.figures()
+    if not options.time:
+        return network.figures()
+    return network.timed_figures(
+        options.runtime or RUNTIMES[0], options.threads or default_threads(), options.device or "auto"
+    )
 
 
 def _draw(folder: Path, figures: Mapping[str, Any]) -> None:

@@ -29,6 +29,12 @@ class NetworkInfo:
         precision: `fp32`, `fp16` or `int8`; None: the first that the bundle has.
         size: (height, width) of the picture; None: that of the bundle.
 
+    Attributes:
+        precision: of the network.
+        file: that it is in.
+        form: of its `image`, with the size of the picture.
+        inputs: of one run, by name: pictures of noise.
+
     Raises:
         BundleError: the bundle has no such network, or its file cannot be read.
         ConfigError: the network does not take this size.
@@ -41,14 +47,14 @@ class NetworkInfo:
         self.form = _form(bundle, size)
         # Noise of a fixed seed, for time may depend on what is found.
         noise = np.random.default_rng(0).integers(0, 256, (*self.form.size, 3), np.uint8)
-        self._inputs = Preprocess(bundle.preprocess, self.form)([noise] * (self.form.batch or 1))
-        self._graph = NetworkGraph(self.file, {name: each.shape for name, each in self._inputs.items()})
+        self.inputs = Preprocess(bundle.preprocess, self.form)([noise] * (self.form.batch or 1))
+        self._graph = NetworkGraph(self.file, {name: each.shape for name, each in self.inputs.items()})
         self._layers = Layers(self._graph, self.form.height)
         self._precisions = Precisions(self._graph)
         self._is_quantised = any(node.op_type == QUANTIZE for node in self._graph.nodes)
 
     def figures(self) -> dict[str, Any]:
-        """What the network is made of: figures that JSON can hold. docs/deploy.md explains the keys."""
+        """What the network is made of: figures that JSON can hold. docs/deploy.md says what they mean."""
         height, width = self.form.size
         layers = [self._layer(number) for number in range(len(self._layers.all))]
         return {
@@ -90,9 +96,9 @@ class NetworkInfo:
             MissingLibraryError: the runtime is not installed.
         """
         if runtime == "openvino":
-            nodes, wanted = openvino_times(self.file, self._inputs, threads, device, self.precision)
+            nodes, wanted = openvino_times(self.file, self.inputs, threads, device, self.precision)
         else:
-            nodes, wanted = onnx_runtime_times(self.file, self._inputs, threads, device)
+            nodes, wanted = onnx_runtime_times(self.file, self.inputs, threads, device)
         times = layer_times(nodes, self._graph, self._layers, wanted)
         figures = self.figures()
         for number, layer in enumerate(figures["layers"]):

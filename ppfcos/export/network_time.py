@@ -7,7 +7,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,7 +201,7 @@ def _plain(name: str) -> str:
     return REWRITTEN.sub("", name)
 
 
-def _repeat(run: Any, file: Path) -> None:
+def _repeat(run: Callable[[], Any], file: Path) -> None:
     """Run it as often as it takes for times that can be trusted, and not for long."""
     try:
         for _ in range(WARM_UP):

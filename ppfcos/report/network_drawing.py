@@ -7,6 +7,7 @@ from typing import Any
 
 from ppfcos.report.network_layout import GAP_Y, HEIGHT, WIDTH, Layout, Panel, layout_of
 from ppfcos.report.network_text import (
+    CPU_DEVICES,
     bytes_text,
     counted,
     output_of,
@@ -19,7 +20,6 @@ from ppfcos.report.network_text import (
 )
 from ppfcos.report.page import escaped, short
 
-CPU_DEVICES = ("CPUExecutionProvider", "CPU")
 # By the CSS class: what the colour of a layer means.
 COLOURS = {
     "fp32": "fp32",

@@ -11,7 +11,7 @@ from typing import Any
 from ppfcos.report.page import printable
 
 UNKNOWN = "?"
-CPU_ONLY = "CPUExecutionProvider"
+CPU_DEVICES = ("CPUExecutionProvider", "CPU")  # as ONNX Runtime and OpenVINO call it
 _TEXTS = ("layer", "part", "what", "output", "in")
 _COLUMNS = (*_TEXTS, "parameters", "constants", "writes", "GFLOPs", "scale", "ms")
 
@@ -134,7 +134,7 @@ def on_cpu_text(time: Mapping[str, Any] | None) -> str:
     """What the device did not take; nothing where the network was not run."""
     if time is None:
         return ""
-    if time["device"] in (CPU_ONLY, "CPU"):
+    if time["device"] in CPU_DEVICES:
         return f"everything: {time['device']} is the only one that was asked for"
     return counted(time["kinds_on_cpu"]) or f"nothing: {time['device']} took every operation"
 
