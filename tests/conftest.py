@@ -15,7 +15,7 @@ from ppfcos import environment
 environment.prepare()
 with environment.quiet_imports():
     import paddle
-    import ppdet  # noqa: F401
+    from ppdet.core.workspace import global_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_DATA = Path(os.environ.get("PPFCOS_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -54,3 +54,17 @@ def browser() -> Iterator[Chrome]:
     driver = start_browser()
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def workspace():
+    """PaddleDetection's workspace, emptied of what other tests have set in it."""
+
+    def clear():
+        for value in global_config.values():
+            if hasattr(value, "schema"):
+                value.clear()
+
+    clear()
+    yield global_config
+    clear()
