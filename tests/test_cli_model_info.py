@@ -18,6 +18,7 @@ import paddle
 import pytest
 import yaml
 from onnx import numpy_helper
+from onnx.parser import parse_model
 from selenium.webdriver.common.by import By
 from small_bundles import (
     FIXED_SIZE,
@@ -213,6 +214,44 @@ def run_with_all_values(file: Path, inputs: dict) -> dict:
     names = [each.name for each in session.get_outputs()]
     taken = {each.name: inputs[each.name] for each in session.get_inputs()}
     return dict(zip(names, session.run(names, taken)))
+
+
+PYRAMID = """
+<ir_version: 8, opset_import: ["" : 17]>
+network (float[1, 3, h, w] image) => (float[n, c, y, x] answer) {
+    coarse = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (image)
+    finer = Resize <mode = "nearest"> (coarse, , factors)
+    size = Shape (image)
+    most = Slice (size, two, four)
+    cut = Slice (finer, starts, most, axes)
+    joined = Add (cut, image)
+    answer = Conv (joined, kernel)
+}
+"""
+
+
+def test_sizes_that_are_computed_from_other_maps(tmp_path):
+    """As where a pyramid cuts a map to the size of a finer one, at which ONNX's own inference stops."""
+    network = parse_model(PYRAMID)
+    constants = {
+        "factors": np.array([1, 1, 2, 2], np.float32),
+        "two": np.array([2]),
+        "four": np.array([4]),
+        "starts": np.array([0, 0]),
+        "axes": np.array([2, 3]),
+        "kernel": np.ones((5, 3, 1, 1), np.float32),
+    }
+    for name, value in constants.items():
+        network.graph.initializer.append(numpy_helper.from_array(value, name))
+    onnx.save(network, tmp_path / "pyramid.onnx")
+    image = np.random.default_rng(0).random((1, 3, 5, 7), np.float32)
+    graph = NetworkGraph(tmp_path / "pyramid.onnx", {"image": image.shape})
+    values = run_with_all_values(tmp_path / "pyramid.onnx", {"image": image})
+    assert {name: graph.value(name).shape for name in values} == {
+        name: array.shape for name, array in values.items()
+    }
+    assert values["finer"].shape == (1, 3, 6, 8) and values["cut"].shape == (1, 3, 5, 7)
+    assert graph.multiply_adds(graph.makers["answer"]) == 5 * 3 * 5 * 7
 
 
 # Precision

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +13,9 @@ from ppfcos.errors import BundleError, one_line
 
 try:
     import onnx
-    from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+    from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+    from ppfcos.export.network_sizes import Value, inferred_values, type_name
 except ImportError as error:
     raise MissingLibraryError(
         f"reading a network needs the package onnx ({error}): `pip install onnx`"
@@ -27,30 +28,6 @@ WITH_SETTINGS = ("Clip", "Pad", "Resize", QUANTIZE, DEQUANTIZE)  # constants of 
 INTEGER_PRODUCTS = ("ConvInteger", "MatMulInteger")  # zero points follow their two operands
 # Their multiply-adds are not known here; nothing that is exported has them.
 OTHER_PRODUCTS = ("Attention", "ConvTranspose", "Einsum", "LSTM", "GRU", "QLinearConv", "QLinearMatMul")
-
-
-class Value(NamedTuple):
-    """What is known of a value.
-
-    Attributes:
-        type: such as float32, as numpy calls it; empty where it is not known.
-        shape: None for a side that is not known before the network runs; None where even their number is not.
-    """
-
-    type: str
-    shape: tuple[int | None, ...] | None
-
-    @property
-    def elements(self) -> int | None:
-        """How many; None where that is not known."""
-        return None if self.shape is None or None in self.shape else math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int | None:
-        """That it takes; None where that is not known."""
-        if self.elements is None or not self.type:
-            return None
-        return self.elements * np.dtype(self.type).itemsize
 
 
 class NetworkGraph:
@@ -78,7 +55,7 @@ class NetworkGraph:
         self.opset = max(each.version for each in self._model.opset_import if each.domain in ("", "ai.onnx"))
         self.inputs = [each.name for each in graph.input]
         self.outputs = [each.name for each in graph.output]
-        self._values = {each.name: _value(each) for each in (*graph.value_info, *graph.input, *graph.output)}
+        self._values = _values_of(self._model, file)
         self._tensors = {each.name: each for each in graph.initializer}
         self._made_of: dict[str, tuple[str, ...]] = {name: (name,) for name in self._tensors}
         self.nodes: list[NodeProto] = []
@@ -108,7 +85,7 @@ class NetworkGraph:
         """What is known of a value."""
         tensor = self._tensors.get(name)
         if tensor is not None:
-            return Value(_type_name(tensor.data_type), tuple(tensor.dims))
+            return Value(type_name(tensor.data_type), tuple(tensor.dims))
         return self._values.get(name, Value("", None))
 
     def is_constant(self, name: str) -> bool:
@@ -178,21 +155,29 @@ class NetworkGraph:
 
 
 def _at_size(file: Path, inputs: Mapping[str, Sequence[int]]) -> ModelProto:
-    """The network with the sizes of its inputs fixed and those of all that follows inferred."""
+    """The network with the sizes of its inputs fixed."""
     try:
         model = onnx.load(file)
         for value in model.graph.input:
             _fix(value, inputs.get(value.name, ()), file)
-        del model.graph.value_info[:]
-        for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
-        return shape_inference.infer_shapes(model, data_prop=True)
+        return model
     except BundleError:
         raise
-    except Exception as error:  # of protobuf or of the inference, without a type in common
-        raise BundleError(
-            f"{file}: this is not a valid ONNX network ({one_line(error)}); export the bundle again"
-        ) from error
+    except Exception as error:  # of protobuf, without a type in common
+        raise _invalid(file, error) from error
+
+
+def _values_of(model: ModelProto, file: Path) -> dict[str, Value]:
+    try:
+        return inferred_values(model)
+    except Exception as error:  # of the inference and of the arithmetic, without a type in common
+        raise _invalid(file, error) from error
+
+
+def _invalid(file: Path, error: Exception) -> BundleError:
+    return BundleError(
+        f"{file}: this is not a valid ONNX network ({one_line(error)}); export the bundle again"
+    )
 
 
 def _constant(node: NodeProto) -> TensorProto:
@@ -212,15 +197,3 @@ def _fix(value: onnx.ValueInfoProto, shape: Sequence[int], file: Path) -> None:
         )
     for side, length in zip(sides, shape):
         side.dim_value = length
-
-
-def _value(info: onnx.ValueInfoProto) -> Value:
-    tensor = info.type.tensor_type
-    if not tensor.HasField("shape"):
-        return Value(_type_name(tensor.elem_type), None)
-    sides = (side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim)
-    return Value(_type_name(tensor.elem_type), tuple(sides))
-
-
-def _type_name(number: int) -> str:
-    return "" if number == TensorProto.UNDEFINED else helper.tensor_dtype_to_np_dtype(number).name

@@ -19,9 +19,9 @@ from ppfcos.export.network_graph import (
     MATRIX_PRODUCTS,
     QUANTIZE,
     NetworkGraph,
-    Value,
 )
 from ppfcos.export.network_precision import MOVES, NAMES, Precisions
+from ppfcos.export.network_sizes import Value
 
 INPUT, BACKBONE, NECK, HEAD, DECODE = PARTS = ("input", "backbone", "neck", "head", "decode")
 NETWORK = "network"  # the part of a file whose weights have no names of this project's
@@ -44,7 +44,7 @@ class Layer:
 
     Attributes:
         name: of its weights, as the model calls them, or of its first node.
-        kind: such as `Conv 3×3 256→256`.
+        kind: such as `Conv 3×3 256→256`; `256→256 in 32` has 32 groups.
         part: one of PARTS, or NETWORK.
         nodes: in their order; the first one gives it its kind.
         sources: numbers of the layers that it takes something from.
@@ -230,9 +230,12 @@ class Layers:
             return f"{node.op_type} {'×'.join(map(str, kernel))}"
         settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         groups, step = settings.get("group", 1), max(settings.get("strides", [1]))
-        kind = f"{node.op_type} {kernel[2]}×{kernel[3]} {kernel[1] * groups}→{kernel[0]}"
-        kind += f" /{step}" if step > 1 else ""
-        return kind + (f" in {groups} groups" if groups > 1 else "")
+        kind = f"{node.op_type} {kernel[2]}×{kernel[3]}"
+        if groups == kernel[0] > 1:
+            kind += f" depthwise {groups}"
+        else:
+            kind += f" {kernel[1] * groups}→{kernel[0]}" + (f" in {groups}" if groups > 1 else "")
+        return kind + (f" /{step}" if step > 1 else "")
 
 
 def fused_names(layer: Layer) -> list[str]:

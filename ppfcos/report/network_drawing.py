@@ -29,7 +29,7 @@ COLOURS = {
     "fallback": "float in an INT8 file",
     "whole": "whole numbers",
 }
-LETTERS = 31  # that fit into a layer's first line
+LETTERS = 28  # that fit into a layer's first line
 _BEND = 22  # pixels that a line aims beside the layers that it passes
 _REACH = 70  # pixels of a line between panels before it turns
 

@@ -117,8 +117,10 @@ def _cells(
     strides = sorted({layers[number]["stride"] for number in numbers if layers[number]["stride"]})
     cells: dict[int, tuple[int, int]] = {}
     taken: set[tuple[int, int]] = set()
+    alone = [] if column_a_stride else _alone(numbers, layers)
     # Of layers in a row, the one at the end of the longest path goes first: it stays below that path.
-    for number in sorted(numbers, key=lambda number: (rows[number], -earliest[number], number)):
+    linked = sorted(set(numbers) - set(alone), key=lambda each: (rows[each], -earliest[each], each))
+    for number in linked:
         stride = layers[number]["stride"]
         before = [cells[source][1] for source in layers[number]["sources"] if source in cells]
         column = strides.index(stride) if column_a_stride and stride else min(before, default=0)
@@ -126,7 +128,18 @@ def _cells(
             column += 1
         cells[number] = rows[number], column
         taken.add(cells[number])
-    return cells
+    # The others fill columns at the right, no longer than those that are there.
+    height = 1 + max((row for row, _ in taken), default=0)
+    first = 1 + max((column for _, column in taken), default=-1)
+    return cells | {number: (i % height, first + i // height) for i, number in enumerate(alone)}
+
+
+def _alone(numbers: Sequence[int], layers: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The layers that neither take from another one of the panel nor give to one."""
+    inside = set(numbers)
+    sources = {number: inside.intersection(layers[number]["sources"]) for number in numbers}
+    giving = set().union(*sources.values())
+    return [number for number in numbers if not sources[number] and number not in giving]
 
 
 def _rows(numbers: Sequence[int], layers: Sequence[Mapping[str, Any]]) -> dict[int, int]:
