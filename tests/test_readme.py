@@ -37,6 +37,7 @@ RUN_BY = {
     "export": "test_own_data.py",
     "check-data": "test_own_data.py",
     "show-batch": "test_own_data.py",
+    "model-info": "test_cli_model_info.py",
     "convert-weights": "test_convert_weights.py",
     "convert-data": "test_convert_data.py",
     "environment": "test_cli_main.py",
