@@ -14,6 +14,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
+from ppfcos.paddle_versions import HAS_CONV2D_GRAD, is_autocast_enabled
+
 
 def trains_on_cpu(layer: nn.Layer, inputs: Tensor) -> bool:
     """Whether this call is a training step on a CPU, in float32, that is executed as it is written.
@@ -26,11 +28,12 @@ def trains_on_cpu(layer: nn.Layer, inputs: Tensor) -> bool:
         True if the functions of this file apply.
     """
     return (
-        layer.training
+        HAS_CONV2D_GRAD
+        and layer.training
         and paddle.in_dynamic_mode()
         and inputs.place.is_cpu_place()
         and inputs.dtype == paddle.float32
-        and not paddle.amp.is_autocast_enabled()
+        and not is_autocast_enabled()
     )
 
 

@@ -13,6 +13,7 @@ from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.locations import anchor_locations, level_locations
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.modeling.targets import Targets
+from ppfcos.paddle_versions import round_half_to_even
 
 STRIDE = 32  # of the backbone's coarsest level: the neck doubles it level by level
 
@@ -165,7 +166,7 @@ class PPFCOS(BaseArch):
     def _normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
         """Normalised pixels, zero in the padding: as if that had been added afterwards, as is the custom."""
         height, width = paddle.shape(image)[2], paddle.shape(image)[3]
-        im_shape = paddle.round(im_shape)  # halves to the even, as OpenCV rounded when it resized
+        im_shape = round_half_to_even(im_shape)  # as OpenCV rounded when it resized
         rows = paddle.arange(height, dtype="float32").unsqueeze(0) < im_shape[:, :1]
         columns = paddle.arange(width, dtype="float32").unsqueeze(0) < im_shape[:, 1:]
         inside = rows.unsqueeze([1, 3]).astype("float32") * columns.unsqueeze([1, 2]).astype("float32")
