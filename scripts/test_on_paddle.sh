@@ -37,18 +37,19 @@ write_requirements() {
   fi
 }
 
-# Makes the environment, or mends one that was made for other requirements.
+# Makes the environment, or mends one that was made for other requirements. It is asked whether it succeeded, so that
+# bash does not stop at what fails in it: each step is tied to the one before.
 install() {
   local version=$1 environment=$2
-  make --silent VENV="$environment" "$environment/bin/python" ${PYTHON:+PYTHON="$PYTHON"}
-  write_requirements "$version" "$environment/wanted"
-  diff -rq "$environment/wanted" "$environment/installed" >/dev/null 2>&1 && return
+  make --silent VENV="$environment" "$environment/bin/python" ${PYTHON:+PYTHON="$PYTHON"} || return
+  write_requirements "$version" "$environment/wanted" || return
+  if diff -rq "$environment/wanted" "$environment/installed" >/dev/null 2>&1; then return; fi
   echo "installing requirements with Paddle $version into $environment"
   local pip=("$environment/bin/python" -m pip install -qq --disable-pip-version-check)
-  "${pip[@]}" -r "$environment/wanted/requirements.txt" -r "$environment/wanted/requirements/dev.txt"
-  "${pip[@]}" --no-deps -r "$environment/wanted/requirements/tests_apart.txt"
-  rm -rf "$environment/installed"
-  cp -r "$environment/wanted" "$environment/installed"
+  "${pip[@]}" -r "$environment/wanted/requirements.txt" -r "$environment/wanted/requirements/dev.txt" &&
+    "${pip[@]}" --no-deps -r "$environment/wanted/requirements/tests_apart.txt" &&
+    rm -rf "$environment/installed" &&
+    cp -r "$environment/wanted" "$environment/installed"
 }
 
 # How many tests ended in a way, by pytest's last line, such as "3 failed, 812 passed, 20 skipped in 512.03s".

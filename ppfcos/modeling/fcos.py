@@ -165,12 +165,13 @@ class PPFCOS(BaseArch):
 
     def _normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
         """Normalised pixels, zero in the padding: as if that had been added afterwards, as is the custom."""
+        image = image.astype("float32")  # first, for Paddle 2.6 compiles no question for the shape of uint8
         height, width = paddle.shape(image)[2], paddle.shape(image)[3]
         im_shape = round_half_to_even(im_shape)  # as OpenCV rounded when it resized
         rows = paddle.arange(height, dtype="float32").unsqueeze(0) < im_shape[:, :1]
         columns = paddle.arange(width, dtype="float32").unsqueeze(0) < im_shape[:, 1:]
         inside = rows.unsqueeze([1, 3]).astype("float32") * columns.unsqueeze([1, 2]).astype("float32")
-        return (image.astype("float32") * self.pixel_scale + self.pixel_shift) * inside
+        return (image * self.pixel_scale + self.pixel_shift) * inside
 
     def _level_sizes(self, height: int, width: int) -> list:
         """L × (H_l, W_l) of an image, before the network has seen it."""
