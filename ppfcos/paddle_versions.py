@@ -15,6 +15,9 @@ _OLDER_THAN_3_0, _OLDER_THAN_3_1 = ((0, 0) < _VERSION < newer for newer in ((3, 
 # The new intermediate representation, in which the programs of bundles are written.
 HAS_NEW_IR = not _OLDER_THAN_3_0
 
+# Whether programs hold the float attributes of operators as doubles.
+HAS_DOUBLE_ATTRIBUTES = not (0, 0) < _VERSION < (3, 3)
+
 # Whether a backward operator can be called by itself.
 HAS_CONV2D_GRAD = hasattr(paddle._C_ops, "conv2d_grad")  # not before 3.1
 

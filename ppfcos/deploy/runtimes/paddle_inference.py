@@ -34,7 +34,7 @@ class PaddleInferenceRuntime:
 
     Raises:
         MissingLibraryError: Paddle is not installed.
-        BundleError: Paddle cannot load the program.
+        BundleError: Paddle cannot load the program, or is too old for such programs.
         DeviceError: a GPU is wanted and not there, or the CPU does not compute in bfloat16.
     """
 
@@ -48,6 +48,7 @@ class PaddleInferenceRuntime:
         precision: str = "fp32",
     ):
         paddle = _import_paddle()
+        _check_version(paddle, program)
         self._lock = threading.Lock()
         self._program = program
         config = _config(paddle, program, weights, threads, _on_gpu(paddle, device))
@@ -111,6 +112,16 @@ def _import_paddle() -> Any:
             f"Paddle cannot be imported ({error}); `pip install paddlepaddle`, or take another runtime"
         ) from error
     return paddle
+
+
+def _check_version(paddle: Any, program: Path) -> None:
+    from ppfcos.paddle_versions import HAS_NEW_IR  # which imports Paddle
+
+    if not HAS_NEW_IR:
+        raise BundleError(
+            f"{program}: Paddle {paddle.__version__} cannot run it, it lacks the new IR; "
+            "Paddle 3.0 and newer can, or take another runtime, such as onnxruntime"
+        )
 
 
 def _on_gpu(paddle: Any, device: str) -> bool:
