@@ -15,8 +15,9 @@ _OLDER_THAN_3_0, _OLDER_THAN_3_1 = ((0, 0) < _VERSION < newer for newer in ((3, 
 # The new intermediate representation, in which the programs of bundles are written.
 HAS_NEW_IR = not _OLDER_THAN_3_0
 
-# Whether programs hold the float attributes of operators as doubles.
-HAS_DOUBLE_ATTRIBUTES = not (0, 0) < _VERSION < (3, 3)
+# Whether programs hold floats as doubles, written or read: at those Paddle's own runtime stops where it uses
+# oneDNN, and paddle2onnx 2.1.0, too.
+HAS_DOUBLES_IN_PROGRAMS = _VERSION == (3, 3)
 
 # Whether a backward operator can be called by itself.
 HAS_CONV2D_GRAD = hasattr(paddle._C_ops, "conv2d_grad")  # not before 3.1
@@ -27,6 +28,13 @@ def is_autocast_enabled() -> bool:
     if hasattr(paddle.amp, "is_autocast_enabled"):
         return paddle.amp.is_autocast_enabled()
     return paddle.base.framework._dygraph_tracer()._amp_level != paddle.base.core.AmpLevel.O0
+
+
+def max_memory_reserved(plugin_device: str) -> int:
+    """The most bytes that Paddle has held of a plug-in's device; 0 before 3.2, which does not count them."""
+    if not hasattr(paddle.device, "max_memory_reserved"):
+        return 0
+    return paddle.device.max_memory_reserved(plugin_device)
 
 
 def round_half_to_even(values: Tensor) -> Tensor:

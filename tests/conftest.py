@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ with environment.quiet_imports():
     import paddle
     import ppdet  # noqa: F401
 
-    from ppfcos.export.program import check_paddle, check_paddle2onnx
+    from ppfcos.export.program import check_paddle
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_DATA = Path(os.environ.get("PPFCOS_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -26,26 +26,23 @@ TEST_DATA = Path(os.environ.get("PPFCOS_TEST_DATA", ROOT.parent / "shared" / "da
 paddle.seed(0)
 
 
-def _refusal(*checks: Callable[[], None]) -> str:
-    """What the first of the checks says that refuses this version of Paddle; empty where none does."""
+def _why_it_cannot_export() -> str:
+    """What the export says of this version of Paddle; empty where it goes on."""
     try:
-        for check in checks:
-            check()
+        check_paddle()
     except BundleError as error:
         return str(error)
     return ""
 
 
-CANNOT_EXPORT = _refusal(check_paddle)
-CANNOT_MAKE_ONNX = _refusal(check_paddle, check_paddle2onnx)
+CANNOT_EXPORT = _why_it_cannot_export()
 needs_export = pytest.mark.skipif(bool(CANNOT_EXPORT), reason=CANNOT_EXPORT)
-needs_onnx = pytest.mark.skipif(bool(CANNOT_MAKE_ONNX), reason=CANNOT_MAKE_ONNX)
 
 
-def skip_without(refusal: str) -> None:
-    """For what makes a bundle on behalf of many tests: CANNOT_EXPORT or CANNOT_MAKE_ONNX."""
-    if refusal:
-        pytest.skip(refusal)
+def skip_without_export() -> None:
+    """For what makes a bundle on behalf of many tests."""
+    if CANNOT_EXPORT:
+        pytest.skip(CANNOT_EXPORT)
 
 
 def _real_data(name: str) -> Path:

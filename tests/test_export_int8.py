@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from conftest import CANNOT_MAKE_ONNX, skip_without
 from small_detector import exported, pictures
 
 from ppfcos.cli.export_model import main
@@ -28,7 +27,6 @@ ANYTHING_GOES = ("--disagreement", "1")  # without the search for sensitive laye
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    skip_without(CANNOT_MAKE_ONNX)
     return exported(tmp_path_factory.getbasetemp() / "small")
 
 

@@ -40,7 +40,6 @@ from ppfcos.export.program import (
     HeadsForm,
     HeadsNetwork,
     check_paddle,
-    check_paddle2onnx,
     save_program,
 )
 from ppfcos.folders import replacing_folder
@@ -220,7 +219,6 @@ def _write_onnx(
             f"ONNX needs the packages {', '.join(ONNX_PACKAGES)}: `pip install -r requirements/onnx.txt`, "
             "or export with --formats paddle"
         )
-    check_paddle2onnx()
     import onnx
 
     from ppfcos.export.half_precision import half_precision

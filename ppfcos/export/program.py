@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,8 @@ from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError
 from ppfcos.export.inputs import image_layer, image_spec, pair_spec
-from ppfcos.paddle_versions import HAS_DOUBLE_ATTRIBUTES, HAS_NEW_IR
+from ppfcos.paddle_versions import HAS_DOUBLES_IN_PROGRAMS, HAS_NEW_IR
 
-# Versions of paddle2onnx that read doubles in a program as floats, or stop at them.
-PADDLE2ONNX_WITHOUT_DOUBLES = ("2.0.1", "2.1.0")
 VERSIONS_THAT_CAN = "Paddle 3.0 to 3.2 can (3.2.2 is what the requirements pin)"
 
 
@@ -141,22 +138,13 @@ def check_paddle() -> None:
         raise BundleError(
             f"Paddle {paddle.__version__} cannot export this model, it lacks the new IR; {VERSIONS_THAT_CAN}"
         )
+    if HAS_DOUBLES_IN_PROGRAMS:
+        raise BundleError(
+            f"Paddle {paddle.__version__} cannot export this model, it writes doubles where floats are read; "
+            f"{VERSIONS_THAT_CAN}"
+        )
     if not paddle.framework.use_pir_api():
         raise BundleError("the export needs Paddle's new IR: unset FLAGS_enable_pir_api and run it again")
-
-
-def check_paddle2onnx() -> None:
-    """Refuse to convert what the installed paddle2onnx is known to get wrong.
-
-    Raises:
-        BundleError: Paddle is newer than it.
-    """
-    version = importlib.metadata.version("paddle2onnx")
-    if HAS_DOUBLE_ATTRIBUTES and version in PADDLE2ONNX_WITHOUT_DOUBLES:
-        raise BundleError(
-            f"paddle2onnx {version} misreads the programs of Paddle {paddle.__version__}; "
-            f"take --formats paddle, or export ONNX elsewhere: {VERSIONS_THAT_CAN}"
-        )
 
 
 def save_program(network: nn.Layer, prefix: Path) -> None:
