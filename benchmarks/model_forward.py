@@ -12,19 +12,15 @@ reader pads to multiples of 128, that is to 896×1408; it is given the 800×1344
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from machine import day_and_machine
+from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -91,46 +87,23 @@ def prepared(side: str, name: str, folder: Path) -> Callable[[], object]:
 
 
 def work(side: str, name: str) -> None:
-    """Run an image for each line on standard input and answer with its seconds."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the libraries print must not mix with the answers
-    with tempfile.TemporaryDirectory() as folder:
+    """Run an image whenever it is this side's turn and answer with its seconds."""
+    with answers_apart() as answers, tempfile.TemporaryDirectory() as folder:
         run = prepared(side, name, Path(folder) / "exported")
-        for _ in sys.stdin:
+
+        def seconds() -> float:
             start = time.perf_counter()
             run()
-            print(json.dumps(time.perf_counter() - start), file=answers, flush=True)
+            return time.perf_counter() - start
+
+        answer_turns(seconds, answers)
 
 
 def measure(name: str, sides: list[str], repeats: int) -> dict[str, float]:
     """Median seconds of each side over alternating images."""
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    with contextlib.ExitStack() as open_files:
-        said = {side: open_files.enter_context(tempfile.TemporaryFile("w+")) for side in sides}
-        processes = {side: _start(side, name, said[side]) for side in sides}
-        for _ in range(WARM_UP + repeats):
-            for side, process in processes.items():
-                seconds[side].append(_one_image(process, name, said[side]))
-        for process in processes.values():
-            process.stdin.close()
-            process.wait()
-    return {side: statistics.median(found[WARM_UP:]) for side, found in seconds.items()}
-
-
-def _start(side: str, name: str, said: TextIO) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--worker", side, "--only", name]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True)
-
-
-def _one_image(process: subprocess.Popen, name: str, said: TextIO) -> float:
-    try:
-        process.stdin.write("image\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-    except (BrokenPipeError, json.JSONDecodeError):
-        said.seek(0)
-        raise SystemExit(f"{name}: {said.read()}") from None
+    commands = {side: [__file__, "--worker", side, "--only", name] for side in sides}
+    answers = take_turns(commands, WARM_UP + repeats)
+    return {side: statistics.median(found[WARM_UP:]) for side, found in answers.items()}
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from machine import day_and_machine
+from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -122,16 +123,18 @@ def _stepper(model, data, optimizer, clear_gradients):
 
 
 def work(side: str, model: str) -> None:
-    """Do a step for each line on standard input and answer with its seconds and the process's peak memory."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the libraries print must not mix with the answers
-    step = {"ours": our_step, "stock": stock_step}[side](**MODELS[model])
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        loss = step()
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak": peak, "loss": loss}), file=answers, flush=True)
+    """When it is this side's turn, do a step and answer with its seconds and the process's peak memory."""
+    with answers_apart() as answers:
+        step = {"ours": our_step, "stock": stock_step}[side](**MODELS[model])
+
+        def timed_step() -> dict:
+            start = time.perf_counter()
+            loss = step()
+            seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            return {"seconds": seconds, "peak": peak, "loss": loss}
+
+        answer_turns(timed_step, answers)
 
 
 def tuned_variables() -> dict:
@@ -159,25 +162,8 @@ def plain_variables() -> dict:
 
 def measure(model: str, variables: dict, steps: int) -> dict:
     """Median seconds and peak MiB of each side over alternating steps, the first one left out."""
-    sides = {}
-    for side in ("ours", "stock"):
-        sides[side] = subprocess.Popen(
-            [sys.executable, __file__, "--worker", side, "--model", model],
-            env=variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-    answers = {side: [] for side in sides}
-    for _ in range(steps + 1):
-        for side, process in sides.items():
-            process.stdin.write("step\n")
-            process.stdin.flush()
-            answers[side].append(json.loads(process.stdout.readline()))
-    for process in sides.values():
-        process.stdin.close()
-        process.wait()
+    commands = {side: [__file__, "--worker", side, "--model", model] for side in ("ours", "stock")}
+    answers = take_turns(commands, steps + 1, variables)
     return {
         side: {
             "seconds": statistics.median(answer["seconds"] for answer in found[1:]),

@@ -16,7 +16,7 @@ from ppfcos.errors import BundleError
 environment.prepare()
 with environment.quiet_imports():
     import paddle
-    import ppdet  # noqa: F401
+    from ppdet.core.workspace import global_config
 
     from ppfcos.export.program import check_paddle
 
@@ -76,3 +76,17 @@ def browser() -> Iterator[Chrome]:
     driver = start_browser()
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def workspace():
+    """PaddleDetection's workspace, emptied of what other tests have set in it."""
+
+    def clear():
+        for value in global_config.values():
+            if hasattr(value, "schema"):
+                value.clear()
+
+    clear()
+    yield global_config
+    clear()

@@ -6,7 +6,6 @@ Bad files are made here with Pillow and OpenCV, checked, and then given to the r
 from __future__ import annotations
 
 import contextlib
-import html.parser
 import io
 import json
 import logging
@@ -25,6 +24,7 @@ import numpy as np
 import paddle
 import pytest
 import reference
+from html_tags import Tags
 from PIL import Image
 from small_config import write_config
 
@@ -957,21 +957,6 @@ def test_reports_and_the_cleaned_file(made, tmp_path):
     assert [part.name for part in (tmp_path / "out").iterdir() if part.name.startswith(".")] == []
     code, text, _ = run(fixed, "--image_dir", made.pictures, "--output_dir", tmp_path / "out2")
     assert code == 1 and "box-without-area" not in text
-
-
-class Tags(html.parser.HTMLParser):
-    """The tags of a page with their attributes, and its text."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_nothing_in_the_data_becomes_part_of_the_page(made, tmp_path):

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import paddle
 import pytest
 
 from ppfcos.cli.convert_weights import main
 from ppfcos.config import load_config
 from ppfcos.convert.convert import convert
-from ppfcos.engine.model import build_model
-from ppfcos.engine.weights import load_pretrained
 
 torch = pytest.importorskip("torch")
 import foreign_networks as foreign  # noqa: E402
 import foreign_realtime as realtime  # noqa: E402
-from test_convert_weights import check_against, converted_model, pixels, save  # noqa: E402
+from test_convert_weights import check_against, check_features, converted_model, save  # noqa: E402
 
 DLA = {"dla": True, "shared": False, "batch_norm": False}
 ADELAIDET = {
@@ -92,22 +88,8 @@ def test_the_authors_imagenet_dla_gives_the_same_features(imagenet_dla, tmp_path
     theirs, checkpoint = imagenet_dla
     done = convert(checkpoint, tmp_path / "ours.pdparams")
     assert done.format.name == "dla" and not done.allowed
-    cfg = load_config(done.config)
-    model = build_model(cfg)
-    load_pretrained(model, cfg["pretrain_weights"])
-    model.eval()
-    kept = []
-    model.backbone.register_forward_post_hook(lambda layer, inputs, outputs: kept.extend(outputs))
-    sizes = [(96.0, 64.0), (70.0, 51.0)]
-    images = pixels(96, 64, sizes, 0)
     mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    with torch.no_grad():
-        expected = theirs(foreign.normalized(torch.tensor(images), sizes, mean, std, False))
-    with paddle.no_grad():
-        model.network(paddle.to_tensor(images), paddle.to_tensor(sizes))
-    assert len(kept) == len(expected) == 3
-    for ours, one in zip(kept, expected):
-        assert np.abs(ours.numpy() - one.numpy()).max() <= 1e-4 * float(one.abs().max())
+    check_features(theirs, load_config(done.config), mean, std, False)
 
 
 def test_what_is_no_dla34_and_no_hrnet_of_a_known_width_is_named(imagenet_dla, tmp_path, capsys):

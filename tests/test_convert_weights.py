@@ -86,6 +86,24 @@ def check_boxes(found, expected):
         left.pop(int(np.argmin(distances)))
 
 
+def check_features(theirs, cfg, mean, std, blue_first):
+    """The three maps of a backbone with `pretrain_weights`, to 1e-4 of the largest value."""
+    model = build_model(cfg)
+    load_pretrained(model, cfg["pretrain_weights"])
+    model.eval()
+    kept = []
+    model.backbone.register_forward_post_hook(lambda layer, inputs, outputs: kept.extend(outputs))
+    sizes = [(96.0, 64.0), (70.0, 51.0)]
+    images = pixels(96, 64, sizes, 0)
+    with torch.no_grad():
+        expected = theirs(foreign.normalized(torch.tensor(images), sizes, mean, std, blue_first))
+    with paddle.no_grad():
+        model.network(paddle.to_tensor(images), paddle.to_tensor(sizes))
+    assert len(kept) == len(expected) == 3
+    for ours, one in zip(kept, expected):
+        assert np.abs(ours.numpy() - one.numpy()).max() <= 1e-4 * float(one.abs().max())
+
+
 def check_against(theirs, model, batches=BATCHES):
     """Raw outputs and boxes of both on all batches; how many boxes there were."""
     compared = 0
@@ -378,20 +396,7 @@ def test_backbones_give_the_same_features(source, tmp_path):
     write(theirs, tmp_path / file_name)
     done = convert(tmp_path / file_name, tmp_path / "ours.pdparams")
     assert done.format.name == source.split()[0]
-    cfg = load_config(done.config)
-    model = build_model(cfg)
-    load_pretrained(model, cfg["pretrain_weights"])
-    model.eval()
-    kept = []
-    model.backbone.register_forward_post_hook(lambda layer, inputs, outputs: kept.extend(outputs))
-    sizes = [(96.0, 64.0), (70.0, 51.0)]
-    images = pixels(96, 64, sizes, 0)
-    with torch.no_grad():
-        expected = theirs.eval()(foreign.normalized(torch.tensor(images), sizes, mean, std, blue_first))
-    with paddle.no_grad():
-        model.network(paddle.to_tensor(images), paddle.to_tensor(sizes))
-    for ours, one in zip(kept, expected):
-        assert np.abs(ours.numpy() - one.numpy()).max() <= 1e-4 * float(one.abs().max())
+    check_features(theirs.eval(), load_config(done.config), mean, std, blue_first)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import json
 import re
 import shlex
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from evaluation_cases import random_detections, random_truth
+from html_tags import Tags
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 from small_config import write_config
@@ -68,21 +68,6 @@ def content(made) -> dict:
 @pytest.fixture(scope="module")
 def text(made) -> str:
     return (made.runs[0] / "report.html").read_text(encoding="utf-8")
-
-
-class Tags(html.parser.HTMLParser):
-    """The tags of a page with their attributes, and the text between them."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 # The files ------------------------------------------------------------------------------------------

@@ -113,6 +113,16 @@ def test_an_error_of_one_process_ends_the_others(members):
         assert re.fullmatch(r"error: process 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
 
 
+def test_who_goes_after_an_error_is_not_taken_for_its_cause(members):
+    for rank, behaviour in enumerate(("wait", "fail", "wait")):
+        members.start(rank, 3, behaviour)
+    members.processes[1].wait()
+    members.processes[2].kill()
+    code, said = members.ends()[0]
+    assert code == lifeline.EXIT_CODE
+    assert re.fullmatch(r"error: process 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
+
+
 def test_an_error_that_all_raise_is_left_to_them(members):
     for rank in range(3):
         members.start(rank, 3, "fail in all")

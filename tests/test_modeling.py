@@ -7,26 +7,12 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from ppdet.core.workspace import create, global_config
+from ppdet.core.workspace import create
 from ppdet.modeling.backbones.resnet import ResNet
 
 from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
 from ppfcos.modeling.head import PPFCOSHead
 from ppfcos.modeling.necks.fpn import PPFCOSFPN
-
-
-@pytest.fixture
-def workspace():
-    """PaddleDetection's workspace, emptied of what other tests have set in it."""
-
-    def clear():
-        for value in global_config.values():
-            if hasattr(value, "schema"):
-                value.clear()
-
-    clear()
-    yield global_config
-    clear()
 
 
 def small_model(workspace, **head):

@@ -7,7 +7,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 from paddle import nn
-from ppdet.core.workspace import create, global_config
+from ppdet.core.workspace import create
 
 from ppfcos.config import load_config
 from ppfcos.engine.model import build_model, has_synchronized_backbone
@@ -17,20 +17,6 @@ from ppfcos.modeling.necks.hrfpn import PPFCOSHRFPN
 
 CHANNELS = 32
 SIZES = ((6, 8), (3, 4))
-
-
-@pytest.fixture
-def workspace():
-    """PaddleDetection's workspace, emptied of what other tests have set in it."""
-
-    def clear():
-        for value in global_config.values():
-            if hasattr(value, "schema"):
-                value.clear()
-
-    clear()
-    yield global_config
-    clear()
 
 
 def head_of_two_levels(**options):

@@ -16,14 +16,8 @@ import sys
 import paddle.inference
 
 
-def main() -> None:
-    """Start the script with its own arguments."""
-    if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
-        print(
-            f"error: the first argument must be PaddleDetection's deploy/python/infer.py\n{__doc__}",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
+def accept_new_programs() -> None:
+    """Let Paddle Inference load programs of the new format, whoever asks for them in this process."""
     create_predictor = paddle.inference.create_predictor
 
     def create_with_new_executor(config):
@@ -32,6 +26,17 @@ def main() -> None:
         return create_predictor(config)
 
     paddle.inference.create_predictor = create_with_new_executor
+
+
+def main() -> None:
+    """Start the script with its own arguments."""
+    if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
+        print(
+            f"error: the first argument must be PaddleDetection's deploy/python/infer.py\n{__doc__}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    accept_new_programs()
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
     runpy.run_path(sys.argv[0], run_name="__main__")

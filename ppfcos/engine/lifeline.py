@@ -329,6 +329,7 @@ class _Watch:
 
     def _stop_all(self, text: str, seconds: float) -> None:
         """Stop here and, if this is process 0, everywhere; at the earliest time that anyone has named."""
+        text = self._last_words or text  # who goes later goes because of the first
         if self._me.rank == 0:
             self._tell_all(text=text, seconds=seconds)
         if time.monotonic() + seconds < self._stop_at:
