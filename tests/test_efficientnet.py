@@ -73,6 +73,7 @@ class Network(paddle.nn.Layer):
         return outputs.class_logits + outputs.distances + outputs.quality_logits
 
 
+@needs_export
 def test_the_network_is_made_of_what_quantises_well(root, tmp_path):
     network = Network(lively(build_model(configured(root, B0, *SMALLER))))
     shape = [1, 3, 2 * COARSEST_STRIDE, 2 * COARSEST_STRIDE]
