@@ -49,9 +49,9 @@ def configured(name, *overrides):
 
 
 def unfilled_model(name, *overrides):
-    """The model, of whose weights there is no more than the shape."""
+    """The model, of whose weights there is no more than the shape; in float, for no shape can be rounded."""
     with paddle.LazyGuard():
-        return build_model(configured(name, *overrides))
+        return build_model(configured(name, "quantization_aware_training=null", *overrides))
 
 
 def weight_count(layer):
@@ -191,7 +191,9 @@ def test_learns_answers_and_exports(name, exported_networks, tmp_path, caplog):
     answer = model(batch(cfg["num_classes"]))
     assert np.isfinite(answer["bbox"].numpy()).all()
     assert int(answer["bbox_num"].sum()) == len(answer["bbox"]) > 0
-    if network_of(cfg) not in exported_networks:
+    # Trained in eight bits, it is in float the network of another configuration, with norms frozen at what
+    # they begin with here, which magnifies roundings. tests/test_quantization_aware.py exports such ones.
+    if cfg.get("quantization_aware_training") is None and network_of(cfg) not in exported_networks:
         exported_networks.add(network_of(cfg))
         with caplog.at_level(logging.INFO):
             # It refuses a program whose boxes are others than the model's, and says how many there were.

@@ -37,10 +37,12 @@ RUN_BY = {
     "export": "test_own_data.py",
     "check-data": "test_own_data.py",
     "show-batch": "test_own_data.py",
+    "model-info": "test_cli_model_info.py",
     "convert-weights": "test_convert_weights.py",
     "convert-data": "test_convert_data.py",
     "environment": "test_cli_main.py",
     "completion": "test_cli_main.py",
+    "benchmark": "test_cli_benchmark.py",
     "tools/run_paddledetection_infer.py": "test_paddledetection.py",
     "-m ppfcos.config.reference": "test_config_reference.py",
     "dataset/bccd/download_bccd.py": "test_download.py",
@@ -245,7 +247,7 @@ def test_what_needs_gpus_or_coco_says_so():
             assert re.search(r"eight GPUs|八卡", text_of(command.page)), command
         for config in configs_of(command):
             reads_coco = load_config(ROOT / config)["TrainDataset"]["dataset_dir"] == "dataset/coco"
-            assert reads_coco == Path(config).stem.endswith("_coco"), command
+            assert reads_coco == Path(config).stem.removesuffix("_qat").endswith("_coco"), command
 
 
 def test_the_demo_is_told_as_make_types_it():

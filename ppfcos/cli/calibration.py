@@ -13,6 +13,7 @@ from ppfcos.regular_files import read_text
 
 if TYPE_CHECKING:
     from ppfcos.export.int8 import Calibration
+    from ppfcos.export.trained_ranges import TrainedRanges
 
 INT8 = "int8"
 COUNT = 64
@@ -20,6 +21,7 @@ SECTIONS = ("TrainDataset", "TestDataset")
 FOLDER_KEYS = ("dataset_dir", "image_dir", "datasets")
 # Each option and the name of what it sets.
 SETTINGS = {"calibration": "method", "disagreement": "disagreement", "most_float": "most_float"}
+OF_CALIBRATION = ("calibration_images", "calibration_count", *SETTINGS)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibration(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Calibration | None:
-    """What the options say.
+def calibration(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Calibration | TrainedRanges | None:
+    """What the options say. After a quantisation-aware training there is nothing to calibrate.
 
     Args:
         options: the parsed command line, of which `precision` counts too.
@@ -73,26 +75,40 @@ def calibration(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Calibrat
         None where no network in INT8 is wanted.
 
     Raises:
-        ConfigError: an option has an impossible value, or is given without `--precision int8`.
+        ConfigError: an option has an impossible value, or is given without `--precision int8`, or to a
+            configuration whose ranges were trained.
         DataError: there are no pictures.
     """
+    given = [name for name in (*OF_CALIBRATION, "integer_outputs") if getattr(options, name) is not None]
     if INT8 not in options.precision:
-        names = ("calibration_images", "calibration_count", *SETTINGS, "integer_outputs")
-        for name in names:
-            if getattr(options, name) is not None:
-                raise ConfigError(f"--{name} is for --precision int8; add it or leave --{name} out")
+        if given:
+            raise ConfigError(f"--{given[0]} is for --precision int8; add it or leave --{given[0]} out")
         return None
+    if cfg.get("quantization_aware_training") is not None:
+        return _trained_ranges(options)
     from ppfcos.export.int8 import Calibration
     from ppfcos.export.quantization import QuantizationSettings, evenly_chosen
 
-    given = {name: getattr(options, option) for option, name in SETTINGS.items()}
-    settings = QuantizationSettings(**{name: value for name, value in given.items() if value is not None})
+    values = {name: getattr(options, option) for option, name in SETTINGS.items()}
+    settings = QuantizationSettings(**{name: value for name, value in values.items() if value is not None})
     if options.calibration_images is None:
         files = _images_of_datasets(cfg)
     else:
         files = _named_images(Path(options.calibration_images))
     count = COUNT if options.calibration_count is None else options.calibration_count
     return Calibration(evenly_chosen(files, count), settings, bool(options.integer_outputs))
+
+
+def _trained_ranges(options: argparse.Namespace) -> TrainedRanges:
+    from ppfcos.export.trained_ranges import TrainedRanges
+
+    for name in OF_CALIBRATION:
+        if getattr(options, name) is not None:
+            raise ConfigError(
+                f"--{name} is for a network that was trained in float, and this one's ranges were trained "
+                f"with it: leave --{name} out, or calibrate anew with -o quantization_aware_training=null"
+            )
+    return TrainedRanges(bool(options.integer_outputs))
 
 
 def _named_images(path: Path) -> list[str]:

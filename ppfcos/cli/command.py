@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shlex
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from ppfcos.errors import ConfigError, PPFCOSError, Stopped
 from ppfcos.hints import hint
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+UNREAD = 141  # 128 + SIGPIPE
 PROGRAM = "ppfcos"
 WORDS = {"export_model": "export"}  # the program's words for the files in tools/ that are named otherwise
 
@@ -251,6 +253,9 @@ def run(
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
+        except BrokenPipeError:  # such as `| head`, which reads no more than it shows
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+            return UNREAD
 
 
 def _show_config(options: argparse.Namespace) -> int:

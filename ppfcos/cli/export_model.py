@@ -56,10 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--precision",
         type=_list_of(EXPORTED_PRECISIONS),
-        default=("fp32",),
         metavar="LIST",
-        help="of the ONNX model: fp32, fp16, int8, or several with commas between them (default: fp32); "
-        "runtimes compute in bf16 with the fp32 network",
+        help="of the ONNX model: fp32, fp16, int8, or several with commas between them (default: fp32, and "
+        "int8 after a quantisation-aware training); runtimes compute in bf16 with the fp32 network",
     )
     add("--opset", type=int, default=17, help="version of ONNX's operators (default: %(default)s)")
     add(
@@ -163,9 +162,12 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Wanted:
         raise ConfigError(
             "--layout, --distances and --image_only are for --kind heads; add it or leave them out"
         )
+    if options.precision is None:
+        trained = cfg.get("quantization_aware_training") is not None and names.ONNX in formats
+        options.precision = ("fp32", calibration.INT8) if trained else ("fp32",)
     int8 = calibration.calibration(options, cfg)
     # A network in INT8 is true on pictures like those that it was calibrated with, and not on noise.
-    pictures = _pictures(options.check_images, cfg) or (int8.images[:PICTURES] if int8 else [])
+    pictures = _pictures(options.check_images, cfg) or list(getattr(int8, "images", ()))[:PICTURES]
     return Wanted(
         heads=heads,
         form=network_input(options.input, options.channels, options.batch, options.fixed_size),

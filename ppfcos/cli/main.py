@@ -32,6 +32,8 @@ COMMANDS = {
     "eval": Command("eval", "measure a model by COCO's figures"),
     "infer": Command("infer", "find objects in pictures"),
     "export": Command("export_model", "turn a trained model into a bundle that runs anywhere"),
+    "model-info": Command("model_info", "look into an exported network, layer by layer"),
+    "benchmark": Command("benchmark", "how long bundles take, stage by stage and side by side"),
     "convert-weights": Command("convert_weights", "bring the weights of other FCOS projects here"),
     "convert-data": Command("convert_data", "COCO, Pascal VOC and YOLO annotations into one another"),
     "check-data": Command("check_data", "find what is wrong with a data set"),

@@ -121,6 +121,9 @@ PLAIN_KEYS_BY_TOPIC = {
         "custom_black_list": PlainKey("operators that do not, besides Paddle's list", or_none(TEXTS)),
         "master_weight": PlainKey("keep float32 weights, as PPFCOS always does", or_none(YES_NO)),
         "init_loss_scaling": PlainKey("the first factor of float16's loss", POSITIVE, 1024),
+        "quantization_aware_training": PlainKey(
+            "train in the eight bits of the INT8 network that is exported; null: in float", or_none(MAPPING)
+        ),
         "to_static": PlainKey("compile the network into a static graph for training", YES_NO, False),
         "lr_batch_size": PlainKey(
             "the total_batch_size that LearningRate.base_lr is meant for; another one scales it; null: never",
@@ -182,6 +185,12 @@ REQUIRED_KEYS = ("architecture",)
 
 # Plain keys that hold keys of their own.
 NESTED_KEYS = {
+    "quantization_aware_training": {
+        "range_momentum": PlainKey("share of the activations' ranges that a step keeps", FRACTION, 0.99),
+        "freeze_ranges_after": PlainKey(
+            "forward passes after which they stay as they are; the weights learn on", _whole(1), 2000
+        ),
+    },
     "tta": {
         "target_size": PlainKey(
             "sizes in which each image is looked at, as Resize takes them",

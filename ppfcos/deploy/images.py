@@ -79,17 +79,41 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
         DataError: the file cannot be read, or is not a picture.
     """
+    return decode_image(read_file(path), path)
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a picture's file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
-        data = np.frombuffer(read_bytes(path), np.uint8)
+        return read_bytes(path)
     except OSError as error:
         reason = "it is a pipe or a device" if error.errno == errno.EINVAL else error.strerror
         raise DataError(f"{path}: the image cannot be read ({reason})") from error
+
+
+def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
+    """Decode a picture, as `read_image` does.
+
+    Args:
+        content: of the picture's file.
+        name: of the picture, for messages.
+
+    Returns:
+        [H, W, 3] uint8, blue first.
+
+    Raises:
+        DataError: it is not a picture.
+    """
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     except cv2.error:  # such as a picture beyond OpenCV's limit of pixels
         image = None
     if image is None:
-        raise DataError(f"{path}: this is not an image that OpenCV can decode; replace it or leave it out")
+        raise DataError(f"{name}: this is not an image that OpenCV can decode; replace it or leave it out")
     return image
 
 

@@ -37,6 +37,16 @@ class EndToEnd:
     def __init__(self, network: Network):
         self.network = network
 
+    def forward(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The first part of `run`: the network's outputs by name."""
+        return self.network.run({name: inputs[name] for name in self.network.input_names})
+
+    def boxes(
+        self, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The second part of `run`: what it returns, of the outputs of `forward` for these inputs."""
+        return outputs[BBOX], outputs[BBOX_NUM]
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Run a batch.
 
@@ -46,8 +56,7 @@ class EndToEnd:
         Returns:
             bbox [N, 6] (label, score, x0, y0, x1, y1 in pixels of the original images) and bbox_num [B].
         """
-        answer = self.network.run({name: inputs[name] for name in self.network.input_names})
-        return answer[BBOX], answer[BBOX_NUM]
+        return self.boxes(self.forward(inputs), inputs)
 
 
 class DecodedHeads:
@@ -63,8 +72,17 @@ class DecodedHeads:
         self.form = bundle.input
         self.decoder = HeadsDecoder(bundle.heads, bundle.postprocess)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Run a batch; arguments and result as of `EndToEnd.run`."""
-        outputs = self.network.run({name: inputs[name] for name in self.network.input_names})
+    def forward(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The first part of `run`: the network's outputs by name."""
+        return self.network.run({name: inputs[name] for name in self.network.input_names})
+
+    def boxes(
+        self, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The second part of `run`: decoding and suppression of the outputs of `forward` for these inputs."""
         size = self.form.picture_size(inputs[IMAGE].shape)
         return self.decoder(outputs, size, inputs[IM_SHAPE], inputs[SCALE_FACTOR])
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Run a batch; arguments and result as of `EndToEnd.run`."""
+        return self.boxes(self.forward(inputs), inputs)

@@ -135,6 +135,13 @@ class Preprocess:
         self.form = form
         self.steps = [_build(step, form.size) for step in steps]
 
+    @property
+    def natural_size(self) -> tuple[int, int] | None:
+        """(height, width) of an image that no step resizes; None where no step resizes any."""
+        sides = [step.target_size for step in self.steps if isinstance(step, Resize)]
+        sides += [self.form.size] if self.form.size is not None else []
+        return tuple(map(min, zip(*sides))) if sides else None
+
     def __call__(self, images: Sequence[Pixels]) -> dict[str, np.ndarray]:
         """Prepare images and put them into one batch, see `prepare` and `batch`."""
         return self.batch([self.prepare(image) for image in images])

@@ -10,6 +10,8 @@ import paddle
 from paddle import nn
 from ppdet.optimizer import ModelEMA
 
+from ppfcos.modeling.quantization.placement import is_range
+
 
 class InPlaceAverage(ModelEMA):
     """PaddleDetection's average to the last bit, in memory that stays, which takes a quarter of the time."""
@@ -49,7 +51,8 @@ def build_average(cfg: Mapping[str, Any], model: nn.Layer) -> InPlaceAverage | N
         decay=cfg.get("ema_decay", 0.9998),
         ema_decay_type=cfg.get("ema_decay_type") or "threshold",
         cycle_epoch=cfg.get("cycle_epoch", -1),
-        ema_black_list=[*(cfg.get("ema_black_list") or []), *fixed],
+        # Ranges are averages already, and have their own way to begin.
+        ema_black_list=[*(cfg.get("ema_black_list") or []), *fixed, *filter(is_range, model.state_dict())],
     )
 
 

@@ -9,7 +9,11 @@ import paddle
 from paddle import nn
 from ppdet.core.workspace import create
 
+from ppfcos.config.keys import NESTED_KEYS
 from ppfcos.errors import ConfigError
+from ppfcos.modeling.quantization.placement import make_quantization_aware
+
+QUANTIZATION = "quantization_aware_training"
 
 
 def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
@@ -19,7 +23,7 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
         cfg: the configuration, which is loaded into PaddleDetection's workspace.
 
     Returns:
-        The model.
+        The model; with `quantization_aware_training`, one that computes in eight bits.
 
     Raises:
         ConfigError: the architecture or one of its parts does not take what the configuration gives it.
@@ -27,9 +31,19 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     if cfg.get("num_classes") is None:  # the workspace would silently take PaddleDetection's 80
         raise ConfigError("num_classes is not set, and no data set was read that says it: set num_classes")
     try:
-        return create(cfg["architecture"])
+        model = create(cfg["architecture"])
+        return model if cfg.get(QUANTIZATION) is None else _quantization_aware(model, cfg)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"the model cannot be built ({type(error).__name__}: {error})") from error
+
+
+def _quantization_aware(model: nn.Layer, cfg: Mapping[str, Any]) -> nn.Layer:
+    for key in ("to_static", "amp"):
+        if cfg.get(key):
+            raise ConfigError(f"{QUANTIZATION} goes with float32 step by step: set {key}: false")
+    settings = {key: plain.default for key, plain in NESTED_KEYS[QUANTIZATION].items()}
+    settings.update(cfg[QUANTIZATION])
+    return make_quantization_aware(model, settings["range_momentum"], settings["freeze_ranges_after"])
 
 
 def has_synchronized_backbone(cfg: Mapping[str, Any]) -> bool:
@@ -39,8 +53,11 @@ def has_synchronized_backbone(cfg: Mapping[str, Any]) -> bool:
         cfg: the configuration.
 
     Returns:
-        True where the backbone's `norm_type`, or the shared one, is `sync_bn`.
+        True where the backbone's `norm_type`, or the shared one, is `sync_bn`. In a quantisation-aware
+        training norms are frozen.
     """
+    if cfg.get(QUANTIZATION) is not None:
+        return False
     backbone = cfg.get(cfg[cfg["architecture"]].get("backbone")) or {}
     return (backbone.get("norm_type") or cfg.get("norm_type")) == "sync_bn"
 

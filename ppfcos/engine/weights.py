@@ -17,6 +17,7 @@ from paddle import nn
 from ppfcos.engine import distributed
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import WeightsError, one_line
+from ppfcos.modeling.quantization.placement import is_range, ranges_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
 def load_weights(model: nn.Layer, source: Path | str) -> None:
     """Give a model the weights of a checkpoint, all of them.
 
+    A model in float does without the ranges of a quantisation-aware training.
+
     Args:
         model: changed in place, or not at all.
         source: path of the checkpoint, with or without `.pdparams`, or its URL.
@@ -60,6 +63,8 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
         WeightsError: the file cannot be read, or does not fit the model; the message lists what does not.
     """
     weights, tensors = read_weights(_local(source)), model.state_dict()
+    if ranges_of(model) is None:
+        weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
     unexpected = [name for name in weights if name not in tensors]
     reshaped = [

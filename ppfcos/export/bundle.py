@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import paddle
 import yaml
@@ -43,9 +43,13 @@ from ppfcos.export.program import (
     save_program,
 )
 from ppfcos.folders import replacing_folder
+from ppfcos.modeling.quantization.placement import float_copy, limited_copy, ranges_of
 
 if TYPE_CHECKING:  # without the packages for ONNX it cannot be imported
-    from ppfcos.export.int8 import Calibration
+    from onnx import ModelProto
+
+    from ppfcos.export.int8 import Calibration, Int8Network
+    from ppfcos.export.trained_ranges import TrainedRanges
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,8 @@ class Wanted:
         precisions: of the ONNX model: `fp32`, and `fp16` and `int8` beside it. Paddle's program is in fp32.
         opset: version of ONNX's operators.
         pictures: files with which the networks are checked; without any it is done with noise.
-        calibration: how `int8` is made; None where there is no such network.
+        calibration: how `int8` is made, by pictures or by the ranges of a quantisation-aware training; None
+            where there is no such network.
 
     Raises:
         ConfigError: the parts contradict one another.
@@ -82,7 +87,7 @@ class Wanted:
     precisions: Sequence[str] = (FP32,)
     opset: int = DEFAULT_OPSET
     pictures: Sequence[str] = ()
-    calibration: Calibration | None = None
+    calibration: Calibration | TrainedRanges | None = None
 
     def __post_init__(self) -> None:
         if self.precisions != (FP32,) and names.ONNX not in self.formats:
@@ -127,24 +132,28 @@ def export_bundle(
         The folder.
 
     Raises:
-        BundleError: this Paddle cannot export the model, or an exported network's boxes are not the model's.
+        BundleError: this Paddle cannot export the model, it has no ranges for INT8, or an exported network's
+            boxes are not the model's.
         ConfigError: the TestReader holds a transform that a bundle cannot carry.
         DataError: a picture to check the networks with cannot be read.
         OutputError: the folder cannot be written, or holds files that are not a bundle's.
     """
     check_paddle()
     wanted = wanted or Wanted()
+    _check_ranges(model, wanted)
     description = infer_config(cfg, class_names, category_ids)
     target = Path(directory)
     _check_target(target)
     with replacing_folder(target) as unfinished, _evaluating(model):
         preprocess = Preprocess(description["Preprocess"], wanted.form)
-        networks, scales = _write_networks(folded_copy(model), wanted, preprocess, unfinished)
+        plain = model if ranges_of(model) is None else float_copy(model)
+        folded = _Network(folded_copy(plain), model)
+        networks, scales = _write_networks(folded, wanted, preprocess, unfinished)
         if _paddledetection_can_run(wanted):
             _write_yaml(unfinished / names.CONFIG_FILE, description)
         says = manifest(model, cfg, description, wanted.form, wanted.heads, networks, scales)
         _write_yaml(unfinished / names.MANIFEST_FILE, {**says, "files": files_of(unfinished)})
-        _check_answers(model, wanted, preprocess, unfinished)
+        _check_answers(_Network(plain, model), wanted, preprocess, unfinished)
     logger.info("exported to %s", target)
     return target
 
@@ -152,6 +161,21 @@ def export_bundle(
 def onnx_is_installed() -> bool:
     """Whether the packages are there that an ONNX model is made and checked with."""
     return all(importlib.util.find_spec(package) is not None for package in ONNX_PACKAGES)
+
+
+def _check_ranges(model: paddle.nn.Layer, wanted: Wanted) -> None:
+    """Refuse INT8 by trained ranges where there are none."""
+    if INT8 not in wanted.precisions:
+        return
+    from ppfcos.export.trained_ranges import TrainedRanges
+
+    ranges = ranges_of(model)
+    trained = ranges is not None and ranges.are_known()
+    if isinstance(wanted.calibration, TrainedRanges) and not trained:
+        raise BundleError(
+            "the network has no trained ranges for INT8: train it with quantization_aware_training first, or "
+            "calibrate it with -o quantization_aware_training=null"
+        )
 
 
 def _check_target(target: Path) -> None:
@@ -192,17 +216,24 @@ def _paddledetection_can_run(wanted: Wanted) -> bool:
     return usual and wanted.heads is None and names.PADDLE in wanted.formats
 
 
+class _Network(NamedTuple):
+    """A model as the networks in float have it, and as it was trained: with eight bits, it may be."""
+
+    plain: paddle.nn.Layer
+    trained: paddle.nn.Layer
+
+
 def _write_networks(
-    model: paddle.nn.Layer, wanted: Wanted, preprocess: Preprocess, folder: Path
+    model: _Network, wanted: Wanted, preprocess: Preprocess, folder: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
     """Make all networks; their files by format and precision, and the scales of integer outputs."""
     networks: dict[str, dict[str, Any]] = {}
     scales: dict[str, list[float]] = {}
     if names.PADDLE in wanted.formats:
         network = (
-            EndToEndNetwork(model, wanted.form)
+            EndToEndNetwork(model.plain, wanted.form)
             if wanted.heads is None
-            else HeadsNetwork(model, wanted.form, wanted.heads)
+            else HeadsNetwork(model.plain, wanted.form, wanted.heads)
         )
         save_program(network, folder / names.MODEL_PREFIX)
         networks[names.PADDLE] = {FP32: {"program": names.PROGRAM_FILE, "weights": names.WEIGHTS_FILE}}
@@ -212,7 +243,7 @@ def _write_networks(
 
 
 def _write_onnx(
-    model: paddle.nn.Layer, wanted: Wanted, preprocess: Preprocess, folder: Path
+    model: _Network, wanted: Wanted, preprocess: Preprocess, folder: Path
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     if not onnx_is_installed():
         raise BundleError(
@@ -222,12 +253,8 @@ def _write_onnx(
     import onnx
 
     from ppfcos.export.half_precision import half_precision
-    from ppfcos.export.onnx_model import end_to_end_model, heads_model
 
-    if wanted.heads is None:
-        network = end_to_end_model(model, wanted.form, wanted.opset)
-    else:
-        network = heads_model(model, wanted.form, wanted.heads, wanted.opset)
+    network = _onnx_network(model.plain, wanted)
     makers = {FP32: lambda network: network, FP16: half_precision}
     files: dict[str, Any] = {}
     scales: dict[str, list[float]] = {}
@@ -237,27 +264,50 @@ def _write_onnx(
         if precision in makers:
             onnx.save(makers[precision](network), folder / file)
             continue
-        from ppfcos.export.int8 import write_int8
-
-        quantised = write_int8(network, model, folder / file, preprocess, wanted.calibration)
+        quantised = _write_int8(network, model, wanted, preprocess, folder / file)
         files[precision] |= quantised.summary
         scales = quantised.scales
     return files, scales
 
 
-def _check_answers(model: paddle.nn.Layer, wanted: Wanted, preprocess: Preprocess, folder: Path) -> None:
-    """Run every network beside the model.
+def _onnx_network(model: paddle.nn.Layer, wanted: Wanted) -> ModelProto:
+    from ppfcos.export.onnx_model import end_to_end_model, heads_model
+
+    if wanted.heads is None:
+        return end_to_end_model(model, wanted.form, wanted.opset)
+    return heads_model(model, wanted.form, wanted.heads, wanted.opset)
+
+
+def _write_int8(
+    network: ModelProto, model: _Network, wanted: Wanted, preprocess: Preprocess, target: Path
+) -> Int8Network:
+    from ppfcos.export.int8 import write_int8
+    from ppfcos.export.trained_ranges import TrainedRanges, write_trained_int8
+
+    if not isinstance(wanted.calibration, TrainedRanges):
+        return write_int8(network, model.plain, target, preprocess, wanted.calibration)
+    limits = ranges_of(model.trained).limits.tolist()
+    limited = _onnx_network(limited_copy(model.trained), wanted)
+    return write_trained_int8(limited, map(tuple, limits), target, wanted.calibration)
+
+
+def _check_answers(model: _Network, wanted: Wanted, preprocess: Preprocess, folder: Path) -> None:
+    """Run every network beside the model: one in INT8 beside the model as it was trained.
 
     Raises:
         BundleError: they disagree.
     """
-    reference = Remembering(PixelsFirst(wanted.form, CheckpointRuntime(model)))
+    plain = Remembering(PixelsFirst(wanted.form, CheckpointRuntime(model.plain)))
+    trained = plain
+    if model.trained is not model.plain:
+        trained = Remembering(PixelsFirst(wanted.form, CheckpointRuntime(model.trained)))
     batches = list(_check_batches(wanted, preprocess))
     device = "gpu" if "gpu" in paddle.get_device() else "cpu"
     for kind, precisions in names.read_bundle(folder).networks.items():
         for precision in precisions:
             on = device if kind == names.PADDLE else "cpu"
             candidate = Predictor(folder, RUNTIMES[kind], precision, device=on).runtime
+            reference = trained if precision == INT8 else plain
             agreement = compare(reference, candidate, batches, TOLERANCES[precision])
             if not agreement.holds:
                 raise BundleError(

@@ -91,11 +91,7 @@ def write_int8(
             report, scales = quantize_heads(source, target, batches, calibration.settings)
         else:
             report = quantize(source, target, batches, calibration.settings)
-    # In the file a weight has the name that Paddle counted out, not the one that it has in the model.
-    layer_names = {
-        weight.name: name[: -len(WEIGHT)] if name.endswith(WEIGHT) else name
-        for name, weight in model.named_parameters()
-    }
+    layer_names = {name: name.removesuffix(WEIGHT) for name, _ in model.named_parameters()}
     if report.effects:
         logger.info("layers that suffer from INT8:\n%s", report.table(names=layer_names))
     return Int8Network(_summary(report, calibration, layer_names), scales)

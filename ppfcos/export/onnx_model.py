@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import paddle
@@ -43,6 +43,7 @@ def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int) -> ModelPr
         ConfigError: the opset is none of `OPSETS`.
     """
     network = _converted(CandidatesNetwork(model, form), opset)
+    _rename(network.graph, _weight_names(model))
     boxes, *shown, scores, classes = (output.name for output in network.graph.output)
     count = len(model.head.strides) * model.decode.pre_nms_top_k
     suppression = suppression_graph(model.decode, count, model.head.num_classes, network.ir_version, opset)
@@ -71,7 +72,9 @@ def heads_model(model: nn.Layer, form: NetworkInput, heads: HeadsForm, opset: in
     """
     network = _converted(HeadsNetwork(model, form, heads), opset)
     levels = head_outputs(model.head.strides)
-    _rename_outputs(network.graph, [level[kind] for kind in names.HEAD_OUTPUTS for level in levels])
+    wanted = [level[kind] for kind in names.HEAD_OUTPUTS for level in levels]
+    outputs = {output.name: name for output, name in zip(network.graph.output, wanted)}
+    _rename(network.graph, {**outputs, **_weight_names(model)})
     return _simplified(network)
 
 
@@ -128,10 +131,14 @@ def _name_sizes(graph: GraphProto) -> None:
                 size.dim_param = name
 
 
-def _rename_outputs(graph: GraphProto, wanted: Sequence[str]) -> None:
-    renamed = {output.name: name for output, name in zip(graph.output, wanted)}
-    for output in graph.output:
-        output.name = renamed[output.name]
+def _weight_names(model: nn.Layer) -> dict[str, str]:
+    """What each weight is called in the model, such as neck.lateral.0.weight, by the name Paddle gave it."""
+    return {tensor.name: name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:
+    for value in (*graph.output, *graph.initializer):
+        value.name = renamed.get(value.name, value.name)
     for node in graph.node:
         for values in (node.input, node.output):
             values[:] = [renamed.get(value, value) for value in values]

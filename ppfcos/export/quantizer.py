@@ -185,6 +185,19 @@ class FloatNetwork:
         return quantizer.model.model
 
 
+def known_ranges(limits: Mapping[str, tuple[float, float]]) -> Ranges:
+    """Ranges that were found elsewhere, for `FloatNetwork.quantized`.
+
+    Args:
+        limits: the smallest and the largest value of every activation, by its name.
+
+    Returns:
+        The same as ONNX Runtime wants it.
+    """
+    arrays = {name: tuple(np.float32(value) for value in pair) for name, pair in limits.items()}
+    return Ranges(CalibrationMethod.MinMax, arrays)
+
+
 class _OneBatch(CalibrationDataReader):
     """One batch in the form that ONNX Runtime reads."""
 

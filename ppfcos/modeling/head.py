@@ -105,6 +105,7 @@ class Tower(nn.Layer):
         deformable = [_deformable_conv(channels) for _ in range(deformable_convs)]
         self.convs = nn.LayerList(plain + deformable)
         self.norms = nn.LayerList([_norms(norm_type, channels, norm_levels) for _ in range(num_convs)])
+        self.relu = nn.ReLU()
 
     def features(self, feature: Tensor, level: int) -> Tensor:
         """Run the tower.
@@ -117,7 +118,7 @@ class Tower(nn.Layer):
             [B, channels, H_l, W_l].
         """
         for index, conv in enumerate(self.convs):
-            feature = F.relu(self._norm_behind(index, level)(conv(feature)))
+            feature = self.relu(self._norm_behind(index, level)(conv(feature)))
         return feature
 
     def _norm_behind(self, index: int, level: int) -> nn.Layer:

@@ -40,6 +40,22 @@ class Bar(NamedTuple):
     about: str = ""
 
 
+class Stack(NamedTuple):
+    """A row of a chart of bars that are put together of parts.
+
+    Attributes:
+        name: of the row.
+        parts: the length of each, the CSS class of its colour, and what is shown when it is pointed at.
+        shown: how the whole is written.
+        about: a sentence on it, or nothing.
+    """
+
+    name: str
+    parts: Sequence[tuple[float, str, str]]
+    shown: str
+    about: str = ""
+
+
 def line_chart(lines: Sequence[Line], x_name: str, y_name: str, behind: str = "") -> str:
     """A chart of two quantities from 0 to 1, with a legend.
 
@@ -140,14 +156,40 @@ def bar_rows(bars: Sequence[Bar], longest: float | None = None) -> str:
     full = longest or max((bar.value for bar in bars), default=0) or 1
     rows = []
     for bar in bars:
-        about = f"<small>{escaped(bar.about)}</small>" if bar.about else ""
         share = 100 * min(max(bar.value / full, 0), 1)
-        rows.append(
-            f"<div class='bar-name' title='{escaped(bar.name)}'>{escaped(short(bar.name))}{about}</div>"
-            f"<div class='bar-room'><span class='bar {bar.style}' style='width:{share:.1f}%'></span></div>"
-            f"<div class='bar-value'>{escaped(bar.shown)}</div>"
-        )
+        span = f"<span class='bar {bar.style}' style='width:{share:.1f}%'></span>"
+        rows.append(_bar_row(bar.name, bar.about, f"<div class='bar-room'>{span}</div>", bar.shown))
     return f"<div class='bars'>{''.join(rows)}</div>"
+
+
+def stacked_rows(stacks: Sequence[Stack]) -> str:
+    """The same of bars whose parts follow one another; the longest has the full width.
+
+    Args:
+        stacks: with lengths from 0.
+
+    Returns:
+        HTML.
+    """
+    full = max((sum(length for length, _, _ in stack.parts) for stack in stacks), default=0) or 1
+    rows = []
+    for stack in stacks:
+        spans = "".join(
+            f"<span class='bar {style}' style='width:{100 * length / full:.2f}%' "
+            f"title='{escaped(hint)}'></span>"
+            for length, style, hint in stack.parts
+        )
+        room = f"<div class='bar-room parts'>{spans}</div>"
+        rows.append(_bar_row(stack.name, stack.about, room, stack.shown))
+    return f"<div class='bars'>{''.join(rows)}</div>"
+
+
+def _bar_row(name: str, about: str, room: str, shown: str) -> str:
+    below = f"<small>{escaped(about)}</small>" if about else ""
+    return (
+        f"<div class='bar-name' title='{escaped(name)}'>{escaped(short(name))}{below}</div>{room}"
+        f"<div class='bar-value'>{escaped(shown)}</div>"
+    )
 
 
 def _grid(x_name: str, y_name: str) -> str:

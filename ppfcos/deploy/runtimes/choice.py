@@ -57,10 +57,7 @@ def open_network(bundle: Bundle, runtime: str, precision: str, threads: int | No
         MissingLibraryError: the runtime is not installed.
         DeviceError: the device is not there.
     """
-    for value, known, what in ((runtime, RUNTIMES, "runtime"), (precision, PRECISIONS, "precision")):
-        if value not in known:
-            raise ConfigError(f"{what} {value!r} is not known; take one of {', '.join(known)}")
-    name = _first_installed(bundle, precision) if runtime == AUTO else runtime
+    name = chosen_runtime(bundle, runtime, precision)
     stored = _stored_precision(bundle, name, precision)
     if stored is None:
         raise BundleError(
@@ -68,6 +65,28 @@ def open_network(bundle: Bundle, runtime: str, precision: str, threads: int | No
         )
     files = bundle.network(LIBRARIES[name].form, stored)
     return _load(name, files, bundle, precision, threads or default_threads(), device)
+
+
+def chosen_runtime(bundle: Bundle, runtime: str, precision: str) -> str:
+    """The runtime that `open_network` takes.
+
+    Args:
+        bundle: to be run.
+        runtime: one of RUNTIMES.
+        precision: one of PRECISIONS.
+
+    Returns:
+        `runtime` itself, which need not be able to run the bundle, or what `auto` stands for here.
+
+    Raises:
+        ConfigError: there is no such runtime or precision.
+        BundleError: no runtime can run the bundle in this precision.
+        MissingLibraryError: none of those that can is installed.
+    """
+    for value, known, what in ((runtime, RUNTIMES, "runtime"), (precision, PRECISIONS, "precision")):
+        if value not in known:
+            raise ConfigError(f"{what} {value!r} is not known; take one of {', '.join(known)}")
+    return _first_installed(bundle, precision) if runtime == AUTO else runtime
 
 
 def default_threads() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,24 +34,7 @@ class OnnxRuntime:
     """
 
     def __init__(self, file: Path, threads: int, device: str = "auto"):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingLibraryError(
-                f"ONNX Runtime cannot be imported ({error}); `pip install onnxruntime`, "
-                "or take another runtime"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = ERRORS_ONLY
-        providers = _providers(device, onnxruntime.get_available_providers())
-        try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except Exception as error:  # its errors have no type in common
-            raise BundleError(
-                f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({one_line(error)}); "
-                "export the bundle again, for this version"
-            ) from error
+        self._session = open_session(file, threads, device)
         self._file = file
         self.input_names = tuple(each.name for each in self._session.get_inputs())
         self._output_names = [each.name for each in self._session.get_outputs()]
@@ -71,6 +55,42 @@ class OnnxRuntime:
             return dict(zip(self._output_names, self._session.run(self._output_names, dict(inputs))))
         except Exception as error:
             raise BundleError(f"{self._file}: ONNX Runtime stopped ({one_line(error)})") from error
+
+
+def open_session(file: Path, threads: int, device: str, **settings: Any) -> Any:
+    """Load a network.
+
+    Args:
+        file: the ONNX file.
+        threads: threads of the CPU that one call uses.
+        device: as for `OnnxRuntime`.
+        settings: further ones of ONNX Runtime's `SessionOptions`, by their names.
+
+    Returns:
+        An `onnxruntime.InferenceSession`.
+
+    Raises:
+        MissingLibraryError, DeviceError, BundleError: as of `OnnxRuntime`.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingLibraryError(
+            f"ONNX Runtime cannot be imported ({error}); `pip install onnxruntime`, or take another runtime"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = ERRORS_ONLY
+    for name, value in settings.items():
+        setattr(options, name, value)
+    providers = _providers(device, onnxruntime.get_available_providers())
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # its errors have no type in common
+        raise BundleError(
+            f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({one_line(error)}); "
+            "export the bundle again, for this version"
+        ) from error
 
 
 def _providers(device: str, available: list[str]) -> list:

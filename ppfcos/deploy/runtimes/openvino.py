@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,27 +32,9 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, file: Path, threads: int, device: str = "auto", precision: str = "fp32"):
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingLibraryError(
-                f"OpenVINO cannot be imported ({error}); `pip install openvino`, or take another runtime"
-            ) from error
-        core = openvino.Core()
-        name = _device(core, device, precision)
-        settings = {"PERFORMANCE_HINT": "LATENCY"}
-        if name == "CPU":
-            settings["INFERENCE_NUM_THREADS"] = threads
-            settings["INFERENCE_PRECISION_HINT"] = BFLOAT16 if precision == "bf16" else FLOAT32
-        try:
-            model = core.read_model(str(file))
-            free_size = any(side.is_dynamic for each in model.inputs for side in list(each.partial_shape)[1:])
-            self._compiled = core.compile_model(model, name, settings)
-        except Exception as error:  # its errors have no type in common
-            raise BundleError(
-                f"{file}: OpenVINO {openvino.__version__} cannot load it ({one_line(error)}); "
-                "export the bundle again, for this version"
-            ) from error
+        self._compiled = compile_network(file, threads, device, precision)
+        sides = [side for each in self._compiled.inputs for side in list(each.partial_shape)[1:]]
+        free_size = any(side.is_dynamic for side in sides)
         if precision == "int8" and free_size:
             # Seen with 2026.4: where height and width are free, all channels of a last convolution get the
             # bias of the first. With a fixed size, whatever the batch, the biases are right.
@@ -86,6 +69,43 @@ class OpenVinoRuntime:
         except Exception as error:
             raise BundleError(f"{self._file}: OpenVINO stopped ({one_line(error)})") from error
         return {name: answer[i] for name, i in self._outputs.items()}
+
+
+def compile_network(file: Path, threads: int, device: str, precision: str, **settings: Any) -> Any:
+    """Load a network.
+
+    Args:
+        file: the ONNX file.
+        threads: threads of the CPU in all.
+        device: as for `OpenVinoRuntime`.
+        precision: likewise.
+        settings: further properties of OpenVINO, by their names.
+
+    Returns:
+        An `openvino.CompiledModel`.
+
+    Raises:
+        MissingLibraryError, DeviceError, BundleError: as of `OpenVinoRuntime`.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingLibraryError(
+            f"OpenVINO cannot be imported ({error}); `pip install openvino`, or take another runtime"
+        ) from error
+    core = openvino.Core()
+    name = _device(core, device, precision)
+    settings["PERFORMANCE_HINT"] = "LATENCY"
+    if name == "CPU":
+        settings["INFERENCE_NUM_THREADS"] = threads
+        settings["INFERENCE_PRECISION_HINT"] = BFLOAT16 if precision == "bf16" else FLOAT32
+    try:
+        return core.compile_model(core.read_model(str(file)), name, settings)
+    except Exception as error:  # its errors have no type in common
+        raise BundleError(
+            f"{file}: OpenVINO {openvino.__version__} cannot load it ({one_line(error)}); "
+            "export the bundle again, for this version"
+        ) from error
 
 
 def _device(core: object, device: str, precision: str) -> str:

@@ -19,6 +19,7 @@ from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
 from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
+from ppfcos.modeling.sums import Sum
 
 
 class Scale(NamedTuple):
@@ -62,7 +63,7 @@ STAGES = (
 ENDS = {3: 8, 5: 16, 7: 32}  # stages, from 1, that end a feature map, and its stride
 SQUEEZE = 4  # a block's input channels to those that its squeeze-and-excitation has inside
 NORM = {"momentum": 0.99, "epsilon": 1e-3}
-ACTIVATIONS = {"swish": F.swish, "relu": F.relu, "relu6": F.relu6}
+ACTIVATIONS = {"swish": nn.Swish, "relu": nn.ReLU, "relu6": nn.ReLU6}
 
 
 def scaled_channels(channels: int, scale: Scale) -> int:
@@ -119,14 +120,14 @@ class SqueezeExcitation(nn.Layer):
 
     def __init__(self, channels: int, squeezed: int, activation: str):
         super().__init__()
-        self.activate = ACTIVATIONS[activation]
         self.add_sublayer("_conv1._conv", nn.Conv2D(channels, squeezed, 1, weight_attr=_initialized()))
         self.add_sublayer("_conv2._conv", nn.Conv2D(squeezed, channels, 1, weight_attr=_initialized()))
+        self.add_sublayer("activate", ACTIVATIONS[activation]())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, channels, H, W] → likewise."""
-        reduce, expand = list(self.children())
-        return inputs * F.sigmoid(expand(self.activate(reduce(F.adaptive_avg_pool2d(inputs, 1)))))
+        reduce, expand, activate = list(self.children())
+        return inputs * F.sigmoid(expand(activate(reduce(F.adaptive_avg_pool2d(inputs, 1)))))
 
 
 class Block(nn.Layer):
@@ -152,8 +153,8 @@ class Block(nn.Layer):
     ):
         super().__init__()
         inner = in_channels * stage.expansion
-        self.activate = ACTIVATIONS[activation]
-        self.is_residual = stage.stride == 1 and in_channels == stage.channels
+        self.activate = ACTIVATIONS[activation]()
+        self.add = Sum() if stage.stride == 1 and in_channels == stage.channels else None
         self._ecn = self._se = None
         if stage.expansion != 1:
             self._ecn = ConvNorm(in_channels, inner, norm_type, kernel_size=1)
@@ -175,7 +176,7 @@ class Block(nn.Layer):
         x = inputs if self._ecn is None else self.activate(self._ecn(inputs))
         x = self.activate(self._dcn(x))
         x = self._pcn(x if self._se is None else self._se(x))
-        return x + inputs if self.is_residual else x
+        return x if self.add is None else self.add(x, inputs)
 
 
 def _initialized() -> ParamAttr:
@@ -214,7 +215,6 @@ class PPFCOSEfficientNet(nn.Layer):
         ):
             if value not in allowed:
                 raise ValueError(f"PPFCOSEfficientNet.{key} is {value!r}: it is one of {', '.join(allowed)}")
-        self.activate = ACTIVATIONS[activation]
         factors = SCALES[scale]
         channels, size = scaled_channels(STEM_CHANNELS, factors), factors.resolution
         stem = ConvNorm(3, channels, norm_type, kernel_size=3, stride=2, padding=_padding(3, 2, size))
@@ -232,6 +232,7 @@ class PPFCOSEfficientNet(nn.Layer):
                 count += 1
             if number in ENDS:
                 self.ends[count - 1] = ShapeSpec(channels=channels, stride=ENDS[number])
+        self.add_sublayer("activate", ACTIVATIONS[activation]())
 
     @property
     def out_shape(self) -> list:
@@ -247,8 +248,8 @@ class PPFCOSEfficientNet(nn.Layer):
         Returns:
             C3, C4, C5: [B, channels, H / stride, W / stride].
         """
-        stem, *blocks = list(self.children())
-        x = self.activate(stem(inputs["image"]))
+        stem, *blocks, activate = list(self.children())
+        x = activate(stem(inputs["image"]))
         features = []
         for i, block in enumerate(blocks):
             x = block(x)

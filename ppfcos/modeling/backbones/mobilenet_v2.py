@@ -10,8 +10,27 @@ from paddle.vision.models import MobileNetV2
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
+from ppfcos.modeling.sums import Sum
+
 LAST_OF_STAGE = (3, 6, 13, 17)  # the last layer of each stride, as in the FCOS authors' mobilenet.py
 STRIDES = (4, 8, 16, 32)
+
+
+class Residual(nn.Layer):
+    """A block of `paddle.vision` whose input is added to what its convolutions make.
+
+    Args:
+        conv: the convolutions.
+    """
+
+    def __init__(self, conv: nn.Layer):
+        super().__init__()
+        self.conv = conv
+        self.add = Sum()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, channels, H, W] → likewise."""
+        return self.add(inputs, self.conv(inputs))
 
 
 @register
@@ -45,6 +64,9 @@ class PPFCOSMobileNetV2(nn.Layer):
         self.return_idx = list(return_idx)
         depth = LAST_OF_STAGE[max(self.return_idx)] + 1
         self.features = MobileNetV2(scale, num_classes=0, with_pool=False).features[:depth]
+        for i, layer in enumerate(self.features):
+            if getattr(layer, "use_res_connect", False):
+                self.features[i] = Residual(layer.conv)
         if freeze_norm:
             _freeze_norms(self.features)
         if freeze_at >= 0:

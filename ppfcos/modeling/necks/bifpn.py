@@ -7,6 +7,8 @@ halved: here, as in Horizon Robotics' networks, by the largest of the four cells
 
 from __future__ import annotations
 
+import functools
+
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.nn.initializer import Constant
@@ -15,6 +17,7 @@ from ppdet.core.workspace import register
 from ppfcos.modeling.necks.pyramid import Pyramid
 from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
 from ppfcos.modeling.separable import SeparableConv
+from ppfcos.modeling.sums import Sum
 
 FUSIONS = ("fast", "sum")
 EPSILON = 1e-4  # of the fast normalised fusion, section 3.3
@@ -37,6 +40,8 @@ class Fusion(nn.Layer):
             self.weights = self.create_parameter([num_inputs], default_initializer=Constant(1.0))
         self.conv = SeparableConv(channels, channels)
         self.norm = batch_norm(norm_type, channels)
+        self.add = Sum()
+        self.relu = nn.ReLU()
 
     def forward(self, inputs: list) -> Tensor:
         """num_inputs × [B, channels, H_l, W_l] → [B, channels, H_l, W_l]."""
@@ -44,7 +49,7 @@ class Fusion(nn.Layer):
             weights = F.relu(self.weights)
             shares = weights / (weights.sum() + EPSILON)
             inputs = [share * each for share, each in zip(shares.unbind(), inputs)]
-        return self.norm(self.conv(F.relu(sum(inputs[1:], inputs[0]))))
+        return self.norm(self.conv(self.relu(functools.reduce(self.add, inputs))))
 
 
 class BiFPNLayer(nn.Layer):

@@ -11,6 +11,7 @@ from paddle import Tensor, nn
 from ppdet.core.workspace import register
 
 from ppfcos.modeling.necks.pyramid import Pyramid, pyramid_conv
+from ppfcos.modeling.sums import Sum
 
 
 @register
@@ -47,6 +48,8 @@ class PPFCOSFPN(Pyramid):
         self.outputs = nn.LayerList([pyramid_conv(out_channels, out_channels, 3) for _ in in_channels])
         first = out_channels if extra_source == "p5" else in_channels[-1]
         sources = [first] + [out_channels] * (extra_levels - 1)
+        self.add = Sum()
+        self.relu = nn.ReLU()
         self.extras = nn.LayerList(
             [pyramid_conv(source, out_channels, 3, stride=2) for source in sources[:extra_levels]]
         )
@@ -64,13 +67,15 @@ class PPFCOSFPN(Pyramid):
         inner = self.laterals[-1](features[-1])
         levels = [self.outputs[-1](inner)]
         for i in range(len(features) - 2, -1, -1):
-            inner = self.laterals[i](features[i]) + F.interpolate(inner, scale_factor=2, mode="nearest")
+            inner = self.add(
+                self.laterals[i](features[i]), F.interpolate(inner, scale_factor=2, mode="nearest")
+            )
             levels.insert(0, self.outputs[i](inner))
         return levels + self._extra_levels(levels[-1] if self.extra_source == "p5" else features[-1])
 
     def _extra_levels(self, source: Tensor) -> list:
         levels = []
         for i, conv in enumerate(self.extras):
-            source = conv(source if i == 0 else F.relu(source))
+            source = conv(source if i == 0 else self.relu(source))
             levels.append(source)
         return levels
