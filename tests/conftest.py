@@ -11,16 +11,38 @@ from browser import start_browser
 from selenium.webdriver import Chrome
 
 from ppfcos import environment
+from ppfcos.errors import BundleError
 
 environment.prepare()
 with environment.quiet_imports():
     import paddle
     from ppdet.core.workspace import global_config
 
+    from ppfcos.export.program import check_paddle
+
 ROOT = Path(__file__).resolve().parent.parent
 TEST_DATA = Path(os.environ.get("PPFCOS_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 paddle.seed(0)
+
+
+def _why_it_cannot_export() -> str:
+    """What the export says of this version of Paddle; empty where it goes on."""
+    try:
+        check_paddle()
+    except BundleError as error:
+        return str(error)
+    return ""
+
+
+CANNOT_EXPORT = _why_it_cannot_export()
+needs_export = pytest.mark.skipif(bool(CANNOT_EXPORT), reason=CANNOT_EXPORT)
+
+
+def skip_without_export() -> None:
+    """For what makes a bundle on behalf of many tests."""
+    if CANNOT_EXPORT:
+        pytest.skip(CANNOT_EXPORT)
 
 
 def _real_data(name: str) -> Path:

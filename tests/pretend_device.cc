@@ -3,6 +3,7 @@
 // It has memory, streams that do everything at once, and no operators of its own; Paddle takes the CPU's for
 // those. With PRETEND_BROKEN in the environment it does not start, as a device whose driver is missing.
 
+#include <cstdint>  // Paddle 2.6's header relies on it
 #include <cstdlib>
 #include <cstring>
 

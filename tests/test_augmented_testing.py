@@ -13,6 +13,7 @@ import paddle
 import pytest
 import reference
 import small_detector
+from conftest import needs_export
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppdet.core.workspace import create
@@ -284,11 +285,17 @@ def test_two_processes_find_what_one_finds(evaluation, root):
         )
 
 
+@needs_export
+def test_it_is_not_exported(detector, tmp_path, capsys):
+    config, _, weights = detector
+    arguments = ["-c", str(config), "-o", f"weights={weights}", "tta={}", "--output_dir", str(tmp_path)]
+    assert export_model.main(arguments) == 2
+    assert "tta: a bundle runs each image once" in capsys.readouterr().err
+
+
 def test_what_it_cannot_do_is_said(detector, tmp_path, capsys):
     config, _, weights = detector
     common = ["-c", str(config), "-o", f"weights={weights}"]
-    assert export_model.main([*common, "tta={}", "--output_dir", str(tmp_path)]) == 2
-    assert "tta: a bundle runs each image once" in capsys.readouterr().err
     for settings_, message in (
         ("tta={size_ranges: [[0, 10]]}", "tta.size_ranges has 1 ranges, and tta.target_size 9 sizes"),
         ("tta={target_siz: []}", "unknown key 'tta.target_siz'; did you mean 'target_size'?"),

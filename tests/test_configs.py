@@ -11,7 +11,7 @@ import logging
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT
+from conftest import ROOT, needs_export
 from paddle import nn
 from small_detector import spread_scores
 
@@ -180,6 +180,7 @@ def settle_norms(model, images):
         norm._momentum = momentum
 
 
+@needs_export
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_learns_answers_and_exports(name, exported_networks, tmp_path, caplog):

@@ -9,6 +9,7 @@ import pytest
 
 from ppfcos.modeling.convolution import Conv2D, trains_on_cpu
 from ppfcos.modeling.head import PPFCOSHead
+from ppfcos.paddle_versions import HAS_CONV2D_GRAD
 
 
 def gradients(outputs, layer, inputs):
@@ -41,11 +42,19 @@ def test_convolution_with_bias(learns):
     image.stop_gradient = learns == "weights only"
     for weight in conv.parameters():
         weight.stop_gradient = learns == "input only"
-    assert trains_on_cpu(conv, image)
+    assert trains_on_cpu(conv, image) is HAS_CONV2D_GRAD
     plain = F.conv2d(image, conv.weight, conv.bias, stride=2, padding=1)
     expected_gradients = gradients([plain], conv, [image])
     found = conv(image)
     check([found], [plain], gradients([found], conv, [image]), expected_gradients)
+
+
+def group_norm(feature, groups, norm):
+    """As the formula says: Paddle 2.6 has no function for it."""
+    parts = feature.reshape([feature.shape[0], groups, -1])
+    centred = parts - parts.mean(axis=-1, keepdim=True)
+    whitened = centred / paddle.sqrt((centred**2).mean(axis=-1, keepdim=True) + 1e-5)
+    return whitened.reshape(feature.shape) * norm.weight.reshape([-1, 1, 1]) + norm.bias.reshape([-1, 1, 1])
 
 
 @pytest.mark.parametrize("centerness_on", ["box", "class"])
@@ -66,7 +75,7 @@ def test_head(num_convs, centerness_on):
     def tower(layer, feature):
         for conv, norm in zip(layer.convs, layer.norms):
             feature = F.conv2d(feature, conv.weight, conv.bias, padding=1)
-            feature = F.relu(F.group_norm(feature, 32, 1e-5, norm.weight, norm.bias))
+            feature = F.relu(group_norm(feature, 32, norm))
         return feature
 
     def predict(conv, feature):

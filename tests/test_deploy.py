@@ -37,10 +37,12 @@ from ppfcos.deploy.detections import split_batch
 from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.deploy.runtimes.choice import LIBRARIES
+from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, ConfigError, DataError, DeviceError
 from ppfcos.export.agreement import noise_batches
 from ppfcos.export.checkpoint import CheckpointRuntime
+from ppfcos.paddle_versions import HAS_NEW_IR
 
 RESIZES = [
     {"target_size": [320, 480], "keep_ratio": True, "interp": 1},
@@ -452,6 +454,12 @@ def test_the_runtime_can_be_asked_by_itself(predictor):
     for batch in noise_batches(predictor.bundle.input):
         bbox, bbox_num = predictor.runtime.run(batch)
         assert bbox.shape == (bbox_num.sum(), 6) and len(bbox_num) == len(batch["image"])
+
+
+@pytest.mark.skipif(HAS_NEW_IR, reason="this version of Paddle runs the programs of bundles")
+def test_a_paddle_that_is_too_old_is_named(tmp_path):
+    with pytest.raises(BundleError, match=rf"Paddle {paddle.__version__} cannot run it.*3\.0.*onnxruntime"):
+        PaddleInferenceRuntime(tmp_path / "model.json", tmp_path / "model.pdiparams", (), threads=1)
 
 
 def test_auto_takes_what_is_installed(bundle, monkeypatch):

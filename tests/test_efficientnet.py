@@ -12,6 +12,7 @@ import onnxslim
 import paddle
 import paddle2onnx
 import pytest
+from conftest import needs_export
 from paddle.static import InputSpec
 
 from ppfcos.config import load_config
@@ -72,6 +73,7 @@ class Network(paddle.nn.Layer):
         return outputs.class_logits + outputs.distances + outputs.quality_logits
 
 
+@needs_export
 def test_the_network_is_made_of_what_quantises_well(root, tmp_path):
     network = Network(lively(build_model(configured(root, B0, *SMALLER))))
     shape = [1, 3, 2 * COARSEST_STRIDE, 2 * COARSEST_STRIDE]
@@ -118,6 +120,7 @@ def test_every_weight_learns_in_a_training_step(name, root):
             assert weight.grad is not None and np.isfinite(weight.grad.numpy()).all(), place
 
 
+@needs_export
 @pytest.mark.parametrize("overrides", [(), pytest.param(AS_PUBLISHED, marks=pytest.mark.slow)])
 def test_a_bundle_of_free_sizes_gives_the_models_boxes(overrides, root, tmp_path, caplog):
     """Where P6 and P7 round up, too: the images that the export compares are 256x320 and 192x384."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import paddle
 import pytest
 import yaml
-from small_detector import CATEGORY_IDS, CLASS_NAMES, exported, pictures, small_model
+from conftest import CANNOT_EXPORT, needs_export
+from small_detector import CATEGORY_IDS, CLASS_NAMES, exported, pictures, small_model, write_config
 
 from ppfcos.cli.export_model import main
 from ppfcos.config import load_config
@@ -93,6 +95,7 @@ OTHER_HEADS = (
 )
 
 
+@needs_export
 def test_another_network_too(tmp_path):
     cfg, model = small_model(tmp_path, *OTHER_HEADS)
     bundle = Predictor(export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle"), threads=2)
@@ -102,6 +105,7 @@ def test_another_network_too(tmp_path):
     assert sum(assert_same(*pair, lowest_score=0.05, full=30) for pair in pairs) > 40
 
 
+@needs_export
 @pytest.mark.parametrize(
     "conventions",
     [
@@ -190,6 +194,7 @@ def test_nothing_is_left_beside_the_bundle(small):
     assert not [name for name in os.listdir(small.bundle.parent) if name.startswith(".")]
 
 
+@needs_export
 def test_an_export_leaves_the_model_as_it_was(tmp_path):
     cfg, model = small_model(tmp_path)
     before = [output.numpy() for output in model(_as_tensors(NOISE[0])).values()]
@@ -243,6 +248,7 @@ class CannotBeExported(paddle.nn.Layer):
         return self.model(batch)
 
 
+@needs_export
 @pytest.mark.parametrize(
     ("broken", "message"), [(SaysOtherwise, "disagrees"), (CannotBeExported, "could not export")]
 )
@@ -344,6 +350,7 @@ def test_class_names_come_from_wherever_they_are(root, small, tinycoco, caplog):
         model_categories(load_config(small.config, ["num_classes=4"]))
 
 
+@needs_export
 def test_a_network_that_finds_nothing(tmp_path, caplog):
     """As a training begins: every score is below the threshold."""
     cfg, model = small_model(tmp_path, class_bias=(-12.0, -12.0, -12.0))
@@ -368,3 +375,14 @@ def test_options_that_cannot_be_are_named_in_one_line(small, tmp_path, capsys, o
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and named in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not CANNOT_EXPORT, reason="this version of Paddle exports")
+def test_a_paddle_that_cannot_export_says_which_can(tmp_path, capsys):
+    model = small_model(tmp_path)[1]
+    paddle.save(model.state_dict(), str(tmp_path / "weights.pdparams"))
+    options = ["-c", str(write_config(tmp_path)), "--output_dir", str(tmp_path / "out")]
+    assert main([*options, "-o", f"weights={tmp_path / 'weights.pdparams'}"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line == f"error: {CANNOT_EXPORT}" and re.search(r"Paddle 3\.\d to 3\.\d can", line)
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import onnxruntime
 import openvino
 import paddle
 import pytest
+from conftest import needs_export, skip_without_export
 from ppdet.core.workspace import create
 from small_detector import CATEGORY_IDS, CLASS_NAMES, pictures, small_model
 
@@ -44,6 +45,7 @@ def detector(tmp_path_factory):
 @pytest.fixture(scope="module")
 def end_to_end(detector):
     """The folder of a bundle with everything that can be had end to end."""
+    skip_without_export()
     cfg, model, folder = detector
     wanted = Wanted(formats=BOTH, precisions=("fp32", "fp16"))
     return export_bundle(model, cfg, CLASS_NAMES, folder / "end_to_end", CATEGORY_IDS, wanted)
@@ -123,6 +125,7 @@ FORMS = {
 SLOW_FORMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bytes", "board")]
 
 
+@needs_export
 @pytest.mark.parametrize("name", ["nv12", "heads", *SLOW_FORMS])
 def test_every_form_agrees_in_every_runtime(detector, name):
     cfg, model, folder = detector
@@ -160,6 +163,7 @@ def test_nv12_becomes_opencvs_pixels():
     np.testing.assert_array_equal(expected, cv2.cvtColor(data, cv2.COLOR_YUV2RGB_NV12))
 
 
+@needs_export
 def test_no_batch_norm_is_left(tmp_path):
     _, model = small_model(
         tmp_path, "PPFCOSHead.norm_type=bn", "ResNet.freeze_norm=false", "ResNet.freeze_at=-1"
@@ -255,6 +259,7 @@ def test_precisions_are_onnxs():
         Wanted(formats=("paddle",), precisions=("fp32", "fp16"))
 
 
+@needs_export
 def test_a_wrong_onnx_model_is_not_written(detector, tmp_path, monkeypatch):
     """A graph that keeps fewer boxes than the model does."""
     cfg, model, _ = detector
@@ -268,6 +273,7 @@ def test_a_wrong_onnx_model_is_not_written(detector, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_export
 @pytest.mark.slow
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 def test_the_full_network_in_the_oldest_and_the_newest_opset(root, tmp_path, opset):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import needs_export
 
 from ppfcos.config import load_config
 from ppfcos.data import shapes
@@ -89,6 +90,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
+@needs_export
 def test_the_page_from_pictures_to_an_exported_model(root, page, drawn, tmp_path):
     folder = checkout(tmp_path, root, page, drawn, "coco")
     *commands, with_crowds = commands_of(page)

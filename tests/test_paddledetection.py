@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import ppdet.core.workspace as workspace
 import pytest
+from conftest import needs_export
 from ppdet.core.workspace import create
 from ppdet.data.source.coco import COCODataSet
 from ppdet.modeling.backbones.resnet import ResNet
@@ -117,6 +118,7 @@ def test_the_workspace_is_the_one_of_paddledetection(root):
     assert cfg is workspace.global_config
 
 
+@needs_export
 def test_its_deployment_script_runs_on_the_new_executor(root, tmp_path):
     """What asks for a predictor as PaddleDetection's script does is refused alone, and runs through ours."""
     network = paddle.jit.to_static(

@@ -9,6 +9,7 @@ import paddle
 import pytest
 import reference
 import yaml
+from conftest import needs_export
 from small_config import write_config
 
 from ppfcos.config import load_config
@@ -93,6 +94,7 @@ def test_trains_a_step_and_finds_boxes(config, switch):
     assert (rows[:, 0] < model.head.num_classes).all() and (rows[:, 1] > 0).all()
 
 
+@needs_export
 def test_exports(config, tmp_path):
     without = ["PPFCOSHead.centerness_on=none", "PPFCOSHead.norm_type=none"]
     many = ["PPFCOSDecode.keep_top_k=1000", "PPFCOSDecode.score_threshold=0.005"]

@@ -10,6 +10,7 @@ import paddle
 
 from ppfcos import environment
 from ppfcos.errors import DeviceError
+from ppfcos.paddle_versions import max_memory_reserved
 
 NAMED_BY_SWITCH = ("gpu", "xpu", "npu", "mlu")  # PaddleDetection's use_gpu, use_xpu, ...
 OTHER_NAMES_OF_GPUS = ("cuda", "dcu")  # that Paddle takes too
@@ -102,7 +103,7 @@ def peak_memory() -> int:
     if _kind(device) == "gpu":
         return paddle.device.cuda.max_memory_reserved()
     if _kind(device) in (paddle.device.get_all_custom_device_type() or ()):
-        return paddle.device.max_memory_reserved(device)
+        return max_memory_reserved(device)
     try:
         import resource
     except ImportError:  # Windows

@@ -15,6 +15,7 @@ from paddle import Tensor
 from paddle.optimizer import Optimizer
 
 from ppfcos.errors import ConfigError
+from ppfcos.paddle_versions import is_autocast_enabled
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _is_cast_to(dtype: str) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with paddle.amp.auto_cast(dtype=dtype):
-            return paddle.amp.is_autocast_enabled()
+            return is_autocast_enabled()
 
 
 def _autocast_options(cfg: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:

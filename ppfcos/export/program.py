@@ -14,6 +14,7 @@ from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError
 from ppfcos.export.inputs import image_layer, image_spec, pair_spec
+from ppfcos.paddle_versions import HAS_DOUBLES_IN_PROGRAMS, HAS_NEW_IR
 
 VERSIONS_THAT_CAN = "Paddle 3.0 to 3.2 can (3.2.2 is what the requirements pin)"
 
@@ -133,9 +134,14 @@ def check_paddle() -> None:
     Raises:
         BundleError: the version or a flag is in the way.
     """
-    if not hasattr(paddle.framework, "use_pir_api") or int(paddle.__version__.split(".")[0] or 0) in (1, 2):
+    if not HAS_NEW_IR:
         raise BundleError(
             f"Paddle {paddle.__version__} cannot export this model, it lacks the new IR; {VERSIONS_THAT_CAN}"
+        )
+    if HAS_DOUBLES_IN_PROGRAMS:
+        raise BundleError(
+            f"Paddle {paddle.__version__} cannot export this model, it writes doubles where floats are read; "
+            f"{VERSIONS_THAT_CAN}"
         )
     if not paddle.framework.use_pir_api():
         raise BundleError("the export needs Paddle's new IR: unset FLAGS_enable_pir_api and run it again")

@@ -14,6 +14,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
+from ppfcos.paddle_versions import HAS_CONV2D_GRAD, is_autocast_enabled
+
 
 def trains_on_cpu(layer: nn.Layer, inputs: Tensor) -> bool:
     """Whether this call is a training step on a CPU, in float32, that is executed as it is written.
@@ -26,11 +28,12 @@ def trains_on_cpu(layer: nn.Layer, inputs: Tensor) -> bool:
         True if the functions of this file apply.
     """
     return (
-        layer.training
+        HAS_CONV2D_GRAD
+        and layer.training
         and paddle.in_dynamic_mode()
         and inputs.place.is_cpu_place()
         and inputs.dtype == paddle.float32
-        and not paddle.amp.is_autocast_enabled()
+        and not is_autocast_enabled()
     )
 
 
@@ -107,7 +110,7 @@ class Conv2D(nn.Conv2D):
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, in_channels, H, W] → [B, out_channels, H', W']."""
         if self.bias is None or not trains_on_cpu(self, inputs):
-            return super().forward(inputs)
+            return nn.Conv2D.forward(self, inputs)  # not super(), which Paddle 2.6 cannot compile
         out = F.conv2d(
             inputs, self.weight, None, self._stride, self._updated_padding, self._dilation, self._groups
         )

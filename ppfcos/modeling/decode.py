@@ -101,7 +101,9 @@ class PPFCOSDecode:
         """
         candidates = self.candidates(outputs, locations, im_shape, scale_factor)
         rows, _, counts = self.suppress(candidates, outputs.class_logits[0].shape[1])
-        return _visible_rows(rows, counts) if self.clip == "after" else (rows, counts)
+        if self.clip == "after" and not _is_known_empty(rows):
+            return _visible_rows(rows, counts)
+        return rows, counts
 
     def suppress(self, candidates: Candidates, num_classes: int) -> tuple:
         """All that happens after the candidates are there, but for the dropping of what `clip` left empty.
@@ -120,7 +122,7 @@ class PPFCOSDecode:
         rows, where, counts = paddle._C_ops.multiclass_nms3(
             candidates.boxes, per_class, None, *self._nms_attributes()
         )
-        if candidates.shown is not candidates.boxes:
+        if candidates.shown is not candidates.boxes and not _is_known_empty(rows):
             shown = candidates.shown.reshape([-1, 4]).gather(where.flatten())
             rows = paddle.concat([rows[:, :2], shown], axis=1)
         return rows, where, counts
@@ -251,6 +253,14 @@ def _box_scale(scale_factor: Tensor) -> Tensor:
     """Vertical and horizontal factors [B, 2] as factors of x0, y0, x1, y1 [B, 1, 4]."""
     vertical, horizontal = scale_factor[:, :1], scale_factor[:, 1:]
     return paddle.concat([horizontal, vertical, horizontal, vertical], axis=-1).unsqueeze(1)
+
+
+def _is_known_empty(rows: Tensor) -> bool:
+    """Whether there are no rows: with none of them not every version of Paddle can compute.
+
+    How many an exported program will have is not known, and its operators can do it.
+    """
+    return paddle.in_dynamic_mode() and rows.shape[0] == 0
 
 
 def _image_of_rows(rows: Tensor, counts: Tensor) -> Tensor:

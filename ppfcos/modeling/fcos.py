@@ -13,6 +13,7 @@ from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.locations import anchor_locations, level_locations
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.modeling.targets import Targets
+from ppfcos.paddle_versions import round_half_to_even
 
 STRIDE = 32  # of the backbone's coarsest level: the neck doubles it level by level
 
@@ -164,14 +165,15 @@ class PPFCOS(BaseArch):
 
     def _normalize(self, image: Tensor, im_shape: Tensor) -> Tensor:
         """Normalised pixels, zero in the padding: as if that had been added afterwards, as is the custom."""
+        image = image.astype("float32")  # first, for Paddle 2.6 compiles no question for the shape of uint8
         height, width = paddle.shape(image)[2], paddle.shape(image)[3]
-        im_shape = paddle.round(im_shape)  # halves to the even, as OpenCV rounded when it resized
+        im_shape = round_half_to_even(im_shape)  # as OpenCV rounded when it resized
         rows = paddle.arange(height, dtype="float32").unsqueeze(0) < im_shape[:, :1]
         columns = paddle.arange(width, dtype="float32").unsqueeze(0) < im_shape[:, 1:]
         inside = (rows.unsqueeze([1, 3]) & columns.unsqueeze([1, 2])).astype("float32")
         # A mask per channel, for oneDNN takes 40 ns a pixel to stretch one over three channels.
         inside = paddle.concat([inside, inside, inside], axis=1)
-        return (image.astype("float32") * self.pixel_scale + self.pixel_shift) * inside
+        return (image * self.pixel_scale + self.pixel_shift) * inside
 
     def _level_sizes(self, height: int, width: int) -> list:
         """L × (H_l, W_l) of an image, before the network has seen it."""

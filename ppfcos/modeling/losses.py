@@ -52,7 +52,7 @@ def global_normalizers(parts: Sequence[Targets]) -> Normalizers:
     sums = paddle.stack(
         [
             paddle.full([], float(sum(targets.positives.shape[0] for targets in parts))),
-            paddle.add_n([targets.centerness.sum().astype("float32") for targets in parts]),
+            paddle.add_n([_sum(each.centerness, each.labels).astype("float32") for each in parts]),
         ]
     )
     processes = dist.get_world_size() if dist.is_initialized() else 1
@@ -90,7 +90,18 @@ def focal_loss_sum(
     own = logits.flatten().gather(positives * logits.shape[1] + labels.gather(positives))
     as_positive = alpha * _power(F.sigmoid(-own), gamma) * F.softplus(-own)
     as_background = (1 - alpha) * _power(F.sigmoid(own), gamma) * F.softplus(own)
-    return background + (as_positive - as_background).sum()
+    return background + _sum(as_positive - as_background, logits)
+
+
+def _sum(values: Tensor, chosen_from: Tensor) -> Tensor:
+    """Add up what was computed for the positives.
+
+    Args:
+        values: [N⁺]; Paddle 2.6 refuses to add up nothing.
+        chosen_from: of whatever shape. Without positives the sum is a 0 that depends on it: every weight has
+            a gradient then, which other processes, whose images have objects, wait for.
+    """
+    return values.sum() if values.shape[0] else (chosen_from.flatten()[:1] * 0).sum()
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
@@ -183,13 +194,13 @@ class PPFCOSLoss(nn.Layer):
             self.focal_gamma,
             targets.counted,
         )
-        predicted = _flatten_levels(outputs.distances).gather(targets.positives)
-        box_loss, iou = self._box_losses(predicted, targets.distances)
+        distances = _flatten_levels(outputs.distances)
+        box_loss, iou = self._box_losses(distances.gather(targets.positives), targets.distances)
         if self.quality == "centerness":
-            quality, box_sum = targets.centerness, (box_loss * targets.centerness).sum()
+            quality, box_sum = targets.centerness, _sum(box_loss * targets.centerness, distances)
             box_divisor = normalizers.centerness
         else:
-            quality, box_sum = iou.detach(), box_loss.sum()
+            quality, box_sum = iou.detach(), _sum(box_loss, distances)
             box_divisor = normalizers.positives
         quality_sum = self._quality_loss(outputs.quality_logits, targets.positives, quality)
         losses = {
@@ -205,8 +216,9 @@ class PPFCOSLoss(nn.Layer):
         """Sum over the positives; 0 of a head that predicts no quality."""
         if not levels:
             return paddle.zeros([])
-        logits = _flatten_levels(levels).flatten().gather(positives)
-        return (F.softplus(logits) - logits * quality).sum()
+        all_logits = _flatten_levels(levels).flatten()
+        logits = all_logits.gather(positives)
+        return _sum(F.softplus(logits) - logits * quality, all_logits)
 
     def _box_losses(self, predicted: Tensor, target: Tensor) -> tuple:
         """Loss [N⁺] and IoU [N⁺] of each positive."""

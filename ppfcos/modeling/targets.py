@@ -120,7 +120,9 @@ class PPFCOSTargets:
         chosen = image * box_count + matched.flatten().gather(positives)
         box = boxes.reshape([-1, 4]).gather(chosen)
         point = points.gather(positives % points.shape[0])
-        distances = paddle.concat([point - box[:, :2], box[:, 2:] - point], axis=-1)
+        # A positive is inside its box, so that all four are above zero. Paddle 2.6 can do this without any
+        # positive, but cannot concatenate nothing.
+        distances = (box - point.tile([1, 2])).abs()
         padded = paddle.concat([labels, paddle.full_like(labels[:, :1], num_classes)], axis=1)
         all_labels = paddle.take_along_axis(padded.astype("int64"), matched, axis=1).flatten()
         counted = None

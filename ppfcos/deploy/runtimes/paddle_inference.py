@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class PaddleInferenceRuntime:
 
     Raises:
         MissingLibraryError: Paddle is not installed.
-        BundleError: Paddle cannot load the program.
+        BundleError: Paddle cannot load the program, or is too old for such programs.
         DeviceError: a GPU is wanted and not there, or the CPU does not compute in bfloat16.
     """
 
@@ -48,6 +49,7 @@ class PaddleInferenceRuntime:
         precision: str = "fp32",
     ):
         paddle = _import_paddle()
+        _check_version(paddle, program)
         self._lock = threading.Lock()
         self._program = program
         config = _config(paddle, program, weights, threads, _on_gpu(paddle, device))
@@ -113,6 +115,21 @@ def _import_paddle() -> Any:
     return paddle
 
 
+def _versions() -> ModuleType:
+    """What differs between versions of Paddle; imports it, which nobody wants before a runtime is made."""
+    from ppfcos import paddle_versions
+
+    return paddle_versions
+
+
+def _check_version(paddle: Any, program: Path) -> None:
+    if not _versions().HAS_NEW_IR:
+        raise BundleError(
+            f"{program}: Paddle {paddle.__version__} cannot run it, it lacks the new IR; "
+            "Paddle 3.0 and newer can, or take another runtime, such as onnxruntime"
+        )
+
+
 def _on_gpu(paddle: Any, device: str) -> bool:
     available = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if device not in ("auto", "cpu", "gpu"):
@@ -132,14 +149,19 @@ def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: boo
         config.enable_use_gpu(GPU_POOL_MIB, 0)
     else:
         config.disable_gpu()
-        config.enable_mkldnn()
-        config.set_mkldnn_cache_capacity(ONEDNN_SHAPES)
+        if _versions().HAS_DOUBLES_IN_PROGRAMS:
+            config.disable_mkldnn()  # slow, but else Paddle stops
+        else:
+            config.enable_mkldnn()
+            config.set_mkldnn_cache_capacity(ONEDNN_SHAPES)
         config.set_cpu_math_library_num_threads(threads)
     config.enable_memory_optim()
     return config
 
 
 def _compute_in_bfloat16(paddle: Any, config: Any, on_gpu: bool) -> None:
-    if on_gpu or not paddle.base.core.supports_bfloat16():
-        raise DeviceError("precision bf16: Paddle Inference computes in it on CPUs that have it; take fp32")
+    if on_gpu or not paddle.base.core.supports_bfloat16() or _versions().HAS_DOUBLES_IN_PROGRAMS:
+        raise DeviceError(
+            "precision bf16: Paddle Inference 3.0 to 3.2 computes in it on CPUs that have it; take fp32"
+        )
     config.enable_mkldnn_bfloat16()

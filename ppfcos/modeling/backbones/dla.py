@@ -59,5 +59,5 @@ class PPFCOSDLA(DLA):
         Returns:
             The levels of `return_idx`, [B, channels, H / stride, W / stride] each.
         """
-        levels = super().forward(inputs)
+        levels = DLA.forward(self, inputs)  # not super(), which Paddle 2.6 cannot compile
         return [levels[i] for i in self.return_idx]
