@@ -112,17 +112,7 @@ class QuantizedConv2D(nn.Conv2D):
         source: Quantizer | None,
         result: Quantizer | None,
     ):
-        super().__init__(
-            conv._in_channels,
-            conv._out_channels,
-            conv._kernel_size,
-            stride=conv._stride,
-            padding=conv._padding,
-            dilation=conv._dilation,
-            groups=conv._groups,
-            weight_attr=ParamAttr(initializer=Constant(0.0)),
-            bias_attr=False,
-        )
+        super().__init__(**_form(conv), weight_attr=ParamAttr(initializer=Constant(0.0)), bias_attr=False)
         self.weight = conv.weight
         self.bias = conv.bias
         self._norm = [norm]  # in a list, for it has a name of its own in the model
@@ -151,17 +141,14 @@ class QuantizedConv2D(nn.Conv2D):
     def plain(self) -> nn.Conv2D:
         """A convolution in float that does what this one and the norm behind it do."""
         weight, bias = self._folded()
-        plain = nn.Conv2D(
-            self._in_channels,
-            self._out_channels,
-            self._kernel_size,
-            stride=self._stride,
-            padding=self._padding,
-            dilation=self._dilation,
-            groups=self._groups,
-            bias_attr=None if bias is not None else False,
-        )
+        plain = nn.Conv2D(**_form(self), bias_attr=None if bias is not None else False)
         plain.weight.set_value(weight)
         if bias is not None:
             plain.bias.set_value(bias)
         return plain
+
+
+def _form(conv: nn.Conv2D) -> dict:
+    """What a convolution is, its weights apart."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return {name: getattr(conv, f"_{name}") for name in names}
