@@ -124,13 +124,14 @@ def benchmark(options: argparse.Namespace) -> None:
     from ppfcos.report.benchmark_table import benchmark_text
 
     content = _measured(options)
-    print(benchmark_text(content), flush=True)
     if options.output:
         _write(options.output, json.dumps(content, ensure_ascii=False))
     if options.chart:
         from ppfcos.report.benchmark_page import benchmark_page
 
         _write(options.chart, benchmark_page(content))
+    # At the end, for whoever reads it may go before it does.
+    print(benchmark_text(content), flush=True)
 
 
 def _check_output(option: str, path: Path | None) -> None:

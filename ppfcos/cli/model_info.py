@@ -73,11 +73,12 @@ def show(options: argparse.Namespace) -> None:
     if options.json and Path(options.json).is_dir():
         raise OutputError(f"--json {options.json}: a folder has this name; name a file")
     figures = _figures(bundle, options)
-    print(text_of_network(figures), flush=True)
     if options.json:
         _write_text(Path(options.json), json.dumps(figures, ensure_ascii=False, indent=1))
     if options.output:
         _draw(Path(options.output), figures)
+    # At the end, for whoever reads it may go before it does.
+    print(text_of_network(figures), flush=True)
 
 
 def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
