@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import paddle
 import pytest
 from small_bundles import heads_bundle
-from small_detector import CLASS_NAMES, draw_picture, pictures
+from small_detector import CLASS_NAMES, draw_picture, pictures, small_model, write_config
 
 from ppfcos.cli import export_model, infer
 from ppfcos.deploy import Predictor
+from ppfcos.deploy.bundle import read_bundle
 
 
 class Small(NamedTuple):
@@ -285,3 +287,20 @@ def test_the_tool_itself_says_nothing_unasked(small, photos, root, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == ""
     assert len(done.stdout.splitlines()) == 2
+
+
+def test_deformable_convolutions_are_exported_to_paddle_alone(tmp_path, capsys):
+    """ONNX Runtime's CPU has no kernel for them, and OpenVINO no rule."""
+    write_config(tmp_path)
+    switch = "PPFCOSHead.deformable_convs=1"
+    _, model = small_model(tmp_path, switch)
+    paddle.save(model.state_dict(), str(tmp_path / "weights.pdparams"))
+    arguments = ["-c", tmp_path / "small.yml", "--output_dir", tmp_path, "-o", switch]
+    arguments = [str(each) for each in (*arguments, f"weights={tmp_path / 'weights.pdparams'}")]
+    assert export_model.main([*arguments, "--formats", "onnx"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the model has deformable convolutions") and error.count("\n") == 1
+    assert export_model.main(arguments) == 0
+    assert "no ONNX model is made" in capsys.readouterr().out
+    assert list(read_bundle(tmp_path / "small").networks) == ["paddle"]
+    assert len(Predictor(tmp_path / "small").predict(pictures()[:1])[0]) > 0

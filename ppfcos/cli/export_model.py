@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=_list_of(names.FORMATS),
         metavar="LIST",
         help="paddle, onnx, or both with a comma between them (default: both, or paddle alone where ONNX's "
-        "packages are not installed)",
+        "packages are not installed or the model has deformable convolutions)",
     )
     add(
         "--precision",
@@ -129,7 +130,7 @@ def export_model(options: argparse.Namespace) -> None:
 
         from ppfcos.config import load_config
         from ppfcos.engine.checkpoint import saved_class_names
-        from ppfcos.export.bundle import export_bundle
+        from ppfcos.export.bundle import export_bundle, goes_to_onnx
         from ppfcos.export.checkpoint import model_categories, trained_model
     cfg = load_config(options.config, options.opt)
     paddle.set_device("cpu")  # the bundle runs anywhere; the check of its boxes is exact on a CPU only
@@ -137,7 +138,11 @@ def export_model(options: argparse.Namespace) -> None:
     categories = model_categories(cfg, saved_class_names(cfg.get("weights")))
     class_names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
     folder = Path(options.output_dir) / cfg["filename"]
-    export_bundle(trained_model(cfg), cfg, class_names, folder, ids, wanted)
+    model = trained_model(cfg)
+    if options.formats is None and wanted.precisions == ("fp32",) and not goes_to_onnx(model):
+        logger.info("no ONNX model is made: runtimes of ONNX do not run deformable convolutions")
+        wanted = dataclasses.replace(wanted, formats=(names.PADDLE,))
+    export_bundle(model, cfg, class_names, folder, ids, wanted)
     logger.info("run it with: python tools/infer.py --bundle %s --infer_img IMAGE", folder)
 
 

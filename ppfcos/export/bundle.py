@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import paddle
 import yaml
+from paddle.vision.ops import DeformConv2D
 
 from ppfcos.deploy import Predictor
 from ppfcos.deploy import bundle as names
@@ -132,8 +133,8 @@ def export_bundle(
         The folder.
 
     Raises:
-        BundleError: this Paddle cannot export the model, it has no ranges for INT8, or an exported network's
-            boxes are not the model's.
+        BundleError: this Paddle cannot export the model, ONNX cannot hold it, it has no ranges for INT8, or
+            an exported network's boxes are not the model's.
         ConfigError: the TestReader holds a transform that a bundle cannot carry.
         DataError: a picture to check the networks with cannot be read.
         OutputError: the folder cannot be written, or holds files that are not a bundle's.
@@ -141,6 +142,11 @@ def export_bundle(
     check_paddle()
     wanted = wanted or Wanted()
     _check_ranges(model, wanted)
+    if names.ONNX in wanted.formats and not goes_to_onnx(model):
+        raise BundleError(
+            "the model has deformable convolutions, which no runtime here runs in ONNX: "
+            "export it with --formats paddle and --precision fp32"
+        )
     description = infer_config(cfg, class_names, category_ids)
     target = Path(directory)
     _check_target(target)
@@ -156,6 +162,11 @@ def export_bundle(
         _check_answers(_Network(plain, model), wanted, preprocess, unfinished)
     logger.info("exported to %s", target)
     return target
+
+
+def goes_to_onnx(model: paddle.nn.Layer) -> bool:
+    """Whether a model has an ONNX form that runtimes run: one without deformable convolutions."""
+    return not any(isinstance(layer, DeformConv2D) for layer in model.sublayers())
 
 
 def onnx_is_installed() -> bool:
