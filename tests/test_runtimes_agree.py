@@ -11,12 +11,11 @@ import paddle
 import pytest
 from conftest import ROOT
 from small_detector import spread_scores
-from test_configs import settle_norms
+from test_configs import batch, settle_norms
 
 from ppfcos.config import load_config
 from ppfcos.deploy import Detector, Predictor
 from ppfcos.deploy.bundle import FORMATS, PADDLE
-from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.deploy.runtimes.choice import LIBRARIES
 from ppfcos.engine.model import build_model
@@ -56,13 +55,12 @@ def configured(name):
     return cfg
 
 
-def untrained_model(cfg, preprocess, photographs):
-    """With scores that differ widely, and batch norms that know photographs."""
+def untrained_model(cfg):
+    """With scores that differ widely, and batch norms that have seen images."""
     paddle.seed(0)
     model = build_model(cfg)
     spread_scores(model)
-    seen = preprocess([read_image(photographs[0])])
-    settle_norms(model, {name: paddle.to_tensor(value) for name, value in seen.items()})
+    settle_norms(model, batch(cfg["num_classes"]))
     model.eval()
     return model
 
@@ -88,7 +86,7 @@ def without_counterpart(some, others, full):
 def test_every_runtime_finds_the_checkpoints_boxes(name, photographs, tmp_path):
     cfg = configured(name)
     preprocess = Preprocess(preprocess_steps(cfg["TestReader"]))
-    model = untrained_model(cfg, preprocess, photographs)
+    model = untrained_model(cfg)
     names = [f"class {number}" for number in range(cfg["num_classes"])]
     formats, runtimes = (FORMATS, LIBRARIES) if goes_to_onnx(model) else ((PADDLE,), ("paddle",))
     bundle = export_bundle(model, cfg, names, tmp_path / "bundle", None, Wanted(formats=formats))
