@@ -18,6 +18,7 @@ from pathlib import Path
 from machine import day_and_machine
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 PROGRAM = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
