@@ -456,7 +456,9 @@ def test_the_runtime_can_be_asked_by_itself(predictor):
         assert bbox.shape == (bbox_num.sum(), 6) and len(bbox_num) == len(batch["image"])
 
 
-@pytest.mark.skipif(HAS_NEW_IR, reason="this version of Paddle runs the programs of bundles")
+@pytest.mark.skipif(
+    HAS_NEW_IR, reason="only Paddle 2 cannot run the programs of bundles: scripts/test_on_paddle.sh 2.6.2"
+)
 def test_a_paddle_that_is_too_old_is_named(tmp_path):
     with pytest.raises(BundleError, match=rf"Paddle {paddle.__version__} cannot run it.*3\.0.*onnxruntime"):
         PaddleInferenceRuntime(tmp_path / "model.json", tmp_path / "model.pdiparams", (), threads=1)
