@@ -220,9 +220,14 @@ def test_figures_are_those_of_the_times(both):
 
 
 def test_the_screen_shows_the_figures(both, small):
+    *written, first, second = both.printed.partition("\n\n")[0].splitlines()[:4]
+    assert [line.split("written: ")[1] for line in written] == [
+        str(both.page.with_name("figures.json")),
+        str(both.page),
+    ]
+    assert first.startswith(both.content["date"]) and both.content["machine"] in first
+    assert f"onnxruntime {both.content['versions']['onnxruntime']}" in second
     lines = both.printed.splitlines()
-    assert lines[0].startswith(both.content["date"]) and both.content["machine"] in lines[0]
-    assert f"onnxruntime {both.content['versions']['onnxruntime']}" in lines[1]
     assert "4 drawn pictures of 224x320" in both.printed
     names, rule, *cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
