@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 import venv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +40,7 @@ from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.deploy.runtimes.choice import LIBRARIES
 from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
-from ppfcos.environment import MissingLibraryError
+from ppfcos.environment import MissingLibraryError, available_cores
 from ppfcos.errors import BundleError, ConfigError, DataError, DeviceError
 from ppfcos.export.agreement import noise_batches
 from ppfcos.export.checkpoint import CheckpointRuntime
@@ -360,6 +362,27 @@ def test_threads_may_share_a_predictor(bundle, runtime):
         for first, found in enumerate(pool.map(work, range(4))):
             for i, each in enumerate(found):
                 assert_same(each, alone[(first + i) % 4], pixels=1e-3, scores=1e-5)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or available_cores() < 2, reason="needs Linux and two cores"
+)
+@pytest.mark.parametrize("runtime", LIBRARIES)
+def test_predictors_side_by_side_are_free_to_take_different_cores(bundle, runtime):
+    predictor = Predictor(bundle, runtime, threads=1)
+    seen: list[set[int]] = []
+
+    def work() -> None:
+        for _ in range(8):
+            predictor.predict(pictures()[2:4])
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            seen.append(os.sched_getaffinity(worker.native_id))
+        time.sleep(0.001)
+    assert len(seen) > 8 and all(cores == os.sched_getaffinity(0) for cores in seen)
 
 
 # Runtimes and kinds of networks ----------------------------------------------------------------------------

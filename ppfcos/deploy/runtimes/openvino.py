@@ -98,6 +98,8 @@ def compile_network(file: Path, threads: int, device: str, precision: str, **set
     settings["PERFORMANCE_HINT"] = "LATENCY"
     if name == "CPU":
         settings["INFERENCE_NUM_THREADS"] = threads
+        # Pinned, the threads of every network in the process would share the first cores.
+        settings["ENABLE_CPU_PINNING"] = False
         settings["INFERENCE_PRECISION_HINT"] = BFLOAT16 if precision == "bf16" else FLOAT32
     try:
         return core.compile_model(core.read_model(str(file)), name, settings)
