@@ -41,6 +41,7 @@ OURS = {
     "ppfcos, OpenVINO": ("openvino", "fp32"),
     "ppfcos, Paddle Inference": ("paddle", "fp32"),
     "ppfcos, OpenVINO in bf16": ("openvino", "bf16"),
+    "ppfcos, ONNX Runtime in INT8": ("onnxruntime", "int8"),
 }
 # name → arguments of its Detector
 THEIRS = {
@@ -49,8 +50,8 @@ THEIRS = {
 }
 
 
-def export_ours(folder: Path) -> None:
-    """Export R50 with random weights by the command."""
+def export_ours(folder: Path, photo: Path) -> None:
+    """Export R50 with random weights by the command, in INT8, too, with the ranges of the photograph."""
     from ppfcos import environment
 
     environment.prepare()
@@ -66,6 +67,7 @@ def export_ours(folder: Path) -> None:
     paddle.save(build_model(load_config(config, ["device=cpu"])).state_dict(), str(weights))
     program = [sys.executable, str(ROOT / "tools" / "export_model.py"), "-c", str(config)]
     program += ["-o", f"weights={weights}", "device=cpu", "--output_dir", str(folder)]
+    program += ["--precision", "fp32,int8", "--calibration_images", str(photo.parent), "--disagreement", "1"]
     subprocess.run(program, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -163,9 +165,10 @@ def main() -> None:
         raise SystemExit(f"{scripts}: there is no infer.py; give the folder of a clone of PaddleDetection")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        photo = folder / "photo.jpg"
+        photo = folder / "photos" / "photo.jpg"
+        photo.parent.mkdir()
         cut(args.photo, photo)
-        export_ours(folder)
+        export_ours(folder, photo)
         export_theirs(folder / "theirs")
         names = [*OURS, *THEIRS]
         arguments = [str(args.paddledetection), str(photo)]
