@@ -40,6 +40,7 @@ from ppfcos.deploy.detections import split_batch
 from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.deploy.runtimes.choice import LIBRARIES
+from ppfcos.deploy.runtimes.onnx_runtime import providers_for
 from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 from ppfcos.environment import MissingLibraryError, available_cores
 from ppfcos.errors import BundleError, ConfigError, DataError, DeviceError
@@ -206,6 +207,13 @@ def test_an_unreadable_image_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"holiday\.jpg"):
         read_image(path)
+
+
+def test_a_picture_beyond_the_limit_of_pixels_is_named(tmp_path):
+    """A PNG of 1.6 kB that claims 10,001 by 10,000 pixels."""
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "poster.png")
+    with pytest.raises(DataError, match=r"poster\.png: has more than 100000000 pixels: OPENCV_IO_MAX"):
+        read_image(tmp_path / "poster.png")
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
@@ -524,6 +532,27 @@ def test_the_runtime_can_be_asked_by_itself(predictor):
     for batch in noise_batches(predictor.bundle.input):
         bbox, bbox_num = predictor.runtime.run(batch)
         assert bbox.shape == (bbox_num.sum(), 6) and len(bbox_num) == len(batch["image"])
+
+
+@pytest.mark.parametrize(
+    ("device", "names"),
+    [
+        ("auto", ["CUDA", "CPU"]),
+        ("gpu", ["CUDA", "CPU"]),
+        ("TensorrtExecutionProvider", ["Tensorrt", "CUDA", "CPU"]),
+        ("CUDAExecutionProvider", ["CUDA", "CPU"]),
+        ("DmlExecutionProvider", ["Dml", "CUDA", "CPU"]),
+        ("cpu", ["CPU"]),
+    ],
+)
+def test_each_process_of_the_launcher_has_its_own_gpu(monkeypatch, device, names):
+    monkeypatch.setenv("FLAGS_selected_gpus", "3")
+    available = [f"{name}ExecutionProvider" for name in ("Tensorrt", "CUDA", "Dml", "CPU")]
+    chosen = [each if isinstance(each, tuple) else (each, {}) for each in providers_for(device, available)]
+    assert [name for name, _ in chosen] == [f"{name}ExecutionProvider" for name in names]
+    for name, options in chosen:
+        nvidias = name.startswith(("Tensorrt", "CUDA"))
+        assert options == ({"device_id": "3"} if nvidias else {})
 
 
 @pytest.mark.skipif(

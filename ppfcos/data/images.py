@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ppfcos import regular_files
-from ppfcos.environment import MOST_PIXELS_VARIABLE, most_pixels
+from ppfcos.environment import MOST_PIXELS_VARIABLE, PIXEL_LIMIT, most_pixels
 
 try:
     import simplejpeg
@@ -21,7 +21,6 @@ except ImportError:  # there is not a wheel for every machine
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-_PIXEL_LIMIT = "CV_IO_MAX_IMAGE_PIXELS"  # what OpenCV's complaint names
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _EXIF = b"Exif\0\0"
@@ -220,7 +219,7 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except (cv2.error, MemoryError) as error:
-        if _PIXEL_LIMIT in str(error):
+        if PIXEL_LIMIT in str(error):
             reason = f"has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
             raise ImageUnreadable(path, reason) from None
         raise ImageUnreadable(path, f"cannot be decoded ({_first_line(error)})") from None

@@ -10,6 +10,7 @@ from typing import Union
 import cv2
 import numpy as np
 
+from ppfcos.environment import MOST_PIXELS_VARIABLE, PIXEL_LIMIT, most_pixels
 from ppfcos.errors import DataError
 from ppfcos.regular_files import read_bytes
 
@@ -120,11 +121,15 @@ def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
         [H, W, 3] uint8, blue first.
 
     Raises:
-        DataError: it is not a picture.
+        DataError: it is not a picture, or has more pixels than OpenCV may decode.
     """
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except cv2.error:  # such as a picture beyond OpenCV's limit of pixels
+    except cv2.error as error:
+        if PIXEL_LIMIT in str(error):
+            raise DataError(
+                f"{name}: has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
+            ) from error
         image = None
     if image is None:
         raise DataError(f"{name}: this is not an image that OpenCV can decode; replace it or leave it out")
