@@ -12,6 +12,7 @@ import numpy as np
 
 from ppfcos.environment import MOST_PIXELS_VARIABLE, PIXEL_LIMIT, most_pixels
 from ppfcos.errors import DataError
+from ppfcos.jpeg_files import is_cut_short
 from ppfcos.regular_files import read_bytes
 
 
@@ -121,8 +122,10 @@ def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
         [H, W, 3] uint8, blue first.
 
     Raises:
-        DataError: it is not a picture, or has more pixels than OpenCV may decode.
+        DataError: it is not a picture, lacks its end, or has more pixels than OpenCV may decode.
     """
+    if is_cut_short(content):
+        raise DataError(f"{name}: the picture is cut short; copy it again or leave it out")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     except cv2.error as error:
