@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,9 +111,7 @@ def their_detector(name: str, folder: Path, scripts: Path) -> Callable[[str], ob
     import run_paddledetection_infer
 
     run_paddledetection_infer.accept_new_programs()
-    # Its preprocessing imports this for a lane detector; FCOS calls nothing of it.
-    for module in ("imgaug", "imgaug.augmenters"):
-        sys.modules.setdefault(module, types.ModuleType(module))
+    run_paddledetection_infer.do_without_imgaug()
     sys.path.insert(0, str(scripts))
     import infer
 

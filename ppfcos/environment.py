@@ -43,6 +43,7 @@ GLOG_VARIABLES = {"GLOG_minloglevel": "2", "GLOG_v": "0"}
 # How many pixels of a picture OpenCV decodes at most; it reads the variable when it is imported. A file of
 # some kilobytes may claim billions. These take 300 MB, and up to three times that while they are decoded.
 MOST_PIXELS_VARIABLE, MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 100_000_000
+PIXEL_LIMIT = "CV_IO_MAX_IMAGE_PIXELS"  # what OpenCV's complaint about a larger picture names
 
 # Parameters of glibc's mallopt (malloc.h), and the variables by which a user decides instead.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -150,6 +151,12 @@ def local_processes(variables: MutableMapping[str, str] = os.environ) -> int:
     """Count the processes that `paddle.distributed.launch` started on this machine; 1 without it."""
     text = variables.get("PADDLE_LOCAL_SIZE", "1")
     return max(1, int(text)) if text.isdigit() else 1
+
+
+def launched_gpu(variables: MutableMapping[str, str] = os.environ) -> int:
+    """The number of the GPU that `paddle.distributed.launch` gave to this process; 0 without it."""
+    first = variables.get("FLAGS_selected_gpus", "").split(",")[0]
+    return int(first) if first.isdigit() else 0
 
 
 def _is_launchers_default(variables: MutableMapping[str, str]) -> bool:

@@ -65,6 +65,12 @@ def tinycoco() -> Path:
 
 
 @pytest.fixture(scope="session")
+def paddledetection() -> Path:
+    """A clone of github.com/PaddlePaddle/PaddleDetection, or its folder deploy/python alone."""
+    return _real_data("PaddleDetection")
+
+
+@pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout's top folder."""
     return ROOT

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,10 @@ from small_bundles import heads_bundle
 from small_detector import CATEGORY_IDS, CLASS_NAMES, pictures
 
 from ppfcos.cli import eval as eval_command
+from ppfcos.config import load_config
+from ppfcos.data.datasets import build_dataset
 from ppfcos.deploy import Predictor
+from ppfcos.engine import bundle_evaluation
 
 CONFIG = """
 _BASE_: [small.yml]
@@ -115,7 +119,10 @@ def test_what_cannot_be_is_one_line(small, capsys, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(truth))
     other_classes = ["-o", f"EvalDataset.anno_path={tmp_path / 'other.json'}"]
     cases = [
-        (["--require-fps", "3"], "--bundle"),
+        (["--require-fps", "3"], "--require-fps is of a bundle"),
+        (["--precision", "fp16"], "--precision is of a bundle"),
+        (["--batch", "32"], "--batch is of a bundle"),
+        (["--json_eval", "--bundle", str(small.bundle), "--require-fps", "3"], "leave out --bundle"),
         (["--bundle", str(tmp_path / "none")], "no such bundle"),
         (["--bundle", str(small.bundle), *other_classes], "ellipse"),
     ]
@@ -123,6 +130,42 @@ def test_what_cannot_be_is_one_line(small, capsys, tmp_path):
         assert eval_command.main(["-c", str(small.config), *arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and named in error
+
+
+@pytest.mark.parametrize(("gate", "value"), [("ap", "38.5"), ("ap", "nan"), ("fps", "nan"), ("fps", "x")])
+def test_a_gate_that_nothing_or_everything_passes_is_refused(small, capsys, gate, value):
+    with pytest.raises(SystemExit) as ended:
+        eval_command.main(
+            ["-c", str(small.config), "--bundle", str(small.bundle), f"--require-{gate}", value]
+        )
+    assert ended.value.code == 2 and f"--require-{gate}: '{value}' is not" in capsys.readouterr().err
+
+
+def test_a_comparison_has_no_gate(tmp_path, capsys):
+    folders = [str(tmp_path / name) for name in ("before", "after", "report")]
+    arguments = ["--compare", *folders[:2], "--report", folders[2], "--require-ap", "0.1"]
+    assert eval_command.main(arguments) == 2
+    assert "bundle or gate" in capsys.readouterr().err
+
+
+def test_images_that_do_not_decode_make_nothing_faster(small, tmp_path):
+    """Eight of ten do not, and the others take a tenth of a second each at least."""
+    shutil.copytree(small.data, tmp_path / "data")
+    for picture in sorted((tmp_path / "data" / "val2017").iterdir())[2:]:
+        picture.write_bytes(b"no picture")
+    data = build_dataset(
+        load_config(small.config, [f"EvalDataset.dataset_dir={tmp_path / 'data'}"]), "EvalDataset"
+    )
+    detector = Predictor(small.bundle, threads=1)
+    run = detector.runtime.run
+
+    def run_slowly(inputs):
+        time.sleep(0.1)
+        return run(inputs)
+
+    detector.runtime.run = run_slowly
+    _, images_a_second = bundle_evaluation.evaluate(detector, data, "pycocotools")
+    assert 0 < images_a_second <= 10
 
 
 @pytest.mark.slow  # two processes that import Paddle

@@ -179,6 +179,14 @@ WRONG = {
         ["--bundle", "{bundle}", "-o", "num_classes=3", "--infer_dir", "{photos}"],
         "leave out -o",
     ),
+    "a runtime without a bundle": (
+        ["-c", "{config}", "--runtime", "openvino", "--infer_dir", "{photos}"],
+        "--runtime is of a bundle",
+    ),
+    "a video in VisualDL": (
+        ["--bundle", "{bundle}", "--video_file", "{photos}/a.avi", "--use_vdl"],
+        "--use_vdl",
+    ),
     "no pictures": (["--bundle", "{bundle}"], "--infer_img"),
     "missing picture": (["--bundle", "{bundle}", "--infer_img", "{photos}/x.jpg"], "x.jpg"),
     "missing folder": (["--bundle", "{bundle}", "--infer_dir", "{photos}/x"], "no such folder"),

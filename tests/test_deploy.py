@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ from ppfcos.deploy.detections import split_batch
 from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.deploy.runtimes.choice import LIBRARIES
+from ppfcos.deploy.runtimes.onnx_runtime import providers_for
 from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 from ppfcos.environment import MissingLibraryError, available_cores
 from ppfcos.errors import BundleError, ConfigError, DataError, DeviceError
@@ -207,6 +209,23 @@ def test_an_unreadable_image_is_named(tmp_path, content):
         read_image(path)
 
 
+def test_a_picture_that_is_cut_short_is_named(tmp_path):
+    """OpenCV would fill the rest of it with grey, and boxes in that would be boxes of nothing."""
+    content = cv2.imencode(".jpg", draw_picture(224, 320, 1))[1].tobytes()
+    (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"half\.jpg: the picture is cut short"):
+        read_image(tmp_path / "half.jpg")
+    (tmp_path / "more.jpg").write_bytes(content + b"what some cameras add")
+    assert read_image(tmp_path / "more.jpg").shape == (224, 320, 3)
+
+
+def test_a_picture_beyond_the_limit_of_pixels_is_named(tmp_path):
+    """A PNG of 1.6 kB that claims 10,001 by 10,000 pixels."""
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "poster.png")
+    with pytest.raises(DataError, match=r"poster\.png: has more than 100000000 pixels: OPENCV_IO_MAX"):
+        read_image(tmp_path / "poster.png")
+
+
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for path in (tmp_path / "pipe.jpg", "/dev/zero"):
@@ -244,10 +263,22 @@ def test_an_array_that_is_no_picture_is_named(predictor, array, cure):
         predictor.predict([np.zeros((8, 8, 3), np.uint8), array])
 
 
-def test_one_image_that_is_no_list_is_refused(predictor):
+@pytest.mark.parametrize("one", [np.zeros((8, 8, 3), np.uint8), b"\xff\xd8 a JPEG", None])
+def test_one_image_that_is_no_list_is_refused(predictor, one):
     for ask in (predictor.predict, predictor.stream):
         with pytest.raises(DataError, match="list"):
-            ask(np.zeros((8, 8, 3), np.uint8))
+            ask(one)
+
+
+@pytest.mark.parametrize("thing", [None, 3, b"\xff\xd8 a JPEG", [[0, 0, 0]], Image.new("RGB", (8, 8))])
+def test_what_is_no_image_at_all_is_named(predictor, thing):
+    with pytest.raises(DataError, match=rf"image 0 of the list is of type {type(thing).__name__}.*array"):
+        predictor.predict([thing])
+
+
+def test_a_path_that_cannot_be_one_is_named(predictor):
+    with pytest.raises(DataError, match=r"holi.*day"):
+        predictor.predict(["holi\0day.jpg"])
 
 
 def test_buffers_of_another_size_are_refused():
@@ -255,6 +286,11 @@ def test_buffers_of_another_size_are_refused():
         NV12Image(bytes(95), 8, 8)
     with pytest.raises(DataError, match="even"):
         NV12Image(bytes(96), 7, 8)
+    with pytest.raises(DataError, match=r"even height and width, not 8\.0x8"):
+        NV12Image(bytes(96), 8.0, 8)
+    for buffer in (None, [0] * 96, memoryview(bytes(192))[::2]):
+        with pytest.raises(DataError, match=f"not of {type(buffer).__name__}"):
+            NV12Image(buffer, 8, 8)
 
 
 # The predictor ---------------------------------------------------------------------------------------------
@@ -336,6 +372,35 @@ def test_a_video_is_streamed_frame_by_frame(predictor, tmp_path):
     assert [each.name for each in found] == [0, 1, 2, 3, 4]
     assert found[3].image.shape == (96, 160, 3)
     np.testing.assert_array_equal(found[3].detections.boxes, predictor.predict([found[3].image])[0].boxes)
+
+
+def test_a_camera_is_streamed_from_its_address(predictor, tmp_path):
+    class Camera(http.server.BaseHTTPRequestHandler):
+        """Gives JPEG after JPEG, as cameras in a network do."""
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+            self.end_headers()
+            for i in range(4):
+                content = cv2.imencode(".jpg", draw_picture(96, 160, i))[1].tobytes()
+                head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
+                self.wfile.write(head.encode() + content + b"\r\n")
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        found = list(predictor.stream(f"http://127.0.0.1:{server.server_port}/video.mjpg"))
+        server.shutdown()
+        thread.join()
+    assert [each.name for each in found][:3] == [0, 1, 2]
+    for i, each in enumerate(found):
+        assert np.abs(each.image.astype(int) - draw_picture(96, 160, i)).mean() < 10
+    with pytest.raises(DataError, match=r"http://127.*cannot be opened"):
+        predictor.stream(f"http://127.0.0.1:{server.server_port}/video.mjpg")
 
 
 def test_sources_that_cannot_be_opened_are_named(predictor, tmp_path):
@@ -479,6 +544,27 @@ def test_the_runtime_can_be_asked_by_itself(predictor):
         assert bbox.shape == (bbox_num.sum(), 6) and len(bbox_num) == len(batch["image"])
 
 
+@pytest.mark.parametrize(
+    ("device", "names"),
+    [
+        ("auto", ["CUDA", "CPU"]),
+        ("gpu", ["CUDA", "CPU"]),
+        ("TensorrtExecutionProvider", ["Tensorrt", "CUDA", "CPU"]),
+        ("CUDAExecutionProvider", ["CUDA", "CPU"]),
+        ("DmlExecutionProvider", ["Dml", "CUDA", "CPU"]),
+        ("cpu", ["CPU"]),
+    ],
+)
+def test_each_process_of_the_launcher_has_its_own_gpu(monkeypatch, device, names):
+    monkeypatch.setenv("FLAGS_selected_gpus", "3")
+    available = [f"{name}ExecutionProvider" for name in ("Tensorrt", "CUDA", "Dml", "CPU")]
+    chosen = [each if isinstance(each, tuple) else (each, {}) for each in providers_for(device, available)]
+    assert [name for name, _ in chosen] == [f"{name}ExecutionProvider" for name in names]
+    for name, options in chosen:
+        nvidias = name.startswith(("Tensorrt", "CUDA"))
+        assert options == ({"device_id": "3"} if nvidias else {})
+
+
 @pytest.mark.skipif(
     HAS_NEW_IR, reason="only Paddle 2 cannot run the programs of bundles: scripts/test_on_paddle.sh 2.6.2"
 )
@@ -520,6 +606,10 @@ def test_a_runtime_that_is_not_installed_is_named(bundle, monkeypatch, name):
         ({"precision": "int8"}, BundleError, "no network in int8; it has paddle fp32, onnx fp32"),
         ({"runtime": "paddle", "precision": "fp16"}, BundleError, "no network for paddle in fp16"),
         ({"batch": 0}, ConfigError, "batch 0"),
+        ({"batch": 2.5}, ConfigError, r"batch 2\.5"),
+        ({"threads": 0}, ConfigError, "threads 0"),
+        ({"threads": -1, "runtime": "openvino"}, ConfigError, "threads -1"),
+        ({"threads": "2"}, ConfigError, "threads '2'"),
         ({"runtime": "paddle", "device": "tpu"}, DeviceError, "tpu"),
         ({"runtime": "onnxruntime", "device": "gpu"}, DeviceError, "CUDAExecutionProvider"),
         ({"runtime": "openvino", "device": "npu"}, DeviceError, "npu.*CPU"),

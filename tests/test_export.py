@@ -356,6 +356,7 @@ def test_a_network_that_finds_nothing(tmp_path, caplog):
     cfg, model = small_model(tmp_path, class_bias=(-12.0, -12.0, -12.0))
     bundle = export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle")
     assert "finds nothing in the test images" in caplog.text
+    assert "checked with noise" in caplog.text and "--check_images" in caplog.text
     bbox, bbox_num = Predictor(bundle).runtime.run(NOISE[1])
     assert bbox.shape == (0, 6) and bbox_num.tolist() == [0, 0]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import paddle
 import ppdet.core.workspace as workspace
@@ -15,9 +17,12 @@ from ppdet.core.workspace import create
 from ppdet.data.source.coco import COCODataSet
 from ppdet.modeling.backbones.resnet import ResNet
 from ppdet.optimizer import LearningRate, ModelEMA, OptimizerBuilder
+from small_bundles import end_to_end_bundle
+from small_detector import pictures
 
 from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
+from ppfcos.deploy import Predictor
 from ppfcos.engine.averaging import build_average
 from ppfcos.engine.schedule import build_optimizer, build_schedule
 
@@ -148,3 +153,36 @@ def test_its_deployment_script_runs_on_the_new_executor(root, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = network(paddle.ones([1, 3])).numpy()
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, rtol=1e-5)
+
+
+LINE = re.compile(
+    r"class_id:(\d+), confidence:([\d.]+), "
+    r"left_top:\[([-\d.]+),([-\d.]+)\],right_bottom:\[([-\d.]+),([-\d.]+)\]"
+)
+
+
+@needs_export
+def test_its_published_script_finds_the_predictors_boxes(root, paddledetection, tmp_path, tmp_path_factory):
+    bundle = end_to_end_bundle(tmp_path_factory.getbasetemp() / "end_to_end")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    # Resized to whole pixels: the script rounds the size of the image that the network is told, we do not.
+    for number, picture in enumerate(pictures()[:3]):
+        cv2.imwrite(str(photos / f"{number}.png"), picture)
+    script = paddledetection / "deploy" / "python" / "infer.py"
+    command = [sys.executable, "tools/run_paddledetection_infer.py", str(script), "--model_dir", str(bundle)]
+    command += ["--image_dir", str(photos), "--output_dir", str(tmp_path / "drawn"), "--threshold", "0.06"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    *parts, _ = done.stdout.split("save result to: ")
+    names = re.findall(r"save result to: .*?(\d)\.png", done.stdout)
+    assert sorted(names) == ["0", "1", "2"]
+    for name, part in zip(names, parts):
+        theirs = np.array([list(map(float, numbers)) for numbers in LINE.findall(part)])
+        [ours] = Predictor(bundle, "onnxruntime").predict([photos / f"{name}.png"])
+        ours = ours.above(0.06)
+        assert len(theirs) == len(ours) > 3
+        rows = np.column_stack([ours.labels, ours.scores, ours.boxes])
+        apart = np.abs(theirs[:, None] - rows[None])
+        same = (apart[..., 0] == 0) & (apart[..., 1] < 2e-4) & (apart[..., 2:].max(axis=2) < 0.02)
+        assert same.any(axis=0).all() and same.any(axis=1).all()

@@ -241,6 +241,8 @@ def test_what_a_user_can_do_wrong(tmp_path):
         (ConfigError, "percentile of 5", lambda: QuantizationSettings(percentile=5)),
         (ConfigError, "on 0 batches", lambda: QuantizationSettings(compared=0)),
         (ConfigError, "a share of the layers", lambda: QuantizationSettings(most_float=2)),
+        (ConfigError, "a share of the boxes", lambda: QuantizationSettings(disagreement=-0.1)),
+        (ConfigError, "a share of the boxes", lambda: QuantizationSettings(disagreement=float("nan"))),
         (ConfigError, "0 images are too few", lambda: evenly_chosen([1, 2], 0)),
     ]
     for kind, message, act in wrong:

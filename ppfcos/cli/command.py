@@ -25,6 +25,7 @@ from ppfcos.hints import hint
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 UNREAD = 141  # 128 + SIGPIPE
 PROGRAM = "ppfcos"
+BUNDLE_DEFAULTS = {"runtime": "auto", "precision": "fp32", "device": "auto"}
 WORDS = {"export_model": "export"}  # the program's words for the files in tools/ that are named otherwise
 
 
@@ -158,10 +159,30 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     from ppfcos.deploy.runtimes.choice import RUNTIMES
 
     add = parser.add_argument
-    add("--runtime", choices=RUNTIMES, default="auto", help="for --bundle (default: the first installed)")
-    add("--precision", choices=PRECISIONS, default="fp32", help="for --bundle (default: %(default)s)")
+    add("--runtime", choices=RUNTIMES, help="for --bundle (default: the first installed)")
+    add("--precision", choices=PRECISIONS, help="for --bundle (default: fp32)")
     add("--threads", type=positive, metavar="N", help="threads of the CPU (default: every core)")
-    add("--device", default="auto", help="for --bundle: auto, cpu, gpu or a name that the runtime knows")
+    add("--device", help="for --bundle: auto, cpu, gpu or a name that the runtime knows (default: auto)")
+    parser.set_defaults(**BUNDLE_DEFAULTS)
+
+
+def require_bundle(options: argparse.Namespace, *names: str) -> None:
+    """Refuse options that would be passed over in silence: those that say how a bundle is run, without one.
+
+    Args:
+        options: the parsed command line.
+        names: of options that are for a bundle, besides those of `add_bundle_options`; None where not given.
+
+    Raises:
+        ConfigError: one is given without --bundle.
+    """
+    if options.bundle:
+        return
+    for name, default in {**BUNDLE_DEFAULTS, **dict.fromkeys(names)}.items():
+        if getattr(options, name) != default:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is of a bundle: add --bundle FOLDER, or leave it out"
+            )
 
 
 def overrides(options: argparse.Namespace, *names: str) -> list[str]:

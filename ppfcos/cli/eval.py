@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,15 +75,33 @@ def build_parser() -> argparse.ArgumentParser:
         help="for --bundle: most images of one size at once",
     )
     parser.add_argument(
-        "--require-ap", type=float, metavar="AP", help=f"exit with {BELOW} if the AP, from 0 to 1, is below"
+        "--require-ap", type=_ap, metavar="AP", help=f"exit with {BELOW} if the AP, from 0 to 1, is below"
     )
     parser.add_argument(
         "--require-fps",
-        type=float,
+        type=_frequency,
         metavar="FPS",
         help=f"for --bundle: exit with {BELOW} if it does fewer images a second",
     )
     return parser
+
+
+def _ap(text: str) -> float:
+    value = _frequency(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 1, such as 0.385 for 38.5 %")
+    return value
+
+
+def _frequency(text: str) -> float:
+    """A number that a figure can be below: with `nan`, every figure would pass."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value
 
 
 def run(options: argparse.Namespace) -> int | None:
@@ -113,8 +132,11 @@ def compare(options: argparse.Namespace) -> None:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    if options.config or options.opt or not options.report:
-        raise ConfigError("--compare FOLDER FOLDER goes with --report FOLDER, and with no configuration")
+    others = (options.config, options.opt, options.bundle, options.require_ap, options.require_fps)
+    if any(each not in (None, []) for each in others) or not options.report:
+        raise ConfigError(
+            "--compare FOLDER FOLDER goes with --report FOLDER, and with no configuration, bundle or gate"
+        )
     from ppfcos.report.evaluation_report import write_comparison
 
     logger.info("comparison: %s", write_comparison(*options.compare, options.report))
@@ -132,8 +154,9 @@ def evaluate(options: argparse.Namespace) -> int:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    if options.require_fps is not None and not options.bundle:
-        raise ConfigError("--require-fps is of a bundle: add --bundle FOLDER, or leave it out")
+    command.require_bundle(options, "batch", "require_fps")
+    if options.bundle and options.json_eval:
+        raise ConfigError("--json_eval evaluates what was found before, and runs nothing: leave out --bundle")
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
     environment.prepare()

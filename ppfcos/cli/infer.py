@@ -144,6 +144,8 @@ def _infer_video(options: argparse.Namespace) -> None:
     """Draw a video, frame by frame."""
     if processes.count() > 1:
         raise ConfigError("--video_file runs in one process; start it without paddle.distributed.launch")
+    if options.use_vdl:
+        raise ConfigError("--use_vdl shows pictures, and --video_file writes a video: leave one of them out")
     source, output = Path(options.video_file), Path(options.output_dir)
     with opened_video(source) as video:
         frames_a_second = video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND
@@ -225,6 +227,7 @@ def _build_detector(options: argparse.Namespace) -> Detector:
         raise ConfigError("name either a bundle (--bundle FOLDER) or a configuration (-c FILE), and not both")
     if options.bundle and options.opt:
         raise ConfigError("-o changes keys of a configuration; a bundle has none: leave out -o, or take -c")
+    command.require_bundle(options)
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
     if options.bundle:

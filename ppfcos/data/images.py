@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ppfcos import regular_files
-from ppfcos.environment import MOST_PIXELS_VARIABLE, most_pixels
+from ppfcos.environment import MOST_PIXELS_VARIABLE, PIXEL_LIMIT, most_pixels
+from ppfcos.jpeg_files import JPEG_START, is_cut_short
 
 try:
     import simplejpeg
@@ -21,13 +22,9 @@ except ImportError:  # there is not a wheel for every machine
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-_PIXEL_LIMIT = "CV_IO_MAX_IMAGE_PIXELS"  # what OpenCV's complaint names
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)
 _EXIF = b"Exif\0\0"
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-# what may follow 0xff within the pixels (0: the pixels have this value; restarts), and the start itself
-_MARKERS_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD9)}
 
 
 class ImageUnreadable(Exception):
@@ -162,32 +159,9 @@ def _read_bytes(path: str | Path) -> bytes:
         raise ImageUnreadable(path, error.strerror or "cannot be read") from None
     if not data:
         raise ImageUnreadable(path, "the file is empty")
-    if data.startswith(_JPEG_START) and not _jpeg_is_whole(data):
+    if is_cut_short(data):
         raise ImageCutShort(path, "the picture is cut short")
     return data
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether a JPEG has its end; OpenCV fills what is missing with grey and tells nobody.
-
-    Behind the end there may be more (from some cameras), and within there may be a preview with its own end.
-    """
-    if data.endswith(_JPEG_END):
-        return True
-    position = len(_JPEG_START)
-    while True:
-        position = data.find(b"\xff", position)
-        if position < 0 or position + 1 >= len(data):
-            return False
-        marker = data[position + 1]
-        if marker == _JPEG_END[1]:
-            return True
-        if marker == 0xFF:  # padding
-            position += 1
-        elif marker in _MARKERS_WITHOUT_LENGTH:
-            position += 2
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
 
 
 def _decode_plain_jpeg(
@@ -204,7 +178,7 @@ def _decode_plain_jpeg(
         None where OpenCV is to be asked: it is no JPEG of grey or ordinary colours, it has another size,
         there may be an orientation in it, something in it is damaged, or the decoder is not installed.
     """
-    if simplejpeg is None or not data.startswith(_JPEG_START) or _EXIF in data:
+    if simplejpeg is None or not data.startswith(JPEG_START) or _EXIF in data:
         return None
     with contextlib.suppress(ValueError):
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -220,7 +194,7 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except (cv2.error, MemoryError) as error:
-        if _PIXEL_LIMIT in str(error):
+        if PIXEL_LIMIT in str(error):
             reason = f"has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
             raise ImageUnreadable(path, reason) from None
         raise ImageUnreadable(path, f"cannot be decoded ({_first_line(error)})") from None

@@ -10,7 +10,9 @@ from typing import Union
 import cv2
 import numpy as np
 
+from ppfcos.environment import MOST_PIXELS_VARIABLE, PIXEL_LIMIT, most_pixels
 from ppfcos.errors import DataError
+from ppfcos.jpeg_files import is_cut_short
 from ppfcos.regular_files import read_bytes
 
 
@@ -21,11 +23,11 @@ class NV12Image:
     Args:
         data: [height·3/2, width] uint8: the rows of Y, then those of U and V in turns; or a buffer that
             holds these bytes and no others.
-        height: of the picture in pixels, even.
+        height: of the picture in pixels, a whole number, even.
         width: likewise.
 
     Raises:
-        DataError: the size is odd, or the buffer is not of this size.
+        DataError: the size is odd, or the buffer is none, or not of this size.
     """
 
     data: np.ndarray
@@ -33,9 +35,10 @@ class NV12Image:
     width: int
 
     def __post_init__(self) -> None:
-        if self.height < 2 or self.width < 2 or self.height % 2 or self.width % 2:
+        sides = (self.height, self.width)
+        if not all(isinstance(side, (int, np.integer)) and side >= 2 and side % 2 == 0 for side in sides):
             raise DataError(f"an NV12 picture has an even height and width, not {self.height}x{self.width}")
-        data = np.frombuffer(self.data, np.uint8) if not isinstance(self.data, np.ndarray) else self.data
+        data = self.data if isinstance(self.data, np.ndarray) else _bytes_of(self.data)
         needed = self.height * 3 // 2 * self.width
         if data.dtype != np.uint8 or data.size != needed:
             raise DataError(
@@ -66,6 +69,17 @@ class NV12Image:
         return cv2.cvtColor(self.data, cv2.COLOR_YUV2BGR_NV12)
 
 
+def _bytes_of(buffer: object) -> np.ndarray:
+    """[N] uint8, without a copy."""
+    try:
+        return np.frombuffer(buffer, np.uint8)
+    except (TypeError, ValueError, BufferError) as error:
+        raise DataError(
+            f"an NV12 picture is made of an array or of bytes in one piece, not of {type(buffer).__name__} "
+            f"({error})"
+        ) from error
+
+
 Image = Union[str, "os.PathLike[str]", np.ndarray, NV12Image]
 Pixels = Union[np.ndarray, NV12Image]
 
@@ -90,6 +104,8 @@ def read_file(path: str | os.PathLike) -> bytes:
     """
     try:
         return read_bytes(path)
+    except ValueError as error:  # a zero in the name
+        raise DataError(f"{path!r}: the image cannot be read ({error})") from error
     except OSError as error:
         reason = "it is a pipe or a device" if error.errno == errno.EINVAL else error.strerror
         raise DataError(f"{path}: the image cannot be read ({reason})") from error
@@ -106,11 +122,17 @@ def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
         [H, W, 3] uint8, blue first.
 
     Raises:
-        DataError: it is not a picture.
+        DataError: it is not a picture, lacks its end, or has more pixels than OpenCV may decode.
     """
+    if is_cut_short(content):
+        raise DataError(f"{name}: the picture is cut short; copy it again or leave it out")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except cv2.error:  # such as a picture beyond OpenCV's limit of pixels
+    except cv2.error as error:
+        if PIXEL_LIMIT in str(error):
+            raise DataError(
+                f"{name}: has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
+            ) from error
         image = None
     if image is None:
         raise DataError(f"{name}: this is not an image that OpenCV can decode; replace it or leave it out")
@@ -133,8 +155,13 @@ def load(image: Image, name: str) -> Pixels:
     """
     if isinstance(image, NV12Image):
         return image
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, (str, os.PathLike)):
         return read_image(image)
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"{name} is of type {type(image).__name__}: it must be a path, an array or an NV12Image; "
+            "decode the bytes of a file with cv2.imdecode first, and make an array of other pictures"
+        )
     _check_array(image, name)
     if image.ndim == 2 or image.shape[2] == 1:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_GRAY2BGR)

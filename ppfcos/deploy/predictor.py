@@ -88,7 +88,8 @@ class Detector:
         Raises:
             DataError: a file is not a readable picture, or an array is not of that form.
         """
-        if isinstance(images, (str, os.PathLike, np.ndarray, NV12Image)):
+        is_one = isinstance(images, (str, bytes, os.PathLike, np.ndarray, NV12Image))
+        if is_one or not isinstance(images, Iterable):
             raise DataError("predict takes a list of images: put the one image into a list")
         return [found.detections for found in self.detect(enumerate(images))]
 
@@ -97,7 +98,8 @@ class Detector:
 
         Args:
             source: a picture's file, a folder of pictures (those that cannot be read are named in the log and
-                left out), a video's file, the number of a camera, or images as `predict` takes them.
+                left out), a video's file, the number or the address (rtsp://…) of a camera, or images as
+                `predict` takes them.
 
         Returns:
             One after the other; the next image is read when it is asked for.
@@ -169,7 +171,7 @@ class Predictor(Detector):
 
     Raises:
         BundleError: the bundle is missing, incomplete, or has no such network, or it cannot be loaded.
-        ConfigError: there is no such runtime, precision or batch.
+        ConfigError: there is no such runtime, precision, batch or number of threads.
         DeviceError: the device is not there.
         MissingLibraryError: the runtime is not installed.
     """
@@ -185,8 +187,9 @@ class Predictor(Detector):
     ):
         description = read_bundle(bundle)
         fixed = description.input.batch
-        if batch is not None and batch < 1:
-            raise ConfigError(f"batch {batch} is not a number of images from 1")
+        for name, number in (("batch", batch), ("threads", threads)):
+            if number is not None and (not isinstance(number, (int, np.integer)) or number < 1):
+                raise ConfigError(f"{name} {number!r} is not a whole number from 1")
         if fixed is not None and batch not in (None, fixed):
             raise BundleError(
                 f"{description.directory}: the network takes {fixed} images at once, not {batch}; "

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+ADDRESS = "://"
 
 Name = Union[Path, int]
 Source = Union[str, "os.PathLike[str]", int, Iterable[Image]]
@@ -29,7 +30,7 @@ def open_source(source: Source) -> Iterator[tuple[Name, Image]]:
 
     Args:
         source: a picture's file; a folder of pictures, see `read_pictures`; a video's file; the number of a
-            camera; or images of any kind that can be gone through.
+            camera, or the address of one, such as rtsp://…; or images of any kind that can be gone through.
 
     Returns:
         Each image with its name: the path of a picture's file, else its number from 0 on.
@@ -39,11 +40,17 @@ def open_source(source: Source) -> Iterator[tuple[Name, Image]]:
     """
     if isinstance(source, int):
         return read_frames(source)
-    if isinstance(source, (np.ndarray, NV12Image)):
+    if isinstance(source, (str, os.PathLike)):
+        return _open_name(source)
+    if isinstance(source, (bytes, np.ndarray, NV12Image)) or not isinstance(source, Iterable):
         raise DataError("stream takes a path, a camera's number or several images: put one image into a list")
-    if not isinstance(source, (str, os.PathLike)):
-        return enumerate(source)
-    path = Path(source)
+    return enumerate(source)
+
+
+def _open_name(name: str | os.PathLike[str]) -> Iterator[tuple[Name, Image]]:
+    if isinstance(name, str) and ADDRESS in name:
+        return read_frames(name)
+    path = Path(name)
     if path.is_dir():
         return read_pictures(list_pictures(path))
     if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -74,11 +81,11 @@ def read_pictures(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
         yield path, image
 
 
-def read_frames(source: Path | int) -> Iterator[tuple[int, np.ndarray]]:
+def read_frames(source: Path | str | int) -> Iterator[tuple[int, np.ndarray]]:
     """The frames of a video or of a camera, which never ends, with their numbers.
 
     Args:
-        source: the video's file, or the camera's number.
+        source: the video's file, the address of a video or of a camera, or the camera's number.
 
     Returns:
         Numbers from 0, and [H, W, 3] uint8, blue first.
@@ -90,7 +97,7 @@ def read_frames(source: Path | int) -> Iterator[tuple[int, np.ndarray]]:
 
 
 @contextlib.contextmanager
-def opened_video(source: Path | int) -> Iterator[cv2.VideoCapture]:
+def opened_video(source: Path | str | int) -> Iterator[cv2.VideoCapture]:
     """A video or a camera, to be asked for its size and frame rate; closed in the end."""
     capture = _opened(source)
     try:
@@ -99,7 +106,7 @@ def opened_video(source: Path | int) -> Iterator[cv2.VideoCapture]:
         capture.release()
 
 
-def _opened(source: Path | int) -> cv2.VideoCapture:
+def _opened(source: Path | str | int) -> cv2.VideoCapture:
     if isinstance(source, Path) and not source.is_file():
         raise DataError(f"{source}: there is no such file")
     capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))

@@ -327,6 +327,11 @@ def _check_answers(model: _Network, wanted: Wanted, preprocess: Preprocess, fold
                     f"written; {INT8_CURE if precision == INT8 else VERSIONS_THAT_CAN}"
                 )
             logger.info("%s %s gave the model's boxes (%d compared)", kind, precision, agreement.boxes // 2)
+    if not wanted.pictures:
+        logger.warning(
+            "the networks were checked with noise, for there are no pictures of EvalDataset; "
+            "--check_images FOLDER checks them with real ones"
+        )
     if not agreement.boxes:
         logger.warning(
             "the model finds nothing in the test images, so the exported networks' boxes were not compared"

@@ -55,6 +55,8 @@ class QuantizationSettings:
             raise ConfigError(
                 f"INT8 cannot be compared with float on {self.compared} batches; take 1 or more"
             )
+        if not self.disagreement >= 0:
+            raise ConfigError(f"disagreement is a share of the boxes, from 0 on, not {self.disagreement}")
         if not 0 <= self.most_float <= 1:
             raise ConfigError(f"most_float is a share of the layers, from 0 to 1, not {self.most_float}")
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppfcos import environment
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError, one_line
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
+NVIDIAS_PROVIDERS = (CUDA_PROVIDER, "TensorrtExecutionProvider")
 ERRORS_ONLY = 3  # of its log levels
-LAUNCHERS_GPUS = "FLAGS_selected_gpus"  # in which paddle.distributed.launch tells a process its GPU
 
 
 class OnnxRuntime:
@@ -83,7 +83,7 @@ def open_session(file: Path, threads: int, device: str, **settings: Any) -> Any:
     options.log_severity_level = ERRORS_ONLY
     for name, value in settings.items():
         setattr(options, name, value)
-    providers = _providers(device, onnxruntime.get_available_providers())
+    providers = providers_for(device, onnxruntime.get_available_providers())
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # its errors have no type in common
@@ -93,18 +93,29 @@ def open_session(file: Path, threads: int, device: str, **settings: Any) -> Any:
         ) from error
 
 
-def _providers(device: str, available: list[str]) -> list:
-    """The providers, each behind those that may take a part of the network before it."""
-    number = os.environ.get(LAUNCHERS_GPUS, "0").split(",")[0]
-    cuda = [(CUDA_PROVIDER, {"device_id": number})] if CUDA_PROVIDER in available else []
+def providers_for(device: str, available: Sequence[str]) -> list[Any]:
+    """The providers that run a network, the one that is wanted first.
+
+    Args:
+        device: as for `OnnxRuntime`.
+        available: the names of those that there are.
+
+    Returns:
+        Names, or names with options, each behind those that may take a part of the network before it.
+        NVIDIA's run on the GPU that the launcher gave to this process.
+
+    Raises:
+        DeviceError: the wanted one is not among them.
+    """
     if device in ("cpu", CPU_PROVIDER):
         return [CPU_PROVIDER]
-    if device == "auto":
-        return [*cuda, CPU_PROVIDER]
-    wanted = CUDA_PROVIDER if device == "gpu" else device
+    wanted = {"auto": CPU_PROVIDER, "gpu": CUDA_PROVIDER}.get(device, device)
     if wanted not in available:
         raise DeviceError(
             f"device {device}: this ONNX Runtime has no {wanted}, but {', '.join(available)}; "
             "take cpu, or install onnxruntime-gpu"
         )
-    return [*([] if wanted == CUDA_PROVIDER else [wanted]), *cuda, CPU_PROVIDER]
+    cuda = [CUDA_PROVIDER] if CUDA_PROVIDER in available else []
+    names = dict.fromkeys([*([] if device == "auto" else [wanted]), *cuda, CPU_PROVIDER])
+    number = {"device_id": str(environment.launched_gpu())}
+    return [(name, number) if name in NVIDIAS_PROVIDERS else name for name in names]

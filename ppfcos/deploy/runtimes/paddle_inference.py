@@ -30,7 +30,8 @@ class PaddleInferenceRuntime:
         weights: the file of its parameters.
         output_names: of its outputs in their order, for the program has names of its own.
         threads: threads of the CPU.
-        device: 'cpu', 'gpu', or 'auto': the GPU if this Paddle has one.
+        device: 'cpu', 'gpu', or 'auto': the GPU if this Paddle has one; of several processes that
+            paddle.distributed.launch started, each takes its own.
         precision: 'bf16' to compute in bfloat16 on a CPU; else in float32.
 
     Raises:
@@ -146,7 +147,7 @@ def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: boo
     config.enable_new_executor()
     config.enable_new_ir()
     if on_gpu:
-        config.enable_use_gpu(GPU_POOL_MIB, 0)
+        config.enable_use_gpu(GPU_POOL_MIB, environment.launched_gpu())
     else:
         config.disable_gpu()
         if _versions().HAS_DOUBLES_IN_PROGRAMS:
