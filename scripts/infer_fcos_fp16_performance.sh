@@ -11,4 +11,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/infer_fcos_common.sh"
 parse_options 32 "$@"
 gate=()
 [ -n "$TARGET" ] && gate=(--require-fps "$TARGET")
-run_eval "${gate[@]}" "${FURTHER[@]}"
+run_eval ${gate[@]+"${gate[@]}"} ${FURTHER[@]+"${FURTHER[@]}"}  # bash before 4.4 takes an empty array for unset
