@@ -257,6 +257,7 @@ def test_files_that_cannot_be_read(write, text, said):
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
     assert refusal(tmp_path / "none.yml") == f"{tmp_path / 'none.yml'}: there is no such configuration file"
+    assert refusal(tmp_path) == f"{tmp_path}: this is a folder; name a configuration file in it"
     (tmp_path / "weights.pdparams").write_bytes(b"\x80\x02\xff\xfe")
     assert "cannot be read" in refusal(tmp_path / "weights.pdparams")
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 import traceback
@@ -54,7 +55,7 @@ def plain_parser(description: str, example: str) -> Parser:
     """A parser without options of its own but --debug.
 
     Args:
-        description: what the command does, a sentence or two.
+        description: what the command does, a sentence or two; its lines are broken where the terminal ends.
         example: command lines that work, shown as they are below the options.
 
     Returns:
@@ -62,13 +63,18 @@ def plain_parser(description: str, example: str) -> Parser:
     """
     parser = Parser(
         prog=shlex.join(own_name()),
-        description=description,
+        description=textwrap.fill(" ".join(description.split()), _help_width()),
         epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _help_width() -> int:
+    """Columns for a description: those that argparse takes for the options."""
+    return max(shutil.get_terminal_size().columns - 2, 20)
 
 
 def option_parser(description: str, example: str, config_required: bool = True) -> Parser:

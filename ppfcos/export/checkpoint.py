@@ -140,9 +140,6 @@ def _categories_without_data(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
     annotations = Path((cfg.get("TestDataset") or {}).get("anno_path") or "").name
     if annotations in COCO_2017_FILES and cfg.get("num_classes") in (None, COCO_2017_CLASSES):
         return _coco_2017_categories()
-    logger.warning(
-        "no class names: set TestDataset.class_names or TestDataset.anno_path; classes are numbered"
-    )
     return dataset_of_images(cfg, []).categories
 
 
