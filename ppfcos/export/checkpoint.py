@@ -23,8 +23,6 @@ from ppfcos.engine.weights import load_weights
 from ppfcos.errors import ConfigError
 from ppfcos.export.infer_config import preprocess_steps
 
-logger = logging.getLogger(__name__)
-
 COCO_2017_FILES = ("instances_train2017.json", "instances_val2017.json")
 COCO_2017_CLASSES = 80
 
