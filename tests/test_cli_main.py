@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -95,6 +96,16 @@ def test_a_misspelt_line_is_one_line_of_error(words, complaint, root, monkeypatc
     assert code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {complaint}")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "-c", CONFIG, "--show-config"]])
+def test_a_reader_that_leaves_early_is_no_error(root, words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ppfcos", *words]
+    done = subprocess.run(command, cwd=root, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_version(root):

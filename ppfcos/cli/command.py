@@ -240,7 +240,7 @@ def run(
         0 or what the command returned, or the exit code of the error.
     """
     options = parser.parse_args(argv)
-    with messages_on_stdout(), warnings.catch_warnings():
+    with reader_may_leave(), messages_on_stdout(), warnings.catch_warnings():
         if not options.debug:
             # Of its own operators, and nothing that a user could do anything about.
             warnings.filterwarnings("ignore", module="paddle")
@@ -259,9 +259,6 @@ def run(
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
-        except BrokenPipeError:  # such as `| head`, which reads no more than it shows
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
-            return UNREAD
 
 
 def _show_config(options: argparse.Namespace) -> int:
@@ -271,6 +268,18 @@ def _show_config(options: argparse.Namespace) -> int:
 
     print(annotated_config(options.config, options.opt))
     return 0
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End the process without a complaint where nobody reads on, such as behind `| head`."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        raise SystemExit(UNREAD) from None
 
 
 @contextlib.contextmanager
