@@ -35,7 +35,6 @@ VARIABLES = (
     "OPENCV_",
     "PPFCOS_",
 )
-NEWEST_PYTHON = (3, 11)  # for which there are wheels of the numpy that PaddleDetection wants
 LEAST_DISK, LEAST_SHARED = 2 << 30, 64 << 20  # bytes
 SHARED_MEMORY = "/dev/shm"
 
@@ -98,7 +97,7 @@ def _free(folder: str) -> str:
 
 
 def _problems() -> Iterator[str]:
-    if sys.version_info[:2] > NEWEST_PYTHON:
+    if sys.version_info[:2] > environment.NEWEST_PYTHON:
         yield (
             f"Python {platform.python_version()}: PaddleDetection wants a numpy that there is for 3.9 to "
             "3.11 only; make the environment with one of them"

@@ -50,6 +50,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER_TRIM = -1
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
+NEWEST_PYTHON = (3, 11)  # for which there are wheels of the numpy that PaddleDetection wants
+
 # What a bare machine lacks, as the import error names it, and the cure.
 CURES = {
     "libGL.so": "apt-get install libgl1 libglib2.0-0",
@@ -284,7 +286,10 @@ def _cure(error: BaseException) -> str | None:
     """Find the command that brings what an import error misses; None where it is some other error."""
     if not isinstance(error, ImportError):
         return None
-    return next((cure for name, cure in CURES.items() if name in str(error)), None)
+    cure = next((cure for name, cure in CURES.items() if name in str(error)), None)
+    if cure is not None and cure.startswith("pip ") and sys.version_info[:2] > NEWEST_PYTHON:
+        return f"PaddleDetection is not for this Python: make an environment with 3.9 to 3.11, then {cure}"
+    return cure
 
 
 def _quieten_loggers() -> None:

@@ -267,6 +267,14 @@ def test_the_chart_is_to_scale_and_reaches_for_nothing(both, browser):
         np.testing.assert_allclose(parts, expected, atol=1)
 
 
+def test_the_chart_s_table_is_seen_whole_on_a_laptop(both, browser):
+    assert "<code>batch</code>" in both.page.read_text(encoding="utf-8")
+    browser.set_window_size(1280, 900)
+    browser.get(both.page.as_uri())
+    widths = "const e = document.querySelector('.wide'); return [e.scrollWidth, e.clientWidth]"
+    assert len(set(browser.execute_script(widths))) == 1
+
+
 # What it can be given --------------------------------------------------------------------------------------
 
 

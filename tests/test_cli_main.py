@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -50,6 +51,18 @@ def test_every_command_explains_itself(name, capsys, monkeypatch):
     assert text.startswith(f"usage: ppfcos {name} ") and "example:" in text
 
 
+@pytest.mark.parametrize("name", program.COMMANDS)
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_is_as_wide_as_the_terminal(name, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit, match="0"):
+        program.main([name, "--help"])
+    text, _, _ = capsys.readouterr().out.partition("example:")  # which is to be copied, line by line
+    said = text.split("\n\n")[1].splitlines()
+    assert max(map(len, said)) <= columns
+    assert all(len(line) + len(after.split()[0]) > columns - 3 for line, after in zip(said, said[1:]))
+
+
 def test_the_files_in_tools_are_the_same_commands(root):
     for command in program.COMMANDS.values():
         file = root / "tools" / f"{command.module}.py"
@@ -67,11 +80,15 @@ def test_the_files_in_tools_are_the_same_commands(root):
         (["train", "-c", CONFIG, "--evla"], "there is no option --evla; did you mean '--eval'?"),
         (["train", "-c", CONFIG, "--amb=1"], "there is no option --amb; did you mean '--amp'?"),
         (["eval", "-c", CONFIG, "stray"], "nothing was expected at stray"),
+        (["train", "-c", "configs/fcos_r50_fpn_1x_cooc.yml"],
+         "configs/fcos_r50_fpn_1x_cooc.yml: there is no such configuration file; "
+         "did you mean 'fcos_r50_fpn_1x_coco.yml'?"),
         (["train"], "the following arguments are required: -c/--config"),
         (["infer", "--show_config"], "--show_config shows a configuration: name it with -c FILE"),
     ],
 )  # fmt: skip
-def test_a_misspelt_line_is_one_line_of_error(words, complaint, capsys):
+def test_a_misspelt_line_is_one_line_of_error(words, complaint, root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
     try:
         code = program.main(words)
     except SystemExit as end:
@@ -79,6 +96,16 @@ def test_a_misspelt_line_is_one_line_of_error(words, complaint, capsys):
     assert code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {complaint}")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "-c", CONFIG, "--show-config"]])
+def test_a_reader_that_leaves_early_is_no_error(root, words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ppfcos", *words]
+    done = subprocess.run(command, cwd=root, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_version(root):

@@ -508,6 +508,13 @@ def test_the_page_in_a_browser(tiny, tmp_path, browser, capsys):
     # In float: the pixels, the third convolution, and what makes distances behind both boxes' convolutions.
     assert colours == {"int8": 8, "int8-float": 2, "fallback": 1, "fp32": 1}
 
+    for width in (400, 1280):  # a figure that is wider than its tile would be drawn over the next one
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        over = "return [...document.querySelectorAll('.tile')].some((e) => e.scrollWidth > e.clientWidth)"
+        assert not browser.execute_script(over)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
     number = next(i for i, layer in enumerate(figures["layers"]) if layer["name"] == "w_third")
     shapes[number].click()
     details = browser.find_element(By.ID, "details").text

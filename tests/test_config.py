@@ -257,6 +257,7 @@ def test_files_that_cannot_be_read(write, text, said):
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
     assert refusal(tmp_path / "none.yml") == f"{tmp_path / 'none.yml'}: there is no such configuration file"
+    assert refusal(tmp_path) == f"{tmp_path}: this is a folder; name a configuration file in it"
     (tmp_path / "weights.pdparams").write_bytes(b"\x80\x02\xff\xfe")
     assert "cannot be read" in refusal(tmp_path / "weights.pdparams")
 
@@ -404,7 +405,7 @@ def test_overrides_that_lead_nowhere(root, override, said):
         ("epoch: 1.5", 3, "epoch should be a whole number, 1 or more, and is 1.5"),
         ("epoch: true", 3, "epoch should be a whole number, 1 or more, and is true"),
         ("seed: abc", 3, "seed should be a whole number, 0 or more or null, and is 'abc'"),
-        ("save_dir: 3", 3, "save_dir should be text (quote it), and is 3"),
+        ("save_dir: 3", 3, "save_dir should be text (a number in quotes), and is 3"),
         ("use_ema: 1", 3, "use_ema should be true or false, and is 1"),
         ("ema_decay: 1.5", 3, "ema_decay should be a number from 0 to 1, and is 1.5"),
         ("ema_black_list: [1]", 3, "ema_black_list should be a list of texts or null"),

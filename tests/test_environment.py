@@ -238,6 +238,13 @@ def test_what_the_machine_lacks_is_said_in_one_line(capfd, error, said):
     assert "noise" not in "".join(capfd.readouterr())
 
 
+def test_on_a_python_that_is_too_new_it_is_python_that_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 12, 1, "final", 0))
+    with pytest.raises(environment.MissingLibraryError) as caught, environment.quiet_imports():
+        raise ModuleNotFoundError("No module named 'paddle'")
+    assert "make an environment with 3.9 to 3.11, then pip install -r" in str(caught.value)
+
+
 def test_other_errors_pass_through_as_they_are():
     with pytest.raises(ImportError, match="cannot import name 'x'") as caught, environment.quiet_imports():
         raise ImportError("cannot import name 'x' from 'y'")

@@ -333,6 +333,16 @@ def test_pages_are_as_wide_as_the_screen(made, browser, appearance, comparison, 
     assert browser.execute_script("return document.documentElement.clientWidth") >= width - 20
 
 
+def test_no_table_is_cut_off_on_a_laptop(made, browser, appearance, comparison):
+    """All columns are seen at once, even with class names that have no place to break."""
+    for page in (made.runs[0] / "report.html", comparison):
+        appearance(1280, "light")
+        browser.get(page.as_uri())
+        assert page == comparison or browser.find_elements(By.CSS_SELECTOR, ".confusion table .number")
+        hidden = "return [...document.querySelectorAll('.wide')].map((e) => e.scrollWidth - e.clientWidth)"
+        assert max(browser.execute_script(hidden)) == 0
+
+
 def test_pages_are_dark_where_the_screen_is(made, browser, appearance):
     brightness = {}
     for scheme in ("light", "dark"):

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 import traceback
@@ -55,7 +56,7 @@ def plain_parser(description: str, example: str) -> Parser:
     """A parser without options of its own but --debug.
 
     Args:
-        description: what the command does, a sentence or two.
+        description: what the command does, a sentence or two; its lines are broken where the terminal ends.
         example: command lines that work, shown as they are below the options.
 
     Returns:
@@ -63,13 +64,18 @@ def plain_parser(description: str, example: str) -> Parser:
     """
     parser = Parser(
         prog=shlex.join(own_name()),
-        description=description,
+        description=textwrap.fill(" ".join(description.split()), _help_width()),
         epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _help_width() -> int:
+    """Columns for a description: those that argparse takes for the options."""
+    return max(shutil.get_terminal_size().columns - 2, 20)
 
 
 def option_parser(description: str, example: str, config_required: bool = True) -> Parser:
@@ -255,7 +261,7 @@ def run(
         0 or what the command returned, or the exit code of the error.
     """
     options = parser.parse_args(argv)
-    with messages_on_stdout(), warnings.catch_warnings():
+    with reader_may_leave(), messages_on_stdout(), warnings.catch_warnings():
         if not options.debug:
             # Of its own operators, and nothing that a user could do anything about.
             warnings.filterwarnings("ignore", module="paddle")
@@ -274,9 +280,6 @@ def run(
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             return INTERRUPTED
-        except BrokenPipeError:  # such as `| head`, which reads no more than it shows
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
-            return UNREAD
 
 
 def _show_config(options: argparse.Namespace) -> int:
@@ -286,6 +289,18 @@ def _show_config(options: argparse.Namespace) -> int:
 
     print(annotated_config(options.config, options.opt))
     return 0
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End the process without a complaint where nobody reads on, such as behind `| head`."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        raise SystemExit(UNREAD) from None
 
 
 @contextlib.contextmanager

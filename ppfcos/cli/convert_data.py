@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     Returns:
         Its parser.
     """
-    parser = command.plain_parser(textwrap.fill(DESCRIPTION, 100), EXAMPLE)
+    parser = command.plain_parser(DESCRIPTION, EXAMPLE)
     parser.add_argument(
         "source",
         metavar="SOURCE",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import ppfcos
-from ppfcos.cli.command import PROGRAM
+from ppfcos.cli.command import PROGRAM, reader_may_leave
 from ppfcos.errors import PPFCOSError
 from ppfcos.hints import hint
 
@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
+        with reader_may_leave():
+            print(usage())
         return 0
     if words[0] == "--version":
         print(f"{PROGRAM} {ppfcos.__version__}")

@@ -38,7 +38,7 @@ def or_none(kind: Kind) -> Kind:
     return Kind(f"{kind.description} or null", lambda value: value is None or kind.accepts(value))
 
 
-TEXT = Kind("text (quote it)", lambda value: isinstance(value, str))
+TEXT = Kind("text (a number in quotes)", lambda value: isinstance(value, str))
 YES_NO = Kind("true or false", lambda value: isinstance(value, bool))
 POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
 FRACTION = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)

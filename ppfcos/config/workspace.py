@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppfcos import environment
@@ -11,6 +12,7 @@ from ppfcos.config.checks import Checker
 from ppfcos.config.files import Section, apply_override, read_file
 from ppfcos.config.keys import PLAIN_KEYS, READER_KEYS, SCHEDULES
 from ppfcos.errors import ConfigError
+from ppfcos.hints import hint
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -67,8 +69,11 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
     Raises:
         ConfigError: as `load_config`.
     """
+    if os.path.isdir(path):
+        raise ConfigError(f"{path}: this is a folder; name a configuration file in it")
     if not os.path.isfile(path):
-        raise ConfigError(f"{path}: there is no such configuration file")
+        beside = [file.name for file in Path(path).parent.glob("*.yml")]
+        raise ConfigError(f"{path}: there is no such configuration file{hint(Path(path).name, beside)}")
     modules, datasets = registered_modules()
     named_classes = (*SCHEDULES, *datasets)
     config = read_file(path, named_classes)

@@ -352,7 +352,9 @@ def _categories_without_annotations(cfg: Mapping[str, Any], section: str) -> lis
             "an annotation file that is there"
         )
     logger.warning(
-        "%s: no class names: neither it nor EvalDataset has class_names or an anno_path that is there",
+        "%s: classes are numbered: neither it nor EvalDataset has class_names or an anno_path that is there; "
+        "set %s.class_names",
+        section,
         section,
     )
     return numbered(f"class {label}" for label in range(int(cfg["num_classes"])))

@@ -23,8 +23,6 @@ from ppfcos.engine.weights import load_weights
 from ppfcos.errors import ConfigError
 from ppfcos.export.infer_config import preprocess_steps
 
-logger = logging.getLogger(__name__)
-
 COCO_2017_FILES = ("instances_train2017.json", "instances_val2017.json")
 COCO_2017_CLASSES = 80
 
@@ -140,9 +138,6 @@ def _categories_without_data(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
     annotations = Path((cfg.get("TestDataset") or {}).get("anno_path") or "").name
     if annotations in COCO_2017_FILES and cfg.get("num_classes") in (None, COCO_2017_CLASSES):
         return _coco_2017_categories()
-    logger.warning(
-        "no class names: set TestDataset.class_names or TestDataset.anno_path; classes are numbered"
-    )
     return dataset_of_images(cfg, []).categories
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from ppfcos.report.page import escaped, page
 _COLOURS = ("first", "second", "third", "fourth")  # of models, and of the stages but their sum
 _STYLE = """
 .bar.fourth, .legend .fourth::before { background: var(--good); }
+.figures { width: 100%; font-size: .85rem; } .figures td, .figures th { padding: .25rem .4rem; }
 .bar-room.parts { display: flex; } .parts .bar { border-radius: 0; min-width: 0; }
 """
 
@@ -35,7 +37,7 @@ def benchmark_page(content: Mapping[str, Any]) -> str:
         HTML with everything in it.
     """
     lines = "<br>".join(map(escaped, about(content)))
-    remarks = "".join(f"<li>{escaped(line)}</li>" for line in notes(content))
+    remarks = "".join(f"<li>{_marked(line)}</li>" for line in notes(content))
     body = [
         f"<header><h1>Exported models: time</h1><p class='soft'>{lines}</p></header>",
         f"<section><h2>Images a second</h2>{_speeds(content)}</section>",
@@ -43,6 +45,11 @@ def benchmark_page(content: Mapping[str, Any]) -> str:
         f"<section><h2>All figures</h2>{_table(content)}<ul>{remarks}</ul></section>",
     ]
     return page("Benchmark of exported models", "\n".join(body), STYLE + _STYLE)
+
+
+def _marked(line: str) -> str:
+    """A line of the printed table, where backticks stand about the name of a column."""
+    return re.sub(r"`(\w+)`", r"<code>\1</code>", escaped(line))
 
 
 def _setting(row: Mapping[str, Any]) -> str:
@@ -93,4 +100,4 @@ def _table(content: Mapping[str, Any]) -> str:
                 for place, cell in enumerate(row)
             ]
             lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<div class='wide'><table>{''.join(lines)}</table></div>"
+    return f"<div class='wide'><table class='figures'>{''.join(lines)}</table></div>"

@@ -18,6 +18,7 @@ nav a { text-decoration: none; } section { padding-top: 2rem; scroll-margin-top:
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(4.9rem, 1fr)); gap: .5rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .6rem .8rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile b { white-space: nowrap; }
 .tile.main { background: var(--accent); border-color: var(--accent); color: var(--paper); }
 .tile.main small { color: inherit; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: var(--accent); }
@@ -57,6 +58,8 @@ td.ap { min-width: 6rem; }
 .matrix .right { fill: var(--first); } .matrix .wrong { fill: var(--second); }
 .matrix .frame { fill: none; stroke: var(--line); } .matrix .number { font-weight: 600; }
 .beside { display: grid; grid-template-columns: minmax(0, 2.2fr) minmax(0, 1fr); gap: 1rem 2rem; }
+.beside table { font-size: .88rem; } .beside td, .beside th { padding: .25rem .45rem; }
+.beside td:not(.number) { overflow-wrap: anywhere; } .beside .number { white-space: nowrap; }
 .control { display: none; } .live .control { display: flex; } .control label { white-space: nowrap; }
 .control { flex-wrap: wrap; gap: .5rem 1.1rem; align-items: center; margin: .5rem 0 .8rem; font-size: .9rem; }
 select, input[type=search] { font: inherit; color: inherit; background: var(--card); max-width: 14rem;

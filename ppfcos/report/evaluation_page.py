@@ -125,9 +125,9 @@ def _errors_and_sizes(figures: Mapping[str, Any]) -> str:
     return (
         "<section id='errors'><div class='columns'><div><h2>What errors cost</h2>"
         "<p class='soft'>By how much AP50 would rise if one kind of error alone were mended (TIDE), and how "
-        f"many there are.</p>{bar_rows(kinds)}<p class='soft'>All wrong detections behind the right ones: "
-        f"+{percent(errors['false_positives'])}; nothing left unfound: "
-        f"+{percent(errors['false_negatives'])}.</p></div>"
+        f"many there are.</p>{bar_rows(kinds)}<p class='soft'>Without any wrong detection AP50 would rise by "
+        f"{percent(errors['false_positives'])}, without any missed object by "
+        f"{percent(errors['false_negatives'])}.</p></div>"
         f"<div><h2>Small and large objects</h2>{_sizes(figures['sizes'])}</div></div></section>"
     )
 
@@ -152,7 +152,7 @@ def _curves_and_calibration(figures: Mapping[str, Any], names: Sequence[str]) ->
     calibration = figures["calibration"]
     return (
         "<section id='curves'><div class='columns'><div id='precision'><h2>Precision and recall</h2>"
-        f"<p class='soft'>Of <b id='curves-of'>mean over the classes</b>.</p>"
+        "<p class='soft'>Shown: <b id='curves-of'>mean over the classes</b>.</p>"
         f"<div class='control'>{_class_choice(names)}</div>{chart}</div>"
         "<div><h2>Can the scores be believed?</h2><p class='soft'>Of detections with a score of 0.7, seven "
         "of ten are right if the score is calibrated. Expected calibration error: "

@@ -31,6 +31,7 @@ _READING = (
 )
 
 _STYLE = """
+.tiles { grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); }
 .facts td:first-child { color: var(--soft); white-space: nowrap; } .facts td { overflow-wrap: anywhere; }
 .broad { width: calc(100vw - 3rem); margin-left: calc(50% - 50vw + 1.5rem); }
 .sheet { overflow: auto; max-height: 82vh; border: 1px solid var(--line); border-radius: .5rem; }
@@ -43,6 +44,7 @@ _STYLE = """
 .network .edge.lit { stroke: var(--heat); stroke-width: 2.2; opacity: 1; }
 #details { white-space: pre-line; min-height: 9.5rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; padding: .5rem .8rem; font-size: .85rem; overflow-wrap: anywhere; }
+#details:empty::before { content: 'No layer is chosen.'; color: var(--soft); }
 .classes tr.chosen { background: var(--tint); } .classes tbody tr { cursor: pointer; }
 """
 

@@ -37,7 +37,7 @@ def summary_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("network", f"{figures['bundle']}/{figures['file']}: {figures['kind']}, {figures['precision']}, "
          f"opset {figures['opset']}, {bytes_text(figures['file_bytes'])}"),
         ("one run", f"{figures['batch']} picture{'s' * (figures['batch'] > 1)} of "
-         f"{figures['height']}x{figures['width']}, for which all that follows is"),
+         f"{figures['height']}x{figures['width']}; all figures are for it"),
     ]  # fmt: skip
     for side in ("inputs", "outputs"):
         rows += [(side if i == 0 else " ", _value_text(value)) for i, value in enumerate(figures[side])]
