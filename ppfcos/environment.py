@@ -52,16 +52,18 @@ MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_T
 
 NEWEST_PYTHON = (3, 11)  # for which there are wheels of the numpy that PaddleDetection wants
 
-# What a bare machine lacks, as the import error names it, and the cure.
+OTHER_NUMPY = "a package here was built for another numpy: pip install -r requirements.txt"
+# What a bare machine lacks or has in another version, as the import error names it, and the cure.
 CURES = {
     "libGL.so": "apt-get install libgl1 libglib2.0-0",
     "libglib-2.0.so": "apt-get install libgl1 libglib2.0-0",
     "libgthread-2.0.so": "apt-get install libgl1 libglib2.0-0",
     "libgomp.so": "apt-get install libgomp1",
+    "numpy.core.multiarray failed to import": OTHER_NUMPY,
+    "numpy.dtype size changed": OTHER_NUMPY,
     "No module named 'paddle'": "pip install -r requirements.txt (see README.md for GPUs)",
-    "No module named 'ppdet'": "pip install -r requirements.txt",
-    "No module named 'sklearn'": "pip install -r requirements.txt",
-    "No module named 'cv2'": "pip install -r requirements.txt",
+    "No module named 'ppfcos": None,
+    "No module named": "pip install -r requirements.txt",
 }
 
 
@@ -284,10 +286,10 @@ def import_users_of_zlib() -> None:
 
 def _cure(error: BaseException) -> str | None:
     """Find the command that brings what an import error misses; None where it is some other error."""
-    if not isinstance(error, ImportError):
+    if not isinstance(error, (ImportError, ValueError)):  # the latter of a numpy that has other sizes
         return None
     cure = next((cure for name, cure in CURES.items() if name in str(error)), None)
-    if cure is not None and cure.startswith("pip ") and sys.version_info[:2] > NEWEST_PYTHON:
+    if cure is not None and "pip " in cure and sys.version_info[:2] > NEWEST_PYTHON:
         return f"PaddleDetection is not for this Python: make an environment with 3.9 to 3.11, then {cure}"
     return cure
 

@@ -183,3 +183,27 @@ def test_the_report_names_what_is_missing(root, tmp_path):
     assert done.returncode == 0
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem:")]
     assert any("apt-get install libgl1 libglib2.0-0" in line for line in problems)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "-c", "configs/fcos_demo_shapes.yml"),
+        ("eval", "-c", "configs/fcos_demo_shapes.yml"),
+        ("infer", "--bundle", "any", "--infer_img", "any.jpg"),
+        ("export", "-c", "configs/fcos_demo_shapes.yml"),
+        ("model-info", "any"),
+        ("benchmark", "any"),
+        ("convert-weights", "any.pth", "-o", "any.pdparams"),
+        ("convert-data", "any", "--to", "coco", "-o", "any"),
+        ("check-data", "-c", "configs/fcos_demo_shapes.yml"),
+        ("show-batch", "-c", "configs/fcos_demo_shapes.yml"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_missing_library_is_one_line_of_every_command(root, tmp_path, words):
+    message = "libGL.so.1: cannot open shared object file: No such file or directory"
+    (tmp_path / "cv2.py").write_text(f'print("a banner")\nraise ImportError("{message}")\n')
+    done = ppfcos(root, *words, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"error: {message}: apt-get install libgl1 libglib2.0-0\n"

@@ -40,7 +40,6 @@ def two_threads():
 QUICK = (
     "FCOS_RT_MS_DLA_34_4x_syncbn.pth",
     "FCOS_RT_MS_DLA_34_4x_syncbn_shared_towers_bn_head.pth",
-    "FCOS_RT_MS_R_50_4x_syncbn_bn_head.pth",
 )
 
 

@@ -145,12 +145,6 @@ PROJECTS = {
     "authors": (foreign.Authors, {"improved": False}, "FCOS_R_50_FPN_1x.pth", "model"),
     "authors imprv": (foreign.Authors, {"improved": True}, "FCOS_imprv_R_50_FPN_1x.pth", "model"),
     "adelaidet": (foreign.Adelaidet, {}, "R_50_1x.pth", "model"),
-    "mmdet dcn": (
-        foreign.Mmdet,
-        {"improved": True, "deformable": (1, 2, 3)},
-        "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn_1x_coco-ae4d8b3d.pth",
-        "state_dict",
-    ),
     "authors mobile": (
         foreign.Authors,
         {"improved": False, "mobile": True},
@@ -171,6 +165,12 @@ def save(network, path, wrapper, zipped=True):
 
 # The published ResNeXts with deformable convolutions have 101 layers, here 50: the names are the same.
 LARGE = {
+    "mmdet dcn": (
+        foreign.Mmdet,
+        {"improved": True, "deformable": (1, 2, 3)},
+        "fcos_center-normbbox-centeronreg-giou_r50_caffe_fpn_gn-head_dcn_1x_coco-ae4d8b3d.pth",
+        "state_dict",
+    ),
     "mmdet x101": (
         foreign.Mmdet,
         {"improved": False, "depth": 101, "groups": 64, "width": 4},

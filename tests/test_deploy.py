@@ -710,7 +710,7 @@ class Blocked(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocked())
 from ppfcos.deploy import Predictor
 found = Predictor(sys.argv[1], threads=1).predict([np.zeros((64, 96, 3), np.uint8)])
-from ppfcos.cli import infer
+from ppfcos.cli import drawing, infer
 json.dump(sorted(sys.modules), open(sys.argv[2], "w"))
 """
 TRAINING = "paddle,ppdet,torch,pycocotools,faster_coco_eval,visualdl,scipy,sklearn,PIL,tqdm,simplejpeg"

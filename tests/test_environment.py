@@ -225,6 +225,13 @@ def test_an_import_that_fails_shows_what_was_held_back(root, tmp_path):
         (ImportError("libgthread-2.0.so.0: cannot open …"), "apt-get install libgl1 libglib2.0-0"),
         (ImportError("libgomp.so.1: cannot open …"), "apt-get install libgomp1"),
         (ModuleNotFoundError("No module named 'paddle'"), "pip install -r requirements.txt"),
+        (ModuleNotFoundError("No module named 'tqdm'"), "pip install -r requirements.txt"),
+        # As OpenCV and pycocotools say it where there is a numpy 2.
+        (ImportError("numpy.core.multiarray failed to import"), "built for another numpy: pip install"),
+        (
+            ValueError("numpy.dtype size changed, may indicate binary incompatibility. Expected 96, got 88"),
+            "built for another numpy: pip install -r requirements.txt",
+        ),
     ],
 )
 def test_what_the_machine_lacks_is_said_in_one_line(capfd, error, said):
@@ -249,6 +256,9 @@ def test_other_errors_pass_through_as_they_are():
     with pytest.raises(ImportError, match="cannot import name 'x'") as caught, environment.quiet_imports():
         raise ImportError("cannot import name 'x' from 'y'")
     assert type(caught.value) is ImportError
+    with pytest.raises(ModuleNotFoundError) as caught, environment.quiet_imports():
+        raise ModuleNotFoundError("No module named 'ppfcos.misspelt'")
+    assert type(caught.value) is ModuleNotFoundError
     with pytest.raises(KeyboardInterrupt), environment.quiet_imports():
         raise KeyboardInterrupt
 

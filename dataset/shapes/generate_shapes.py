@@ -7,12 +7,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # a clone works without being installed
 
+from ppfcos import environment  # noqa: E402
 from ppfcos.cli import command  # noqa: E402
-from ppfcos.data import shapes  # noqa: E402
 
 
 def main(options: argparse.Namespace) -> None:
     """Draws, or says that all is there."""
+    with environment.quiet_imports():
+        from ppfcos.data import shapes
+
     drawn = shapes.generate(options.output, options.train, options.val, options.size, options.seed)
     done = "drawn into" if drawn else "already in"
     print(f"{options.train} training and {options.val} validation pictures: {done} {options.output}")

@@ -151,8 +151,9 @@ def _write(path: Path, text: str) -> None:
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """All that is known in the end, as it is written to JSON."""
-    from ppfcos.deploy.benchmark import Pictures, cases_of, measure, opened_models, summaries
-    from ppfcos.deploy.streams import Request
+    with environment.quiet_imports():
+        from ppfcos.deploy.benchmark import Pictures, cases_of, measure, opened_models, summaries
+        from ppfcos.deploy.streams import Request
 
     pictures = _read_pictures(options.images) if options.images else _drawn_pictures(options.bundles[0])
     loading = options.bundles, options.runtime, options.precision, options.threads, max(options.streams)

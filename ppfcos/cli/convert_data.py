@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from ppfcos import environment
 from ppfcos.cli import command
 
 logger = logging.getLogger(__name__)
@@ -91,10 +92,11 @@ def convert_data(options: argparse.Namespace) -> None:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    import yaml
+    with environment.quiet_imports():
+        import yaml
 
-    from ppfcos.data.classes import read_names
-    from ppfcos.data.conversion.convert import convert
+        from ppfcos.data.classes import read_names
+        from ppfcos.data.conversion.convert import convert
 
     done = convert(
         options.source,

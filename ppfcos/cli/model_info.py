@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppfcos import environment
 from ppfcos.cli import command
 from ppfcos.errors import ConfigError, OutputError
 
@@ -59,9 +60,10 @@ def show(options: argparse.Namespace) -> None:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    from ppfcos.deploy.bundle import read_bundle
-    from ppfcos.files import require_writable
-    from ppfcos.report.network_text import text_of_network
+    with environment.quiet_imports():
+        from ppfcos.deploy.bundle import read_bundle
+        from ppfcos.files import require_writable
+        from ppfcos.report.network_text import text_of_network
 
     bundle = read_bundle(options.bundle)
     for option, folder in (
