@@ -63,8 +63,8 @@ def focal(logits: np.ndarray, labels: np.ndarray, alpha: float, gamma: float) ->
     return total
 
 
-def iou_and_giou(predicted, wanted) -> tuple:
-    """Of two boxes around one location, each l, t, r, b, by their corners."""
+def iou_and_giou(predicted, wanted, smoothing=0.0) -> tuple:
+    """Of two boxes around one location, each l, t, r, b, by their corners; the smoothing is an area."""
     a = (-predicted[0], -predicted[1], predicted[2], predicted[3])
     b = (-wanted[0], -wanted[1], wanted[2], wanted[3])
     width = min(a[2], b[2]) - max(a[0], b[0])
@@ -73,12 +73,12 @@ def iou_and_giou(predicted, wanted) -> tuple:
     area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
     union = area_a + area_b - intersection
     hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
-    iou = intersection / union
+    iou = (intersection + smoothing) / (union + smoothing)
     return iou, iou - (hull - union) / hull
 
 
-def box_loss(predicted, wanted, kind: str) -> float:
-    iou, giou = iou_and_giou(predicted, wanted)
+def box_loss(predicted, wanted, kind: str, smoothing: float = 0.0) -> float:
+    iou, giou = iou_and_giou(predicted, wanted, smoothing)
     return {"giou": 1 - giou, "linear_iou": 1 - iou, "iou": -math.log(max(iou, 1e-7))}[kind]
 
 

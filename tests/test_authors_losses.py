@@ -1,8 +1,8 @@
 """A small FCOS learns by the authors' formulas in PyTorch and by ours: each loss, the slope of every weight.
 
 The formulas are those of tianzhi0549/FCOS (a773f1281275cf1e1cdaa0ca8c4a06b33036bb71), loss.py and fcos.py in
-fcos_core/modeling/rpn/fcos, iou_loss.py and sigmoid_focal_loss.py in fcos_core/layers, but for the ones that
-its IoU adds to intersection and union, which the paper does not have.
+fcos_core/modeling/rpn/fcos, iou_loss.py and sigmoid_focal_loss.py in fcos_core/layers. The ones that its IoU
+adds to intersection and union are squared strides with NORM_REG_TARGETS, and square pixels without.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def targets_of(boxes, labels, radius):
     return np.array([label for label, _ in found]), np.stack([sides for _, sides in found])
 
 
-def iou_loss(predicted, wanted, kind):
-    """IOULoss without its ones."""
+def iou_loss(predicted, wanted, kind, ones):
+    """IOULoss; it adds 1, or not."""
 
     def area(sides):
         return (sides[:, 0] + sides[:, 2]) * (sides[:, 1] + sides[:, 3])
@@ -96,14 +96,14 @@ def iou_loss(predicted, wanted, kind):
     low, high = torch.minimum(predicted, wanted), torch.maximum(predicted, wanted)
     intersection, hull = area(low), area(high)
     union = area(predicted) + area(wanted) - intersection
-    iou = intersection / union
+    iou = (intersection + ones) / (union + ones)
     if kind == "iou":
         return -torch.log(iou)
     return 1 - iou if kind == "linear_iou" else 1 - (iou - (hull - union) / hull)
 
 
-def losses_of(answers, labels, sides, kind):
-    """FCOSLossComputation on one process."""
+def losses_of(answers, labels, sides, strides, kind, ones):
+    """FCOSLossComputation on one process, with NORM_REG_TARGETS."""
     flat = [
         torch.cat(
             [level[k].permute(0, 2, 3, 1).reshape(len(level[k]), -1, level[k].shape[1]) for level in answers],
@@ -125,20 +125,26 @@ def losses_of(answers, labels, sides, kind):
         * torch.minimum(top, bottom)
         / torch.maximum(top, bottom)
     )
+    cells = torch.tensor(strides, dtype=torch.float64)[chosen, None]
+    box_losses = iou_loss(boxes[chosen] / cells, sides[chosen] / cells, kind, ones)
     return {
         "loss_cls": focal.sum() / count,
-        "loss_box": (iou_loss(boxes[chosen], sides[chosen], kind) * centerness).sum() / centerness.sum(),
+        "loss_box": (box_losses * centerness).sum() / centerness.sum(),
         "loss_quality": F.binary_cross_entropy_with_logits(quality[chosen, 0], centerness, reduction="sum")
         / count,
     }
 
 
 @pytest.mark.parametrize(
-    ("centerness_on", "distance", "kind", "radius"),
-    [("class", "exp", "iou", 0), ("box", "relu", "giou", 1.5), ("box", "exp", "linear_iou", 1.5)],
+    ("centerness_on", "distance", "kind", "radius", "ones"),
+    [
+        ("class", "exp", "iou", 0, 0.0),
+        ("box", "relu", "giou", 1.5, 1.0),
+        ("box", "exp", "linear_iou", 1.5, 1.0),
+    ],
     ids=["original", "improved", "linear"],
 )
-def test_losses_and_the_slopes_of_all_weights(centerness_on, distance, kind, radius):
+def test_losses_and_the_slopes_of_all_weights(centerness_on, distance, kind, radius, ones):
     paddle.seed(3)
     rng = np.random.default_rng(5)
     model = Small(centerness_on, distance)
@@ -157,7 +163,8 @@ def test_losses_and_the_slopes_of_all_weights(centerness_on, distance, kind, rad
     ours_locations = [level_locations(HEIGHT // stride, WIDTH // stride, stride) for stride in STRIDES]
     assign = PPFCOSTargets(RANGES, radius)
     targets = assign(ours_locations, STRIDES, paddle.to_tensor(boxes), paddle.to_tensor(labels), CLASSES)
-    ours = PPFCOSLoss(box_loss=kind)(model(paddle.to_tensor(image)), targets, global_normalizers([targets]))
+    loss = PPFCOSLoss(box_loss=kind, iou_smoothing=ones)
+    ours = loss(model(paddle.to_tensor(image)), targets, global_normalizers([targets]))
     ours["loss"].backward()
 
     weights = {
@@ -166,9 +173,9 @@ def test_losses_and_the_slopes_of_all_weights(centerness_on, distance, kind, rad
     }
     answers = theirs(weights, torch.tensor(image, dtype=torch.float64), centerness_on, distance)
     wanted = [targets_of(*each, radius) for each in zip(boxes.astype(np.float64), labels)]
-    expected = losses_of(
-        answers, np.concatenate([a for a, _ in wanted]), np.concatenate([b for _, b in wanted]), kind
-    )
+    found_labels, sides = (np.concatenate(part) for part in zip(*wanted))
+    strides = np.tile(np.repeat(STRIDES, [len(level) for level in ours_locations]), len(boxes))
+    expected = losses_of(answers, found_labels, sides, strides, kind, ones)
     sum(expected.values()).backward()
 
     assert len(targets.positives) > 20

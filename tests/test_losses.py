@@ -63,6 +63,18 @@ def _case(rng, positives, classes=3, shapes=((2, 3), (1, 2)), batch=2):
     return outputs, labels, indices, np.exp(rng.normal(0, 1, [positives, 4])) * 10
 
 
+def _targets(labels, indices, distances, strides=None):
+    wanted = paddle.to_tensor(np.asarray(distances, "float32").reshape([-1, 4]))
+    strides = np.full(len(indices), 8.0) if strides is None else strides
+    return Targets(
+        paddle.to_tensor(labels),
+        paddle.to_tensor(indices),
+        wanted,
+        centerness_of(wanted),
+        paddle.to_tensor(strides.astype("float32")),
+    )
+
+
 def _tensors(levels):
     return [paddle.to_tensor(level.astype("float32"), stop_gradient=False) for level in levels]
 
@@ -78,12 +90,15 @@ def _flat(levels):
     return np.array(rows)
 
 
-def _expected(outputs, labels, indices, distances, kind, quality, frozen_iou=None):
-    """The three losses by the formulas; `frozen_iou` holds the quality that must have no gradient."""
+def _expected(outputs, labels, indices, distances, kind, quality, areas, frozen_iou=None):
+    """The three losses by the formulas; `areas` smooth the IoUs, and `frozen_iou` has no gradient."""
     logits, predicted = _flat(outputs.class_logits), _flat(outputs.distances)
     quality_logits = _flat(outputs.quality_logits)[:, 0]
     count = max(len(indices), 1)
-    boxes = [reference.box_loss(predicted[i], wanted, kind) for i, wanted in zip(indices, distances)]
+    boxes = [
+        reference.box_loss(predicted[i], wanted, kind, area)
+        for i, wanted, area in zip(indices, distances, areas)
+    ]
     if quality == "centerness":
         weights = [reference.centerness(wanted) for wanted in distances]
         wanted_quality, box_divisor = weights, max(sum(weights), 1e-7)
@@ -104,27 +119,32 @@ def _expected(outputs, labels, indices, distances, kind, quality, frozen_iou=Non
     positives=st.integers(0, 12),
     kind=st.sampled_from(["giou", "linear_iou", "iou"]),
     quality=st.sampled_from(["centerness", "iou"]),
+    smoothing=st.sampled_from([0.0, 1.0, 0.3]),
 )
-@example(seed=0, positives=0, kind="giou", quality="centerness")
-@example(seed=0, positives=0, kind="iou", quality="iou")
-def test_losses_and_gradients(seed, positives, kind, quality):
+@example(seed=0, positives=0, kind="giou", quality="centerness", smoothing=0.0)
+@example(seed=0, positives=0, kind="iou", quality="iou", smoothing=1.0)
+def test_losses_and_gradients(seed, positives, kind, quality, smoothing):
     rng = np.random.default_rng(seed)
     outputs, labels, indices, distances = _case(rng, positives)
     tensors = HeadOutputs(*(_tensors(levels) for levels in outputs))
-    wanted = paddle.to_tensor(distances.astype("float32").reshape([-1, 4]))
-    targets = Targets(paddle.to_tensor(labels), paddle.to_tensor(indices), wanted, centerness_of(wanted))
-    losses = PPFCOSLoss(box_loss=kind, quality=quality)(tensors, targets, global_normalizers([targets]))
+    strides = rng.choice([4.0, 16.0], positives)
+    targets = _targets(labels, indices, distances, strides)
+    loss = PPFCOSLoss(box_loss=kind, iou_smoothing=smoothing, quality=quality)
+    losses = loss(tensors, targets, global_normalizers([targets]))
     losses["loss"].backward()
 
     predicted = _flat(outputs.distances)
-    iou = [reference.iou_and_giou(predicted[i], box)[0] for i, box in zip(indices, distances)]
-    expected = _expected(outputs, labels, indices, distances, kind, quality, iou)
+    areas = smoothing * strides**2
+    iou = [
+        reference.iou_and_giou(predicted[i], box, area)[0] for i, box, area in zip(indices, distances, areas)
+    ]
+    expected = _expected(outputs, labels, indices, distances, kind, quality, areas, iou)
     for name, value in expected.items():
         assert float(losses[name]) == pytest.approx(value, rel=1e-5, abs=1e-6), name
     assert float(losses["loss"]) == pytest.approx(sum(expected.values()), rel=1e-5)
 
     def total(_):
-        return sum(_expected(outputs, labels, indices, distances, kind, quality, iou).values())
+        return sum(_expected(outputs, labels, indices, distances, kind, quality, areas, iou).values())
 
     for levels, made in zip(outputs, tensors):
         for level, tensor in zip(levels, made):
@@ -137,8 +157,7 @@ def test_what_is_not_counted_has_no_part_in_the_class_loss():
     outputs, labels, indices, distances = _case(rng, 5)
     ignored = np.setdiff1d(np.arange(len(labels)), indices)[::3]
     counted = np.setdiff1d(np.arange(len(labels)), ignored)
-    wanted = paddle.to_tensor(distances.astype("float32"))
-    targets = Targets(paddle.to_tensor(labels), paddle.to_tensor(indices), wanted, centerness_of(wanted))
+    targets = _targets(labels, indices, distances)
     results = []
     for some in (targets, targets._replace(counted=paddle.to_tensor(counted))):
         tensors = HeadOutputs(*(_tensors(levels) for levels in outputs))
@@ -158,8 +177,7 @@ def test_what_is_not_counted_has_no_part_in_the_class_loss():
 def test_weights_of_the_losses():
     rng = np.random.default_rng(1)
     outputs, labels, indices, distances = _case(rng, 5)
-    wanted = paddle.to_tensor(distances.astype("float32"))
-    targets = Targets(paddle.to_tensor(labels), paddle.to_tensor(indices), wanted, centerness_of(wanted))
+    targets = _targets(labels, indices, distances)
     tensors = HeadOutputs(*(_tensors(levels) for levels in outputs))
     ones = Normalizers(paddle.to_tensor(1.0), paddle.to_tensor(1.0))
     plain = PPFCOSLoss()(tensors, targets, ones)
@@ -172,3 +190,9 @@ def test_weights_of_the_losses():
 def test_unknown_option_is_named(option, value):
     with pytest.raises(ValueError, match=f"PPFCOSLoss.{option} is '{value}'"):
         PPFCOSLoss(**{option: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_a_smoothing_below_zero_is_named(value):
+    with pytest.raises(ValueError, match=r"PPFCOSLoss\.iou_smoothing is .*: it is 0 or more"):
+        PPFCOSLoss(iou_smoothing=value)

@@ -109,12 +109,13 @@ def _power(base: Tensor, exponent: float) -> Tensor:
     return base * base if exponent == 2 else paddle.pow(base, exponent)
 
 
-def iou_of(predicted: Tensor, target: Tensor) -> tuple:
+def iou_of(predicted: Tensor, target: Tensor, smoothing: Tensor) -> tuple:
     """IoU of boxes that share a location, and what GIoU subtracts from it.
 
     Args:
         predicted: [N, 4] distances l, t, r, b in pixels, none below zero.
         target: [N, 4] likewise.
+        smoothing: [N] square pixels that are added to intersection and union.
 
     Returns:
         IoU [N] and the share of the enclosing box that neither covers [N] (Rezatofighi et al., CVPR 2019).
@@ -122,7 +123,8 @@ def iou_of(predicted: Tensor, target: Tensor) -> tuple:
     intersection = distance_areas(paddle.minimum(predicted, target))
     union = distance_areas(predicted) + distance_areas(target) - intersection
     enclosing = distance_areas(paddle.maximum(predicted, target))
-    return intersection / union.clip(min=EPSILON), (enclosing - union) / enclosing.clip(min=EPSILON)
+    iou = (intersection + smoothing) / (union + smoothing).clip(min=EPSILON)
+    return iou, (enclosing - union) / enclosing.clip(min=EPSILON)
 
 
 @register
@@ -133,6 +135,9 @@ class PPFCOSLoss(nn.Layer):
         focal_alpha: of the focal loss.
         focal_gamma: of the focal loss.
         box_loss: `giou` 1 − GIoU, `linear_iou` 1 − IoU, or `iou` −log IoU.
+        iou_smoothing: what is added to intersection and union of the IoU, in squared strides of the level:
+            small boxes weigh less. 1 in the authors' code (iou_loss.py in fcos_core/layers, with
+            NORM_REG_TARGETS), AdelaiDet and PaddleDetection; 0 is the papers' IoU.
         quality: `centerness`: the second branch learns the centerness, which also weighs the box loss; `iou`:
             it learns the IoU of the predicted box, and the box loss is not weighed. Of a head without that
             branch, it says only whether the box loss is weighed.
@@ -141,7 +146,7 @@ class PPFCOSLoss(nn.Layer):
         quality_weight: of the quality loss.
 
     Raises:
-        ValueError: an option is none of those named.
+        ValueError: an option is none of those named, or the smoothing is below zero.
     """
 
     def __init__(
@@ -149,6 +154,7 @@ class PPFCOSLoss(nn.Layer):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         box_loss: str = "giou",
+        iou_smoothing: float = 0.0,
         quality: str = "centerness",
         class_weight: float = 1.0,
         box_weight: float = 1.0,
@@ -157,11 +163,14 @@ class PPFCOSLoss(nn.Layer):
         super().__init__()
         if box_loss not in ("giou", "linear_iou", "iou"):
             raise ValueError(f"PPFCOSLoss.box_loss is {box_loss!r}: it is giou, linear_iou or iou")
+        if not iou_smoothing >= 0:
+            raise ValueError(f"PPFCOSLoss.iou_smoothing is {iou_smoothing!r}: it is 0 or more")
         if quality not in ("centerness", "iou"):
             raise ValueError(f"PPFCOSLoss.quality is {quality!r}: it is centerness or iou")
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.box_loss = box_loss
+        self.iou_smoothing = iou_smoothing
         self.quality = quality
         self.class_weight = class_weight
         self.box_weight = box_weight
@@ -195,7 +204,7 @@ class PPFCOSLoss(nn.Layer):
             targets.counted,
         )
         distances = _flatten_levels(outputs.distances)
-        box_loss, iou = self._box_losses(distances.gather(targets.positives), targets.distances)
+        box_loss, iou = self._box_losses(distances.gather(targets.positives), targets)
         if self.quality == "centerness":
             quality, box_sum = targets.centerness, _sum(box_loss * targets.centerness, distances)
             box_divisor = normalizers.centerness
@@ -220,9 +229,10 @@ class PPFCOSLoss(nn.Layer):
         logits = all_logits.gather(positives)
         return _sum(F.softplus(logits) - logits * quality, all_logits)
 
-    def _box_losses(self, predicted: Tensor, target: Tensor) -> tuple:
-        """Loss [N⁺] and IoU [N⁺] of each positive."""
-        iou, uncovered = iou_of(predicted, target)
+    def _box_losses(self, predicted: Tensor, targets: Targets) -> tuple:
+        """Loss [N⁺] and IoU [N⁺] of each positive, of its predicted distances [N⁺, 4]."""
+        smoothing = self.iou_smoothing * targets.strides * targets.strides
+        iou, uncovered = iou_of(predicted, targets.distances, smoothing)
         if self.box_loss == "giou":
             return 1 - iou + uncovered, iou
         if self.box_loss == "linear_iou":

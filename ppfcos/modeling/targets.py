@@ -6,6 +6,7 @@ All of it is computed on the device, for the whole batch, from padded boxes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import paddle
@@ -23,6 +24,7 @@ class Targets(NamedTuple):
         positives: [N⁺] indices into B·P of the locations that answer for a box.
         distances: [N⁺, 4] l, t, r, b in pixels.
         centerness: [N⁺] in (0, 1].
+        strides: [N⁺] of their levels, in pixels.
         counted: [N] indices into B·P of the locations that the classification loss is the sum over, all
             positives among them; None: all locations.
     """
@@ -31,6 +33,7 @@ class Targets(NamedTuple):
     positives: Tensor
     distances: Tensor
     centerness: Tensor
+    strides: Tensor
     counted: Tensor | None = None
 
 
@@ -112,14 +115,17 @@ class PPFCOSTargets:
                 f"{len(strides)} levels need {len(strides) - 1}"
             )
         points = paddle.concat(locations)
-        matched = self._matched_boxes(points, self._level_limits(locations, strides), boxes)
+        point_strides = _of_every_point(strides, locations)
+        limits = (*self._size_limits(locations), self._reach() * point_strides)
+        matched = self._matched_boxes(points, tuple(limit.unsqueeze(1) for limit in limits), boxes)
         box_count = boxes.shape[1]
         positives = (matched < box_count).flatten().nonzero().flatten()
         # Flat index of each positive's box: its image's first box plus the number within the image.
         image = positives // points.shape[0]
         chosen = image * box_count + matched.flatten().gather(positives)
         box = boxes.reshape([-1, 4]).gather(chosen)
-        point = points.gather(positives % points.shape[0])
+        number = positives % points.shape[0]
+        point = points.gather(number)
         # A positive is inside its box, so that all four are above zero. Paddle 2.6 can do this without any
         # positive, but cannot concatenate nothing.
         distances = (box - point.tile([1, 2])).abs()
@@ -128,7 +134,8 @@ class PPFCOSTargets:
         counted = None
         if self.ignore_crowd and crowds is not None:
             counted = self._counted(points, crowds, matched < box_count)
-        return Targets(all_labels, positives, distances, centerness_of(distances), counted)
+        own_strides = point_strides.gather(number)
+        return Targets(all_labels, positives, distances, centerness_of(distances), own_strides, counted)
 
     def _counted(self, points: Tensor, crowds: Tensor, is_positive: Tensor) -> Tensor | None:
         """Indices of the locations that are positive [B, P] or in no crowd; None if that is all of them."""
@@ -141,15 +148,14 @@ class PPFCOSTargets:
         counted = (is_positive | ~in_crowd).flatten().nonzero().flatten()
         return counted if counted.shape[0] < in_crowd.size else None
 
-    def _level_limits(self, locations: list, strides: list) -> tuple:
-        """Ends of the size range, and reach of center sampling, of each location: 3 × [P, 1]."""
+    def _reach(self) -> float:
+        """Strides between a box's centre and the locations that may answer for it, at the most."""
+        return self.center_sampling_radius if self.center_sampling_radius > 0 else math.inf
+
+    def _size_limits(self, locations: list) -> tuple:
+        """Ends of the size range of each location: 2 × [P]."""
         ends = [0.0, *self.size_ranges, math.inf]
-        radius = self.center_sampling_radius if self.center_sampling_radius > 0 else math.inf
-        counts = [level.shape[0] for level in locations]
-        return tuple(
-            paddle.concat([paddle.full([n, 1], value) for n, value in zip(counts, values)])
-            for values in (ends[:-1], ends[1:], [radius * stride for stride in strides])
-        )
+        return _of_every_point(ends[:-1], locations), _of_every_point(ends[1:], locations)
 
     def _matched_boxes(self, points: Tensor, limits: tuple, boxes: Tensor) -> Tensor:
         """[B, P] number of the smallest box that each location answers for, M where there is none."""
@@ -180,3 +186,8 @@ class PPFCOSTargets:
         allowed = (nearest > 0) & (farthest > lower) & (farthest <= upper) & (off_centre < radius)
         areas = box_areas(boxes).unsqueeze(1)
         return paddle.where(allowed, areas, paddle.full_like(areas, math.inf))
+
+
+def _of_every_point(values: Sequence[float], locations: list) -> Tensor:
+    """[P] the value of each location's level."""
+    return paddle.concat([paddle.full([level.shape[0]], value) for level, value in zip(locations, values)])
