@@ -54,9 +54,10 @@ $(INSTALLED): requirements.txt requirements/base.txt requirements/train.txt requ
 	@touch $@
 
 # Both files at once: alone, the second would lift setuptools above what the first one pins.
-$(INSTALLED_DEV): requirements/dev.txt requirements/tests_apart.txt $(INSTALLED)
+$(INSTALLED_DEV): requirements/dev.txt requirements/torch.txt requirements/tests_apart.txt $(INSTALLED)
 	@echo "installing requirements/dev.txt into $(VENV)"
 	@$(PIP) -r requirements.txt -r requirements/dev.txt
+	@$(PIP) --retries 1 -r requirements/torch.txt
 	@$(PIP) --no-deps -r requirements/tests_apart.txt
 	@touch $@
 

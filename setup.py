@@ -44,7 +44,7 @@ setup(
         "deploy": requirements("deploy"),
         "onnx": requirements("onnx"),
         "openvino": requirements("openvino"),
-        "dev": requirements("dev"),
+        "dev": [*requirements("dev"), *requirements("torch")],
     },
     entry_points={"console_scripts": ["ppfcos = ppfcos.cli.main:main"]},
     classifiers=[

@@ -16,7 +16,7 @@ from ppfcos.modeling.locations import level_locations
 from ppfcos.modeling.losses import PPFCOSLoss, global_normalizers
 from ppfcos.modeling.targets import PPFCOSTargets
 
-torch = pytest.importorskip("torch", reason="what ours is compared with (requirements/dev.txt)")
+torch = pytest.importorskip("torch", reason="what ours is compared with (requirements/torch.txt)")
 F = torch.nn.functional
 
 CLASSES, CHANNELS, STRIDES, RANGES = 5, 64, [8, 16, 32], [24, 40]
