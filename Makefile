@@ -53,11 +53,11 @@ $(INSTALLED): requirements.txt requirements/base.txt requirements/train.txt requ
 	done
 	@touch $@
 
-# Both files at once: alone, the second would lift setuptools above what the first one pins.
+# Both files at once, and PyTorch within the limits of the first: alone, it would lift setuptools above them.
 $(INSTALLED_DEV): requirements/dev.txt requirements/torch.txt requirements/tests_apart.txt $(INSTALLED)
 	@echo "installing requirements/dev.txt into $(VENV)"
 	@$(PIP) -r requirements.txt -r requirements/dev.txt
-	@$(PIP) --retries 1 -r requirements/torch.txt
+	@$(PIP) --retries 1 -r requirements/torch.txt -c requirements/train.txt
 	@$(PIP) --no-deps -r requirements/tests_apart.txt
 	@touch $@
 

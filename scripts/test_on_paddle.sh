@@ -47,7 +47,8 @@ install() {
   echo "installing requirements with Paddle $version into $environment"
   local pip=("$environment/bin/python" -m pip install -qq --disable-pip-version-check)
   "${pip[@]}" -r "$environment/wanted/requirements.txt" -r "$environment/wanted/requirements/dev.txt" &&
-    "${pip[@]}" --retries 1 -r "$environment/wanted/requirements/torch.txt" &&
+    "${pip[@]}" --retries 1 -r "$environment/wanted/requirements/torch.txt" \
+      -c "$environment/wanted/requirements/train.txt" &&
     "${pip[@]}" --no-deps -r "$environment/wanted/requirements/tests_apart.txt" &&
     rm -rf "$environment/installed" &&
     cp -r "$environment/wanted" "$environment/installed"
