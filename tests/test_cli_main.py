@@ -181,7 +181,7 @@ def test_bash_completes(root, completion, typed, expected):
     words = " ".join(f"'{word}'" for word in typed)
     asked = (
         f"source {completion('bash')}; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; "
-        '_shtab_ppfcos ppfcos "${COMP_WORDS[-1]}"; printf '%s\\n' "${COMPREPLY[@]}"'
+        '_shtab_ppfcos ppfcos "${COMP_WORDS[-1]}"; printf \'%s\\n\' "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", asked], cwd=root, capture_output=True, text=True, check=False)
     assert set(done.stdout.split()) == expected, done.stderr
