@@ -2,8 +2,8 @@
 
     python benchmarks/first_line.py
 
-The training is that of the demo, of pictures that are drawn before, and is ended at its first line. Every figure
-is a process of its own.
+The training is that of the demo, on pictures that are drawn before, and is ended at its first line. Every
+figure is a process of its own.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def test_pip_on_a_python_that_is_too_new(root, tmp_path):
     assert text.count('python_version >= "3.12"') == 1
     here = ".".join(map(str, sys.version_info[:2]))
     (tmp_path / "train.txt").write_text(text.replace('"3.12"', f'"{here}"'))
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "-r", tmp_path / "train.txt"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
+    done = subprocess.run([*pip, "-r", tmp_path / "train.txt"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     [error] = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
     assert "make-the-environment-with-Python-3.9-to-3.11" in error
