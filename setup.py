@@ -11,10 +11,10 @@ ROOT = Path(__file__).parent
 
 
 def requirements(name: str) -> list[str]:
-    """Read requirements/{name}.txt, comments and pip's own options left out."""
+    """Read requirements/{name}.txt, comments, pip's own options and references to files left out."""
     lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     entries = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
-    return [entry for entry in entries if entry and not entry.startswith("-")]
+    return [entry for entry in entries if entry and not entry.startswith("-") and " @ " not in entry]
 
 
 def version() -> str:

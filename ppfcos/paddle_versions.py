@@ -5,6 +5,9 @@ What differs before Paddle is imported stands in ppfcos/environment.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import paddle
 from paddle import Tensor
 
@@ -21,6 +24,24 @@ HAS_DOUBLES_IN_PROGRAMS = _VERSION == (3, 3)
 
 # Whether a backward operator can be called by itself.
 HAS_CONV2D_GRAD = hasattr(paddle._C_ops, "conv2d_grad")  # not before 3.1
+
+
+def operator_name(operator: Any) -> str:
+    """How an operator of a static program is called, such as `conv2d`."""
+    return operator.name().removeprefix("pd_op.") if HAS_NEW_IR else operator.type
+
+
+def convolution_shapes(operator: Any, kernel: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Shapes of the kernel and of the result of a convolution in a static program.
+
+    Args:
+        operator: the convolution.
+        kernel: where its kernel is among its inputs; before 3.0 these have names.
+    """
+    if HAS_NEW_IR:
+        return operator.operands_source()[kernel].shape, operator.results()[0].shape
+    names = operator.input("Filter")[0], operator.output("Output")[0]
+    return tuple(operator.block.var(name).shape for name in names)
 
 
 def is_autocast_enabled() -> bool:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import paddle
 import pytest
+from conftest import needs_export
 from small_bundles import heads_bundle
 from small_detector import CLASS_NAMES, draw_picture, pictures, small_model, write_config
 
@@ -297,6 +298,7 @@ def test_the_tool_itself_says_nothing_unasked(small, photos, root, tmp_path):
     assert len(done.stdout.splitlines()) == 2
 
 
+@needs_export
 def test_deformable_convolutions_are_exported_to_paddle_alone(tmp_path, capsys):
     """ONNX Runtime's CPU has no kernel for them, and OpenVINO no rule."""
     write_config(tmp_path)

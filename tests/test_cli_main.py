@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from terminal import run_on_terminal
 
 from ppfcos.cli import main as program
 from ppfcos.cli import train
@@ -61,6 +64,14 @@ def test_help_is_as_wide_as_the_terminal(name, columns, capsys, monkeypatch):
     said = text.split("\n\n")[1].splitlines()
     assert max(map(len, said)) <= columns
     assert all(len(line) + len(after.split()[0]) > columns - 3 for line, after in zip(said, said[1:]))
+
+
+@pytest.mark.parametrize("columns", [50, 100])
+def test_the_list_of_commands_is_as_wide_as_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert program.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert columns - 12 < max(map(len, lines)) <= columns
 
 
 def test_the_files_in_tools_are_the_same_commands(root):
@@ -141,6 +152,20 @@ def test_shown_configurations_say_what_is_loaded(root, monkeypatch, capsys):
 # Completion
 
 
+@pytest.fixture(scope="module")
+def completion(root, tmp_path_factory):
+    """The script for a shell, which must be there."""
+
+    def write(shell: str) -> Path:
+        if shutil.which(shell) is None:
+            pytest.skip(f"{shell} is not installed, and this is a test of its completion")
+        script = tmp_path_factory.mktemp("completion") / shell
+        script.write_text(ppfcos(root, "completion", shell).stdout)
+        return script
+
+    return functools.cache(write)
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -149,20 +174,53 @@ def test_shown_configurations_say_what_is_loaded(root, monkeypatch, capsys):
         (["ppfcos", "train", "--prof"], {"--profile"}),
         (["ppfcos", "convert-data", "--to", "vo"], {"voc"}),
         (["ppfcos", "train", "-c", "configs/fcos_r18"], {CONFIG}),
+        (["ppfcos", "benchmark", "configs", "benchm"], {"benchmarks"}),
     ],
 )
-def test_bash_completes(root, tmp_path, typed, expected):
-    if shutil.which("bash") is None:
-        pytest.skip("bash is not installed, and this is a test of its completion")
-    script = tmp_path / "completion"
-    script.write_text(ppfcos(root, "completion", "bash").stdout)
+def test_bash_completes(root, completion, typed, expected):
     words = " ".join(f"'{word}'" for word in typed)
     asked = (
-        f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; "
+        f"source {completion('bash')}; COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; "
         '_shtab_ppfcos ppfcos "${COMP_WORDS[-1]}"; printf \'%s\\n\' "${COMPREPLY[@]}"'
     )
     done = subprocess.run(["bash", "-c", asked], cwd=root, capture_output=True, text=True, check=False)
     assert set(done.stdout.split()) == expected, done.stderr
+
+
+# Types a line and the tabulator as soon as zsh shows its first prompt, and leaves.
+ZSHRC = """
+autoload -Uz compinit
+compinit -D -u
+eval "$(<{script})"
+type_and_leave() {{
+  BUFFER=$TYPED CURSOR=$#TYPED
+  zle complete-word
+  print -r -- "$BUFFER" > $WRITTEN
+  BUFFER=exit
+  zle accept-line
+}}
+zle -N zle-line-init type_and_leave
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("ppfcos tr", "ppfcos train"),
+        ("ppfcos convert-w", "ppfcos convert-weights"),
+        ("ppfcos train --prof", "ppfcos train --profile"),
+        ("ppfcos convert-data --to vo", "ppfcos convert-data --to voc"),
+        ("ppfcos train -c configs/fcos_r18", f"ppfcos train -c {CONFIG}"),
+        ("ppfcos benchmark configs benchm", "ppfcos benchmark configs benchmarks/"),
+    ],
+)
+def test_zsh_completes(root, completion, tmp_path, monkeypatch, typed, completed):
+    (tmp_path / ".zshrc").write_text(ZSHRC.format(script=completion("zsh")))
+    monkeypatch.chdir(root)
+    variables = {"ZDOTDIR": str(tmp_path), "TYPED": typed, "WRITTEN": str(tmp_path / "line")}
+    code, screen = run_on_terminal(["zsh", "-d", "-i"], **variables)
+    assert code == 0, screen
+    assert (tmp_path / "line").read_text().rstrip() == completed, screen
 
 
 # The report for bug reports

@@ -28,7 +28,7 @@ from ppdet.data import transform as ppdet_transform
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ppfcos.data import reading
+from ppfcos.data import datasets, reading
 from ppfcos.data.collate import Collate, pad_images, pad_rows
 from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.images import ImageUnreadable, read_image
@@ -362,6 +362,18 @@ def test_one_line_tells_what_was_done(coco, caplog):
     coco.build("EvalDataset")
     [line] = [record.message for record in caplog.records if record.message.startswith("EvalDataset")]
     assert line == f"EvalDataset: 3 images, 1 objects, {where}; {mended}", "its boxes are the file's own"
+
+
+def test_a_large_file_is_named_before_it_is_read(coco, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    coco.add((0, 5, 5, 20, 20))
+    coco.build()
+    assert not any("reading" in record.message for record in caplog.records)
+    monkeypatch.setattr(datasets, "_LARGE_FILE", 1)
+    caplog.clear()
+    coco.build()
+    lines = [record.message for record in caplog.records if record.message.startswith("TrainDataset")]
+    assert lines[0] == f"TrainDataset: reading {coco.folder / 'annotations.json'}, 0 MB" and len(lines) == 2
 
 
 def test_images_of_tinycoco_without_objects_are_counted(tinycoco, caplog):

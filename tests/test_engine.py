@@ -519,7 +519,7 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
         config("use_ema=true", "ema_decay=0.5", "ema_decay_type=normal"), "cpu", with_evaluation=True
     )
     trainer.train()
-    ((epochs, figures),) = trainer.evaluations
+    ((epochs, figures),) = trainer.evaluations.made
     assert epochs == 1 and isinstance(figures, CocoFigures)
     folder = tmp_path / "output" / "small"
     assert sorted(path.name for path in folder.glob("*model*")) == sorted(

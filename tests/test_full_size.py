@@ -8,6 +8,7 @@ import sys
 
 import paddle
 import pytest
+from conftest import needs_export
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +42,29 @@ def command(root, tinycoco):
     return run
 
 
-def test_trains_evaluates_and_exports(command, tmp_path, tinycoco):
+@pytest.fixture(scope="module")
+def weights(command, tmp_path_factory):
+    """Of a training of three steps."""
+    folder = tmp_path_factory.mktemp("trained")
     three_steps = ["epoch=1", "TrainReader.total_batch_size=1", "TrainDataset.sample_num=3", "log_iter=1"]
-    three_steps += [
-        "LearningRate.schedulers.1.steps=2",
-        f"save_dir={tmp_path}",
-        "LearningRate.base_lr=0.0001",
-    ]
-    said = command("train.py", also=three_steps)
-    assert "step: [3/3]" in said
-    weights = tmp_path / "fcos_r50_fpn_1x_coco" / "model_final.pdparams"
+    three_steps += ["LearningRate.schedulers.1.steps=2", f"save_dir={folder}", "LearningRate.base_lr=0.0001"]
+    assert "step: [3/3]" in command("train.py", also=three_steps)
+    return folder / "fcos_r50_fpn_1x_coco" / "model_final.pdparams"
+
+
+def test_trains_and_evaluates(command, weights, tmp_path, tinycoco):
     state = paddle.load(str(weights))
     assert state["head.class_conv.weight"].shape == [80, 256, 3, 3]
-
     said = command("eval.py", "--output_eval", str(tmp_path), also=[f"weights={weights}"])
     assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]" in said
     detections = json.loads((tmp_path / "bbox.json").read_text())
     annotations = json.loads((tinycoco / "annotations" / "instances_val2017.json").read_text())
     assert {box["image_id"] for box in detections} <= {image["id"] for image in annotations["images"]}
 
-    # Paddle's program; ONNX at this size is in tests/test_onnx.py, and slow.
+
+@needs_export
+def test_exports(command, weights, tmp_path):
+    """Paddle's program; ONNX at this size is in tests/test_onnx.py, and slow."""
     options = ["--formats", "paddle", "--output_dir", str(tmp_path / "exported")]
     command("export_model.py", *options, also=[f"weights={weights}"])
     bundle = tmp_path / "exported" / "fcos_r50_fpn_1x_coco"

@@ -1,10 +1,11 @@
-"""What `make` says on a machine where it cannot go on: one line, before anything is installed."""
+"""What `make` and pip say on a machine where they cannot go on: one line, before anything is installed."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +45,16 @@ def test_too_little_disk(make, tmp_path):
     [line] = make("NEEDED_MB=900000000", "test")
     assert line.startswith(f"error: {tmp_path} has ") and line.endswith("takes 900000000: free some")
     assert not (tmp_path / ".venv" / ".installed").exists()
+
+
+def test_pip_on_a_python_that_is_too_new(root, tmp_path):
+    """The requirements as that Python's pip would take them: with this one's version in their condition."""
+    text = (root / "requirements/train.txt").read_text(encoding="utf-8")
+    assert text.count('python_version >= "3.12"') == 1
+    here = ".".join(map(str, sys.version_info[:2]))
+    (tmp_path / "train.txt").write_text(text.replace('"3.12"', f'"{here}"'))
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
+    done = subprocess.run([*pip, "-r", tmp_path / "train.txt"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    assert "make-the-environment-with-Python-3.9-to-3.11" in error

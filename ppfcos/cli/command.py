@@ -64,7 +64,7 @@ def plain_parser(description: str, example: str) -> Parser:
     """
     parser = Parser(
         prog=shlex.join(own_name()),
-        description=textwrap.fill(" ".join(description.split()), _help_width()),
+        description=textwrap.fill(" ".join(description.split()), help_width()),
         epilog="example:\n" + textwrap.indent(textwrap.dedent(example).strip(), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -73,8 +73,8 @@ def plain_parser(description: str, example: str) -> Parser:
     return parser
 
 
-def _help_width() -> int:
-    """Columns for a description: those that argparse takes for the options."""
+def help_width() -> int:
+    """Columns for a text of the help: those that argparse takes for the options."""
     return max(shutil.get_terminal_size().columns - 2, 20)
 
 

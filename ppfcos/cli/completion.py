@@ -9,11 +9,14 @@ from ppfcos.cli import command
 from ppfcos.errors import PPFCOSError
 
 SHELLS = ("bash", "zsh", "tcsh")
-FILE_PLACES = ("FILE", "PATH", "SOURCE", "CHECKPOINT", "OUT")  # how the help calls options that name files
+# How the help calls what names folders, and files.
+FOLDER_PLACES = ("FOLDER", "BUNDLE")
+FILE_PLACES = ("FILE", "PATH", "SOURCE", "CHECKPOINT", "OUT")
 DESCRIPTION = "Print a script that lets a shell complete the words of this program."
 EXAMPLE = """
-ppfcos completion bash > ~/.local/share/bash-completion/completions/ppfcos
-ppfcos completion zsh > ~/.zfunc/_ppfcos    # a folder of fpath
+eval "$(ppfcos completion bash)"    # in ~/.bashrc
+eval "$(ppfcos completion zsh)"     # in ~/.zshrc, below compinit
+ppfcos completion tcsh > ~/.ppfcos.completion    # and in ~/.tcshrc: source ~/.ppfcos.completion
 """
 
 
@@ -41,7 +44,9 @@ def complete(options: argparse.Namespace) -> None:
         import shtab
     except ImportError as error:
         raise PPFCOSError("completion needs the package shtab: pip install shtab") from error
-    print(shtab.complete(_whole_parser(shtab), options.shell))
+    script = shtab.complete(_whole_parser(shtab), options.shell)
+    # Of several words, such as bundles, shtab lets zsh complete only the first.
+    print(script.replace('"(*):', '"*:') if options.shell == "zsh" else script)
 
 
 def _whole_parser(shtab) -> argparse.ArgumentParser:
@@ -57,7 +62,7 @@ def _whole_parser(shtab) -> argparse.ArgumentParser:
         )
         for action in child._actions:
             place = str(action.metavar or "").upper()
-            if "FOLDER" in place:
+            if place.startswith(FOLDER_PLACES):
                 action.complete = shtab.DIRECTORY
             elif place.startswith(FILE_PLACES):
                 action.complete = shtab.FILE

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import ppfcos
-from ppfcos.cli.command import PROGRAM, reader_may_leave
+from ppfcos.cli.command import PROGRAM, help_width, reader_may_leave
 from ppfcos.errors import PPFCOSError
 from ppfcos.hints import hint
 
@@ -45,13 +45,20 @@ COMMANDS = {
 
 def usage() -> str:
     """What `ppfcos --help` prints."""
-    widest = max(map(len, COMMANDS))
-    listed = "\n".join(f"{name:<{widest}}   {command.summary}" for name, command in COMMANDS.items())
-    return (
-        f"usage: {PROGRAM} COMMAND [OPTIONS]\n\n"
-        "FCOS, the anchor-free object detector, trained on PaddlePaddle in PaddleDetection's style.\n\n"
-        f"commands:\n{textwrap.indent(listed, '  ')}\n\n"
-        f"`{PROGRAM} COMMAND --help` tells the options of each; `{PROGRAM} --version` the version."
+    width, column = help_width(), max(map(len, COMMANDS)) + 5
+    listed = (
+        textwrap.fill(f"{'  ' + name:<{column}}{command.summary}", width, subsequent_indent=" " * column)
+        for name, command in COMMANDS.items()
+    )
+    what = "FCOS, the anchor-free object detector, trained on PaddlePaddle in PaddleDetection's style."
+    more = f"`{PROGRAM} COMMAND --help` tells the options of each; `{PROGRAM} --version` the version."
+    return "\n\n".join(
+        (
+            f"usage: {PROGRAM} COMMAND [OPTIONS]",
+            textwrap.fill(what, width),
+            "commands:\n" + "\n".join(listed),
+            textwrap.fill(more, width),
+        )
     )
 
 

@@ -103,13 +103,14 @@ def _say_what_came_of_it(trainer: Trainer) -> None:
 
     last = trainer.folder / f"{FINAL}.pdparams"
     arguments = ["-c", trainer.folder / run_record.CONFIG_FILE, "-o"]
-    if trainer.best is None:
+    best = trainer.evaluations.best
+    if best is None:
         following = command.command_line("eval", *arguments, f"weights={last}")
     else:
-        following = command.command_line("export_model", *arguments, f"weights={trainer.best[0]}")
+        following = command.command_line("export_model", *arguments, f"weights={best[0]}")
     if trainer.curves is not None:
         logger.info("curves: visualdl --language en --logdir %s", trainer.curves.folder)
-    for line in summary.closing(trainer.evaluations, trainer.best, last, following):
+    for line in summary.closing(trainer.evaluations.made, best, last, following):
         logger.info("%s", line)
 
 

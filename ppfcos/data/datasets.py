@@ -44,6 +44,7 @@ _WHERE_FROM = {
     "bccd": "`python dataset/bccd/download_bccd.py` fetches it, or ",
     "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
 }
+_LARGE_FILE = 50 << 20  # bytes, which take seconds to parse
 _OURS = (PPFCOSVOCDataSet, PPFCOSYOLODataSet, PPFCOSJoinedDataSet)
 
 
@@ -212,6 +213,9 @@ def _coco(dataset: Any, section: str) -> DetectionData:
     path, image_dir = folder / dataset.anno_path, folder / dataset.image_dir
     for wanted, key in ((folder, "dataset_dir"), (path, "anno_path"), (image_dir, "image_dir")):
         _require(wanted, section, key, folder)
+    size = path.stat().st_size
+    if size >= _LARGE_FILE:  # or nothing would be seen until it is done
+        logger.info("%s: reading %s, %d MB", section, path, size >> 20)
     content, tally = coco.read_coco(path, image_dir, section)
     if "annotations" not in content and section != "TestDataset":
         raise DataError(f"{path} has no annotations, only images: {section} needs both")

@@ -9,13 +9,15 @@ import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
+from ppfcos.paddle_versions import convolution_shapes, operator_name
+
 STATISTICS = ("_mean", "_variance")  # of batch norms: Paddle counts them among the parameters
 
 # Where each operator has its kernel among its inputs.
 KERNELS = {
-    "pd_op.conv2d": 1,
-    "pd_op.depthwise_conv2d": 1,
-    "pd_op.deformable_conv": 2,
+    "conv2d": 1,
+    "depthwise_conv2d": 1,
+    "deformable_conv": 2,
 }
 UNCOUNTED = ("conv", "matmul", "attention")  # parts of names of operators whose work would be missed
 
@@ -75,13 +77,13 @@ def count_multiply_adds(model: nn.Layer, height: int, width: int) -> int:
 
 
 def _multiply_adds(operator: Any) -> int:
-    name = operator.name()
+    name = operator_name(operator)
     if name not in KERNELS:
         if any(part in name for part in UNCOUNTED):
             raise ValueError(f"the multiply-adds of {name} are not known here")
         return 0
-    kernel = operator.operands_source()[KERNELS[name]].shape  # [out, in of a group, height, width]
-    outputs = operator.results()[0].shape  # [1, out, H, W]
+    # [out, in of a group, height, width] and [1, out, H, W]
+    kernel, outputs = convolution_shapes(operator, KERNELS[name])
     if min(outputs) < 0:
         raise ValueError(f"{name}: the size of its output is not known before it runs")
     return math.prod(outputs) * math.prod(kernel[1:])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paddle import nn
 
 from ppfcos.data.records import DetectionData
+from ppfcos.engine.checkpoint import Plan
 from ppfcos.engine.coco_metrics import NO_OBJECTS, CocoFigures
 from ppfcos.engine.counting import count_weights
+from ppfcos.engine.schedule import batch_factor
 
 ROWS = 10  # most evaluations in the table at the end, the best one not counted
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -104,6 +106,48 @@ def opening(
         f"folder:   {folder}, a checkpoint {_every(steps.snapshot_epoch)}"
         f"{', evaluated, the best one kept' if len(data) > 1 else ''}",
     ]
+
+
+def opening_of(
+    cfg: Mapping[str, Any],
+    model: nn.Layer,
+    data: Sequence[DetectionData],
+    devices: Sequence[str],
+    plan: Plan,
+    finished_steps: int,
+    folder: Path,
+) -> list[str]:
+    """What a training of a configuration is about to do.
+
+    Args:
+        cfg: the configuration.
+        model: the network.
+        data: what it learns from and, where it is evaluated, what on.
+        devices: of all processes.
+        plan: what it set out to do.
+        finished_steps: those that an earlier run has made.
+        folder: where it writes.
+
+    Returns:
+        Those of `opening`, and another where the batch changes the learning rate.
+    """
+    factor = batch_factor(cfg)
+    images = BatchPlan(plan.total_batch_size, plan.processes, cfg["TrainReader"].get("accumulate_steps", 1))
+    steps = StepPlan(
+        plan.epochs,
+        plan.steps_per_epoch,
+        finished_steps,
+        cfg["LearningRate"]["base_lr"] * factor,
+        cfg["snapshot_epoch"],
+    )
+    lines = opening(model, data, devices, images, steps, folder)
+    if factor != 1:
+        lines.append(
+            f"the learning rate is LearningRate.base_lr times {factor:.4g}, since a step takes "
+            f"{plan.total_batch_size} images, not lr_batch_size, which is {cfg['lr_batch_size']} "
+            "(-o lr_batch_size=null leaves the rate alone)"
+        )
+    return lines
 
 
 def closing(

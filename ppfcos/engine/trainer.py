@@ -19,13 +19,13 @@ from paddle import Tensor
 from ppfcos.config.resolved import resolved_config
 from ppfcos.data.classes import check_same_classes, settle_num_classes
 from ppfcos.data.datasets import build_dataset
-from ppfcos.data.loader import EvalLoader, TrainLoader
+from ppfcos.data.loader import TrainLoader
 from ppfcos.data.randomness import seed_of
 from ppfcos.data.records import DetectionData
 from ppfcos.engine import checkpoint, distributed, run_record, summary
 from ppfcos.engine.averaging import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.checkpoint import Plan, TrainingState
-from ppfcos.engine.evaluator import evaluate
+from ppfcos.engine.evaluations import Evaluations
 from ppfcos.engine.feed import BatchFeed
 from ppfcos.engine.interruption import StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
@@ -34,7 +34,6 @@ from ppfcos.engine.precision import Precision
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.run_folder import (
-    BEST,
     checkpoint_name,
     newest_whole,
     position_in_plan,
@@ -42,9 +41,8 @@ from ppfcos.engine.run_folder import (
     remove_unfinished,
     run_folder,
 )
-from ppfcos.engine.schedule import batch_factor, build_optimizer, build_schedule
+from ppfcos.engine.schedule import build_optimizer, build_schedule
 from ppfcos.engine.settings import settings_of
-from ppfcos.engine.validation_pictures import ValidationPictures
 from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.engine.weights import load_pretrained
 from ppfcos.errors import ConfigError
@@ -87,8 +85,7 @@ class Trainer:
 
     Attributes:
         folder: of the run.
-        evaluations: those of this run.
-        best: the best checkpoint's path and its box AP; None without evaluations.
+        evaluations: those of this run, and the best checkpoint.
 
     Raises:
         PPFCOSError: the output folder, the configuration, the data or the weights do not do. Nothing is
@@ -108,8 +105,6 @@ class Trainer:
         self.device = device
         self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
-        self.best: tuple[Path, float] | None = None
-        self.evaluations: list[summary.Evaluation] = []
         self.curves: VisualDLLog | None = None
         with distributed.together():
             if distributed.is_main():
@@ -134,10 +129,10 @@ class Trainer:
         self.train_data = build_dataset(cfg, "TrainDataset")
         settle_num_classes(cfg, self.train_data.class_names, self.train_data.source)
         self.feed = BatchFeed(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
-        self.eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
-        if self.eval_data is not None:
-            check_same_classes(*_classes(self.train_data), *_classes(self.eval_data))
-        self.eval_loader = EvalLoader(cfg, self.eval_data, "EvalReader", *place) if with_evaluation else None
+        eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
+        if eval_data is not None:
+            check_same_classes(*_classes(self.train_data), *_classes(eval_data))
+        self.evaluations = Evaluations(cfg, eval_data, self.folder)
         self.plan = Plan(cfg["epoch"], len(self.feed), cfg["TrainReader"]["total_batch_size"], place[0])
 
     def _build_model(self) -> None:
@@ -194,9 +189,7 @@ class Trainer:
         self.state = self.state._replace(epochs=epochs, step=step, run=saved.run or self.state.run)
         if saved.run and not saved.step and saved.ap is None:
             self._not_evaluated = Path(path)
-        best = checkpoint.saved_state(self.folder / BEST)
-        if best is not None and best.run == saved.run:
-            self.best = self.folder / f"{BEST}.pdparams", best.ap
+        self.evaluations.find_best(saved.run)
         logger.info("resumed from %s, after epoch %d%s", path, epochs, f" and {step} steps" if step else "")
         self._go_on_with_schedule(epochs * len(self.feed) + step)
 
@@ -248,35 +241,12 @@ class Trainer:
                         self._finished_steps(),
                         self.state.epochs,
                     )
-        factor = batch_factor(cfg)
-        lines = summary.opening(
-            self.model,
-            [data for data in (self.train_data, self.eval_data) if data is not None],
-            record["devices"],
-            summary.BatchPlan(
-                self.plan.total_batch_size,
-                self.plan.processes,
-                cfg["TrainReader"].get("accumulate_steps", 1),
-            ),
-            summary.StepPlan(
-                cfg["epoch"],
-                len(self.feed),
-                self._finished_steps(),
-                cfg["LearningRate"]["base_lr"] * factor,
-                cfg["snapshot_epoch"],
-            ),
-            self.folder,
+        data = [data for data in (self.train_data, self.evaluations.data) if data is not None]
+        lines = summary.opening_of(
+            cfg, self.model, data, record["devices"], self.plan, self._finished_steps(), self.folder
         )
         for line in lines:
             logger.info("%s", line)
-        if factor != 1:
-            logger.info(
-                "the learning rate is LearningRate.base_lr times %.4g, since a step takes %d images, not "
-                "lr_batch_size, which is %d (-o lr_batch_size=null leaves the rate alone)",
-                factor,
-                self.plan.total_batch_size,
-                self.cfg["lr_batch_size"],
-            )
 
     def train_in_epoch(self, epoch: int) -> None:
         """The steps of an epoch that are not done yet.
@@ -430,34 +400,11 @@ class Trainer:
         Args:
             path: of the checkpoint.
         """
-        if self.eval_loader is None:
+        if self.evaluations.data is None:
             return
-        uses = [] if self.curves is None else [self.show_pictures]
         with averaged_weights(self.model, self.average), self.stop.at_once():
-            figures = evaluate(
-                self.model, self.eval_loader, self.eval_data, self.precision, self.cfg["coco_eval"], uses
-            )
-        logger.info("after epoch %d:\n%s", self.state.epochs, figures.table())
-        self.evaluations.append(summary.Evaluation(self.state.epochs, figures))
-        if self.curves is not None:
-            self.curves.add_evaluation(figures, self.state.epochs)
-        is_best = self.best is None or figures.ap > self.best[1]
-        with distributed.together():
-            if distributed.is_main():
-                checkpoint.note_ap(path, figures.ap)
-                if is_best:
-                    checkpoint.copy_checkpoint(path, BEST)
-        if is_best:
-            self.best = self.folder / f"{BEST}.pdparams", figures.ap
-
-    def show_pictures(self, detections: list[dict]) -> None:
-        """Draw a handful of validation images for VisualDL.
-
-        Args:
-            detections: of all images, as in COCO's result files.
-        """
-        pictures = ValidationPictures(self.eval_data, self.cfg["vdl_images"])
-        self.curves.add_pictures(pictures.drawn(detections), self.state.epochs)
+            figures = self.evaluations.evaluate(self.model, self.precision, self.state.epochs, self.curves)
+        self.evaluations.keep_if_best(path, figures.ap)
 
     def save(self) -> Path:
         """Write a checkpoint, and remove those that it makes superfluous.

@@ -52,7 +52,9 @@ class Ranges(nn.Layer):
         if not self.training:
             return quantized_activations(x, self.limits[row]) if self.are_known() else x
         with paddle.no_grad():
-            extremes = paddle.stack([x.amin().clip(max=0.0), x.amax().clip(min=0.0)])
+            zero = paddle.zeros([])
+            # Not by clip, which makes the largest number of infinity.
+            extremes = paddle.stack([paddle.minimum(x.amin(), zero), paddle.maximum(x.amax(), zero)])
         x = quantized_activations(x, self.limits[row] if self.are_known() else extremes)
         self._found[row] = extremes
         if len(self._found) == len(self.limits):
