@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ppfcos.errors import OutputError
@@ -24,19 +24,55 @@ def replacing(path: Path | str) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written; what had the name before is untouched.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_together() as beside, beside(Path(path)) as unfinished:
         yield unfinished
-        _flush_to_disk(unfinished)
-        os.replace(unfinished, path)
-        _flush_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_together() -> Iterator[Callable[[Path], contextlib.AbstractContextManager[Path]]]:
+    """Write files that belong together, and rename them once all are complete and on the disk.
+
+    Yields:
+        A function of a file's name: a context manager that gives the name to write to. The files are renamed
+        in the order in which they were written.
+
+    Raises:
+        OutputError: a file cannot be written; what had the names before is untouched.
+    """
+    written: list[Path] = []
+
+    @contextlib.contextmanager
+    def beside(path: Path) -> Iterator[Path]:
+        written.append(path)
+        with _named_where_it_fails(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield _unfinished(path)
+            _flush_to_disk(_unfinished(path))
+
+    try:
+        yield beside
+        for path in written:
+            with _named_where_it_fails(path):
+                os.replace(_unfinished(path), path)
+        for folder in {path.parent for path in written}:
+            with _named_where_it_fails(folder):
+                _flush_to_disk(folder)
+    finally:
+        for path in written:
+            with contextlib.suppress(OSError):
+                _unfinished(path).unlink()
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
+
+
+@contextlib.contextmanager
+def _named_where_it_fails(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def sha256(path: Path | str) -> str:

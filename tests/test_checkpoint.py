@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import http.server
+import json
 import logging
 import os
 import pickle
@@ -21,7 +22,7 @@ from ppfcos.engine.averaging import averaged_weights
 from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import OutputError, WeightsError
-from ppfcos.files import replacing, require_writable
+from ppfcos.files import replacing, require_writable, sha256
 
 
 class Net(nn.Layer):
@@ -163,6 +164,22 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch
         read_state(path)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "pdema"])
+def test_no_file_of_a_checkpoint_may_run_code(tmp_path, monkeypatch, suffix):
+    """Not even one whose manifest vouches for it, since whoever wrote the file may have written that, too."""
+    monkeypatch.chdir(tmp_path)
+    path = _saved(tmp_path)
+    evil = tmp_path / f"m.{suffix}"
+    evil.write_bytes(pickle.dumps({"weight": _Runs(os.system, "touch HERE")}))
+    manifest = json.loads((tmp_path / "m.json").read_text())
+    manifest["files"][f".{suffix}"] = {"bytes": evil.stat().st_size, "sha256": sha256(evil)}
+    for content in (json.dumps(manifest), None):
+        (tmp_path / "m.json").unlink() if content is None else (tmp_path / "m.json").write_text(content)
+        with pytest.raises(WeightsError, match=rf"m\.{suffix} is refused: its pickle asks for posix\.system"):
+            checkpoint.resume(*_training()[:2], path)
+    assert not (tmp_path / "HERE").exists()
 
 
 def test_no_codec_but_that_of_bytes_is_run(tmp_path):
@@ -566,15 +583,37 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+needs_full_disk = pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="this system has no /dev/full, a disk that is always full"
+)
+
+
+@needs_full_disk
 def test_a_full_disk_is_an_output_error(tmp_path):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full, a disk that is always full")
     (tmp_path / ".model.pdopt.unfinished").symlink_to("/dev/full")
     model, optimizer, schedule = _training()
     _steps(model, optimizer, schedule, 0, 1)
     with pytest.raises(OutputError, match=r"model\.pdopt cannot be written: No space left"):
         checkpoint.save_checkpoint(tmp_path, "model", model.state_dict(), optimizer, TrainingState(1))
     assert not list(tmp_path.iterdir())
+
+
+@needs_full_disk
+@pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "json"])
+def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_path, suffix):
+    """As model_final's is, where a finished run is given more epochs."""
+    path = _saved(tmp_path)
+    (tmp_path / "m.pdema").write_text("of an average that the new one has not")
+    checkpoint.copy_checkpoint(_saved(tmp_path, "other", TrainingState(3)), "best_model")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for name in ("m", "best_model"):
+        (tmp_path / f".{name}.{suffix}.unfinished").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=rf"m\.{suffix} cannot be written: No space left"):
+        _saved(tmp_path, state=TrainingState(9))
+    with pytest.raises(OutputError, match=rf"best_model\.{suffix} cannot be written: No space left"):
+        checkpoint.copy_checkpoint(path, "best_model")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    checkpoint.require_whole(path)
 
 
 def test_the_check_of_a_folder_leaves_no_trace(tmp_path):

@@ -80,7 +80,7 @@ def test_two_launchers_leave_the_checkpoint_of_one(runs, suffix):
         np.testing.assert_array_equal(second[name], first[name], err_msg=name)
 
 
-def test_two_launchers_evaluate_every_picture_once(runs):
+def test_two_launchers_print_the_table_of_one(runs):
     tables = [
         re.findall(r"^ Average .*$", (run / log / "workerlog.0").read_text(), re.MULTILINE)
         for run, log in zip(runs, ("log", "log0"))

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from paddle.optimizer import Optimizer
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_weights
 from ppfcos.errors import OutputError, WeightsError, one_line
-from ppfcos.files import replacing, sha256
+from ppfcos.files import replacing, replacing_together, sha256
 
 MANIFEST = ".json"
 OURS = "ppfcos"  # the key of .pdopt that holds what Paddle's own state does not
@@ -130,18 +130,28 @@ def save_checkpoint(
         ".pdema": own,
         ".pdparams": weights,
     }
-    _remove(_file(prefix, MANIFEST))  # what it says of the old files is not true of the new ones
     files = {}
-    for suffix, content in contents.items():
-        path = _file(prefix, suffix)
-        if content is None:
-            _remove(path)
-            continue
-        with replacing(path) as unfinished:
-            paddle.save(dict(content), str(unfinished))
-            files[suffix] = {"bytes": unfinished.stat().st_size, "sha256": sha256(unfinished)}
-    _write_manifest(prefix, state, files)
+    with replacing_together() as beside:
+        for suffix, content in contents.items():
+            if content is None:
+                continue
+            with beside(_file(prefix, suffix)) as unfinished:
+                paddle.save(dict(content), str(unfinished))
+                files[suffix] = {"bytes": unfinished.stat().st_size, "sha256": sha256(unfinished)}
+        with beside(_file(prefix, MANIFEST)) as unfinished:
+            _write_manifest(unfinished, state, files)
+        _make_room(prefix, files)
     return _file(prefix, ".pdparams")
+
+
+def _make_room(prefix: Path, coming: Collection[str]) -> None:
+    """Remove what a checkpoint of this name says of itself, for that is not true of the files to come, and
+    the files that none of these replaces. They must all be on the disk already: then a full one has kept
+    the old checkpoint."""
+    _remove(_file(prefix, MANIFEST))
+    for suffix in SUFFIXES:
+        if suffix not in coming:
+            _remove(_file(prefix, suffix))
 
 
 def note_ap(path: Path | str, ap: float) -> None:
@@ -157,7 +167,8 @@ def note_ap(path: Path | str, ap: float) -> None:
     """
     prefix = checkpoint_prefix(path)
     state = read_manifest(prefix)._replace(ap=ap)
-    _write_manifest(prefix, state, _read_json(prefix)["files"])
+    with replacing(_file(prefix, MANIFEST)) as unfinished:
+        _write_manifest(unfinished, state, _read_json(prefix)["files"])
 
 
 def copy_checkpoint(path: Path | str, name: str) -> Path:
@@ -175,16 +186,15 @@ def copy_checkpoint(path: Path | str, name: str) -> Path:
     """
     source = checkpoint_prefix(path)
     target = source.with_name(name)
-    _remove(_file(target, MANIFEST))
-    for suffix in (".pdopt", ".pdema", ".pdparams", MANIFEST):
-        if not _file(source, suffix).exists():
-            _remove(_file(target, suffix))
-            continue
-        with replacing(_file(target, suffix)) as unfinished:
-            try:
-                os.link(_file(source, suffix), unfinished)
-            except OSError:
-                shutil.copyfile(_file(source, suffix), unfinished)
+    suffixes = [suffix for suffix in (*SUFFIXES, MANIFEST) if _file(source, suffix).exists()]
+    with replacing_together() as beside:
+        for suffix in suffixes:
+            with beside(_file(target, suffix)) as unfinished:
+                try:
+                    os.link(_file(source, suffix), unfinished)
+                except OSError:
+                    shutil.copyfile(_file(source, suffix), unfinished)
+        _make_room(target, suffixes)
     return _file(target, ".pdparams")
 
 
@@ -201,7 +211,7 @@ def remove_checkpoint(path: Path | str) -> None:
         _remove(_file(checkpoint_prefix(path), suffix))
 
 
-def _write_manifest(prefix: Path, state: TrainingState, files: Mapping[str, Any]) -> None:
+def _write_manifest(path: Path, state: TrainingState, files: Mapping[str, Any]) -> None:
     content = {
         "format": 1,
         "run": state.run,
@@ -213,8 +223,7 @@ def _write_manifest(prefix: Path, state: TrainingState, files: Mapping[str, Any]
         "class_names": state.class_names and list(state.class_names),
         "files": files,
     }
-    with replacing(_file(prefix, MANIFEST)) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _remove(path: Path) -> None:
