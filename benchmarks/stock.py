@@ -197,13 +197,6 @@ def save_program(config: dict, prefix: Path) -> None:
     """
     import paddle
     from paddle.static import InputSpec
-    from ppdet.core.workspace import create, merge_config
-    from ppdet.modeling import ops
-
-    def suppress(boxes, scores, score_threshold, nms_top_k, keep_top_k, nms_threshold, **_):
-        limits = (score_threshold, nms_top_k, keep_top_k, nms_threshold)
-        rows, index, counts = paddle._C_ops.multiclass_nms3(boxes, scores, None, *limits, True, 1.0, -1)
-        return rows, counts, index
 
     class Network(paddle.nn.Layer):
         """Two tensors in, two out."""
@@ -216,11 +209,67 @@ def save_program(config: dict, prefix: Path) -> None:
             found = self.model({"image": image, "scale_factor": scale_factor})
             return found["bbox"], found["bbox_num"]
 
+    network = Network(_created(config))
+    inputs = [InputSpec([-1, 3, -1, -1], "float32", "image"), InputSpec([-1, 2], "float32", "scale_factor")]
+    _save(network, inputs, prefix)
+
+
+def save_decoding(config: dict, sizes: list, prefix: Path) -> None:
+    """Save what `save_program` has behind the head's last convolutions, alone, for one image.
+
+    Args:
+        config: as `stock_config` gives it.
+        sizes: height and width of each level.
+        prefix: of the files `.json` and `.pdiparams`. The inputs are class_logits_8 and so on, distances_8
+            and so on (of pixels), quality_logits_8 and so on, and scale_factor.
+    """
+    import paddle
+    from paddle.static import InputSpec
+
+    head = _created(config).fcos_head
+    kinds = {"class_logits": head.num_classes, "distances": 4, "quality_logits": 1}
+
+    class Decoding(paddle.nn.Layer):
+        """The head's answers in, two tensors out."""
+
+        def forward(self, class_logits, distances, quality_logits, scale_factor):
+            locations = [
+                head._compute_locations_by_level(stride, level, head.num_shift)
+                for stride, level in zip(head.fpn_stride, class_logits)
+            ]
+            answers = [locations, class_logits, distances, quality_logits]
+            return head.post_process(answers, scale_factor)
+
+    inputs = [
+        [
+            InputSpec([1, channels, *size], "float32", f"{kind}_{stride}")
+            for stride, size in zip(head.fpn_stride, sizes)
+        ]
+        for kind, channels in kinds.items()
+    ]
+    _save(Decoding(), [*inputs, InputSpec([1, 2], "float32", "scale_factor")], prefix)
+
+
+def _created(config: dict):
+    """The model, whose suppression is written as the new IR has it."""
+    import paddle
+    from ppdet.core.workspace import create, merge_config
+    from ppdet.modeling import ops
+
+    def suppress(boxes, scores, score_threshold, nms_top_k, keep_top_k, nms_threshold, **_):
+        limits = (score_threshold, nms_top_k, keep_top_k, nms_threshold)
+        rows, index, counts = paddle._C_ops.multiclass_nms3(boxes, scores, None, *limits, True, 1.0, -1)
+        return rows, counts, index
+
     ops.multiclass_nms = suppress
     merge_config(config)
-    network = Network(create("FCOS"))
+    return create("FCOS")
+
+
+def _save(network, inputs: list, prefix: Path) -> None:
+    import paddle
+
     network.eval()
-    inputs = [InputSpec([-1, 3, -1, -1], "float32", "image"), InputSpec([-1, 2], "float32", "scale_factor")]
     paddle.jit.save(paddle.jit.to_static(network, input_spec=inputs, full_graph=True), str(prefix))
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import onnx
 import paddle
 import pytest
 from conftest import needs_export
@@ -251,9 +252,12 @@ def test_export_writes_a_bundle_of_the_configurations_name(small, photos, tmp_pa
         str(tmp_path / "bundles"),
         "-o",
         f"weights={small.weights}",
+        "--opset",
+        "14",
     ]
     assert export_model.main(arguments) == 0
     bundle = tmp_path / "bundles" / "small"
+    assert onnx.load(bundle / "model.onnx").opset_import[0].version == 14
     assert f"--bundle {bundle}" in capsys.readouterr().out
     ours, theirs = Predictor(bundle, threads=2), Predictor(small.bundle, threads=2)
     assert ours.class_names == tuple(CLASS_NAMES) and ours.category_ids == (1, 2, 3)

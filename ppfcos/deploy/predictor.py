@@ -196,9 +196,8 @@ class Predictor(Detector):
                 "leave batch out, or export the model with another"
             )
         preprocess = Preprocess(description.preprocess, description.input)
-        network = open_network(description, runtime, precision, threads, device)
+        batch = batch or fixed or 1
+        network = open_network(description, runtime, precision, threads, device, batch)
         boxes = DecodedHeads(network, description) if description.kind == HEADS else EndToEnd(network)
-        super().__init__(
-            preprocess, boxes, description.class_names, description.category_ids, batch or fixed or 1
-        )
+        super().__init__(preprocess, boxes, description.class_names, description.category_ids, batch)
         self.bundle = description

@@ -42,14 +42,25 @@ def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int) -> ModelPr
         BundleError: it cannot be converted.
         ConfigError: the opset is none of `OPSETS`.
     """
-    network = _converted(CandidatesNetwork(model, form), opset)
-    _rename(network.graph, _weight_names(model))
-    boxes, *shown, scores, classes = (output.name for output in network.graph.output)
+    return suppressed_model(CandidatesNetwork(model, form), opset)
+
+
+def suppressed_model(network: CandidatesNetwork, opset: int) -> ModelProto:
+    """A network that ends with candidates, and their suppression behind it; otherwise as `end_to_end_model`.
+
+    Args:
+        network: with a PPFCOS as its `model`.
+        opset: version of ONNX's operators.
+    """
+    model = network.model
+    converted = _converted(network, opset)
+    _rename(converted.graph, _weight_names(model))
+    boxes, *shown, scores, classes = (output.name for output in converted.graph.output)
     count = len(model.head.strides) * model.decode.pre_nms_top_k
-    suppression = suppression_graph(model.decode, count, model.head.num_classes, network.ir_version, opset)
+    suppression = suppression_graph(model.decode, count, model.head.num_classes, converted.ir_version, opset)
     sources = {"boxes": boxes, "shown": (shown or [boxes])[0], "scores": scores, "classes": classes}
     joined = compose.merge_models(
-        network, suppression, io_map=[(source, target) for target, source in sources.items()]
+        converted, suppression, io_map=[(source, target) for target, source in sources.items()]
     )
     return _simplified(joined)
 

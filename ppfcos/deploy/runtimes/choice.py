@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -40,7 +41,9 @@ LIBRARIES = {
 RUNTIMES = (AUTO, *LIBRARIES)
 
 
-def open_network(bundle: Bundle, runtime: str, precision: str, threads: int | None, device: str) -> Network:
+def open_network(
+    bundle: Bundle, runtime: str, precision: str, threads: int | None, device: str, batch: int = 1
+) -> Network:
     """Load a bundle's network.
 
     Args:
@@ -50,6 +53,7 @@ def open_network(bundle: Bundle, runtime: str, precision: str, threads: int | No
         precision: one of PRECISIONS.
         threads: threads of the CPU; None takes OMP_NUM_THREADS, else every core that this process may use.
         device: `auto`, `cpu`, `gpu`, or a name that the runtime knows.
+        batch: images at once at the most; only TensorRT within Paddle wants to know.
 
     Raises:
         ConfigError: there is no such runtime or precision.
@@ -64,7 +68,7 @@ def open_network(bundle: Bundle, runtime: str, precision: str, threads: int | No
             f"{bundle.directory}: has no network for {name} in {precision}; it has {_networks_of(bundle)}"
         )
     files = bundle.network(LIBRARIES[name].form, stored)
-    return _load(name, files, bundle, precision, threads or default_threads(), device)
+    return _load(name, files, bundle, precision, threads or default_threads(), device, batch)
 
 
 def chosen_runtime(bundle: Bundle, runtime: str, precision: str) -> str:
@@ -120,7 +124,13 @@ def _networks_of(bundle: Bundle) -> str:
 
 
 def _load(
-    name: str, files: dict[str, Path], bundle: Bundle, precision: str, threads: int, device: str
+    name: str,
+    files: dict[str, Path],
+    bundle: Bundle,
+    precision: str,
+    threads: int,
+    device: str,
+    batch: int,
 ) -> Network:
     """Each runtime's file imports its library, so none is imported before it is wanted."""
     if name == "onnxruntime":
@@ -132,7 +142,9 @@ def _load(
 
         return OpenVinoRuntime(files["file"], threads, device, precision)
     from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
+    from ppfcos.deploy.runtimes.tensorrt import example_batches
 
+    examples = functools.partial(example_batches, bundle, batch)
     return PaddleInferenceRuntime(
-        files["program"], files["weights"], bundle.output_names, threads, device, precision
+        files["program"], files["weights"], bundle.output_names, threads, device, precision, examples
     )

@@ -1,0 +1,244 @@
+"""Decoding and suppression within a network, alone: milliseconds an image, beside PaddleDetection's.
+
+    python benchmarks/decoding.py [--rounds 10] [--candidates 1000]
+
+The inputs are a head's answers for one image of 800×1344 with 80 classes, drawn at random: what a trained
+head says of some objects, as many as it takes for a thousand pairs of a location and a class above the score
+threshold, and background everywhere else. What runs is what an exported network has behind the last
+convolutions: ours as the Paddle program and as ONNX, PaddleDetection 2.6.0's `post_process` as a Paddle
+program in the same runtime, of a fixed size. Settings and threads are the same, and all must find the same
+boxes.
+
+Each is a process of its own. They take turns; a turn is the median of some runs, a figure the median of the
+turns. Paddle Inference copies what it is given, here 8 MB, and that is part of its times, as it is not within
+a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from machine import day_and_machine
+from turns import answer_turns, answers_apart, take_turns
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+HEIGHT, WIDTH, CLASSES = 800, 1344, 80
+STRIDES = (8, 16, 32, 64, 128)
+SIZES = [(-(-HEIGHT // stride), -(-WIDTH // stride)) for stride in STRIDES]
+LARGEST = (64, 128, 256, 512, 1e8)  # what the farthest side of a box is away in each level, at the most
+KINDS = {"class_logits": CLASSES, "distances": 4, "quality_logits": 1}
+RUNS = 20  # of a turn
+PAUSE = 0.25  # Paddle's threads look for work that long
+PEER = "PaddleDetection, Paddle Inference"
+# name → runtime
+SIDES = {
+    "ppfcos, ONNX Runtime": "onnxruntime",
+    "ppfcos, OpenVINO": "openvino",
+    "ppfcos, Paddle Inference": "paddle",
+    PEER: "paddle",
+}
+
+
+def head_answers(candidates: int) -> dict[str, np.ndarray]:
+    """What a head says, by name, [1, channels, H_l, W_l]: of as many objects as make the candidates."""
+    random = np.random.default_rng(0)
+    levels = []
+    for stride, (height, width) in zip(STRIDES, SIZES):
+        levels.append(
+            {
+                "class_logits": random.normal(-7, 0.7, (CLASSES, height, width)),
+                "distances": random.uniform(0, 4, (4, height, width)) * stride,
+                "quality_logits": random.normal(-2, 1, (1, height, width)),
+            }
+        )
+    while sum(map(count_above, levels)) < candidates:
+        put_object(levels, random)
+    return {
+        f"{kind}_{stride}": level[kind][None].astype(np.float32)
+        for level, stride in zip(levels, STRIDES)
+        for kind in KINDS
+    }
+
+
+def put_object(levels: list[dict[str, np.ndarray]], random: np.random.Generator) -> None:
+    """Let the level that it belongs to see an object: surest at its middle, with a second class likely."""
+    sides = np.exp(random.uniform(np.log(24), np.log(600), 2))
+    center = random.uniform(sides / 2, np.array([WIDTH, HEIGHT]) - sides / 2)
+    box = np.concatenate([center - sides / 2, center + sides / 2])
+    label, second = random.choice(CLASSES, 2, replace=False)
+    for level, stride, least, most in zip(levels, STRIDES, (0, *LARGEST), LARGEST):
+        height, width = level["quality_logits"].shape[1:]
+        xs, ys = (np.arange(width) + 0.5) * stride, (np.arange(height) + 0.5) * stride
+        x, y = np.meshgrid(xs, ys)
+        distances = np.stack([x - box[0], y - box[1], box[2] - x, box[3] - y])
+        farthest = distances.max(axis=0)
+        ours = (distances.min(axis=0) > 0) & (farthest > least) & (farthest <= most)
+        left, top, right, bottom = distances[:, ours]
+        ratios = np.minimum(left, right) / np.maximum(left, right) * np.minimum(top, bottom)
+        centerness = np.sqrt(ratios / np.maximum(top, bottom)).clip(0.02, 0.98)
+        size = int(ours.sum())
+        level["class_logits"][label, ours] = 3 * centerness - 1 + random.normal(0, 0.5, size)
+        level["class_logits"][second, ours] = 2 * centerness - 4 + random.normal(0, 0.5, size)
+        level["quality_logits"][0, ours] = np.log(centerness / (1 - centerness))
+        level["distances"][:, ours] = distances[:, ours] * random.uniform(0.93, 1, (4, size))
+
+
+def count_above(level: dict[str, np.ndarray]) -> int:
+    """Pairs of a location and a class with a score above the threshold."""
+    from ppfcos.modeling.decode import PPFCOSDecode
+
+    class_scores, quality = (1 / (1 + np.exp(-level[kind])) for kind in ("class_logits", "quality_logits"))
+    return int((class_scores * quality > PPFCOSDecode().score_threshold).sum())
+
+
+def our_network():
+    """An exported network without what comes before its head's answers."""
+    import paddle
+    from paddle.static import InputSpec
+
+    from ppfcos.export.inputs import network_input
+    from ppfcos.export.program import CandidatesNetwork
+    from ppfcos.modeling.decode import PPFCOSDecode
+    from ppfcos.modeling.head import HeadOutputs
+    from ppfcos.modeling.locations import level_locations
+
+    class Decoding(CandidatesNetwork):
+        """The head's answers in; candidates out, or boxes."""
+
+        ends_with_boxes = False
+
+        def specs(self) -> list:
+            answers = [
+                [
+                    InputSpec([1, channels, *size], "float32", f"{kind}_{stride}")
+                    for stride, size in zip(STRIDES, SIZES)
+                ]
+                for kind, channels in KINDS.items()
+            ]
+            pairs = [InputSpec([1, 2], "float32", name) for name in ("im_shape", "scale_factor")]
+            return [*answers, *pairs]
+
+        def forward(self, class_logits, distances, quality_logits, im_shape, scale_factor):
+            locations = [level_locations(*size, stride) for size, stride in zip(SIZES, STRIDES)]
+            outputs = HeadOutputs(class_logits, distances, quality_logits)
+            decode = self.model.decode if self.ends_with_boxes else self.model.decode.candidates
+            return tuple(decode(outputs, locations, im_shape, scale_factor))
+
+    model = paddle.nn.Layer()
+    model.head = SimpleNamespace(strides=STRIDES, num_classes=CLASSES)
+    model.decode = PPFCOSDecode()
+    return Decoding(model, network_input())
+
+
+def load(name: str, folder: Path, threads: int):
+    """The runtime of one side with its network."""
+    from ppfcos import environment
+
+    environment.prepare()
+    with environment.quiet_imports():
+        import onnx
+        import ppdet  # noqa: F401
+    from ppfcos.deploy.runtimes.onnx_runtime import OnnxRuntime
+    from ppfcos.deploy.runtimes.openvino import OpenVinoRuntime
+    from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
+
+    runtime, prefix = SIDES[name], folder / "model"
+    if runtime == "paddle":
+        if name == PEER:
+            from stock import save_decoding, stock_config
+
+            size = {"target_size": (HEIGHT, WIDTH), "batch_size": 1, "from_scratch": False}
+            save_decoding(stock_config(depth=18, num_classes=CLASSES, **size), SIZES, prefix)
+        else:
+            from ppfcos.export.program import save_program
+
+            network = our_network()
+            network.ends_with_boxes = True
+            save_program(network, prefix)
+        files = prefix.with_suffix(".json"), prefix.with_suffix(".pdiparams")
+        return PaddleInferenceRuntime(*files, ("bbox", "bbox_num"), threads, "cpu")
+    from ppfcos.export.onnx_model import suppressed_model
+
+    onnx.save(suppressed_model(our_network(), 17), prefix.with_suffix(".onnx"))
+    kind = OnnxRuntime if runtime == "onnxruntime" else OpenVinoRuntime
+    return kind(prefix.with_suffix(".onnx"), threads, "cpu")
+
+
+def prepared(name: str, folder: Path, options: argparse.Namespace) -> Callable[[], dict[str, np.ndarray]]:
+    """A function that decodes the answers once."""
+    runtime = load(name, folder, options.threads)
+    inputs = {
+        **head_answers(options.candidates),
+        "im_shape": np.float32([[HEIGHT, WIDTH]]),
+        "scale_factor": np.ones((1, 2), np.float32),
+    }
+    inputs = {each: np.ascontiguousarray(inputs[each]) for each in runtime.input_names}
+    return lambda: runtime.run(inputs)
+
+
+def work(name: str, options: argparse.Namespace) -> None:
+    """When it is this side's turn, answer with the milliseconds, and with the boxes."""
+    with answers_apart() as answers, tempfile.TemporaryDirectory() as folder:
+        run = prepared(name, Path(folder), options)
+
+        def turn() -> tuple:
+            time.sleep(PAUSE)
+            rows = run()["bbox"]
+            times = []
+            for _ in range(RUNS):
+                start = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - start)
+            return statistics.median(times) * 1000, rows.tolist()
+
+        answer_turns(turn, answers)
+
+
+def check_same(boxes: dict[str, list]) -> int:
+    """How many boxes all sides found; it is an error if they are not the same."""
+    sets = {name: np.array(sorted(rows)) for name, rows in boxes.items()}
+    expected = sets[PEER]
+    for name, found in sets.items():
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4, atol=1e-2):
+            raise SystemExit(f"{name}: {len(found)} boxes, which are not the {len(expected)} of {PEER}")
+    return len(expected)
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--rounds", type=int, default=10, help="turns of each (default: %(default)s)")
+    add("--candidates", type=int, default=1000, help="above the threshold (default: %(default)s)")
+    add("--threads", type=int, default=2, help="of each (default: %(default)s)")
+    add("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options)
+        return
+    arguments = ["--candidates", str(options.candidates), "--threads", str(options.threads)]
+    commands = {name: [__file__, *arguments, "--worker", name] for name in SIDES}
+    answers = take_turns(commands, 1 + options.rounds)  # the first one is not counted
+    found = check_same({name: turns[0][1] for name, turns in answers.items()})
+    times = {name: statistics.median(turn[0] for turn in turns[1:]) for name, turns in answers.items()}
+    print(
+        f"{day_and_machine()}, {options.threads} threads, {HEIGHT}×{WIDTH}, {options.candidates} candidates, "
+        f"{found} boxes, median of {options.rounds} turns of {RUNS} runs"
+    )
+    print("| | ms | faster than PaddleDetection's |")
+    print("|---|---|---|")
+    for name, milliseconds in times.items():
+        print(f"| {name} | {milliseconds:.1f} | {times[PEER] / milliseconds:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
