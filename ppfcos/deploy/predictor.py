@@ -196,8 +196,9 @@ class Predictor(Detector):
                 "leave batch out, or export the model with another"
             )
         preprocess = Preprocess(description.preprocess, description.input)
-        batch = batch or fixed or 1
-        network = open_network(description, runtime, precision, threads, device, batch)
+        network = open_network(description, runtime, precision, threads, device)
         boxes = DecodedHeads(network, description) if description.kind == HEADS else EndToEnd(network)
-        super().__init__(preprocess, boxes, description.class_names, description.category_ids, batch)
+        super().__init__(
+            preprocess, boxes, description.class_names, description.category_ids, batch or fixed or 1
+        )
         self.bundle = description

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -41,9 +40,7 @@ LIBRARIES = {
 RUNTIMES = (AUTO, *LIBRARIES)
 
 
-def open_network(
-    bundle: Bundle, runtime: str, precision: str, threads: int | None, device: str, batch: int = 1
-) -> Network:
+def open_network(bundle: Bundle, runtime: str, precision: str, threads: int | None, device: str) -> Network:
     """Load a bundle's network.
 
     Args:
@@ -53,7 +50,6 @@ def open_network(
         precision: one of PRECISIONS.
         threads: threads of the CPU; None takes OMP_NUM_THREADS, else every core that this process may use.
         device: `auto`, `cpu`, `gpu`, or a name that the runtime knows.
-        batch: images at once at the most; only TensorRT within Paddle wants to know.
 
     Raises:
         ConfigError: there is no such runtime or precision.
@@ -68,7 +64,7 @@ def open_network(
             f"{bundle.directory}: has no network for {name} in {precision}; it has {_networks_of(bundle)}"
         )
     files = bundle.network(LIBRARIES[name].form, stored)
-    return _load(name, files, bundle, precision, threads or default_threads(), device, batch)
+    return _load(name, files, bundle, precision, threads or default_threads(), device)
 
 
 def chosen_runtime(bundle: Bundle, runtime: str, precision: str) -> str:
@@ -124,13 +120,7 @@ def _networks_of(bundle: Bundle) -> str:
 
 
 def _load(
-    name: str,
-    files: dict[str, Path],
-    bundle: Bundle,
-    precision: str,
-    threads: int,
-    device: str,
-    batch: int,
+    name: str, files: dict[str, Path], bundle: Bundle, precision: str, threads: int, device: str
 ) -> Network:
     """Each runtime's file imports its library, so none is imported before it is wanted."""
     if name == "onnxruntime":
@@ -142,9 +132,7 @@ def _load(
 
         return OpenVinoRuntime(files["file"], threads, device, precision)
     from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
-    from ppfcos.deploy.runtimes.tensorrt import example_batches
 
-    examples = functools.partial(example_batches, bundle, batch)
     return PaddleInferenceRuntime(
-        files["program"], files["weights"], bundle.output_names, threads, device, precision, examples
+        files["program"], files["weights"], bundle.output_names, threads, device, precision
     )

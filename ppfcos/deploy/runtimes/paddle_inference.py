@@ -1,19 +1,17 @@
-"""Paddle Inference: oneDNN on a CPU, CUDA and TensorRT where Paddle has them."""
+"""Paddle Inference: oneDNN on a CPU, CUDA where Paddle has it."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
 from ppfcos import environment
-from ppfcos.deploy.runtimes.tensorrt import TENSORRT, rewritten
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError
 
@@ -33,14 +31,13 @@ class PaddleInferenceRuntime:
         output_names: of its outputs in their order, for the program has names of its own.
         threads: threads of the CPU.
         device: 'cpu', 'gpu', or 'auto': the GPU if this Paddle has one; of several processes that
-            paddle.distributed.launch started, each takes its own. 'tensorrt': the GPU, by TensorRT.
+            paddle.distributed.launch started, each takes its own.
         precision: 'bf16' to compute in bfloat16 on a CPU; else in float32.
-        examples: makes batches between whose sizes all others lie; for TensorRT.
 
     Raises:
         MissingLibraryError: Paddle is not installed.
-        BundleError: Paddle cannot load the program, or is too old for such programs, or cannot rewrite it.
-        DeviceError: a GPU or TensorRT is wanted and not there, or the CPU does not compute in bfloat16.
+        BundleError: Paddle cannot load the program, or is too old for such programs.
+        DeviceError: a GPU is wanted and not there, or the CPU does not compute in bfloat16.
     """
 
     def __init__(
@@ -51,22 +48,22 @@ class PaddleInferenceRuntime:
         threads: int,
         device: str = "auto",
         precision: str = "fp32",
-        examples: Callable[[], Sequence[Mapping[str, np.ndarray]]] | None = None,
     ):
         paddle = _import_paddle()
         _check_version(paddle, program)
         self._lock = threading.Lock()
         self._program = program
-        on_gpu = _on_gpu(paddle, device)
-        config = _config(paddle, program, weights, threads, on_gpu)
+        config = _config(paddle, program, weights, threads, _on_gpu(paddle, device))
         if precision == "bf16":
-            _compute_in_bfloat16(paddle, config, on_gpu)
-        self._predictor = _created(paddle, config, program)
+            _compute_in_bfloat16(paddle, config, _on_gpu(paddle, device))
+        try:
+            self._predictor = paddle.inference.create_predictor(config)
+        except Exception as error:  # Paddle raises its C++ errors as several types
+            raise BundleError(
+                f"{program}: Paddle {paddle.__version__} cannot load it, it is of another version "
+                f"({_reason(error)}); export the bundle again"
+            ) from error
         self.input_names = tuple(self._predictor.get_input_names())
-        if device == TENSORRT and examples is not None:
-            self._rewritten = tempfile.TemporaryDirectory(prefix="ppfcos-")  # goes with this object
-            files = rewritten(program, self.input_names, examples(), Path(self._rewritten.name))
-            self._predictor = _created(paddle, _config(paddle, *files, threads, on_gpu), program)
         self._outputs = dict(zip(output_names, self._predictor.get_output_names()))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,23 +133,11 @@ def _check_version(paddle: Any, program: Path) -> None:
 
 def _on_gpu(paddle: Any, device: str) -> bool:
     available = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    if device not in ("auto", "cpu", "gpu", TENSORRT):
-        raise DeviceError(
-            f"device {device!r} is not known to Paddle Inference here; take auto, cpu, gpu or {TENSORRT}"
-        )
-    if device in ("gpu", TENSORRT) and not available:
-        raise DeviceError(f"device {device}: this Paddle sees no GPU; take cpu, or install paddlepaddle-gpu")
+    if device not in ("auto", "cpu", "gpu"):
+        raise DeviceError(f"device {device!r} is not known to Paddle Inference here; take auto, cpu or gpu")
+    if device == "gpu" and not available:
+        raise DeviceError("device gpu: this Paddle sees no GPU; take cpu, or install paddlepaddle-gpu")
     return available and device != "cpu"
-
-
-def _created(paddle: Any, config: Any, program: Path) -> Any:
-    try:
-        return paddle.inference.create_predictor(config)
-    except Exception as error:  # Paddle raises its C++ errors as several types
-        raise BundleError(
-            f"{program}: Paddle {paddle.__version__} cannot load it, it is of another version "
-            f"({_reason(error)}); export the bundle again"
-        ) from error
 
 
 def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: bool) -> Any:
