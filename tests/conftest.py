@@ -77,11 +77,17 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Chrome]:
-    """A headless Chromium."""
+def _started_browser() -> Iterator[Chrome]:
     driver = start_browser()
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def browser(_started_browser) -> Iterator[Chrome]:
+    """A headless Chromium."""
+    yield _started_browser
+    _started_browser.get("about:blank")  # an open page, such as VisualDL's, goes on computing
 
 
 @pytest.fixture

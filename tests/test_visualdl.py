@@ -26,6 +26,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from visualdl import LogReader
 
@@ -479,7 +480,8 @@ FIRST_COLOUR = [0x29, 0x32, 0xE1]  # of the run that VisualDL lists first
 
 
 def _wait(browser, what):
-    return WebDriverWait(browser, 30).until(what)
+    """Until it is there; the page may make its elements anew in between."""
+    return WebDriverWait(browser, 30, ignored_exceptions=[StaleElementReferenceException]).until(what)
 
 
 def _text(browser) -> str:
@@ -488,10 +490,14 @@ def _text(browser) -> str:
 
 def _show_charts(browser, tags: str, number: int) -> None:
     """Have the page show the curves whose names match, and wait until they alone are there."""
-    search = _wait(browser, lambda b: b.find_element(By.CSS_SELECTOR, "input[placeholder*='Search tags']"))
-    search.send_keys(tags)
-    _wait(browser, lambda b: f"Search Result\n{number}\n" in _text(b))
-    _wait(browser, lambda b: _canvases(b, number))
+
+    def shown(driver) -> list:
+        for field in driver.find_elements(By.CSS_SELECTOR, "input[placeholder*='Search tags']"):
+            if field.get_property("value") != tags:
+                field.send_keys(Keys.CONTROL, "a", Keys.NULL, tags)
+        return _canvases(driver, number) if f"Search Result\n{number}\n" in _text(driver) else []
+
+    _wait(browser, shown)
 
 
 def _canvases(browser, number: int) -> list:
@@ -509,12 +515,9 @@ def _curve(browser, number: int = 1, chart: int = 0) -> list[float]:
         return heights if heights and len(heights) > canvases[chart].size["width"] / 4 else []
 
     def standing(driver) -> list[float]:
-        try:
-            first = drawn(driver)
-            time.sleep(0.3)
-            return first if first == drawn(driver) else []
-        except StaleElementReferenceException:
-            return []
+        first = drawn(driver)
+        time.sleep(0.3)
+        return first if first == drawn(driver) else []
 
     return _wait(browser, standing)
 
