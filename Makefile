@@ -88,8 +88,9 @@ demo: $(DEMO_PICTURES)/.drawn
 
 # The tests and the style -----------------------------------------------------------------------------------
 
+# Two processes of one thread each: two cores are busy, also while a test waits for a process that it has started.
 test: $(INSTALLED_DEV)
-	$(PY) -m pytest tests -q -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -q -m "not slow" -n 2 --dist loadfile
 
 lint: $(INSTALLED_DEV)
 	$(PY) -m ruff check .
