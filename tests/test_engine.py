@@ -478,11 +478,33 @@ def test_a_clipped_gradient_moves_the_weights_by_no_more_than_its_limit(config):
     assert moved == pytest.approx(result.learning_rate * limit, rel=0.05)
 
 
-def test_the_learning_rate_follows_the_batch(config, caplog):
+def test_the_learning_rate_follows_the_batch_and_the_log_says_so(config, caplog):
     assert build_schedule(config(), 10, 5).get_lr() == pytest.approx(0.01)
     for batch, reference, rate in ((2, 16, 0.00125), (2, 1, 0.02), (2, "null", 0.01)):
         cfg = config(f"TrainReader.total_batch_size={batch}", f"lr_batch_size={reference}")
         assert build_schedule(cfg, 10, 5).get_lr() == pytest.approx(rate)
+    said = "the learning rate is LearningRate.base_lr times 0.125, since a step takes 2 images"
+    with caplog.at_level("INFO", logger="ppfcos"):
+        Trainer(config("lr_batch_size=null"), "cpu").before_train()
+        assert "LearningRate.base_lr" not in caplog.text
+        Trainer(config("lr_batch_size=16"), "cpu").before_train()
+    assert said in caplog.text and "lr_batch_size=null leaves the rate alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("every", "within"),
+    [
+        ("snapshot_steps=2", ["0_step2", "1_step1"]),  # every second step, over the epochs of three
+        ("snapshot_minutes=0.000001", ["0_step1", "0_step2", "1_step1", "1_step2"]),
+        ("snapshot_minutes=60", []),
+    ],
+)
+def test_a_checkpoint_is_written_every_so_many_steps_or_minutes(config, caplog, every, within):
+    with caplog.at_level("INFO", logger="ppfcos"):
+        Trainer(config("epoch=2", every), "cpu").train()
+    written = re.findall(r"checkpoint: .*/(.*)\.pdparams", caplog.text)
+    assert [name for name in written if "step" in name] == within
+    assert [name for name in written if "step" not in name] == ["0", "model_final"]
 
 
 def test_an_unreadable_image_is_named_once_and_training_goes_on(config, shapes, tmp_path, caplog):
@@ -601,6 +623,27 @@ def test_another_batch_is_resumed_at_the_same_part_of_the_epoch(config, tmp_path
     assert "an epoch has 6 steps of 1 images instead of 3 of 2: going on after step 2 of 6" in caplog.text
     assert second.optimizer.get_lr() == pytest.approx(first.optimizer.get_lr() / 2)
     assert f"goes on, as it is configured now, at {second.optimizer.get_lr():.6g}" in caplog.text
+
+
+def test_more_epochs_follow_the_schedule_as_it_is_now(config, tmp_path, caplog):
+    def schedulers(epochs):
+        decay = f"{{name: CosineDecay, max_epochs: {epochs}, use_warmup: false}}"
+        return f"LearningRate.schedulers=[{decay}, {{name: LinearWarmup, steps: 1}}]"
+
+    Trainer(config("epoch=1", schedulers(2)), "cpu").train()
+    with caplog.at_level("INFO", logger="ppfcos"):
+        longer = Trainer(config("epoch=3", schedulers(3)), "cpu", resume="auto")
+    assert (longer.state.epochs, longer.state.step) == (1, 0)
+    assert "3 epochs instead of 1; LearningRate's milestones are where the configuration has" in caplog.text
+    # Half a cosine: a half of the rate after half of the epochs, three quarters after a third of them.
+    assert longer.optimizer.get_lr() == pytest.approx(0.0075)
+    assert "was 0.005 in the checkpoint and goes on, as it is configured now, at 0.0075" in caplog.text
+    longer.train()
+    assert checkpoint.read_manifest(tmp_path / "output" / "small" / "model_final").epochs == 3
+    caplog.clear()
+    Trainer(config("epoch=3", schedulers(3)), "cpu", resume=str(tmp_path / "output" / "small" / "1"))
+    assert "learning rate was" not in caplog.text, "it goes on as it was"
+    assert longer.optimizer.get_lr() == pytest.approx(0, abs=1e-9)
 
 
 def test_other_classes_are_not_resumed(config, shapes, tmp_path):

@@ -106,7 +106,7 @@ def test_the_written_configuration_builds_the_same_training(small, tmp_path):
 # The record
 
 
-def test_a_record_says_what_ran_where(small, tmp_path, monkeypatch):
+def test_a_record_says_what_ran_where(small, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "-c", "a file.yml", "--eval"])
     resolved = resolved_config(load_config(small))
@@ -123,6 +123,7 @@ def test_a_record_says_what_ran_where(small, tmp_path, monkeypatch):
     assert record["versions"]["ppdet"] == metadata.version("paddledet")
     assert record["versions"]["numpy"] == metadata.version("numpy")
     assert (record["versions"]["cuda"] is None) is not paddle.device.is_compiled_with_cuda()
+    assert record["checkout"] == git_state(root / "ppfcos")
     assert record["config"] == resolved
     assert resolved_config(load_config(folder / CONFIG_FILE)) == resolved
 

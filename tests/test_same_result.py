@@ -17,6 +17,7 @@ from ppfcos.data.shapes import generate
 from ppfcos.engine.state_file import read_state
 
 STEPS = 20
+LOSSES_AGREE, WEIGHTS_AGREE = 1e-5, 1e-4  # of one, and of the weights themselves
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,11 @@ def _train(folder: Path, root: Path, pictures: Path, processes: int, *overrides:
     config = write_config(folder / "small.yml", root, pictures, folder / "run")
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
     program = [sys.executable, *(launch if processes > 1 else []), str(root / "tools" / "train.py")]
-    # Frozen norms: the statistics of others are of one part's images, in any framework. And a rate at which
-    # the loss falls steadily: where it leaps about, roundings grow tenfold a step.
+    # Frozen norms: the statistics of others are of one part's images, in any framework. And a low rate: sums
+    # in another order carry some rectifier's input over to its other side, whose gradient is another one, and
+    # the higher the rate the more comes of it. (At 0.001, losses differ by 6e-5 with one seed of three.)
     settings = [
-        "LearningRate.base_lr=0.001",
+        "LearningRate.base_lr=0.0001",
         "epoch=4",
         "TrainReader.total_batch_size=4",
         "ResNet.freeze_norm=true",
@@ -60,7 +62,12 @@ def _train(folder: Path, root: Path, pictures: Path, processes: int, *overrides:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, root, pictures) -> tuple:
-    return _train(tmp_path_factory.mktemp("alone") / "run", root, pictures, 1)
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    losses, weights = _train(folder, root, pictures, 1)
+    after_an_epoch = read_state(folder / "run" / "small" / "0.pdparams")
+    moved = [np.abs(value - after_an_epoch[name]).max() for name, value in weights.items()]
+    assert max(moved) > 10 * WEIGHTS_AGREE, "what hardly moves agrees with anything"
+    return losses, weights
 
 
 @pytest.mark.parametrize(
@@ -75,8 +82,8 @@ def alone(tmp_path_factory, root, pictures) -> tuple:
 def test_losses_and_weights_are_those_of_one_process(tmp_path, root, pictures, alone, processes, overrides):
     losses, weights = _train(tmp_path / "run", root, pictures, processes, *overrides)
     assert len(losses) == len(alone[0]) >= STEPS
-    np.testing.assert_allclose(losses[:STEPS], alone[0][:STEPS], rtol=1e-5)
+    np.testing.assert_allclose(losses[:STEPS], alone[0][:STEPS], rtol=LOSSES_AGREE)
     assert weights.keys() == alone[1].keys()
     for name, value in alone[1].items():
-        np.testing.assert_allclose(weights[name], value, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(weights[name], value, atol=WEIGHTS_AGREE, err_msg=name)
     assert losses[STEPS - 1] != losses[0]

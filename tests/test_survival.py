@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,8 +20,20 @@ from ppfcos.engine import checkpoint
 from ppfcos.engine.run_folder import newest_whole
 from ppfcos.engine.state_file import read_state
 
+LIBC = ctypes.CDLL(None)
 LAUNCH = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-FROZEN = "ResNet.freeze_norm=true"  # whose statistics would be of one process's images
+# Frozen norms, whose statistics would be of one process's images; a rate at which the loss falls steadily.
+# Where it leaps about, what two processes round in another way than one grows from step to step.
+STEADY = ("ResNet.freeze_norm=true", "LearningRate.base_lr=0.001")
+
+
+def _as_users_start_it() -> None:
+    """In the new process. A shell started by a test runner may ignore Ctrl-C, and its children inherit that;
+    and who is root may write to read-only folders, which is taken away."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "linux":
+        drop_from_bounding_set, right_to_all_files = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+        LIBC.prctl(drop_from_bounding_set, right_to_all_files, 0, 0, 0)
 
 
 class Run:
@@ -35,7 +48,7 @@ class Run:
 
     def command(self, *overrides: str, launch: Sequence = (), options: Sequence = ()) -> list[str]:
         program = [sys.executable, *launch, str(self.root / "tools" / "train.py"), "-c", str(self.config)]
-        return [*program, "-r", "auto", *options, "-o", "epoch=2", FROZEN, *overrides]
+        return [*program, "-r", "auto", *options, "-o", "epoch=2", *STEADY, *overrides]
 
     def start(self, *overrides: str, **more) -> subprocess.Popen:
         with self.log.open("w") as out:
@@ -44,8 +57,7 @@ class Run:
                 cwd=self.config.parent,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                # A shell started by a test runner may ignore Ctrl-C, and its children inherit that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=_as_users_start_it,
             )
 
     def finish(self, *overrides: str, **more) -> str:
@@ -123,7 +135,7 @@ def test_two_processes_stop_together_and_go_on_as_one(run, undisturbed):
     process = run.start("worker_num=1", launch=LAUNCH)
     run.wait_for("step: [2/6]", process)
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    assert process.wait(timeout=60) == signal.SIGTERM  # a code of Paddle's launcher
     logs = [(run.config.parent / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
     state = checkpoint.read_manifest(newest_whole(run.folder))
     for log in logs:
@@ -133,6 +145,24 @@ def test_two_processes_stop_together_and_go_on_as_one(run, undisturbed):
     assert "1 processes instead of 2: each step is the same" in text
     for name, value in undisturbed.weights().items():
         np.testing.assert_allclose(run.weights()[name], value, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads process numbers from /proc")
+def test_a_signal_to_one_of_two_processes_stops_both(run):
+    launcher = run.start("worker_num=0", launch=LAUNCH)
+    run.wait_for("step: [1/6]", launcher)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    variables = {int(child): Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
+    (second,) = [child for child, known in variables.items() if b"PADDLE_TRAINER_ID=1" in known]
+    os.kill(second, signal.SIGTERM)
+    # Which is what the launcher says of the first process that did not end by itself.
+    assert launcher.wait(timeout=60) == 128 + signal.SIGTERM, run.log.read_text()
+    state = checkpoint.read_manifest(newest_whole(run.folder))
+    assert state.epochs == 0, "they went on to the end of the epoch"
+    for rank in (0, 1):
+        log = (run.config.parent / "log" / f"workerlog.{rank}").read_text()
+        assert log.count(f"stopped by SIGTERM after epoch {state.epochs} and {state.step} steps") == 1
+        assert "C++ Traceback" not in log and "rror" not in log
 
 
 def test_a_run_goes_on_past_a_broken_checkpoint(run, undisturbed):
@@ -162,6 +192,25 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(run):
     assert process.wait(timeout=120) == 2
     last = run.log.read_text().splitlines()[-1]
     assert last == f"error: {run.folder}/model_final.pdopt cannot be written: No space left on device"
+    assert newest_whole(run.folder) == run.folder / "0"
+
+
+def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_the_last_checkpoint(run):
+    probe = [sys.executable, "-c", "open('closed/probe', 'w')"]
+    closed = run.config.parent / "closed"
+    closed.mkdir(mode=0o555)
+    if not subprocess.run(probe, cwd=closed.parent, stderr=-3, preexec_fn=_as_users_start_it).returncode:
+        pytest.skip("whoever runs the tests may write to any folder")
+    process = run.start()
+    run.wait_for("epoch: [2/2] step: [1/6]", process)
+    run.folder.chmod(0o555)
+    before = {path: path.read_bytes() for path in run.folder.glob("0.*")}
+    assert process.wait(timeout=120) == 2
+    last = run.log.read_text().splitlines()[-1]
+    assert last == f"error: {run.folder}/model_final.pdopt cannot be written: Permission denied"
+    left = {path.name for path in run.folder.iterdir()}
+    assert left == {"0.json", "0.pdopt", "0.pdparams", "config.yml", "run.json", "train.log"}
+    assert {path: path.read_bytes() for path in run.folder.glob("0.*")} == before
     assert newest_whole(run.folder) == run.folder / "0"
 
 

@@ -198,11 +198,12 @@ class Trainer:
         rate_there = self.optimizer.get_lr()
         self.schedule = build_schedule(self.cfg, len(self.feed), finished_steps)
         self.optimizer.set_lr_scheduler(self.schedule)
-        if rate_there != self.schedule.get_lr():
+        rate = self.optimizer.get_lr()  # some schedules' own get_lr() computes that of the step after it
+        if rate_there != rate:
             logger.warning(
                 "the learning rate was %.6g in the checkpoint and goes on, as it is configured now, at %.6g",
                 rate_there,
-                self.schedule.get_lr(),
+                rate,
             )
 
     def train(self) -> None:
