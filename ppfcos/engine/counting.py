@@ -18,6 +18,7 @@ KERNELS = {
     "conv2d": 1,
     "depthwise_conv2d": 1,
     "deformable_conv": 2,
+    "deformable_conv_v1": 2,  # without a mask, before 3.0
 }
 UNCOUNTED = ("conv", "matmul", "attention")  # parts of names of operators whose work would be missed
 
