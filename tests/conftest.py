@@ -37,6 +37,9 @@ def _why_it_cannot_export() -> str:
 
 CANNOT_EXPORT = _why_it_cannot_export()
 needs_export = pytest.mark.skipif(bool(CANNOT_EXPORT), reason=CANNOT_EXPORT)
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="finds processes in /proc, which this system has not got"
+)
 
 
 def skip_without_export() -> None:

@@ -158,7 +158,7 @@ def completion(root, tmp_path_factory):
 
     def write(shell: str) -> Path:
         if shutil.which(shell) is None:
-            pytest.skip(f"{shell} is not installed, and this is a test of its completion")
+            pytest.skip(f"{shell}, whose completion this is, is not installed: apt-get install {shell}")
         script = tmp_path_factory.mktemp("completion") / shell
         script.write_text(ppfcos(root, "completion", shell).stdout)
         return script

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import needs_proc
 from small_config import write_config
 
 from ppfcos.data.shapes import generate
@@ -257,9 +258,6 @@ def _is_running(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads process numbers from /proc")
 
 
 @needs_proc
