@@ -1,13 +1,14 @@
 """What the engine adds to a training step: ours with everything on against the bare computation.
 
-    python benchmarks/engine_cost.py
+    python benchmarks/engine_cost.py [--side 320 --images 8]
 
 The bare step is forward, losses, backward and update of the same model on a batch that is already there.
 The engine's step is the one of tools/train.py, with a log line and VisualDL's records every step, averaged
 weights (EMA), gradient norm, checks for losses that are not finite, and reading of images by a process of its
-own. The two take turns, step by step, in one process; the figure is the ratio of their medians. EMA is
-computation that the user asked for, so its share is printed apart. Also printed: how long a checkpoint holds
-the training up.
+own. The two take turns, step by step, in one process; the figure is the median of the ratios of a bare step
+and the engine's next to it, for the machine's own pace wavers more than what is measured. EMA is computation
+that the user asked for, so its share is printed apart. Also printed: how long a checkpoint holds the training
+up.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from machine import day_and_machine
 
@@ -36,8 +38,15 @@ def bare_step(trainer, batch: dict) -> None:
     trainer.optimizer.clear_grad(set_to_zero=False)
 
 
-def measure(folder: Path, pictures: Path, with_ema: bool, steps: int) -> tuple[float, float, float]:
-    """Median seconds of the bare step and of the engine's, and of writing a checkpoint."""
+def measure(folder: Path, pictures: Path, settings: dict[str, Any], steps: int) -> tuple:
+    """Median seconds of the bare step and of the engine's, their ratio, and seconds of a checkpoint.
+
+    Args:
+        folder: an empty one.
+        pictures: a data set that ppfcos.data.shapes has drawn.
+        settings: keys of the configuration with other values than its own.
+        steps: of each kind.
+    """
     from ppfcos.config import load_config
     from ppfcos.engine.run_log import RunLog
     from ppfcos.engine.trainer import Trainer
@@ -50,7 +59,7 @@ def measure(folder: Path, pictures: Path, with_ema: bool, steps: int) -> tuple[f
         "epoch": 12,
         "log_iter": 1,
         "use_vdl": True,
-        "use_ema": with_ema,
+        **settings,
     }
     trainer = Trainer(load_config(CONFIG, [f"{key}={value}" for key, value in keys.items()]), "cpu")
     bare, engine = [], []
@@ -72,15 +81,24 @@ def measure(folder: Path, pictures: Path, with_ema: bool, steps: int) -> tuple[f
         start = time.perf_counter()
         trainer.save()
         saving = time.perf_counter() - start
-    return statistics.median(bare[2:]), statistics.median(engine[2:]), saving
+    bare, engine = bare[2:], engine[2:]
+    ratio = statistics.median(whole / alone for alone, whole in zip(bare, engine))
+    return statistics.median(bare), statistics.median(engine), ratio, saving
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100, help="of each kind (default 100)")
+    parser.add_argument("--side", type=int, help="of a picture in pixels (default: as make demo trains)")
+    parser.add_argument("--images", type=int, help="of a step (default: as make demo trains)")
     args = parser.parse_args()
+    settings: dict[str, Any] = {}
+    if args.side:
+        settings["TrainReader.sample_transforms.2.Resize.target_size"] = [args.side, args.side]
+    if args.images:
+        settings["TrainReader.total_batch_size"] = args.images
     from ppfcos import environment
 
     environment.prepare()
@@ -93,13 +111,15 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        generate(scratch / "shapes", train=8 * args.steps, val=1, size=192, seed=1)
-        print(f"{day_and_machine()}: {CONFIG.name}, as make demo trains it")
+        generate(scratch / "shapes", train=(args.images or 4) * args.steps, val=1, size=192, seed=1)
+        changes = "".join(f", {key.split('.')[-1]} {value}" for key, value in settings.items())
+        print(f"{day_and_machine()}: {CONFIG.name}, as make demo trains it{changes}")
         print("| | bare step | engine's step | engine/bare | checkpoint |")
         print("|---|---|---|---|---|")
         for name, with_ema in (("without EMA", False), ("with EMA", True)):
-            bare, engine, saving = measure(scratch / name, scratch / "shapes", with_ema, args.steps)
-            row = f"| {name} | {bare:.3f} s | {engine:.3f} s | {engine / bare:.3f} | {saving:.2f} s |"
+            options = {**settings, "use_ema": with_ema}
+            bare, engine, ratio, saving = measure(scratch / name, scratch / "shapes", options, args.steps)
+            row = f"| {name} | {bare:.3f} s | {engine:.3f} s | {ratio:.3f} | {saving:.2f} s |"
             print(row, flush=True)
 
 

@@ -99,7 +99,7 @@ def main() -> None:
         parser.error(f"--pictures: {least} or more, for the first steps are left out")
     from ppfcos.data.shapes import generate
 
-    print(f"{day_and_machine()}, R18 160×160, {IMAGES} images a step and process, {args.pictures} pictures")
+    print(f"{day_and_machine()}, {CONFIG.name}, {IMAGES} images a step and process, {args.pictures} pictures")
     print("| 1 process | 2 processes | ratio |")
     print("|---|---|---|")
     ratios = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from ppfcos import environment
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError, one_line
 
+logger = logging.getLogger(__name__)
+
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
-NVIDIAS_PROVIDERS = (CUDA_PROVIDER, "TensorrtExecutionProvider")
-ERRORS_ONLY = 3  # of its log levels
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+NVIDIAS_PROVIDERS = (CUDA_PROVIDER, TENSORRT_PROVIDER)
+ERRORS_ONLY, FATAL_ONLY = 3, 4  # of its log levels
 
 
 class OnnxRuntime:
@@ -29,7 +33,7 @@ class OnnxRuntime:
 
     Raises:
         MissingLibraryError: ONNX Runtime is not installed.
-        DeviceError: this ONNX Runtime lacks the provider.
+        DeviceError: this ONNX Runtime lacks the provider, or the provider's libraries cannot be loaded.
         BundleError: the file cannot be loaded.
     """
 
@@ -84,13 +88,23 @@ def open_session(file: Path, threads: int, device: str, **settings: Any) -> Any:
     for name, value in settings.items():
         setattr(options, name, value)
     providers = providers_for(device, onnxruntime.get_available_providers())
+    wanted = _provider_name(providers[0])
+    if wanted in NVIDIAS_PROVIDERS:
+        _prepare_for_cuda(onnxruntime)
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # its errors have no type in common
         raise BundleError(
             f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({one_line(error)}); "
             "export the bundle again, for this version"
         ) from error
+    if wanted not in session.get_providers():  # ONNX Runtime has taken the CPU, and told nobody
+        problem = f"ONNX Runtime {onnxruntime.__version__} cannot load the libraries of {wanted}"
+        cure = "install those it was built for: pip install onnxruntime-gpu[cuda,cudnn]"
+        if device != "auto":
+            raise DeviceError(f"device {device}: {problem}; take cpu, or {cure}")
+        logger.warning("%s and runs on the CPU; %s", problem, cure)
+    return session
 
 
 def providers_for(device: str, available: Sequence[str]) -> list[Any]:
@@ -102,7 +116,7 @@ def providers_for(device: str, available: Sequence[str]) -> list[Any]:
 
     Returns:
         Names, or names with options, each behind those that may take a part of the network before it.
-        NVIDIA's run on the GPU that the launcher gave to this process.
+        NVIDIA's run on the GPU that the launcher gave to this process, and CUDA computes float32 in float32.
 
     Raises:
         DeviceError: the wanted one is not among them.
@@ -118,4 +132,17 @@ def providers_for(device: str, available: Sequence[str]) -> list[Any]:
     cuda = [CUDA_PROVIDER] if CUDA_PROVIDER in available else []
     names = dict.fromkeys([*([] if device == "auto" else [wanted]), *cuda, CPU_PROVIDER])
     number = {"device_id": str(environment.launched_gpu())}
-    return [(name, number) if name in NVIDIAS_PROVIDERS else name for name in names]
+    # Left alone, CUDA's convolutions have the 10 bits of TF32 from Ampere on.
+    options = {CUDA_PROVIDER: {**number, "use_tf32": "0"}, TENSORRT_PROVIDER: number}
+    return [(name, options[name]) if name in options else name for name in names]
+
+
+def _prepare_for_cuda(onnxruntime: Any) -> None:
+    # It reports as an error each way to compute a convolution that this GPU lacks, and goes on with another.
+    onnxruntime.set_default_logger_severity(FATAL_ONLY)
+    if hasattr(onnxruntime, "preload_dlls"):  # CUDA's libraries as Python packages are not where one looks
+        onnxruntime.preload_dlls()
+
+
+def _provider_name(provider: Any) -> str:
+    return provider if isinstance(provider, str) else provider[0]
