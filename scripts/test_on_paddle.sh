@@ -54,10 +54,11 @@ install() {
     cp -r "$environment/wanted" "$environment/installed"
 }
 
-# How many tests ended in a way, by pytest's last line, such as "3 failed, 812 passed, 20 skipped in 512.03s".
+# How many tests ended in a way, by pytest's summary, such as "3 failed, 812 passed, 20 skipped in 512.03s". Libraries
+# may print something behind it.
 ended() {
   local log=$1 way=$2 count
-  count=$(tail -n 1 "$log" | grep -oE "[0-9]+ $way" || true)
+  count=$(grep -E " in [0-9.]+s( \([0-9:]+\))?$" "$log" | tail -n 1 | grep -oE "[0-9]+ $way" || true)
   echo "${count%% *}"
 }
 

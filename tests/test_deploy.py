@@ -567,6 +567,14 @@ def test_each_process_of_the_launcher_has_its_own_gpu(monkeypatch, device, names
         assert options.get("device_id") == ("3" if nvidias else None)
 
 
+@pytest.mark.parametrize(("one_size", "search"), [(False, "DEFAULT"), (True, "EXHAUSTIVE")])
+def test_cuda_computes_float32_in_float32_and_searches_where_it_pays(one_size, search):
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    (name, options), _ = providers_for("gpu", available, one_size)
+    assert name == "CUDAExecutionProvider"
+    assert (options["use_tf32"], options["cudnn_conv_algo_search"]) == ("0", search)
+
+
 @pytest.mark.skipif(
     HAS_NEW_IR, reason="only Paddle 2 cannot run the programs of bundles: scripts/test_on_paddle.sh 2.6.2"
 )

@@ -126,7 +126,7 @@ def _load(
     if name == "onnxruntime":
         from ppfcos.deploy.runtimes.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(files["file"], threads, device)
+        return OnnxRuntime(files["file"], threads, device, one_size=bundle.input.size is not None)
     if name == "openvino":
         from ppfcos.deploy.runtimes.openvino import OpenVinoRuntime
 

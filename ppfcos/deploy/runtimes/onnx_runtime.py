@@ -30,6 +30,7 @@ class OnnxRuntime:
         threads: threads of the CPU that one call uses.
         device: 'cpu'; 'gpu'; 'auto': the GPU if this ONNX Runtime has one; or the name of a provider, such as
             'TensorrtExecutionProvider', behind which come CUDA and the CPU for what it cannot run.
+        one_size: all images have one size, so that it pays to try for it all ways to compute a convolution.
 
     Raises:
         MissingLibraryError: ONNX Runtime is not installed.
@@ -37,8 +38,8 @@ class OnnxRuntime:
         BundleError: the file cannot be loaded.
     """
 
-    def __init__(self, file: Path, threads: int, device: str = "auto"):
-        self._session = open_session(file, threads, device)
+    def __init__(self, file: Path, threads: int, device: str = "auto", one_size: bool = False):
+        self._session = open_session(file, threads, device, one_size)
         self._file = file
         self.input_names = tuple(each.name for each in self._session.get_inputs())
         self._output_names = [each.name for each in self._session.get_outputs()]
@@ -61,13 +62,14 @@ class OnnxRuntime:
             raise BundleError(f"{self._file}: ONNX Runtime stopped ({one_line(error)})") from error
 
 
-def open_session(file: Path, threads: int, device: str, **settings: Any) -> Any:
+def open_session(file: Path, threads: int, device: str, one_size: bool = False, **settings: Any) -> Any:
     """Load a network.
 
     Args:
         file: the ONNX file.
         threads: threads of the CPU that one call uses.
         device: as for `OnnxRuntime`.
+        one_size: likewise.
         settings: further ones of ONNX Runtime's `SessionOptions`, by their names.
 
     Returns:
@@ -87,7 +89,7 @@ def open_session(file: Path, threads: int, device: str, **settings: Any) -> Any:
     options.log_severity_level = ERRORS_ONLY
     for name, value in settings.items():
         setattr(options, name, value)
-    providers = providers_for(device, onnxruntime.get_available_providers())
+    providers = providers_for(device, onnxruntime.get_available_providers(), one_size)
     wanted = _provider_name(providers[0])
     if wanted in NVIDIAS_PROVIDERS:
         _prepare_for_cuda(onnxruntime)
@@ -107,12 +109,13 @@ def open_session(file: Path, threads: int, device: str, **settings: Any) -> Any:
     return session
 
 
-def providers_for(device: str, available: Sequence[str]) -> list[Any]:
+def providers_for(device: str, available: Sequence[str], one_size: bool = False) -> list[Any]:
     """The providers that run a network, the one that is wanted first.
 
     Args:
         device: as for `OnnxRuntime`.
         available: the names of those that there are.
+        one_size: as for `OnnxRuntime`.
 
     Returns:
         Names, or names with options, each behind those that may take a part of the network before it.
@@ -132,8 +135,11 @@ def providers_for(device: str, available: Sequence[str]) -> list[Any]:
     cuda = [CUDA_PROVIDER] if CUDA_PROVIDER in available else []
     names = dict.fromkeys([*([] if device == "auto" else [wanted]), *cuda, CPU_PROVIDER])
     number = {"device_id": str(environment.launched_gpu())}
-    # Left alone, CUDA's convolutions have the 10 bits of TF32 from Ampere on.
-    options = {CUDA_PROVIDER: {**number, "use_tf32": "0"}, TENSORRT_PROVIDER: number}
+    # Left alone, CUDA's convolutions have the 10 bits of TF32 from Ampere on. What was found for one size is
+    # forgotten with the next: where sizes change, a search takes several times as long as the network.
+    search = "EXHAUSTIVE" if one_size else "DEFAULT"
+    cuda_options = {**number, "use_tf32": "0", "cudnn_conv_algo_search": search}
+    options = {CUDA_PROVIDER: cuda_options, TENSORRT_PROVIDER: number}
     return [(name, options[name]) if name in options else name for name in names]
 
 
