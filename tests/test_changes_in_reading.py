@@ -88,7 +88,7 @@ def test_the_log_counts_them_once(pictures, worker_num, caplog):
         while feed.current:
             feed.advance(values=feed.current[0]["scale_factor"][0])
         feed.report_changes()
-    [line] = [record.getMessage() for record in caplog.records]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "ppfcos.engine.feed"]
     assert line == (
         "TrainDataset: turned 1 picture as its EXIF says; converted 3 grey pictures, "
         "1 picture with a palette, 1 CMYK picture, 1 picture of 16 bits, 1 picture with transparency"

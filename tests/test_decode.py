@@ -8,9 +8,13 @@ import numpy as np
 import paddle
 import pytest
 import reference
+from conftest import needs_export
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paddle.static import InputSpec
 
+from ppfcos.deploy.detections import split_batch
+from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.locations import anchor_locations, level_locations
@@ -144,3 +148,48 @@ def test_anchors_begin_at_the_corner_and_are_whole_pixels_apart():
     # 160 pixels on a level of stride 128 are two cells, 80 pixels apart; 96 are one.
     assert anchor_locations(1, 2, 96, 160).numpy().tolist() == [[0, 0], [80, 0]]
     assert anchor_locations(2, 2, 16, 16).numpy().tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
+
+
+class Decoding(paddle.nn.Layer):
+    """Decoding and suppression as an exported network has them, of the two levels of an image."""
+
+    def forward(self, class_logits, distances, quality_logits, im_shape, scale_factor):
+        grids = [level_locations(*part.shape[2:], stride) for part, stride in zip(class_logits, STRIDES)]
+        return PPFCOSDecode()(
+            HeadOutputs(class_logits, distances, quality_logits), grids, im_shape, scale_factor
+        )
+
+
+@needs_export
+@pytest.mark.skipif(not paddle.base.core.supports_bfloat16(), reason="this CPU does not compute in bfloat16")
+def test_coordinates_keep_their_digits_where_paddle_computes_in_bfloat16(tmp_path):
+    """Its 8 bits know every fourth pixel beyond 512; what a head says in them is a distance, not a place."""
+    levels = random_levels(np.random.default_rng(0), 1, 800, 1344, 5)
+    levels = [[paddle.to_tensor(part, "bfloat16").astype("float32") for part in level] for level in levels]
+    kinds = ("class_logits", "distances", "quality_logits")
+    feed = {
+        f"{kind}_{stride}": part for level, stride in zip(levels, STRIDES) for kind, part in zip(kinds, level)
+    }
+    feed["im_shape"], feed["scale_factor"] = (
+        paddle.to_tensor([[777.0, 1333.0]]),
+        paddle.to_tensor([[1.621, 1.617]]),
+    )
+    specs = [
+        [InputSpec(feed[name].shape, "float32", name) for name in (f"{kind}_{stride}" for stride in STRIDES)]
+        for kind in kinds
+    ]
+    pairs = [InputSpec([1, 2], "float32", name) for name in ("im_shape", "scale_factor")]
+    program = paddle.jit.to_static(Decoding(), input_spec=[*specs, *pairs], full_graph=True)
+    paddle.jit.save(program, str(tmp_path / "model"))
+    arrays = {name: value.numpy() for name, value in feed.items()}
+    files = tmp_path / "model.json", tmp_path / "model.pdiparams"
+    exact, rough = (
+        split_batch(
+            *PaddleInferenceRuntime(*files, ("bbox", "bbox_num"), 1, "cpu", precision).run(arrays).values(),
+            (),
+        )
+        for precision in ("fp32", "bf16")
+    )
+    away = np.abs(exact[0].boxes[:, None] - rough[0].boxes[None]).max(axis=2)
+    assert len(exact[0]) == 100
+    assert (away.min(axis=1) < 1e-3).mean() > 0.8, "some boxes have other neighbours, for scores are rounded"

@@ -227,11 +227,11 @@ def _operators(profiler: Profiler) -> list[Operator]:
 
 def _plain_name(name: str) -> str:
     """Paddle calls one operator `conv2d dygraph` forward and `Global_Conv2dGradNodeFinal` backward, and those
-    that are written in Python `Global_GradNodePyLayer_Name_backward`; 2.6 leaves `Global_` out."""
+    written in Python `Global_GradNodePyLayer_Name_backward`; 2.6 leaves `Global_` out, 3.3 `_backward`."""
     name = name.split(" ")[0].removeprefix("Global_")
     if name == "GradNodeAccumulation":  # where DataParallel hooks itself in
         return "gradients, summed and exchanged"
-    backward = re.fullmatch(r"(?:GradNodePyLayer_(\w+)_backward|(\w+?)GradNode(?:Final)?)", name)
+    backward = re.fullmatch(r"(?:GradNodePyLayer_(\w+?)(?:_backward)?|(\w+?)GradNode(?:Final)?)", name)
     if backward is None:
         return name
     operator = backward[1] or re.sub(r"(?<!^)(?=[A-Z])", "_", backward[2]).lower()

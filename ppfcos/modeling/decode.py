@@ -9,8 +9,9 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from ppdet.core.workspace import register, serializable
 
-from ppfcos.boxes import box_areas
 from ppfcos.modeling.head import HeadOutputs
+
+FAR = 1e9  # more pixels than any image has
 
 
 class Candidates(NamedTuple):
@@ -123,8 +124,9 @@ class PPFCOSDecode:
             candidates.boxes, per_class, None, *self._nms_attributes()
         )
         if candidates.shown is not candidates.boxes and not _is_known_empty(rows):
-            shown = candidates.shown.reshape([-1, 4]).gather(where.flatten())
-            rows = paddle.concat([rows[:, :2], shown], axis=1)
+            shown = candidates.shown.flatten(0, 1).gather(where.flatten())
+            columns = [*paddle.split(rows, 6, axis=1)[:2], *paddle.split(shown, 4, axis=1)]
+            rows = paddle.stack([column.flatten() for column in columns], axis=1)
         return rows, where, counts
 
     def candidates(
@@ -143,69 +145,101 @@ class PPFCOSDecode:
         """
         quality_logits = outputs.quality_logits or [None] * len(locations)
         levels = [
-            self._level_candidates(*level)
+            self._best_of_level(*level)
             for level in zip(outputs.class_logits, outputs.distances, quality_logits, locations)
         ]
-        boxes, scores, classes = (paddle.concat(parts, axis=1) for parts in zip(*levels))
-        if self.clip == "before":
-            boxes = _clip(boxes, im_shape - 1.0 if self.inclusive else im_shape)
-        if self.inclusive:  # IoU is then that of whole pixels
-            boxes = boxes + paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
-        boxes = boxes / _box_scale(scale_factor)
-        if self.clip == "before":  # what lay wholly in the padding is no box
-            scores = scores * (box_areas(boxes) > 0).astype(scores.dtype)
-        return Candidates(boxes, self._shown(boxes, im_shape, scale_factor), scores, classes)
+        logits, quality, ranks, distances, points = (paddle.stack(parts, axis=1) for parts in zip(*levels))
+        scores, pair = self._best_pairs(logits, quality, ranks)
+        place = pair % self.pre_nms_top_k
+        if self.rank_by == "class":
+            scores = scores * _at(quality, place)
+        if self.sqrt_score:
+            scores = paddle.sqrt(paddle.maximum(scores, paddle.zeros([1])))
+        sides = _gather_locations(_sides(points, distances), place)
+        corners = [side.flatten(1) for side in paddle.split(sides, 4, axis=2)]
+        return self._on_the_originals(
+            corners,
+            scores.flatten(1),
+            (pair // self.pre_nms_top_k).flatten(1),
+            paddle.split(im_shape, 2, axis=1),
+            paddle.split(scale_factor, 2, axis=1),
+        )
 
-    def _shown(self, boxes: Tensor, im_shape: Tensor, scale_factor: Tensor) -> Tensor:
-        """The boxes [B, S, 4] as they are given out: cut, and -1 where nothing is left then; widened."""
-        shown, full = boxes, None
+    def _best_of_level(
+        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor | None, locations: Tensor
+    ) -> tuple:
+        """The K = `pre_nms_top_k` best locations of a level by their best class.
+
+        A location outside the best K by its best class cannot own one of the best K candidates, so that only
+        K locations need more than the largest of their C logits.
+
+        Returns:
+            Class logits [B, C, K], quality [B, K], what they are ranked by [B, K], below 0 where there is no
+            location, distances [B, 4, K], and x and y [B, K, 2].
+        """
+        logits = class_logits.flatten(2)
+        if quality_logits is None:
+            quality = paddle.ones_like(logits[:, 0], dtype="float32")
+        else:
+            quality = F.sigmoid(quality_logits.flatten(1).astype("float32"))
+        ranks = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
+        where, ranks = _best_locations(ranks, self.pre_nms_top_k)
+        distances = _gather_locations(distances.flatten(2), where)
+        points = paddle.gather_nd(locations, where.unsqueeze(-1))
+        return _gather_locations(logits, where), _at(quality, where), ranks, distances, points
+
+    def _best_pairs(self, logits: Tensor, quality: Tensor, ranks: Tensor) -> tuple:
+        """The K best pairs of a class and a location of each level.
+
+        Args:
+            logits: [B, L, C, K].
+            quality: [B, L, K].
+            ranks: [B, L, K], below 0 where the location fills up, and may be a candidate already.
+
+        Returns:
+            [B, L, K] what the pairs are ranked by, and their numbers: class·K + location.
+        """
+        found = (ranks >= 0).astype(quality.dtype)
+        scores = self._rank(F.sigmoid(logits), quality.unsqueeze(2)) * found.unsqueeze(2)
+        return paddle.topk(scores.flatten(2), self.pre_nms_top_k, axis=2)
+
+    def _on_the_originals(
+        self, corners: list, scores: Tensor, classes: Tensor, im_shape: list, scale_factor: list
+    ) -> Candidates:
+        """Candidates in pixels of the original images.
+
+        Args:
+            corners: x0, y0, x1, y1, each [B, S], in pixels of the network's input.
+            scores: [B, S].
+            classes: likewise.
+            im_shape: height and width, each [B, 1].
+            scale_factor: vertical and horizontal, each [B, 1].
+        """
+        if self.clip == "before":
+            corners = _clip(corners, [side - 1.0 for side in im_shape] if self.inclusive else im_shape)
+        if self.inclusive:  # IoU is then that of whole pixels
+            corners = [*corners[:2], *(corner + 1.0 for corner in corners[2:])]
+        vertical, horizontal = scale_factor
+        corners = [corner / factor for corner, factor in zip(corners, [horizontal, vertical] * 2)]
+        if self.clip == "before":  # what lay wholly in the padding is no box
+            scores = scores * _has_area(corners).astype(scores.dtype)
+        boxes = paddle.stack(corners, axis=-1)
+        shown = corners
         if self.clip == "after":
-            shown = _clip(boxes, im_shape / scale_factor)
-            full = box_areas(shown) > 0
+            shown = _clip(shown, [side / factor for side, factor in zip(im_shape, scale_factor)])
+            full = _has_area(shown).astype(scores.dtype)
         if self.inclusive:  # the last pixel, one of the network's input, becomes one of the original image
-            missing = 1.0 - 1.0 / _box_scale(scale_factor)
-            shown = shown + missing * paddle.to_tensor([0.0, 0.0, 1.0, 1.0])
-        if full is not None:
-            full = full.unsqueeze(-1).astype(shown.dtype)
-            shown = shown * full + (full - 1.0)
-        return shown
+            shown = [*shown[:2], shown[2] + (1.0 - 1.0 / horizontal), shown[3] + (1.0 - 1.0 / vertical)]
+        if self.clip == "after":
+            # All sides are 0 or more; what is not there comes to lie far below.
+            shown = [paddle.maximum(corner - (1.0 - full) * FAR, -paddle.ones([1])) for corner in shown]
+        return Candidates(boxes, boxes if shown is corners else paddle.stack(shown, axis=-1), scores, classes)
 
     def _nms_attributes(self) -> tuple:
         """Of the operator, in its order: threshold, candidates of a class, boxes kept, IoU, normalised, eta,
         background."""
         limits = self.score_threshold, self.class_top_k, self.keep_top_k, self.nms_threshold
         return (*limits, True, 1.0, -1)
-
-    def _level_candidates(
-        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor | None, locations: Tensor
-    ) -> tuple:
-        """The best `pre_nms_top_k` of a level: boxes [B, K, 4], scores [B, K], classes [B, K].
-
-        A location outside the best K by its best class cannot own one of the best K candidates, so that only
-        K locations need more than the largest of their C logits.
-        """
-        num_classes = class_logits.shape[1]
-        logits = class_logits.reshape([0, num_classes, -1])
-        if quality_logits is None:
-            quality = paddle.ones_like(logits[:, 0], dtype="float32")
-        else:
-            quality = F.sigmoid(quality_logits.reshape([0, -1]).astype("float32"))
-        best = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
-        where, found = _best_locations(best, self.pre_nms_top_k)
-        quality = _at(quality, where)
-        scores = self._rank(F.sigmoid(_gather_locations(logits, where)), quality.unsqueeze(1))
-        scores = (scores * found.unsqueeze(1)).reshape([0, -1])
-        scores, pair = paddle.topk(scores, self.pre_nms_top_k, axis=1)
-        place = pair % self.pre_nms_top_k
-        where = _at(where, place)
-        distances = _gather_locations(distances.reshape([0, 4, -1]), where).transpose([0, 2, 1])
-        points = locations.gather(where.flatten()).reshape([-1, self.pre_nms_top_k, 2])
-        boxes = paddle.concat([points - distances[..., :2], points + distances[..., 2:]], axis=-1)
-        if self.rank_by == "class":
-            scores = scores * _at(quality, place)
-        if self.sqrt_score:
-            scores = paddle.sqrt(scores.clip(min=0.0))
-        return boxes, scores, pair // self.pre_nms_top_k
 
     def _rank(self, class_scores: Tensor, quality: Tensor) -> Tensor:
         """What candidates are ordered by; 0 for those whose class is not above its threshold."""
@@ -215,44 +249,56 @@ class PPFCOSDecode:
         return rank * (class_scores > self.class_threshold).astype(rank.dtype)
 
 
-# What follows is written in operations that become one each of an exported program: a `where` or an `expand`
-# whose sizes are not known becomes ten.
+# All of this is written in operations that become one each of an exported program: a `where` or an `expand`
+# whose sizes are not known becomes ten. And from the distances on, coordinates see only operations that
+# Paddle Inference leaves in float32 when it computes in bfloat16, whose 8 bits are too few for a pixel:
+# split, stack, flatten, gather, differences, quotients, comparisons, but not concat, reshape, slices,
+# transpositions, sums and products.
 
 
 def _best_locations(scores: Tensor, count: int) -> tuple:
-    """Where the `count` highest of each row [B, N] are, [B, count], and 1 there; where N is smaller, 0 and 0.
+    """Where the `count` highest of each row [B, N] are, and these; where N is smaller, 0 and -1.
 
     The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
     """
     # Not by F.pad: Paddle Inference with oneDNN then writes beyond its memory.
     filling = (0.0 * scores[:, :1] - 1.0).tile([1, count])
     values, indices = paddle.topk(paddle.concat([scores, filling], axis=1), count, axis=1)
-    found = values >= 0
-    # Rows that fill up must not become candidates a second time, whatever location they name.
-    return indices * found.astype(indices.dtype), found.astype(values.dtype)
+    return indices * (values >= 0).astype(indices.dtype), values
 
 
 def _at(values: Tensor, where: Tensor) -> Tensor:
-    """values [B, N] at where [B, Q] → [B, Q]."""
-    return paddle.take_along_axis(values, where, axis=1, broadcast=False)
+    """values [..., N] at where [..., Q] → [..., Q]."""
+    return paddle.take_along_axis(values, where, axis=-1, broadcast=False)
 
 
 def _gather_locations(maps: Tensor, where: Tensor) -> Tensor:
-    """maps [B, K, N] at where [B, Q] → [B, K, Q] float32."""
-    where = where.unsqueeze(1).tile([1, maps.shape[1], 1])
-    return paddle.take_along_axis(maps, where, axis=2, broadcast=False).astype("float32")
+    """maps [..., K, N] at where [..., Q] → [..., K, Q] float32."""
+    repeats = [1] * (maps.ndim - 2) + [maps.shape[-2], 1]
+    return _at(maps, where.unsqueeze(-2).tile(repeats)).astype("float32")
 
 
-def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
-    """Boxes [B, K, 4] cut to the height and width in limits [B, 2]."""
-    height, width = limits[:, :1].unsqueeze(-1), limits[:, 1:].unsqueeze(-1)
-    return paddle.minimum(boxes.clip(min=0.0), paddle.concat([width, height, width, height], axis=-1))
+def _sides(points: Tensor, distances: Tensor) -> Tensor:
+    """x0, y0, x1, y1 [B, L, 4, K] that are away from points [B, L, K, 2] by distances [B, L, 4, K]."""
+    x, y = (part.flatten(2) for part in paddle.split(points, 2, axis=3))
+    left, top, right, bottom = (part.flatten(2) for part in paddle.split(distances, 4, axis=2))
+    return paddle.stack([x - left, y - top, x - (0.0 - right), y - (0.0 - bottom)], axis=2)
 
 
-def _box_scale(scale_factor: Tensor) -> Tensor:
-    """Vertical and horizontal factors [B, 2] as factors of x0, y0, x1, y1 [B, 1, 4]."""
-    vertical, horizontal = scale_factor[:, :1], scale_factor[:, 1:]
-    return paddle.concat([horizontal, vertical, horizontal, vertical], axis=-1).unsqueeze(1)
+def _clip(corners: list, limits: list) -> list:
+    """x0, y0, x1, y1 cut to a height and a width."""
+    height, width = limits
+    zero = paddle.zeros([1])
+    return [
+        paddle.minimum(paddle.maximum(corner, zero), limit)
+        for corner, limit in zip(corners, [width, height] * 2)
+    ]
+
+
+def _has_area(corners: list) -> Tensor:
+    """Whether there is something between x0, y0 and x1, y1."""
+    x0, y0, x1, y1 = corners
+    return (x1 > x0) & (y1 > y0)
 
 
 def _is_known_empty(rows: Tensor) -> bool:
