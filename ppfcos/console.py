@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 COUNTED = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left"
 WITH_FIGURES = "{desc} {percentage:3.0f}%|{bar}| {figures}"
@@ -164,3 +164,15 @@ class ScreenHandler(logging.StreamHandler):
         elif not getattr(record, "shown_by_bar", False):
             with _open_bars[-1].external_write_mode(file=self.stream):
                 super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Go on in silence where nobody reads any more: a training must not end with `| head`."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            write_to_nobody(self.stream)
+        else:
+            super().handleError(record)
+
+
+def write_to_nobody(stream: IO) -> None:
+    """Let what is written to a pipe that nobody reads go nowhere; or Python tries again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -160,6 +160,30 @@ def test_a_failure_leaves_no_bar_behind(counting):
     assert [line for line in frames(sent)[-1] if line] == ["it failed"]
 
 
+UNREAD = """
+import logging, pathlib, sys
+from ppfcos import console
+
+logger = logging.getLogger("ppfcos")
+logger.addHandler(console.ScreenHandler())
+logger.setLevel(logging.INFO)
+for line in range(20_000):  # more than a pipe holds
+    logger.info("line %d", line)
+pathlib.Path(sys.argv[1]).write_text("went on")
+"""
+
+
+def test_lines_that_nobody_reads_end_nothing(root, tmp_path):
+    """As behind `| head`."""
+    pipe = subprocess.PIPE
+    arguments = [sys.executable, "-c", UNREAD, str(tmp_path / "end")]
+    with subprocess.Popen(arguments, cwd=root, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline().endswith("line 0\n")
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)
+    assert (tmp_path / "end").read_text() == "went on"
+
+
 def test_the_console_needs_neither_paddle_nor_tqdm_where_no_bar_is_shown(root):
     watch = f"import sys; sys.path.insert(0, {str(root)!r})\n"
     watch += "from ppfcos import console\nwith console.bar('x', 3) as bar: bar.advance()\n"

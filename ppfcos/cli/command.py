@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -299,7 +298,7 @@ def reader_may_leave() -> Iterator[None]:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        console.write_to_nobody(sys.stdout)
         raise SystemExit(UNREAD) from None
 
 
