@@ -61,7 +61,10 @@ def apart(expected: Sequence, found: Sequence) -> tuple[int, int, float, float]:
 def graphics_card() -> str:
     """The name of the first GPU, as its driver says it."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"there is no GPU of NVIDIA here: {error}") from None
 
 
 def torchvision_detector(half: bool) -> Callable[[np.ndarray], object]:
