@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -737,6 +738,14 @@ def test_deployment_needs_no_training_code(bundle, root, tmp_path):
     assert not {name.split(".")[0] for name in loaded} & set(TRAINING.split(","))
 
 
+def fresh_environment(folder: Path, *packages: str) -> str:
+    """The interpreter of one that has these packages."""
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return python
+
+
 @pytest.mark.slow  # installs from the package index
 def test_a_fresh_environment_without_paddle_runs_a_bundle(bundle, root, tmp_path):
     source = tmp_path / "source"
@@ -744,9 +753,7 @@ def test_a_fresh_environment_without_paddle_runs_a_bundle(bundle, root, tmp_path
     shutil.copytree(root / "requirements", source / "requirements")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, source)
-    venv.create(tmp_path / "env", with_pip=True)
-    python = str(tmp_path / "env" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", f"{source}[deploy]"], check=True, cwd=tmp_path)
+    python = fresh_environment(tmp_path / "env", f"{source}[deploy]")
     listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True)
     packages = {package["name"].lower() for package in json.loads(listed.stdout)}
     assert {"ppfcos", "numpy", "opencv-python", "pyyaml", "onnxruntime"} <= packages
@@ -759,3 +766,18 @@ def test_a_fresh_environment_without_paddle_runs_a_bundle(bundle, root, tmp_path
     here = Predictor(bundle, "onnxruntime").predict([pictures()[0]])[0]
     assert len(rows) == len(here) > 0
     np.testing.assert_allclose(sorted(row["score"] for row in rows), sorted(here.scores), atol=1e-4)
+
+
+@pytest.mark.slow  # 250 MB come from the package registry
+def test_a_gpu_is_never_replaced_by_the_cpu_in_silence(bundle, root, tmp_path):
+    """onnxruntime-gpu where CUDA's libraries are not, at which it takes the CPU by itself."""
+    python = fresh_environment(tmp_path, "onnxruntime-gpu", "numpy", "opencv-python-headless", "pyyaml")
+    cv2.imwrite(str(tmp_path / "a.png"), pictures()[0])
+    program = [python, root / "tools" / "infer.py", "--bundle", bundle, "--infer_img", tmp_path / "a.png"]
+    program += ["--output_dir", tmp_path / "out", "--device"]
+    done = subprocess.run([*program, "gpu"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: device gpu: ONNX .* cannot load the libraries of CUDA.*\n", done.stderr)
+    done = subprocess.run([*program, "auto"], capture_output=True, text=True, check=True)
+    assert "warning: ONNX Runtime" in done.stdout and "runs on the CPU; install" in done.stdout
+    assert (tmp_path / "out" / "a.png").is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -147,7 +149,8 @@ def _prepare_for_cuda(onnxruntime: Any) -> None:
     # It reports as an error each way to compute a convolution that this GPU lacks, and goes on with another.
     onnxruntime.set_default_logger_severity(FATAL_ONLY)
     if hasattr(onnxruntime, "preload_dlls"):  # CUDA's libraries as Python packages are not where one looks
-        onnxruntime.preload_dlls()
+        with contextlib.redirect_stdout(io.StringIO()):  # whether it worked is seen soon enough
+            onnxruntime.preload_dlls()
 
 
 def _provider_name(provider: Any) -> str:
