@@ -21,6 +21,8 @@ from machine import day_and_machine
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+SIDE = 128  # of a picture as the demo's configuration reads it
+
 # From C3 and C4 on, strides 8 to 64, as the demo's ResNet.
 FLOAT = """
 _BASE_: [{configs}/fcos_demo_shapes.yml]
@@ -64,7 +66,7 @@ def bundle_of(config: Path, *words: object) -> Path:
     """Export a trained configuration in float and INT8, every layer of it."""
     weights = config.parent / config.stem / "model_final.pdparams"
     folder = config.parent / "bundles"
-    options = ["--precision", "fp32,int8", "--fixed_size", "160,160", "--output_dir", folder, *words]
+    options = ["--precision", "fp32,int8", "--fixed_size", f"{SIDE},{SIDE}", "--output_dir", folder, *words]
     tool("export_model", "-c", config, "-o", f"weights={weights}", *options)
     return folder / config.stem
 
@@ -100,7 +102,7 @@ def measure(scratch: Path, epochs: int, more: int) -> None:
             check=True,
             capture_output=True,
         )
-    print(f"{day_and_machine()}; drawn shapes, MobileNetV2 at 160, {epochs} epochs and {more} more\n")
+    print(f"{day_and_machine()}; drawn shapes, MobileNetV2 at {SIDE}, {epochs} epochs and {more} more\n")
     print("| trained | AP in float | AP in INT8 | |\n|---|---|---|---|")
     calibration = ["--calibration_images", data / "train2017", "--disagreement", 1]
     values = {"configs": ROOT / "configs", "output": scratch, "data": data, "epochs": epochs, "more": more}
