@@ -400,6 +400,7 @@ def test_integer_outputs_are_what_eight_bits_are_rounded_from(tiny, tmp_path):
     assert np.abs(values - rounded)[inside].max() < 0.51 * step
 
 
+@needs_export
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcos_efficientnet_b0_512_coco", "fcos_mobilenetv2_c128_fpn_1x_coco"])
 def test_every_activation_of_a_whole_network_is_in_the_file(root, tmp_path, name):
@@ -492,6 +493,7 @@ def test_it_is_evaluated_in_eight_bits_and_in_float(whole, capsys):
     assert np.corrcoef(values["tiny"].ravel(), values["tiny_qat"].ravel())[0, 1] > 0.9
 
 
+@needs_export
 @pytest.mark.slow
 def test_the_bundle_finds_the_checkpoints_boxes(whole):
     """In float it is another network, though of the same weights, and so is that of the fp32 file."""
