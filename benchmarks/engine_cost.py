@@ -107,11 +107,13 @@ def main() -> None:
     package.propagate = False  # the lines go to the log of the run
     with environment.quiet_imports():
         import ppdet  # noqa: F401
+    from ppfcos.config import load_config
     from ppfcos.data.shapes import generate
 
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
-        generate(scratch / "shapes", train=(args.images or 4) * args.steps, val=1, size=192, seed=1)
+        images = args.images or load_config(CONFIG)["TrainReader"]["total_batch_size"]
+        generate(scratch / "shapes", train=images * args.steps, val=1, size=192, seed=1)
         changes = "".join(f", {key.split('.')[-1]} {value}" for key, value in settings.items())
         print(f"{day_and_machine()}: {CONFIG.name}, as make demo trains it{changes}")
         print("| | bare step | engine's step | engine/bare | checkpoint |")

@@ -161,7 +161,10 @@ class Decoding(paddle.nn.Layer):
 
 
 @needs_export
-@pytest.mark.skipif(not paddle.base.core.supports_bfloat16(), reason="this CPU does not compute in bfloat16")
+@pytest.mark.skipif(
+    not paddle.base.core.supports_bfloat16(),
+    reason="needs a CPU that computes in bfloat16: avx512_bf16 or amx_bf16 in /proc/cpuinfo",
+)
 def test_coordinates_keep_their_digits_where_paddle_computes_in_bfloat16(tmp_path):
     """Its 8 bits know every fourth pixel beyond 512; what a head says in them is a distance, not a place."""
     levels = random_levels(np.random.default_rng(0), 1, 800, 1344, 5)

@@ -232,7 +232,7 @@ class PPFCOSDecode:
             shown = [*shown[:2], shown[2] + (1.0 - 1.0 / horizontal), shown[3] + (1.0 - 1.0 / vertical)]
         if self.clip == "after":
             # All sides are 0 or more; what is not there comes to lie far below.
-            shown = [paddle.maximum(corner - (1.0 - full) * FAR, -paddle.ones([1])) for corner in shown]
+            shown = [paddle.maximum(corner - (1.0 - full) * FAR, paddle.full([1], -1.0)) for corner in shown]
         return Candidates(boxes, boxes if shown is corners else paddle.stack(shown, axis=-1), scores, classes)
 
     def _nms_attributes(self) -> tuple:
