@@ -17,7 +17,7 @@ from ppfcos.deploy.detections import split_batch
 from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import anchor_locations, level_locations
+from ppfcos.modeling.locations import anchor_grid, cell_grid
 
 STRIDES = [8, 16]
 CONVENTIONS = ("sqrt_score", "class_threshold", "rank_by", "clip", "inclusive")
@@ -28,7 +28,7 @@ def decoded(decode, levels, shapes, scales):
     outputs = HeadOutputs(
         *([paddle.to_tensor(part.astype("float32")) for part in parts] for parts in zip(*levels))
     )
-    grids = [level_locations(*level[0].shape[2:], stride) for level, stride in zip(levels, STRIDES)]
+    grids = [cell_grid(*level[0].shape[2:], stride) for level, stride in zip(levels, STRIDES)]
     boxes, counts = decode(
         outputs, grids, paddle.to_tensor(shapes, "float32"), paddle.to_tensor(scales, "float32")
     )
@@ -73,8 +73,8 @@ def check(levels, shapes, scales, **options):
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
-    classes=st.integers(1, 4),
-    top_k=st.sampled_from([3, 20, 500]),
+    classes=st.integers(1, 20),
+    top_k=st.sampled_from([3, 20, 30, 500]),
     threshold=st.sampled_from([0.025, 0.3]),
     nms_iou=st.sampled_from([0.3, 0.6]),
     keep=st.sampled_from([4, 100]),
@@ -139,22 +139,22 @@ def test_boxes_in_the_padding_are_no_boxes():
 
 @pytest.mark.parametrize("stride", [8, 128])
 def test_locations_are_the_centres_of_the_cells(stride):
-    found = level_locations(3, 2, stride).numpy().tolist()
+    found = cell_grid(3, 2, stride).locations().numpy().tolist()
     expected = [[(i + 0.5) * stride, (j + 0.5) * stride] for j in range(3) for i in range(2)]
     assert found == expected
 
 
 def test_anchors_begin_at_the_corner_and_are_whole_pixels_apart():
     # 160 pixels on a level of stride 128 are two cells, 80 pixels apart; 96 are one.
-    assert anchor_locations(1, 2, 96, 160).numpy().tolist() == [[0, 0], [80, 0]]
-    assert anchor_locations(2, 2, 16, 16).numpy().tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
+    assert anchor_grid(1, 2, 96, 160).locations().numpy().tolist() == [[0, 0], [80, 0]]
+    assert anchor_grid(2, 2, 16, 16).locations().numpy().tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
 
 
 class Decoding(paddle.nn.Layer):
     """Decoding and suppression as an exported network has them, of the two levels of an image."""
 
     def forward(self, class_logits, distances, quality_logits, im_shape, scale_factor):
-        grids = [level_locations(*part.shape[2:], stride) for part, stride in zip(class_logits, STRIDES)]
+        grids = [cell_grid(*part.shape[2:], stride) for part, stride in zip(class_logits, STRIDES)]
         return PPFCOSDecode()(
             HeadOutputs(class_logits, distances, quality_logits), grids, im_shape, scale_factor
         )

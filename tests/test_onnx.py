@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import openvino
 import paddle
 import pytest
 from conftest import needs_export, skip_without_export
+from paddle.static import InputSpec
 from ppdet.core.workspace import create
 from small_detector import CATEGORY_IDS, CLASS_NAMES, pictures, small_model
 
@@ -27,10 +29,12 @@ from ppfcos.export.checkpoint import CheckpointRuntime
 from ppfcos.export.folding import folded_copy
 from ppfcos.export.half_precision import half_precision
 from ppfcos.export.inputs import Nv12Image, network_input
-from ppfcos.export.onnx_model import OPSETS, end_to_end_model
+from ppfcos.export.onnx_model import OPSETS, end_to_end_model, suppressed_model
 from ppfcos.export.onnx_suppression import suppression_graph
-from ppfcos.export.program import HeadsForm
+from ppfcos.export.program import CandidatesNetwork, HeadsForm
 from ppfcos.modeling.decode import Candidates, PPFCOSDecode
+from ppfcos.modeling.head import HeadOutputs
+from ppfcos.modeling.locations import cell_grid
 
 BOTH = ("paddle", "onnx")
 
@@ -247,6 +251,43 @@ def suppressed_by_paddle(decode: PPFCOSDecode, inputs: dict, classes: int) -> li
     rows, counts = given(outputs, None, None, None)
     images = np.split(rows.numpy(), np.cumsum(counts.numpy()))[:-1]
     return [image[np.argsort(-image[:, 1], kind="stable")] for image in images]
+
+
+class OneLevel(CandidatesNetwork):
+    """The candidates of a network with one level of 512×512, of which only the class logits go in."""
+
+    SIDE, STRIDE = 512, 8
+
+    def specs(self) -> list:
+        shape = [1, self.model.head.num_classes, self.SIDE, self.SIDE]
+        return [InputSpec(shape, "float32", "logits"), InputSpec([1, 2], "float32", "im_shape")]
+
+    def forward(self, logits, im_shape):
+        distances = 0.0 * logits[:, :4] + self.STRIDE
+        outputs = HeadOutputs([logits], [distances], [])
+        grids = [cell_grid(self.SIDE, self.SIDE, self.STRIDE)]
+        scale = im_shape / im_shape
+        return tuple(self.model.decode.candidates(outputs, grids, im_shape, scale))
+
+
+@needs_export
+def test_a_large_picture_has_more_pairs_than_float32_has_whole_numbers():
+    """21 million of a class and a location; ONNX divides numbers in float32 where Paddle does in integers."""
+    model = paddle.nn.Layer()
+    model.head = SimpleNamespace(strides=[OneLevel.STRIDE], num_classes=80)
+    model.decode = PPFCOSDecode()
+    content = suppressed_model(OneLevel(model, network_input()), OPSETS[-1]).SerializeToString()
+    last, pixels = OneLevel.SIDE - 1, OneLevel.SIDE * OneLevel.STRIDE
+    expected = {(78, last, last), (79, 0, 0), (79, last, last - 5), (63, last, 0)}
+    logits = np.full((1, 80, OneLevel.SIDE, OneLevel.SIDE), -9, np.float32)
+    for place in expected:
+        logits[(0, *place)] = 2
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    rows, _ = session.run(None, {"logits": logits, "im_shape": np.float32([[pixels, pixels]])})
+    # From the middle of its cell a box goes a stride to the left and up, or to the edge.
+    cells = (rows[:, [3, 2]] + OneLevel.STRIDE / 2) // OneLevel.STRIDE
+    assert {(int(row[0]), int(y), int(x)) for row, (y, x) in zip(rows, cells)} == expected
+    assert len(rows) == len(expected)
 
 
 def test_an_impossible_opset_is_refused_with_the_range(detector):

@@ -18,7 +18,7 @@ from ppfcos.deploy.postprocess import HeadsDecoder, suppress
 from ppfcos.errors import BundleError
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import anchor_locations, level_locations
+from ppfcos.modeling.locations import anchor_grid, cell_grid
 
 STRIDES = (8, 16)
 SIZE = (64, 48)  # of the network's input
@@ -157,7 +157,7 @@ def test_the_networks_own_decoding_finds_the_same(seed, locations, decoding):
     )
     sizes = [(SIZE[0] // s, SIZE[1] // s) for s in STRIDES]
     points = [
-        anchor_locations(*size, *SIZE) if locations == "anchors" else level_locations(*size, stride)
+        anchor_grid(*size, *SIZE) if locations == "anchors" else cell_grid(*size, stride)
         for size, stride in zip(sizes, STRIDES)
     ]
     in_network = PPFCOSDecode(**vars(decoding))

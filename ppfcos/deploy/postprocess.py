@@ -240,7 +240,7 @@ def center_grid(height: int, width: int, stride: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=GRIDS_KEPT)
 def anchor_grid(height: int, width: int, image_height: int, image_width: int) -> np.ndarray:
-    """The same for the anchors that torchvision lays, see `modeling.locations.anchor_locations`."""
+    """The same for the anchors that torchvision lays, see `modeling.locations.anchor_grid`."""
     return _grid(np.arange(height) * (image_height // height), np.arange(width) * (image_width // width))
 
 

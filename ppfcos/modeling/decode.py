@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from ppdet.core.workspace import register, serializable
 
+from ppfcos.modeling.best_pairs import best_pairs
 from ppfcos.modeling.head import HeadOutputs
 
 FAR = 1e9  # more pixels than any image has
@@ -85,14 +86,12 @@ class PPFCOSDecode:
         self.clip = clip
         self.inclusive = inclusive
 
-    def __call__(
-        self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
-    ) -> tuple:
+    def __call__(self, outputs: HeadOutputs, grids: list, im_shape: Tensor, scale_factor: Tensor) -> tuple:
         """Boxes of a batch.
 
         Args:
             outputs: of the head.
-            locations: L × [H_l·W_l, 2] x, y in pixels of the network's input.
+            grids: L `ppfcos.modeling.locations.Grid`.
             im_shape: [B, 2] height and width of each image within the input, without padding.
             scale_factor: [B, 2] what the image was resized by, vertically and horizontally.
 
@@ -100,7 +99,7 @@ class PPFCOSDecode:
             [N, 6] label, score, x0, y0, x1, y1 in pixels of the original images, image after image, within an
             image class after class, within a class the best first; and [B] the number of each image.
         """
-        candidates = self.candidates(outputs, locations, im_shape, scale_factor)
+        candidates = self.candidates(outputs, grids, im_shape, scale_factor)
         rows, _, counts = self.suppress(candidates, outputs.class_logits[0].shape[1])
         if self.clip == "after" and not _is_known_empty(rows):
             return _visible_rows(rows, counts)
@@ -130,78 +129,48 @@ class PPFCOSDecode:
         return rows, where, counts
 
     def candidates(
-        self, outputs: HeadOutputs, locations: list, im_shape: Tensor, scale_factor: Tensor
+        self, outputs: HeadOutputs, grids: list, im_shape: Tensor, scale_factor: Tensor
     ) -> Candidates:
         """All that happens before the suppression.
 
         Args:
             outputs: as in a call.
-            locations: likewise.
+            grids: likewise.
             im_shape: likewise.
             scale_factor: likewise.
 
         Returns:
             S = L·pre_nms_top_k candidates of each image.
         """
-        quality_logits = outputs.quality_logits or [None] * len(locations)
-        levels = [
-            self._best_of_level(*level)
-            for level in zip(outputs.class_logits, outputs.distances, quality_logits, locations)
+        height, width = paddle.split(im_shape, 2, axis=1)
+        ranks = [
+            self._ranks(*level)
+            for level in zip(outputs.class_logits, outputs.quality_logits or [None] * len(grids))
         ]
-        logits, quality, ranks, distances, points = (paddle.stack(parts, axis=1) for parts in zip(*levels))
-        scores, pair = self._best_pairs(logits, quality, ranks)
-        place = pair % self.pre_nms_top_k
-        if self.rank_by == "class":
-            scores = scores * _at(quality, place)
+        scores, pairs = best_pairs(ranks, self.pre_nms_top_k, 0.0 * height)
+        rows, columns = _of_levels(grids, "height"), _of_levels(grids, "width")
+        classes, where = _class_and_location(pairs, ranks[0].shape[1], rows * columns)
+        if self.rank_by == "class" and outputs.quality_logits:
+            scores = scores * F.sigmoid(_gather_maps(outputs.quality_logits, where)).flatten(2)
         if self.sqrt_score:
             scores = paddle.sqrt(paddle.maximum(scores, paddle.zeros([1])))
-        sides = _gather_locations(_sides(points, distances), place)
-        corners = [side.flatten(1) for side in paddle.split(sides, 4, axis=2)]
+        corners = _corners(*_points(grids, columns, where), _gather_maps(outputs.distances, where))
         return self._on_the_originals(
             corners,
             scores.flatten(1),
-            (pair // self.pre_nms_top_k).flatten(1),
-            paddle.split(im_shape, 2, axis=1),
+            classes.flatten(1),
+            [height, width],
             paddle.split(scale_factor, 2, axis=1),
         )
 
-    def _best_of_level(
-        self, class_logits: Tensor, distances: Tensor, quality_logits: Tensor | None, locations: Tensor
-    ) -> tuple:
-        """The K = `pre_nms_top_k` best locations of a level by their best class.
-
-        A location outside the best K by its best class cannot own one of the best K candidates, so that only
-        K locations need more than the largest of their C logits.
-
-        Returns:
-            Class logits [B, C, K], quality [B, K], what they are ranked by [B, K], below 0 where there is no
-            location, distances [B, 4, K], and x and y [B, K, 2].
-        """
-        logits = class_logits.flatten(2)
-        if quality_logits is None:
-            quality = paddle.ones_like(logits[:, 0], dtype="float32")
-        else:
-            quality = F.sigmoid(quality_logits.flatten(1).astype("float32"))
-        ranks = self._rank(F.sigmoid(logits.max(axis=1).astype("float32")), quality)
-        where, ranks = _best_locations(ranks, self.pre_nms_top_k)
-        distances = _gather_locations(distances.flatten(2), where)
-        points = paddle.gather_nd(locations, where.unsqueeze(-1))
-        return _gather_locations(logits, where), _at(quality, where), ranks, distances, points
-
-    def _best_pairs(self, logits: Tensor, quality: Tensor, ranks: Tensor) -> tuple:
-        """The K best pairs of a class and a location of each level.
-
-        Args:
-            logits: [B, L, C, K].
-            quality: [B, L, K].
-            ranks: [B, L, K], below 0 where the location fills up, and may be a candidate already.
-
-        Returns:
-            [B, L, K] what the pairs are ranked by, and their numbers: class·K + location.
-        """
-        found = (ranks >= 0).astype(quality.dtype)
-        scores = self._rank(F.sigmoid(logits), quality.unsqueeze(2)) * found.unsqueeze(2)
-        return paddle.topk(scores.flatten(2), self.pre_nms_top_k, axis=2)
+    def _ranks(self, class_logits: Tensor, quality_logits: Tensor | None) -> Tensor:
+        """What the candidates of a level are ordered by: [B, C, H, W], 0 below the threshold of the class."""
+        ranks = F.sigmoid(class_logits.astype("float32"))
+        if self.class_threshold > 0:
+            ranks = F.thresholded_relu(ranks, self.class_threshold)
+        if quality_logits is None or self.rank_by == "class":
+            return ranks
+        return ranks * F.sigmoid(quality_logits.astype("float32"))
 
     def _on_the_originals(
         self, corners: list, scores: Tensor, classes: Tensor, im_shape: list, scale_factor: list
@@ -241,48 +210,57 @@ class PPFCOSDecode:
         limits = self.score_threshold, self.class_top_k, self.keep_top_k, self.nms_threshold
         return (*limits, True, 1.0, -1)
 
-    def _rank(self, class_scores: Tensor, quality: Tensor) -> Tensor:
-        """What candidates are ordered by; 0 for those whose class is not above its threshold."""
-        rank = class_scores * quality if self.rank_by == "score" else class_scores
-        if self.class_threshold <= 0:
-            return rank
-        return rank * (class_scores > self.class_threshold).astype(rank.dtype)
-
 
 # All of this is written in operations that become one each of an exported program: a `where` or an `expand`
 # whose sizes are not known becomes ten. And from the distances on, coordinates see only operations that
 # Paddle Inference leaves in float32 when it computes in bfloat16, whose 8 bits are too few for a pixel:
 # split, stack, flatten, gather, differences, quotients, comparisons, but not concat, reshape, slices,
-# transpositions, sums and products.
+# transpositions, sums and products, other than of integers, or with a number.
 
 
-def _best_locations(scores: Tensor, count: int) -> tuple:
-    """Where the `count` highest of each row [B, N] are, and these; where N is smaller, 0 and -1.
-
-    The filling keeps `count` a constant of an exported program, whose N is not known before it runs.
-    """
-    # Not by F.pad: Paddle Inference with oneDNN then writes beyond its memory.
-    filling = (0.0 * scores[:, :1] - 1.0).tile([1, count])
-    values, indices = paddle.topk(paddle.concat([scores, filling], axis=1), count, axis=1)
-    return indices * (values >= 0).astype(indices.dtype), values
+def _of_levels(grids: list, attribute: str) -> Tensor:
+    """[1, L, 1] what each grid has."""
+    values = [getattr(grid, attribute) for grid in grids]
+    if all(isinstance(value, int) for value in values):
+        return paddle.to_tensor(values, dtype="int64").unsqueeze([0, 2])
+    return paddle.stack([value.astype("int64") for value in values]).unsqueeze([0, 2])
 
 
-def _at(values: Tensor, where: Tensor) -> Tensor:
+def _class_and_location(pairs: Tensor, num_classes: int, sizes: Tensor) -> tuple:
+    """What pairs [B, L, K] are of: [B, L, K] each. `sizes` [1, L, 1] is how many locations each level has."""
+    pairs = paddle.minimum(pairs, num_classes * sizes - 1)  # a level with too few got others behind its own
+    where = pairs % sizes
+    # By halves: ONNX divides in float32, then rounds down, and these numbers may have more than 24 bits.
+    return (pairs - where + sizes // 2) // sizes, where
+
+
+def _points(grids: list, columns: Tensor, where: Tensor) -> tuple:
+    """x, y of the locations `where` [B, L, K] of levels of so many columns [1, L, 1]: [B, L, K] float32."""
+    column = where % columns
+    row = (where - column) // columns
+    x = (2 * column + grids[0].offset) * _of_levels(grids, "step_x")
+    y = (2 * row + grids[0].offset) * _of_levels(grids, "step_y")
+    return 0.5 * x.astype("float32"), 0.5 * y.astype("float32")
+
+
+def _at(values: Tensor, where: Tensor, axis: int = -1) -> Tensor:
     """values [..., N] at where [..., Q] → [..., Q]."""
-    return paddle.take_along_axis(values, where, axis=-1, broadcast=False)
+    return paddle.take_along_axis(values, where, axis=axis, broadcast=False)
 
 
-def _gather_locations(maps: Tensor, where: Tensor) -> Tensor:
-    """maps [..., K, N] at where [..., Q] → [..., K, Q] float32."""
-    repeats = [1] * (maps.ndim - 2) + [maps.shape[-2], 1]
-    return _at(maps, where.unsqueeze(-2).tile(repeats)).astype("float32")
+def _gather_maps(maps: list, where: Tensor) -> Tensor:
+    """L × [B, N, H_l, W_l] at where [B, L, K] → [B, L, N, K] float32."""
+    channels = maps[0].shape[1]
+    places = where.unsqueeze(2).tile([1, 1, channels, 1]).flatten(1, 2)
+    of_levels = zip(maps, paddle.split(places, len(maps), axis=1))
+    return paddle.stack([_at(level.flatten(2), at).astype("float32") for level, at in of_levels], axis=1)
 
 
-def _sides(points: Tensor, distances: Tensor) -> Tensor:
-    """x0, y0, x1, y1 [B, L, 4, K] that are away from points [B, L, K, 2] by distances [B, L, 4, K]."""
-    x, y = (part.flatten(2) for part in paddle.split(points, 2, axis=3))
-    left, top, right, bottom = (part.flatten(2) for part in paddle.split(distances, 4, axis=2))
-    return paddle.stack([x - left, y - top, x - (0.0 - right), y - (0.0 - bottom)], axis=2)
+def _corners(x: Tensor, y: Tensor, distances: Tensor) -> list:
+    """x0, y0, x1, y1, each [B, L·K], that are away from x, y [B, L, K] by distances [B, L, 4, K]."""
+    x, y = x.flatten(1), y.flatten(1)
+    left, top, right, bottom = (part.flatten(1) for part in paddle.split(distances, 4, axis=2))
+    return [x - left, y - top, x - (0.0 - right), y - (0.0 - bottom)]
 
 
 def _clip(corners: list, limits: list) -> list:

@@ -10,7 +10,7 @@ from ppdet.modeling.architectures.meta_arch import BaseArch
 from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
 from ppfcos.modeling.decode import Candidates
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import anchor_locations, level_locations
+from ppfcos.modeling.locations import anchor_grid, cell_grid
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.modeling.targets import Targets
 from ppfcos.paddle_versions import round_half_to_even
@@ -110,8 +110,8 @@ class PPFCOS(BaseArch):
         return self.loss(outputs, targets, normalizers)
 
     def _boxes(self, outputs: HeadOutputs, batch: dict) -> dict:
-        locations = self._locations_of(outputs, batch["image"])
-        boxes, counts = self.decode(outputs, locations, batch["im_shape"], batch["scale_factor"])
+        grids = self._grids_of(outputs, batch["image"])
+        boxes, counts = self.decode(outputs, grids, batch["im_shape"], batch["scale_factor"])
         return {"bbox": boxes, "bbox_num": counts}
 
     def candidates(self, batch: dict) -> Candidates:
@@ -125,12 +125,12 @@ class PPFCOS(BaseArch):
         """
         outputs = HeadOutputs(*self.network(batch["image"], batch["im_shape"]))
         with paddle.amp.auto_cast(enable=False):
-            locations = self._locations_of(outputs, batch["image"])
-            return self.decode.candidates(outputs, locations, batch["im_shape"], batch["scale_factor"])
+            grids = self._grids_of(outputs, batch["image"])
+            return self.decode.candidates(outputs, grids, batch["im_shape"], batch["scale_factor"])
 
-    def _locations_of(self, outputs: HeadOutputs, image: Tensor) -> list:
+    def _grids_of(self, outputs: HeadOutputs, image: Tensor) -> list:
         sizes = [_height_and_width(level) for level in outputs.class_logits]
-        return self._locations(sizes, _height_and_width(image))
+        return self._grids(sizes, _height_and_width(image))
 
     def assign(self, batch: dict) -> Targets:
         """What the head should say, which depends on the boxes and the size of the images alone.
@@ -143,7 +143,8 @@ class PPFCOS(BaseArch):
         """
         strides = self.head.strides
         height, width = batch["image"].shape[2:]
-        locations = self._locations(self._level_sizes(height, width), (height, width))
+        grids = self._grids(self._level_sizes(height, width), (height, width))
+        locations = [grid.locations() for grid in grids]
         labels = batch["gt_class"].reshape(batch["gt_bbox"].shape[:2])
         return self.targets(
             locations, strides, batch["gt_bbox"], labels, self.head.num_classes, batch.get("gt_crowd")
@@ -182,18 +183,16 @@ class PPFCOS(BaseArch):
         # Every stride-2 step of backbone and neck rounds up.
         return [(-(-height // stride), -(-width // stride)) for stride in self.head.strides]
 
-    def _locations(self, sizes: list, image_size: tuple) -> list:
-        """L × [H_l·W_l, 2] of the levels, whose heights and widths are `sizes`."""
+    def _grids(self, sizes: list, image_size: tuple) -> list:
+        """L grids of the levels, whose heights and widths are `sizes`."""
         if self.locations == "anchors":
-            return [anchor_locations(*size, *image_size) for size in sizes]
-        return [level_locations(*size, stride) for size, stride in zip(sizes, self.head.strides)]
+            return [anchor_grid(*size, *image_size) for size in sizes]
+        return [cell_grid(*size, stride) for size, stride in zip(sizes, self.head.strides)]
 
 
 def _height_and_width(feature: Tensor) -> tuple:
-    if paddle.in_dynamic_mode():
-        return feature.shape[2], feature.shape[3]
-    size = paddle.shape(feature)
-    return size[2], size[3]
+    """Integers, or scalar tensors where an exported program does not know them before it runs."""
+    return feature.shape[2], feature.shape[3]
 
 
 def _check_size(shape: list) -> None:
