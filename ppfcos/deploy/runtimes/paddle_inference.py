@@ -88,12 +88,15 @@ class PaddleInferenceRuntime:
                 ) from error
 
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for name in self.input_names:
-            self._predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(inputs[name]))
+        self._copy(inputs)
         self._predictor.run()
         return {
             name: self._predictor.get_output_handle(own).copy_to_cpu() for name, own in self._outputs.items()
         }
+
+    def _copy(self, inputs: Mapping[str, np.ndarray]) -> None:
+        for name in self.input_names:
+            self._predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(inputs[name]))
 
 
 def _reason(error: Exception) -> str:
