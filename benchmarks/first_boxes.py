@@ -3,7 +3,8 @@
     python benchmarks/first_boxes.py output_inference/fcos_r50_fpn_1x_coco photo.jpg
 
 Every figure is a process of its own, and the runtimes take turns. The second figure is what a second picture
-takes in the same process, so that the difference is what the start costs.
+takes in the same process, so that the difference is what the start costs. Behind a runtime
+may stand a precision, such as onnxruntime/int8.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ PROGRAM = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from ppfcos.deploy import Predictor
-predictor = Predictor(sys.argv[2], runtime=sys.argv[3])
+runtime, _, precision = sys.argv[3].partition("/")
+predictor = Predictor(sys.argv[2], runtime, precision or "fp32")
 predictor.predict([sys.argv[4]])
 print("found", flush=True)
 start = time.perf_counter()

@@ -728,6 +728,31 @@ json.dump(sorted(sys.modules), open(sys.argv[2], "w"))
 TRAINING = "paddle,ppdet,torch,pycocotools,faster_coco_eval,visualdl,scipy,sklearn,PIL,tqdm,simplejpeg"
 
 
+PAGES = """
+import resource, sys
+import numpy as np
+from ppfcos.deploy import Predictor
+predictor = Predictor(sys.argv[1], "paddle", threads=1, device="cpu")
+image = np.zeros((480, 640, 3), np.uint8)
+for count in (3, 3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    predictor.predict([image] * count)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_paddle_gets_the_memory_back_that_it_freed(bundle, root):
+    """Else the system clears its pages for every convolution; where the user decides on memory, he does."""
+
+    def pages_cleared(**variables: str) -> int:
+        program = [sys.executable, "-c", PAGES, str(bundle)]
+        environment = {**os.environ, **variables}
+        done = subprocess.run(program, cwd=root, env=environment, check=True, capture_output=True, text=True)
+        return int(done.stdout.split()[-1])
+
+    assert pages_cleared() < pages_cleared(MALLOC_MMAP_THRESHOLD_="131072") / 20
+
+
 def test_deployment_needs_no_training_code(bundle, root, tmp_path):
     command = [sys.executable, "-c", ONLY_RUNS, str(bundle), str(tmp_path / "modules.json"), TRAINING]
     done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
