@@ -3,8 +3,8 @@
     python benchmarks/first_boxes.py output_inference/fcos_r50_fpn_1x_coco photo.jpg
 
 Every figure is a process of its own, and the runtimes take turns. The second figure is what a second picture
-takes in the same process, so that the difference is what the start costs. Behind a runtime
-may stand a precision, such as onnxruntime/int8.
+takes in the same process, so that the difference is what the start costs. Behind a runtime may stand a
+precision, such as onnxruntime/int8.
 """
 
 from __future__ import annotations
