@@ -109,7 +109,7 @@ def our_network():
     from ppfcos.export.program import CandidatesNetwork
     from ppfcos.modeling.decode import PPFCOSDecode
     from ppfcos.modeling.head import HeadOutputs
-    from ppfcos.modeling.locations import cell_grid
+    from ppfcos.modeling.locations import center_grid
 
     class Decoding(CandidatesNetwork):
         """The head's answers in; candidates out, or boxes."""
@@ -128,7 +128,7 @@ def our_network():
             return [*answers, *pairs]
 
         def forward(self, class_logits, distances, quality_logits, im_shape, scale_factor):
-            grids = [cell_grid(*size, stride) for size, stride in zip(SIZES, STRIDES)]
+            grids = [center_grid(*size, stride) for size, stride in zip(SIZES, STRIDES)]
             outputs = HeadOutputs(class_logits, distances, quality_logits)
             decode = self.model.decode if self.ends_with_boxes else self.model.decode.candidates
             return tuple(decode(outputs, grids, im_shape, scale_factor))

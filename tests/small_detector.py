@@ -84,6 +84,16 @@ def spread_scores(model: paddle.nn.Layer) -> None:
             weight.set_value(random.normal(0, spread, weight.shape).astype(np.float32))
 
 
+def fit_logits(conv, levels, mean, deviation):
+    """Give every channel that a convolution predicts on all levels a mean and a standard deviation."""
+    maps = [level.numpy().transpose(1, 0, 2, 3) for level in levels]
+    values = np.concatenate([each.reshape(len(each), -1) for each in maps], axis=1)
+    factors = deviation / values.std(axis=1)
+    biases = (conv.bias.numpy() - values.mean(axis=1)) * factors + mean
+    conv.weight.set_value(conv.weight.numpy() * factors[:, None, None, None])
+    conv.bias.set_value(biases.astype(np.float32))
+
+
 @dataclass(frozen=True)
 class Exported:
     """A model, the weights file it can be loaded from with `config`, and its bundle."""

@@ -49,7 +49,7 @@ from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.shapes import generate
 from ppfcos.engine.coco_metrics import evaluate_detections
 from ppfcos.errors import DataError
-from ppfcos.modeling.locations import cell_grid
+from ppfcos.modeling.locations import center_grid
 from ppfcos.modeling.targets import PPFCOSTargets
 
 HEIGHT, WIDTH = 60, 80
@@ -522,7 +522,7 @@ def test_locations_are_those_of_the_training(radius):
     height, width = 200, 330
     padded = 224, 352
     geometry = Geometry(radius=radius)
-    grids = [cell_grid(-(-padded[0] // s), -(-padded[1] // s), s).locations() for s in geometry.strides]
+    grids = [center_grid(-(-padded[0] // s), -(-padded[1] // s), s).locations() for s in geometry.strides]
     targets = PPFCOSTargets(list(geometry.size_ranges), radius)
     shared = 0
     for _ in range(8):

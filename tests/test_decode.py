@@ -17,7 +17,7 @@ from ppfcos.deploy.detections import split_batch
 from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import anchor_grid, cell_grid
+from ppfcos.modeling.locations import anchor_grid, center_grid
 
 STRIDES = [8, 16]
 CONVENTIONS = ("sqrt_score", "class_threshold", "rank_by", "clip", "inclusive")
@@ -28,7 +28,7 @@ def decoded(decode, levels, shapes, scales):
     outputs = HeadOutputs(
         *([paddle.to_tensor(part.astype("float32")) for part in parts] for parts in zip(*levels))
     )
-    grids = [cell_grid(*level[0].shape[2:], stride) for level, stride in zip(levels, STRIDES)]
+    grids = [center_grid(*level[0].shape[2:], stride) for level, stride in zip(levels, STRIDES)]
     boxes, counts = decode(
         outputs, grids, paddle.to_tensor(shapes, "float32"), paddle.to_tensor(scales, "float32")
     )
@@ -139,7 +139,7 @@ def test_boxes_in_the_padding_are_no_boxes():
 
 @pytest.mark.parametrize("stride", [8, 128])
 def test_locations_are_the_centres_of_the_cells(stride):
-    found = cell_grid(3, 2, stride).locations().numpy().tolist()
+    found = center_grid(3, 2, stride).locations().numpy().tolist()
     expected = [[(i + 0.5) * stride, (j + 0.5) * stride] for j in range(3) for i in range(2)]
     assert found == expected
 
@@ -154,7 +154,7 @@ class Decoding(paddle.nn.Layer):
     """Decoding and suppression as an exported network has them, of the two levels of an image."""
 
     def forward(self, class_logits, distances, quality_logits, im_shape, scale_factor):
-        grids = [cell_grid(*part.shape[2:], stride) for part, stride in zip(class_logits, STRIDES)]
+        grids = [center_grid(*part.shape[2:], stride) for part, stride in zip(class_logits, STRIDES)]
         return PPFCOSDecode()(
             HeadOutputs(class_logits, distances, quality_logits), grids, im_shape, scale_factor
         )

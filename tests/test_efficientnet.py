@@ -14,7 +14,7 @@ import paddle2onnx
 import pytest
 from conftest import needs_export
 from paddle.static import InputSpec
-from test_runtimes_agree import fit_logits
+from small_detector import fit_logits
 
 from ppfcos.config import load_config
 from ppfcos.deploy.preprocess import Preprocess

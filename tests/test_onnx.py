@@ -34,7 +34,7 @@ from ppfcos.export.onnx_suppression import suppression_graph
 from ppfcos.export.program import CandidatesNetwork, HeadsForm
 from ppfcos.modeling.decode import Candidates, PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import cell_grid
+from ppfcos.modeling.locations import center_grid
 
 BOTH = ("paddle", "onnx")
 
@@ -265,7 +265,7 @@ class OneLevel(CandidatesNetwork):
     def forward(self, logits, im_shape):
         distances = 0.0 * logits[:, :4] + self.STRIDE
         outputs = HeadOutputs([logits], [distances], [])
-        grids = [cell_grid(self.SIDE, self.SIDE, self.STRIDE)]
+        grids = [center_grid(self.SIDE, self.SIDE, self.STRIDE)]
         scale = im_shape / im_shape
         return tuple(self.model.decode.candidates(outputs, grids, im_shape, scale))
 

@@ -18,7 +18,7 @@ from ppfcos.deploy.postprocess import HeadsDecoder, suppress
 from ppfcos.errors import BundleError
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import anchor_grid, cell_grid
+from ppfcos.modeling.locations import anchor_grid, center_grid
 
 STRIDES = (8, 16)
 SIZE = (64, 48)  # of the network's input
@@ -156,12 +156,12 @@ def test_the_networks_own_decoding_finds_the_same(seed, locations, decoding):
         *([paddle.to_tensor(outputs[f"{kind}_{s}"]) for s in STRIDES] for kind in HEAD_OUTPUTS)
     )
     sizes = [(SIZE[0] // s, SIZE[1] // s) for s in STRIDES]
-    points = [
-        anchor_grid(*size, *SIZE) if locations == "anchors" else cell_grid(*size, stride)
+    grids = [
+        anchor_grid(*size, *SIZE) if locations == "anchors" else center_grid(*size, stride)
         for size, stride in zip(sizes, STRIDES)
     ]
     in_network = PPFCOSDecode(**vars(decoding))
-    boxes, numbers = in_network(tensors, points, paddle.to_tensor(IM_SHAPE), paddle.to_tensor(SCALE_FACTOR))
+    boxes, numbers = in_network(tensors, grids, paddle.to_tensor(IM_SHAPE), paddle.to_tensor(SCALE_FACTOR))
     assert counts.tolist() == numbers.numpy().tolist()
     for found, expected in zip(np.split(rows, counts[:1]), np.split(boxes.numpy(), counts[:1])):
         np.testing.assert_allclose(in_order(found), in_order(expected), rtol=1e-5, atol=1e-3)

@@ -11,7 +11,7 @@ import paddle
 import pytest
 from conftest import ROOT
 from paddle import nn
-from small_detector import spread_scores
+from small_detector import fit_logits, spread_scores
 from test_configs import settle_norms
 
 from ppfcos.config import load_config
@@ -99,16 +99,6 @@ def untrained_model(cfg, preprocess, photographs):
     if model.head.distance == "relu":
         fit_distances(model.head, outputs.distances)
     return model
-
-
-def fit_logits(conv, levels, mean, deviation):
-    """Give every channel that a convolution predicts on all levels a mean and a standard deviation."""
-    maps = [level.numpy().transpose(1, 0, 2, 3) for level in levels]
-    values = np.concatenate([each.reshape(len(each), -1) for each in maps], axis=1)
-    factors = deviation / values.std(axis=1)
-    biases = (conv.bias.numpy() - values.mean(axis=1)) * factors + mean
-    conv.weight.set_value(conv.weight.numpy() * factors[:, None, None, None])
-    conv.bias.set_value(biases.astype(np.float32))
 
 
 def fit_distances(head, levels):

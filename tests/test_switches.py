@@ -18,7 +18,7 @@ from ppfcos.engine.model import build_model
 from ppfcos.export.bundle import export_bundle
 from ppfcos.modeling.decode import PPFCOSDecode
 from ppfcos.modeling.head import HeadOutputs, PPFCOSHead
-from ppfcos.modeling.locations import cell_grid
+from ppfcos.modeling.locations import center_grid
 from ppfcos.modeling.losses import PPFCOSLoss, global_normalizers
 from ppfcos.modeling.targets import PPFCOSTargets
 
@@ -140,7 +140,7 @@ def some_outputs(rng, quality: bool) -> HeadOutputs:
 
 def test_without_centerness_the_class_is_the_score():
     outputs = some_outputs(np.random.default_rng(0), quality=False)
-    grids = [cell_grid(4, 6, 8), cell_grid(2, 3, 16)]
+    grids = [center_grid(4, 6, 8), center_grid(2, 3, 16)]
     shape = paddle.to_tensor([[32.0, 48.0]])
     rows, _ = PPFCOSDecode(score_threshold=0.1, keep_top_k=20)(outputs, grids, shape, paddle.ones([1, 2]))
     certain = np.full([1, 1, 1], 100.0)  # of which the sigmoid is 1
@@ -160,7 +160,7 @@ def test_without_centerness_the_class_is_the_score():
 def test_without_centerness_the_other_losses_are_as_they_were(quality):
     rng = np.random.default_rng(1)
     with_branch = some_outputs(rng, quality=True)
-    points = [cell_grid(4, 6, 8).locations(), cell_grid(2, 3, 16).locations()]
+    points = [center_grid(4, 6, 8).locations(), center_grid(2, 3, 16).locations()]
     boxes, labels = paddle.to_tensor([[[4.0, 4.0, 40.0, 28.0]]]), paddle.to_tensor([[1]])
     targets = PPFCOSTargets(size_ranges=[16])(points, [8, 16], boxes, labels, 3)
     assert targets.positives.shape[0] > 0

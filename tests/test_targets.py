@@ -12,7 +12,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfcos.modeling.locations import cell_grid
+from ppfcos.modeling.locations import center_grid
 from ppfcos.modeling.targets import PPFCOSTargets
 
 STRIDES = [8, 16, 32, 64, 128]
@@ -36,7 +36,7 @@ def assigned(builder: PPFCOSTargets, images: list, labels: list, size=(HEIGHT, W
     for i, (boxes, names) in enumerate(zip(images, labels)):
         padded[i, : len(boxes)] = np.reshape(boxes, [-1, 4])
         classes[i, : len(boxes)] = names
-    grids = [cell_grid(-(-size[0] // s), -(-size[1] // s), s).locations() for s in strides]
+    grids = [center_grid(-(-size[0] // s), -(-size[1] // s), s).locations() for s in strides]
     return builder(grids, strides, paddle.to_tensor(padded), paddle.to_tensor(classes), CLASSES)
 
 
@@ -117,7 +117,7 @@ def padded(images: list) -> paddle.Tensor:
 def test_what_is_counted_equals_the_loop(images, chunk):
     """All but the locations strictly inside a crowd's box that answer for no object."""
     builder = PPFCOSTargets(chunk_elements=chunk, ignore_crowd=True)
-    grids = [cell_grid(-(-HEIGHT // s), -(-WIDTH // s), s).locations() for s in STRIDES]
+    grids = [center_grid(-(-HEIGHT // s), -(-WIDTH // s), s).locations() for s in STRIDES]
     boxes, crowds = ([pair[part] for pair in images] for part in (0, 1))
     labels = paddle.zeros([len(images), max(1, *map(len, boxes))], dtype="int32")
     found = builder(grids, STRIDES, padded(boxes), labels, CLASSES, padded(crowds))
@@ -186,10 +186,10 @@ import resource
 from ppfcos import environment
 environment.prepare()
 import numpy as np, paddle
-from ppfcos.modeling.locations import cell_grid
+from ppfcos.modeling.locations import center_grid
 from ppfcos.modeling.targets import PPFCOSTargets
 strides = [8, 16, 32, 64, 128]
-grids = [cell_grid(-(-800 // s), -(-1344 // s), s).locations() for s in strides]
+grids = [center_grid(-(-800 // s), -(-1344 // s), s).locations() for s in strides]
 assert sum(grid.shape[0] for grid in grids) == 22400
 rng = np.random.default_rng(0)
 corner = rng.uniform(0, 700, [1, 1000, 2])

@@ -243,17 +243,15 @@ def _points(grids: list, columns: Tensor, where: Tensor) -> tuple:
     return 0.5 * x.astype("float32"), 0.5 * y.astype("float32")
 
 
-def _at(values: Tensor, where: Tensor, axis: int = -1) -> Tensor:
-    """values [..., N] at where [..., Q] → [..., Q]."""
-    return paddle.take_along_axis(values, where, axis=axis, broadcast=False)
-
-
 def _gather_maps(maps: list, where: Tensor) -> Tensor:
     """L × [B, N, H_l, W_l] at where [B, L, K] → [B, L, N, K] float32."""
     channels = maps[0].shape[1]
     places = where.unsqueeze(2).tile([1, 1, channels, 1]).flatten(1, 2)
-    of_levels = zip(maps, paddle.split(places, len(maps), axis=1))
-    return paddle.stack([_at(level.flatten(2), at).astype("float32") for level, at in of_levels], axis=1)
+    of_levels = [
+        paddle.take_along_axis(level.flatten(2), at, axis=2, broadcast=False).astype("float32")
+        for level, at in zip(maps, paddle.split(places, len(maps), axis=1))
+    ]
+    return paddle.stack(of_levels, axis=1)
 
 
 def _corners(x: Tensor, y: Tensor, distances: Tensor) -> list:

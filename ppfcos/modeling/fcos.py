@@ -10,7 +10,7 @@ from ppdet.modeling.architectures.meta_arch import BaseArch
 from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
 from ppfcos.modeling.decode import Candidates
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.locations import anchor_grid, cell_grid
+from ppfcos.modeling.locations import anchor_grid, center_grid
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.modeling.targets import Targets
 from ppfcos.paddle_versions import round_half_to_even
@@ -187,7 +187,7 @@ class PPFCOS(BaseArch):
         """L grids of the levels, whose heights and widths are `sizes`."""
         if self.locations == "anchors":
             return [anchor_grid(*size, *image_size) for size in sizes]
-        return [cell_grid(*size, stride) for size, stride in zip(sizes, self.head.strides)]
+        return [center_grid(*size, stride) for size, stride in zip(sizes, self.head.strides)]
 
 
 def _height_and_width(feature: Tensor) -> tuple:

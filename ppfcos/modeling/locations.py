@@ -36,7 +36,7 @@ class Grid(NamedTuple):
         return paddle.stack([part.flatten() for part in paddle.meshgrid(ys, xs)][::-1], axis=-1)
 
 
-def cell_grid(height: int | Tensor, width: int | Tensor, stride: int) -> Grid:
+def center_grid(height: int | Tensor, width: int | Tensor, stride: int) -> Grid:
     """The centres of the cells of one feature map: (i + 0.5)·stride.
 
     Args:

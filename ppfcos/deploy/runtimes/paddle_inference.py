@@ -24,7 +24,7 @@ class PaddleInferenceRuntime:
     """A network in Paddle Inference.
 
     Calls from several threads are safe and run one after another. On a CPU the process keeps the memory that
-    is freed in it (`ppfcos.environment.keep_freed_memory`), which saves a sixth of a ResNet's time.
+    is freed in it for the next call (`ppfcos.environment.keep_freed_memory`).
 
     Args:
         program: the program's file.
