@@ -21,8 +21,8 @@ from ppfcos.data.randomness import global_generators
 from ppfcos.data.transforms import SampleTransforms, TransformError
 from ppfcos.errors import ConfigError
 
-# Pure colours: after any interpolation a pixel belongs to the nearest of them, to the black between, or to the
-# grey beside the picture.
+# Pure colours: after any interpolation a pixel belongs to the nearest of them, to the black between, or to
+# the grey beside the picture.
 COLOURS = np.array(
     [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255], [0, 255, 255]], np.uint8
 )
