@@ -31,6 +31,8 @@ _METHODS = (
     zipfile.ZIP_DEFLATED,
 )  # the memory that the others take is the archive's choice
 _LONGEST_NAME = 200  # bytes: systems take 255, and the unfinished file has a longer name
+_LONGEST_PATH = 500  # bytes
+_DEEPEST = 16  # folders and name
 _RESERVED = {
     "con",
     "prn",
@@ -307,6 +309,8 @@ def _parts(member: zipfile.ZipInfo, archive: Path) -> tuple[str, ...]:
         raise _refusal(archive, member, "wants to write outside its folder")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise _refusal(archive, member, "contains a link, which could lead anywhere")
+    if len(name.encode()) > _LONGEST_PATH or len(parts) > _DEEPEST:
+        raise _refusal(archive, member, "has a path that is too long")
     for part in parts:
         stem = part.split(".")[0].rstrip().lower()
         if (
@@ -328,7 +332,7 @@ def _refusal(archive: Path, member: zipfile.ZipInfo, reason: str) -> DataError:
 
 
 def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
-    return target.is_file() and target.stat().st_size == member.file_size
+    return os.path.isfile(target) and target.stat().st_size == member.file_size
 
 
 def _write(blocks: Iterator[bytes], target: Path) -> None:

@@ -183,7 +183,7 @@ def _download(url: str, key: str) -> Path:
     url = parse_url(url)
     last = url.rpartition("/")[2]
     shared = Path(WEIGHTS_HOME, re.sub(r"\.(zip|tar|gz)", "", last))
-    if url.partition("://")[2].startswith(PADDLE_SERVERS) and shared.is_file():
+    if url.partition("://")[2].startswith(PADDLE_SERVERS) and os.path.isfile(shared):
         return shared
     stem = re.sub("[^A-Za-z0-9_-]", "_", last.partition(".")[0])[:80]
     digest = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:16]
@@ -191,15 +191,15 @@ def _download(url: str, key: str) -> Path:
     with distributed.together():
         if not cached.is_file() and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
             try:
-                _download_to_cache(url, cached, key, attempts=1 if shared.is_file() else 3)
+                _download_to_cache(url, cached, key, once=os.path.isfile(shared))
             except PPFCOSError as error:
-                if not shared.is_file():
+                if not os.path.isfile(shared):
                     raise
                 logger.warning("%s; taken instead: %s, of an address that ends alike", error, shared)
     return cached if cached.is_file() else shared
 
 
-def _download_to_cache(url: str, cached: Path, key: str, attempts: int) -> None:
+def _download_to_cache(url: str, cached: Path, key: str, once: bool) -> None:
     cure = f"download it by hand and give the .pdparams file with -o {key}=FILE"
     if key == "pretrain_weights":
         cure += ", or train from scratch with -o pretrain_weights="
@@ -210,7 +210,7 @@ def _download_to_cache(url: str, cached: Path, key: str, attempts: int) -> None:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{cached.parent} cannot be made ({error.strerror}): {cure}") from error
-    limits = DOWNLOAD_LIMITS._replace(attempts=attempts)
+    limits = DOWNLOAD_LIMITS._replace(attempts=1) if once else DOWNLOAD_LIMITS
     on_terminal = sys.stderr is not None and sys.stderr.isatty()  # in a log, it would be many lines
     download(url, cached, check=_fault, limits=limits, error=WeightsError, cure=cure, progress=on_terminal)
 
