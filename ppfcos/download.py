@@ -109,7 +109,17 @@ def download(
 
 
 class _Download:
-    def __init__(self, url, target, size, md5, pause, check, limits, progress):
+    def __init__(
+        self,
+        url: str,
+        target: Path,
+        size: int | None,
+        md5: str | None,
+        pause: float,
+        check: Callable[[Path], str | None] | None,
+        limits: Limits,
+        progress: bool,
+    ):
         self._url = _address(url)
         self._target = target
         self._part = target.with_name(target.name + ".part")
@@ -156,10 +166,11 @@ class _Download:
         return self._check(path) if self._check else None
 
     def _receive(self, stream: BinaryIO) -> None:
-        """Attempts until the file is complete.
+        """Make requests until the file is complete.
 
-        Of more than the bytes that earlier attempts had, each buys time, up to that of all attempts: a server
-        that breaks off after every byte is given up, and one that does so after every megabyte is not.
+        `credit` is the time that may pass without progress. Only bytes beyond the furthest that was reached
+        before count as progress, at `min_speed`: a server that resets each connection after one byte, or
+        refuses every range, is given up; one that resets after each megabyte is not.
         """
         limits, failures, most = self._limits, 0, _length(stream)
         credit = most_credit = limits.attempts * limits.timeout
@@ -232,7 +243,16 @@ class _Download:
 
     def _read(self, response: http.client.HTTPResponse, stream: BinaryIO, watch: _Watch) -> bool:
         """Append the body; whether the file is complete."""
-        offset, total = _extent(response, _length(stream))
+        length, status = _content_length(response), response.status
+        offset, total = 0, length
+        if status == http.HTTPStatus.PARTIAL_CONTENT and _length(stream):
+            offset = _length(stream)
+            total = _total_of_range(response.headers["Content-Range"] or "", offset, length)
+            if total is None:
+                stream.truncate(0)  # so that the next request is for the whole file
+                raise ConnectionError("the server sends another range than the one that was asked for")
+        elif status != http.HTTPStatus.OK:
+            raise _RefusedError(f"the server answers {status}")
         if self._size is not None and total not in (None, self._size):
             raise _RefusedError(f"it has {total} bytes, but the right file has {self._size}")
         bound = self._limits.max_size if total is None else total
@@ -284,8 +304,8 @@ def _redirected(url: str, location: str) -> str:
     return address
 
 
-def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
-    """Where in the file the body begins, and the size of the whole file, if the server names it."""
+def _content_length(response: http.client.HTTPResponse) -> int | None:
+    """The size of the body, if the server names it."""
     encoding = response.headers["Content-Encoding"] or "identity"
     if encoding != "identity":
         raise _RefusedError(f"the server sends it encoded as {printable(encoding)}, which was not asked for")
@@ -295,20 +315,18 @@ def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int |
         raise _RefusedError(
             f"the server sends a wrong Content-Length ({printable(', '.join(sorted(lengths)))})"
         )
-    length = int(lengths.pop()) if lengths else None
-    if response.status == http.HTTPStatus.OK:
-        return 0, length
-    if response.status != http.HTTPStatus.PARTIAL_CONTENT or not offset:
-        raise _RefusedError(f"the server answers {response.status}")
-    span = re.fullmatch(
-        f"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|[*])", response.headers["Content-Range"] or ""
-    )
+    return int(lengths.pop()) if lengths else None
+
+
+def _total_of_range(header: str, offset: int, length: int | None) -> int | None:
+    """The size of the whole file in a Content-Range; None where that is not what follows `offset`."""
+    span = re.fullmatch(f"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|[*])", header)
     if span:
         first, end = int(span[1]), int(span[2]) + 1
         total = end if span[3] == "*" else int(span[3])
         if first == offset < end <= total and length in (None, end - first):
-            return offset, total
-    raise _RefusedError("the server sends another range than the one that was asked for")
+            return total
+    return None
 
 
 class _Watch:

@@ -242,7 +242,7 @@ def test_of_an_archive_one_folder_is_wanted(server, tmp_path):
 
 
 def test_progress_is_shown(server, tmp_path, capsys):
-    server.content = zip_of(**{"val/a": np.random.default_rng(0).bytes(12 << 20), "val/b": b"2"})
+    server.content = zip_of(**{"val/a": np.random.default_rng(0).bytes(4 << 20), "val/b": b"2"})
     download.fetch(tmp_path, [archive_of(server.content, counts=(("val", 2),))], server.address, pause=0)
     shown = capsys.readouterr().err.splitlines()
     for step in ("val.zip: ", "checking val.zip: ", "unpacking val.zip: "):
@@ -357,7 +357,7 @@ class Hostile:
     def serve(self, connection):
         try:
             with connection, self.wrapped(connection) as connection:
-                connection.settimeout(0.5)
+                connection.settimeout(0.2)
                 head = b""
                 while b"\r\n\r\n" not in head:
                     received = connection.recv(65536)
@@ -409,7 +409,7 @@ def hostile():
 
 OK = b"HTTP/1.1 200 OK\r\n"
 MAX_SIZE = 100_000
-FAST = Limits(max_size=MAX_SIZE, timeout=0.1, attempts=2)
+FAST = Limits(max_size=MAX_SIZE, timeout=0.05, attempts=2)
 
 
 def forever(*parts):
@@ -487,10 +487,10 @@ ANSWERS = {
     "chunks: endless trailers": lambda *_: with_head(
         b"Transfer-Encoding: chunked\r\n", forever(b"1\r\nx\r\n0\r\n" + b"a: b\r\n" * 8000)
     ),
-    "1 byte a moment": lambda *_: with_head(b"Content-Length: 500\r\n", forever(b"x", 0.05)),
-    "1 byte of the head a moment": lambda *_: forever(b"H", 0.05),
-    "1 byte of a header a moment": lambda *_: with_head(b"x: ", forever(b"y", 0.05)),
-    "1 digit of a chunk a moment": chunked(*[b"1", 0.05] * 100),
+    "1 byte a moment": lambda *_: with_head(b"Content-Length: 500\r\n", forever(b"x", 0.02)),
+    "1 byte of the head a moment": lambda *_: forever(b"H", 0.02),
+    "1 byte of a header a moment": lambda *_: with_head(b"x: ", forever(b"y", 0.02)),
+    "1 digit of a chunk a moment": chunked(*[b"1", 0.02] * 100),
     "1 byte a connection": lambda _, offset: (
         [b"HTTP/1.1 206 x\r\nContent-Range: bytes %d-99999/100000\r\n\r\nx" % offset, 0.05]
         if offset
@@ -569,6 +569,20 @@ def test_a_reset_within_each_block_makes_progress(hostile, tmp_path):
     download.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0, limits=FAST)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
     assert len(server.requests) == -(-len(CONTENT) // 100)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
+def test_a_server_of_wrong_ranges_is_asked_for_the_whole(hostile, tmp_path, is_known):
+    whole = b"Content-Length: %d\r\n" % len(CONTENT)
+    bad = ranged(b"Content-Range: bytes 0-499/500\r\n")
+    server = hostile(
+        lambda number, offset: (
+            bad(number, offset) if offset else with_head(whole, [CONTENT[: 100 if number == 0 else None]])
+        )
+    )
+    size_and_sum = (VAL.size, VAL.md5) if is_known else (None, None)
+    download.download(server.address, tmp_path / "x.zip", *size_and_sum, pause=0)
+    assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
 
 def test_redirects_are_followed(hostile, server, tmp_path):
