@@ -204,8 +204,6 @@ class _Download:
                 return None if whole else watch.reason or "the connection broke off"
             except urllib.error.HTTPError as answer:
                 return self._error_status(answer.code, stream)
-            except ssl.SSLCertVerificationError as failure:
-                raise _RefusedError(f"its certificate is not valid ({failure.verify_message})") from None
             # ValueError: of http.client and urllib, where an answer or an address makes no sense.
             except (OSError, http.client.HTTPException, ValueError) as failure:
                 cause = getattr(failure, "reason", None)
@@ -294,9 +292,8 @@ def _address(url: str, encoding: str = "utf-8") -> str:
 
 def _redirected(url: str, location: str) -> str:
     try:
-        address = _address(
-            urllib.parse.urljoin(url, location), "iso-8859-1"
-        )  # as http.client decodes headers
+        # http.client decodes headers as ISO 8859-1.
+        address = _address(urllib.parse.urljoin(url, location), "iso-8859-1")
     except (ValueError, _RefusedError):
         raise _RefusedError(f"the server redirects to {printable(location)}, not to http(s)://") from None
     if url.startswith("https:") and not address.startswith("https:"):

@@ -615,30 +615,61 @@ def test_addresses_that_are_none(tmp_path, url):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_certificate_that_is_not_valid(hostile, tmp_path, certificate):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server = hostile(lambda *_: with_head(b"", [CONTENT]), context=context)
-    url = server.address.replace("http:", "https:")
-    assert "certificate" in refusal(
-        DataError, download.download, url, tmp_path / "x.zip", pause=0, limits=FAST
-    )
-    assert not server.requests
-    plain = hostile(lambda *_: [30.0])
-    url = plain.address.replace("http:", "https:")  # waits for the head of a request, which never comes
-    refusal(DataError, download.download, url, tmp_path / "x.zip", pause=0, limits=FAST)
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    path = tmp_path_factory.mktemp("certificate") / "both.pem"
+    """Paths of a self-signed certificate for 127.0.0.1 and of its key."""
     if shutil.which("openssl") is None:
         pytest.skip("needs the openssl command to make a certificate")
-    command = ["openssl", "req", "-x509", "-nodes", "-days", "1", "-subj", "/CN=localhost", "-keyout", "-"]
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-out", f"{path}.crt"]
-    made = subprocess.run([*command, *key], capture_output=True, text=True, check=True)
-    path.write_text(made.stdout + Path(str(path) + ".crt").read_text())
-    return path
+    paths = [str(tmp_path_factory.mktemp("certificate") / name) for name in ("certificate.pem", "key.pem")]
+    command = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-newkey", "ec", "-pkeyopt"]
+    command += ["ec_paramgen_curve:prime256v1", "-out", paths[0], "-keyout", paths[1]]
+    subprocess.run(command, capture_output=True, check=True)
+    return paths
+
+
+def over_tls(hostile, certificate, answer):
+    """A server that knows TLS, and its address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    server = hostile(answer, context=context)
+    return server, server.address.replace("http:", "https:") + "/x.zip"
+
+
+def test_certificates_are_verified(hostile, tmp_path, certificate, monkeypatch):
+    whole = b"Content-Length: %d\r\n" % len(CONTENT)
+    server, url = over_tls(hostile, certificate, lambda *_: with_head(whole, [CONTENT]))
+    arguments = url, tmp_path / "x.zip", VAL.size, VAL.md5, 0.0
+    assert "certificate" in refusal(DataError, download.download, *arguments)
+    assert not server.requests
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+    download.download(*arguments)
+    assert (tmp_path / "x.zip").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("name", ["1 byte a moment", "1 byte of the head a moment", "no length, endless"])
+def test_hostile_answers_over_tls(hostile, tmp_path, certificate, monkeypatch, name):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+    _, url = over_tls(hostile, certificate, ANSWERS[name])
+    limits = FAST._replace(timeout=0.3)
+    assert "certificate" not in refusal(
+        DataError, download.download, url, tmp_path / "x", limits=limits, pause=0
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_redirect_leaves_tls(hostile, server, tmp_path, certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+    server.content = CONTENT
+    _, url = over_tls(hostile, certificate, lambda *_: redirect(server.address.encode()))
+    assert "from https://" in refusal(DataError, download.download, url, tmp_path / "x", pause=0)
+    assert not server.requests
+
+
+def test_a_server_that_never_speaks_tls(hostile, tmp_path):
+    server = hostile(lambda *_: [])  # waits for the head of a request, which never comes
+    url = server.address.replace("http:", "https:")
+    refusal(DataError, download.download, url, tmp_path / "x.zip", pause=0, limits=FAST)
 
 
 # What is at a file's name
