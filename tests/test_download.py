@@ -564,11 +564,26 @@ def test_every_hostile_answer_is_one_line_within_seconds(hostile, tmp_path, name
     assert server.sent < 30_000_000  # what the system buffers, and what a fast sender gets rid of in the time
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"Content-Length: +{len(CONTENT)}",
+        f"Content-Length: 0_{len(CONTENT)}",
+        f"Content-Length: {len(CONTENT)}\r\nContent-Length: {len(CONTENT) + 1}",
+        f"Content-Length: {len(CONTENT)}\r\nContent-Encoding: gzip",
+    ],
+)
+def test_a_head_that_makes_no_sense_is_not_believed(hostile, tmp_path, head):
+    server = hostile(lambda *_: with_head(head.encode() + b"\r\n", [CONTENT]))
+    refusal(DataError, download.download, server.address, tmp_path / "x.zip", pause=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_reset_within_each_block_makes_progress(hostile, tmp_path):
     server = hostile(broken_within(100))
-    download.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0, limits=FAST)
+    download.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
-    assert len(server.requests) == -(-len(CONTENT) // 100)
+    assert len(server.requests) >= len(CONTENT) / 100
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
@@ -595,7 +610,7 @@ def test_redirects_are_followed(hostile, server, tmp_path):
 
 def test_a_whole_download_takes_a_limited_time(hostile, tmp_path):
     server = hostile(lambda *_: with_head(b"Content-Length: 99999\r\n", forever(b"x" * 1000, 0.02)))
-    limits = FAST._replace(seconds=0.5)
+    limits = Limits(seconds=0.5)
     message = refusal(DataError, download.download, server.address, tmp_path / "x", pause=0, limits=limits)
     assert "0.5 s" in message
     assert not list(tmp_path.iterdir())
@@ -840,7 +855,7 @@ def weights(tmp_path, monkeypatch):
     from ppfcos.engine import weights
 
     monkeypatch.setattr("ppdet.utils.download.WEIGHTS_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "DOWNLOAD_LIMITS", weights.DOWNLOAD_LIMITS._replace(timeout=0.2, attempts=1))
+    monkeypatch.setattr(weights, "DOWNLOAD_LIMITS", weights.DOWNLOAD_LIMITS._replace(timeout=5.0, attempts=1))
     return weights
 
 

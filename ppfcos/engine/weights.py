@@ -189,14 +189,14 @@ def _download(url: str, key: str) -> Path:
     digest = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:16]
     cached = Path(WEIGHTS_HOME, f"{stem}-{digest}.pdparams")
     with distributed.together():
-        if not cached.is_file() and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
+        if not os.path.isfile(cached) and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
             try:
                 _download_to_cache(url, cached, key, once=os.path.isfile(shared))
             except PPFCOSError as error:
                 if not os.path.isfile(shared):
                     raise
                 logger.warning("%s; taken instead: %s, of an address that ends alike", error, shared)
-    return cached if cached.is_file() else shared
+    return cached if os.path.isfile(cached) else shared
 
 
 def _download_to_cache(url: str, cached: Path, key: str, once: bool) -> None:
