@@ -561,7 +561,7 @@ def test_every_hostile_answer_is_one_line_within_seconds(hostile, tmp_path, name
     left = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(left) <= ({"x.zip.part"} if is_known else set())
     assert all(0 < size <= VAL.size for size in left.values())
-    assert server.sent < 30_000_000  # what the system buffers, and what a fast sender gets rid of in the time
+    assert server.sent < 20_000_000 * max(1, len(server.requests))  # what the system buffers
 
 
 @pytest.mark.parametrize(
