@@ -806,7 +806,8 @@ ARCHIVES = {
     "an escape": zip_of_names("val/\x1b[2J"),
     "a line feed": zip_of_names("val/a\nb"),
     "a long name": zip_of_names("val/" + "a" * 250),
-    "too many folders": zip_of_names("a/" * 3000 + "b"),
+    "a long path": zip_of_names("a/" * 3000 + "b"),
+    "too many folders": zip_of_names("a/" * 20 + "b"),
     "11 files": zip_of_names(*"abcdefghijk"),
 }
 
