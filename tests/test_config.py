@@ -335,6 +335,7 @@ def test_overrides_that_lead_nowhere(root, override, said):
     [
         ("epochs: 3", 3, "unknown key 'epochs'; did you mean 'epoch'?"),
         ("ppfcoshead: {num_convs: 2}", 3, "unknown key 'ppfcoshead'; did you mean 'PPFCOSHead'?"),
+        ("SwinTransformer: {pretrained: http://127.0.0.1:9/x.tar}", 3, "set pretrain_weights instead"),
         ("PPFCOSHead:\n  num_conv: 2", 4, "unknown key 'PPFCOSHead.num_conv'; did you mean 'num_convs'?"),
         ("ResNet: 50", 3, "ResNet is a section"),
         ("PPFCOS: {backbone: ResNett}", 3, "PPFCOS.backbone: no class 'ResNett' is registered"),

@@ -123,6 +123,8 @@ class Checker:
         _check_arguments(section, path, _Arguments(tuple(schema.schema), not schema.strict), besides)
         for key, value in section.items():
             origin, inner_path = section.origins[key], f"{path}.{key}"
+            if key == "pretrained" and value is not None:  # PaddleDetection would unpack and unpickle it
+                raise ConfigError(f"{origin}: {inner_path} is not supported: set pretrain_weights instead")
             if (name, key) in SPECIAL_ARGUMENTS:
                 SPECIAL_ARGUMENTS[name, key](origin, inner_path, value)
             elif self.takes_module(name, key):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import hashlib
 import logging
 import os
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,27 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppfcos.download import Limits, download, printable
 from ppfcos.engine import distributed
 from ppfcos.engine.state_file import read_state
-from ppfcos.errors import WeightsError, one_line
+from ppfcos.errors import OutputError, PPFCOSError, WeightsError
 from ppfcos.modeling.quantization.placement import is_range, ranges_of
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pdparams", ".pdopt", ".pdema")  # of the files of a checkpoint
+# Half an hour is how long Paddle's processes wait for one another.
+DOWNLOAD_LIMITS = Limits(max_size=4 << 30, attempts=3, seconds=20 * 60)
+ARCHIVES = (".tar", ".zip", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar")
+ARCHIVE_BYTES = (b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")  # the first of a file
+# Whose files PaddleDetection's cache tells apart by their names.
+PADDLE_SERVERS = (
+    "paddledet.bj.bcebos.com/",
+    "bj.bcebos.com/v1/paddledet/",
+    "paddle-hapi.bj.bcebos.com/",
+    "paddle-imagenet-models-name.bj.bcebos.com/",
+    "paddlemodels.bj.bcebos.com/",
+)
 NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's: from places in the model to names of tensors
 
 
@@ -62,7 +76,7 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
     Raises:
         WeightsError: the file cannot be read, or does not fit the model; the message lists what does not.
     """
-    weights, tensors = read_weights(_local(source)), model.state_dict()
+    weights, tensors = read_weights(_local(source, "weights")), model.state_dict()
     if ranges_of(model) is None:
         weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
@@ -96,7 +110,7 @@ def load_pretrained(model: nn.Layer, source: str) -> None:
     Raises:
         WeightsError: it cannot be read or downloaded, nothing of it fits, or a weight of it fits twice.
     """
-    weights, tensors = read_weights(_local(source)), model.state_dict()
+    weights, tensors = read_weights(_local(source, "pretrain_weights")), model.state_dict()
     matches = _match_names(tensors, weights)
     _check_unambiguous(source, matches)
     reshaped = [
@@ -154,32 +168,63 @@ def _counted(what: str, names: list[str]) -> str:
     return f", {len(names)} {what} ({_some(names)})" if names else ""
 
 
-def _local(source: Path | str) -> Path | str:
-    return _download(str(source)) if "://" in str(source) else source
+def _local(source: Path | str, key: str) -> Path | str:
+    return _download(str(source), key) if "://" in str(source) else source
 
 
-def _download(url: str) -> str:
-    """Path of a URL in PaddleDetection's cache. One process a machine downloads, the others wait."""
-    from ppdet.utils.download import WEIGHTS_HOME, map_path, parse_url
+def _download(url: str, key: str) -> Path:
+    """Path of a URL's file in PaddleDetection's cache. One process a machine downloads, the others wait.
 
-    cached = map_path(parse_url(url), WEIGHTS_HOME)
-    # Where several were to start at once, PaddleDetection would let them wait forever for one that fails. And
-    # what it has in its cache already it asks the internet about.
+    PaddleDetection's cache goes by the last part of an address alone. Its files are used for addresses of its
+    own, and for others if these cannot be reached. What is downloaded here has the whole address in its name.
+    """
+    from ppdet.utils.download import WEIGHTS_HOME, parse_url
+
+    url = parse_url(url)
+    last = url.rpartition("/")[2]
+    shared = Path(WEIGHTS_HOME, re.sub(r"\.(zip|tar|gz)", "", last))
+    if url.partition("://")[2].startswith(PADDLE_SERVERS) and os.path.isfile(shared):
+        return shared
+    stem = re.sub("[^A-Za-z0-9_-]", "_", last.partition(".")[0])[:80]
+    digest = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:16]
+    cached = Path(WEIGHTS_HOME, f"{stem}-{digest}.pdparams")
     with distributed.together():
         if not os.path.isfile(cached) and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
-            _download_to_cache(url)
-    return cached
+            try:
+                _download_to_cache(url, cached, key, once=os.path.isfile(shared))
+            except PPFCOSError as error:
+                if not os.path.isfile(shared):
+                    raise
+                logger.warning("%s; taken instead: %s, of an address that ends alike", error, shared)
+    return cached if os.path.isfile(cached) else shared
 
 
-def _download_to_cache(url: str) -> None:
-    from ppdet.utils.download import get_weights_path
-
-    logger.info("downloading %s", url)
+def _download_to_cache(url: str, cached: Path, key: str, once: bool) -> None:
+    cure = f"download it by hand and give the .pdparams file with -o {key}=FILE"
+    if key == "pretrain_weights":
+        cure += ", or train from scratch with -o pretrain_weights="
+    if re.split("[?#]", url)[0].lower().endswith(ARCHIVES):
+        raise WeightsError(f"{printable(url)} is an archive, which is not unpacked: {cure}")
+    logger.info("downloading %s", printable(url))
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar, thousands of lines long in a log
-            get_weights_path(url)
-    except (Exception, SystemExit) as error:
-        raise WeightsError(
-            f"{url} cannot be downloaded ({one_line(error)}): give a local file instead, "
-            "or train from scratch with -o pretrain_weights="
-        ) from error
+        cached.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{cached.parent} cannot be made ({error.strerror}): {cure}") from error
+    limits = DOWNLOAD_LIMITS._replace(attempts=1) if once else DOWNLOAD_LIMITS
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()  # in a log, it would be many lines
+    download(url, cached, check=_fault, limits=limits, error=WeightsError, cure=cure, progress=on_terminal)
+
+
+def _fault(path: Path) -> str | None:
+    """Why a downloaded file is not a .pdparams file: a pickle of protocol 2 or later, as Paddle writes."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+        file.seek(-min(1, len(start)), os.SEEK_END)
+        last = file.read(1)
+    if start[:1] == b"\x80" and last == b".":
+        return None
+    if start.startswith(ARCHIVE_BYTES) or start[257:262] == b"ustar":
+        return "it is an archive, which is not unpacked"
+    if start.lstrip()[:1] == b"<":
+        return "it is a web page"
+    return "it is not a .pdparams file, or not all of one"
