@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from paddle import nn
 from ppdet.core.workspace import create
 
 from ppfcos.config.keys import NESTED_KEYS
-from ppfcos.errors import ConfigError
+from ppfcos.errors import ConfigError, PPFCOSError, one_line
 from ppfcos.modeling.quantization.placement import make_quantization_aware
 
 QUANTIZATION = "quantization_aware_training"
@@ -32,9 +33,21 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
         raise ConfigError("num_classes is not set, and no data set was read that says it: set num_classes")
     try:
         model = create(cfg["architecture"])
+        if hasattr(getattr(model, "targets", None), "check_levels"):
+            model.targets.check_levels(model.head.strides)
         return model if cfg.get(QUANTIZATION) is None else _quantization_aware(model, cfg)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the model cannot be built ({type(error).__name__}: {error})") from error
+    except PPFCOSError:
+        raise
+    except Exception as error:  # whatever a constructor of PaddleDetection or Paddle raises for an odd value
+        section = _section_at_fault(cfg, error)
+        raise ConfigError(f"{section} cannot be built from the configuration: {one_line(error)}") from error
+
+
+def _section_at_fault(cfg: Mapping[str, Any], error: Exception) -> str:
+    """The innermost registered class whose method was running."""
+    scopes = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [scope.get("cls", type(scope.get("self"))).__name__ for scope in scopes]
+    return next((name for name in reversed(owners) if isinstance(cfg.get(name), dict)), cfg["architecture"])
 
 
 def _quantization_aware(model: nn.Layer, cfg: Mapping[str, Any]) -> nn.Layer:
