@@ -34,7 +34,7 @@ CHANNELS = whole(1, 1024)
 CONVS = whole(0, 32)
 EXTRA_LEVELS = whole(0, 6)
 STAGES = list_of(whole(0, 3), least=1, increasing=True)  # C2 to C5
-WEIGHT = number(0, 1e6)
+WEIGHT = number(0, 10**6)
 TOP_K = either(one_of(-1), whole(1, 100_000))
 DECAY = number(0, 1000)
 
@@ -79,7 +79,7 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "separable": YES_NO,
     },
     "PPFCOSTargets": {
-        "size_ranges": list_of(number(0, 1e6, above=True), increasing=True),
+        "size_ranges": list_of(number(0, 10**6, above=True), increasing=True),
         "center_sampling_radius": number(-1000, 1000),
         "chunk_elements": whole(1, 2**31),
         "ignore_crowd": YES_NO,
@@ -153,8 +153,8 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
     },
     "LearningRate": {"base_lr": number(0, 1000, above=True), "schedulers": LIST},
     "OptimizerBuilder": {
-        "clip_grad_by_norm": or_none(number(0, 1e9, above=True)),
-        "clip_grad_by_value": or_none(number(0, 1e9, above=True)),
+        "clip_grad_by_norm": or_none(number(0, 10**9, above=True)),
+        "clip_grad_by_value": or_none(number(0, 10**9, above=True)),
     },
 }
 
@@ -250,7 +250,7 @@ OPERATOR_ARGUMENTS: dict[str, dict[str, Kind]] = {
     },
     "RandomErasingImage": {"prob": FRACTION, "lower": FRACTION, "higher": FRACTION},
     "RandomSizeCrop": {"min_size": SIDE, "max_size": SIDE},
-    "PPFCOSMixup": dict.fromkeys(("alpha", "beta"), number(0, 1e6, above=True)),
+    "PPFCOSMixup": dict.fromkeys(("alpha", "beta"), number(0, 10**6, above=True)),
 }
 
 
@@ -263,7 +263,7 @@ def kind_of_default(default: Any) -> Kind:
     if isinstance(default, bool):
         return YES_NO
     if isinstance(default, (int, float)):
-        numbers = number(-1e9, 1e9)
+        numbers = number(-(10**9), 10**9)
         return either(numbers, list_of(numbers), or_none(numbers))
     if isinstance(default, str):
         return Kind("text or null", lambda value: value is None or isinstance(value, (str, dict, list)))

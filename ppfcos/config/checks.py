@@ -40,6 +40,7 @@ from ppfcos.errors import ConfigError, one_line
 from ppfcos.hints import hint
 
 MOST_REPORTED = 10  # errors of one section
+LONGEST_REPORT = 1000  # characters after which no further error is looked for
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def _reported_together() -> Iterator[Callable]:
             check(*arguments)
         except ConfigError as error:
             messages.append(str(error))
-        if len(messages) == MOST_REPORTED:
+        if len(messages) == MOST_REPORTED or sum(map(len, messages)) > LONGEST_REPORT:
             raise ConfigError("; also ".join([*messages, "perhaps more"]))
 
     yield attempt
@@ -122,6 +123,13 @@ def _check_arguments(
                 attempt(check, key, value)
 
 
+def _defaults(schema: Any) -> dict[str, Any]:
+    """The arguments of a registered class; None where one has no default."""
+    defaults = {name: getattr(argument, "default", None) for name, argument in schema.schema.items()}
+    # A shared argument, whose value may come from a plain key, has its default one level deeper.
+    return {name: getattr(default, "default_value", default) for name, default in defaults.items()}
+
+
 class _Part(NamedTuple):
     """A part of the architecture: its class, all its arguments, and where those that are set were written."""
 
@@ -185,8 +193,7 @@ class Checker:
         name, origin = config["architecture"], config.origins["architecture"]
         self._check_name(origin, "architecture", name)
         if self._modules[name].category != "architecture":
-            known = [each for each, schema in self._modules.items() if schema.category == "architecture"]
-            raise ConfigError(f"{origin}: architecture: {name} is only a part of one{hint(name, known)}")
+            raise ConfigError(f"{origin}: architecture: {name} is only a part of one: name PPFCOS")
 
     def _check_levels(self, path: str, config: Section) -> None:
         """Whether the size ranges fit the levels of the pyramid, if a file says anything about either."""
@@ -220,9 +227,7 @@ class Checker:
         in_place = value if isinstance(value, Section) else Section()
         name = in_place.get("name", value)
         section = config.get(name) or Section()
-        defaults = {
-            argument: getattr(each, "default", None) for argument, each in self._modules[name].schema.items()
-        }
+        defaults = _defaults(self._modules[name])
         arguments = {**defaults, **section, **in_place}
         return _Part(name, arguments, {**section.origins, **in_place.origins})
 
@@ -241,7 +246,7 @@ class Checker:
     def _check_module(self, name: str, path: str, section: Section, besides: Sequence[str] = ()) -> None:
         """The arguments of a registered class."""
         schema = self._modules[name]
-        defaults = {key: getattr(value, "default", None) for key, value in schema.schema.items()}
+        defaults = _defaults(schema)
         _check_arguments(
             section, path, _Arguments(defaults, not schema.strict), ARGUMENTS.get(name, {}), besides
         )
@@ -292,13 +297,7 @@ class Checker:
                 f"{section.origins['name']}: {key}.name: no data set {quoted(str(name))}"
                 f"{hint(name, self._datasets)}"
             )
-        defaults = dict.fromkeys(OUR_DATASET_KEYS.get(name, ()))
-        defaults.update(
-            {
-                argument: getattr(each, "default", None)
-                for argument, each in self._modules[name].schema.items()
-            }
-        )
+        defaults = {**dict.fromkeys(OUR_DATASET_KEYS.get(name, ())), **_defaults(self._modules[name])}
         # Whatever else a data set would swallow (**kwargs), it ignores.
         _check_arguments(section, key, _Arguments(defaults, others=False), DATASET_ARGUMENTS, besides)
         if JOINED_DATASETS in section:

@@ -25,10 +25,10 @@ EXPONENT_NUMBER = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0
 
 # Limits of one configuration. The largest one here has 20 files and 1,000 values.
 MAX_FILE_BYTES = 1 << 20
-MAX_NODES = 50_000  # of a file, aliases counted as what they stand for; of a merged file, the same
+MAX_NODES = 20_000  # of a file, aliases counted as what they stand for; of a merged file, the same
 MAX_FILES = 100
 MAX_BASE_DEPTH = 20  # of files that name files
-MAX_COPIED_NODES = 300_000  # of all base files, each counted as often as it is inherited from
+MAX_COPIED_NODES = 200_000  # of all base files, each counted as often as it is inherited from
 MAX_KEY_LENGTH = 100
 MAX_KEY_PARTS = 40  # of the key of an override
 

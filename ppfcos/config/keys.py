@@ -16,7 +16,7 @@ class Kind(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
-UNBOUNDED = 10**9  # an upper limit that no description needs to state
+MOST = 10**9  # of what is only counted
 
 
 def is_number(value: Any) -> bool:
@@ -24,18 +24,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def whole(least: int, most: int = UNBOUNDED) -> Kind:
+def whole(least: int, most: int = MOST) -> Kind:
     """A whole number; 2.0 is none."""
-    limits = f"{least} or more" if most >= UNBOUNDED else f"from {least} to {most}"
     return Kind(
-        f"a whole number{',' if most >= UNBOUNDED else ''} {limits}",
+        f"a whole number from {least} to {most:,}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
     )
 
 
 def number(least: float, most: float, above: bool = False) -> Kind:
     """A finite number within limits; with `above`, `least` itself is outside."""
-    limits = f"{'above' if above else 'from'} {least:g}{', at most' if above else ' to'} {most:g}"
+    limits = f"above {least:g} and up to {most:,}" if above else f"from {least:g} to {most:,}"
     return Kind(
         f"a number {limits}",
         lambda value: is_number(value) and (least < value if above else least <= value) and value <= most,
@@ -171,7 +170,7 @@ PLAIN_KEYS_BY_TOPIC = {
         "custom_black_list": PlainKey("operators that do not, besides Paddle's list", or_none(TEXTS)),
         "master_weight": PlainKey("keep float32 weights, as PPFCOS always does", or_none(YES_NO)),
         "init_loss_scaling": PlainKey(
-            "the first factor of float16's loss", number(0, 1e12, above=True), 1024
+            "the first factor of float16's loss", number(0, 10**12, above=True), 1024
         ),
         "quantization_aware_training": PlainKey(
             "train in the eight bits of the INT8 network that is exported; null: in float", or_none(MAPPING)
@@ -204,7 +203,7 @@ PLAIN_KEYS_BY_TOPIC = {
         "snapshot_epoch": PlainKey("epochs between two checkpoints and evaluations", whole(1), 1),
         "snapshot_minutes": PlainKey(
             "minutes after which a checkpoint is written within an epoch, too; null: never",
-            or_none(number(0, 1e6, above=True)),
+            or_none(number(0, 10**6, above=True)),
             15,
         ),
         "snapshot_steps": PlainKey(
@@ -279,7 +278,7 @@ READER_KEYS = {
         ),
         "image_cache_gb": PlainKey(
             "the most that it takes, in each training process (memory) or in the file (disk)",
-            number(0, 1e6, above=True),
+            number(0, 10**6, above=True),
             8,
         ),
         "image_cache_dir": PlainKey("the folder of the file", or_none(TEXT)),
