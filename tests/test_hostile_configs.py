@@ -24,9 +24,12 @@ from ppfcos.config.arguments import ARGUMENTS, DATASET_ARGUMENTS
 from ppfcos.config.files import MAX_FILE_BYTES, read_file
 from ppfcos.config.keys import NESTED_KEYS, PLAIN_KEYS, READER_KEYS, SCHEDULES
 from ppfcos.config.workspace import registered_modules
+from ppfcos.data.classes import checked_names
+from ppfcos.data.yolo_text import read_description
 from ppfcos.engine.model import build_model
 from ppfcos.engine.schedule import build_schedule
-from ppfcos.errors import ConfigError
+from ppfcos.errors import ConfigError, DataError
+from ppfcos.yaml_files import MAX_BYTES
 
 SHIPPED = ROOT / "configs" / "fcos_r18_bccd.yml"
 RESIZE = "EvalReader.sample_transforms.1.Resize"
@@ -329,11 +332,11 @@ load_config({os.fspath(SHIPPED)!r})
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (256 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 for path in sys.argv[1:]:
-    start = time.monotonic()
+    start = time.process_time()
     try:
         load_config(path)
     except ConfigError as error:
-        print(json.dumps([path, time.monotonic() - start, str(error)]))
+        print(json.dumps([path, time.process_time() - start, str(error)]))
 """
 
 
@@ -351,20 +354,19 @@ def test_files_that_expand_are_refused_soon_and_in_little_memory(tmp_path):
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert [path for path, _, _ in answers] == paths
     for path, seconds, message in answers:
-        print(f"{seconds:.2f}", path)
         assert message.startswith(os.path.dirname(path)), message  # the file or one of its bases
         assert "\n" not in message
         assert len(message) < 3000
-        assert seconds < 4, path  # on a busy machine; 0.0 to 1.3 s were measured
+        assert seconds < 4, path
 
 
 def test_a_base_is_read_once(tmp_path):
     path = fan_of_bases(tmp_path)
     for file in tmp_path.iterdir():
         file.write_text(file.read_text().replace("zzz: 1", "epoch: 7"))
-    start = time.monotonic()
+    start = time.process_time()
     assert load_config(path)["epoch"] == 7
-    assert time.monotonic() - start < 4
+    assert time.process_time() - start < 4
 
 
 @pytest.mark.parametrize("place", ["pipe", "/dev/zero", "/proc/kcore", "loop", "folder"])
@@ -404,9 +406,55 @@ def test_a_link_to_a_file_is_read(tmp_path):
     ],
 )
 def test_overrides_without_end(override):
-    start = time.monotonic()
+    start = time.process_time()
     assert refusal(SHIPPED, override).startswith("-o")
-    assert time.monotonic() - start < 4
+    assert time.process_time() - start < 4
+
+
+# data.yaml -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: &a0 [x]\n" + aliases(lambda n: f"a{n}: &a{n + 1} [{f'*a{n}, ' * 9}]\n"),
+        "names: &a [*a]\n",
+        "names: " + "[" * 100_000,
+        "".join(f"k{number}: 1\n" for number in range(60_000)),
+        "names: !!bool x\n",
+        "names: [a]\nnc: " + "9" * 5000,
+        "names: [a]\nnc: 18446744073709551615\n",
+        "names: [a]\ncategory_ids: [18446744073709551615]\n",
+        "names: [a]\ncategory_ids: [true]\n",
+        'names: ["\\ud800"]\n',
+        "names: {0: a, 18446744073709551615: b}\n",
+        "names: {0: a, .nan: b}\n",
+        "names: {? [a] : b}\n",
+        "names: [[a]]\n",
+        "names: []\n",
+        "names: [a]\ntrain: [[x]]\n",
+        'names: [a]\ntrain: "\\0"\n',
+        "date: 2020-99-99\n",
+        "#" * (MAX_BYTES + 1),
+    ],
+)
+def test_descriptions_of_data_that_make_no_sense(tmp_path, text):
+    path = tmp_path / "data.yaml"
+    path.write_text(text)
+    start = time.process_time()
+    with pytest.raises(DataError) as caught:
+        read_description(path)
+    assert time.process_time() - start < 6
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_many_class_names_do_not_take_quadratic_time(tmp_path):
+    names = [f"class {number}" for number in range(40_000)]
+    start = time.process_time()
+    assert checked_names(names, "names") == names
+    assert time.process_time() - start < 2
 
 
 # Anything, anywhere ----------------------------------------------------------------------------------------

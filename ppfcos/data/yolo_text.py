@@ -28,6 +28,7 @@ SPLITS = ("train", "val", "test")  # keys of a description
 CATEGORY_IDS = "category_ids"  # a key of our own in it: the numbers that the classes have in COCO's files
 _IMAGES, _LABELS = "images", "labels"
 _BOX_COLUMNS, _LEAST_POLYGON_COLUMNS = 5, 7
+_MOST_NODES = 50_000  # of a description
 _TOLERANCE = 0.01  # by which rounding may leave 0 to 1; more than that are pixels, or nonsense
 
 
@@ -208,7 +209,7 @@ def read_description(path: Path) -> Description | None:
         DataError: It cannot be read, or contradicts itself.
     """
     try:
-        content = yaml_files.load_yaml(_read_small(path))
+        content = yaml_files.load_yaml(_read_small(path), max_nodes=_MOST_NODES)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import paddle
@@ -31,11 +32,18 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     """
     if cfg.get("num_classes") is None:  # the workspace would silently take PaddleDetection's 80
         raise ConfigError("num_classes is not set, and no data set was read that says it: set num_classes")
-    try:
+    with construction_errors(cfg):
         model = create(cfg["architecture"])
         if hasattr(getattr(model, "targets", None), "check_levels"):
             model.targets.check_levels(model.head.strides)
         return model if cfg.get(QUANTIZATION) is None else _quantization_aware(model, cfg)
+
+
+@contextlib.contextmanager
+def construction_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever a constructor raises into a ConfigError that names its section of the configuration."""
+    try:
+        yield
     except PPFCOSError:
         raise
     except Exception as error:  # whatever a constructor of PaddleDetection or Paddle raises for an odd value
