@@ -225,6 +225,11 @@ def test_all_mistakes_are_reported_together():
         assert key in message
 
 
+def test_an_operator_in_both_lists_of_mixed_precision():
+    lists = ["custom_white_list=[relu, conv2d]", "custom_black_list=[conv2d]"]
+    assert "custom_black_list both name 'conv2d'" in refusal(SHIPPED, *lists)
+
+
 def test_every_argument_of_ours_has_a_kind():
     """By the constructors: what is not there comes from the other parts."""
     modules, datasets = registered_modules()

@@ -176,6 +176,7 @@ class Checker:
         with _reported_together() as attempt:
             for key, value in config.items():
                 attempt(self._check_key, config.origins[key], key, value)
+        _check_operator_lists(config)
         self._check_architecture(config)
         self._check_levels(path, config)
 
@@ -316,6 +317,15 @@ class Checker:
             for key, kind in JOINED_DATASET_KEYS.items():
                 if key in member:
                     _check_kind(member.origins[key], f"{inner}.{key}", member[key], kind)
+
+
+def _check_operator_lists(config: Section) -> None:
+    both = set(config.get("custom_white_list") or ()) & set(config.get("custom_black_list") or ())
+    if both:
+        raise ConfigError(
+            f"{config.origins['custom_white_list']}: custom_white_list and custom_black_list both name "
+            f"{quoted(min(both))}: remove it from one of them"
+        )
 
 
 def _check_nested(path: str, section: Section) -> None:
