@@ -145,6 +145,7 @@ def test_what_no_key_may_be(value, tmp_path):
         "ResNet.groups=1000000",
         "ResNet.lr_mult_list=[1]",
         "HRNet.width=20",
+        "HRNet.upsample=true",
         "PPFCOSBiFPN.num_layers=99999999",
         "PPFCOSHRFPN.num_levels=99",
         "PPFCOSMobileNetV2.scale=0",

@@ -29,6 +29,7 @@ PART = Kind(
     "the name of a registered class, or a mapping with its `name`",
     lambda value: isinstance(value, (str, dict)),
 )
+NO = Kind("false", lambda value: value is False)
 BATCH_NORM = one_of("bn", "sync_bn")
 CHANNELS = whole(1, 1024)
 CONVS = whole(0, 32)
@@ -148,8 +149,8 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "norm_momentum": FRACTION,
         "norm_decay": number(0, 1),
         "return_idx": STAGES,
-        "upsample": YES_NO,
-        "downsample": YES_NO,
+        "upsample": NO,  # with either of the two, HRNet gives no list of feature maps
+        "downsample": NO,
     },
     "LearningRate": {"base_lr": number(0, 1000, above=True), "schedulers": LIST},
     "OptimizerBuilder": {
