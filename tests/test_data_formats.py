@@ -586,7 +586,10 @@ def test_the_checker_knows_data_sets_in_data_sets(tmp_path):
     for keys, words in (
         ("anno: x", "run.yml:7: unknown key 'TrainDataset.datasets.1.anno'; did you mean 'anno_path'?"),
         ("weights: 2", "run.yml:7: unknown key 'TrainDataset.datasets.1.weights'; did you mean 'weight'?"),
-        ("weight: 0", "run.yml:7: TrainDataset.datasets.1.weight should be a number above 0, and is 0"),
+        (
+            "weight: 0",
+            "run.yml:7: TrainDataset.datasets.1.weight should be a number above 0",
+        ),
         ("class_names: [no]", "TrainDataset.datasets.1.class_names should be a list of texts"),
     ):
         with pytest.raises(ConfigError) as error:
@@ -622,7 +625,15 @@ def drawn(tmp_path_factory) -> Path:
 
 def test_the_model_has_as_many_classes_as_the_data(drawn, root, tmp_path):
     config = write_config(tmp_path / "small.yml", root, drawn, tmp_path / "output")
-    cfg = load_config(config, ["num_classes=null", "ResNet.num_stages=2", "ResNet.return_idx=[0,1]"])
+    cfg = load_config(
+        config,
+        [
+            "num_classes=null",
+            "ResNet.num_stages=2",
+            "ResNet.return_idx=[0,1]",
+            "PPFCOSTargets.size_ranges=[32,64,128]",
+        ],
+    )
     data = build_dataset(cfg, "TrainDataset")
     with pytest.raises(ConfigError, match="num_classes is not set"):
         build_model(cfg)

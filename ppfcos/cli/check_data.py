@@ -131,12 +131,12 @@ def _strides(cfg: Mapping[str, Any]) -> list[int]:
     """Of the levels, as the parts of the model themselves say."""
     from ppdet.core.workspace import create
 
+    from ppfcos.engine.model import construction_errors
+
     architecture = cfg[cfg["architecture"]]
-    try:
+    with construction_errors(cfg):
         backbone = create(architecture["backbone"])
         neck = create(architecture["neck"], input_shape=backbone.out_shape)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the model cannot be built ({type(error).__name__}: {error})") from error
     return [shape.stride for shape in neck.out_shape]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -15,10 +16,21 @@ import yaml
 from ppfcos.config.keys import TEXTS
 from ppfcos.errors import ConfigError
 from ppfcos.hints import hint
+from ppfcos.regular_files import require_regular
+from ppfcos.yaml_files import load_yaml
 
 BASE_KEY = "_BASE_"
 OVERRIDE = "-o"  # where a key was written that no file holds
 EXPONENT_NUMBER = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")  # 1e-4
+
+# Limits of one configuration. The largest one here has 20 files and 1,000 values.
+MAX_FILE_BYTES = 1 << 20
+MAX_NODES = 20_000  # of a file, aliases counted as what they stand for; of a merged file, the same
+MAX_FILES = 100
+MAX_BASE_DEPTH = 20  # of files that name files
+MAX_COPIED_NODES = 200_000  # of all base files, each counted as often as it is inherited from
+MAX_KEY_LENGTH = 100
+MAX_KEY_PARTS = 40  # of the key of an override
 
 
 class Section(dict):
@@ -56,14 +68,27 @@ class _Loader(yaml.SafeLoader):
         for name in ("null", "bool", "int", "float", "str", "seq")
     }
 
-    def __init__(self, text: str, source: str, named_classes: Iterable[str]) -> None:
-        super().__init__(text)
-        self._source = source
-        self._named_classes = tuple(named_classes)
+    source = ""  # these two are set in a subclass for each text
+    named_classes: ClassVar[tuple[str, ...]] = ()
 
     def origin(self, mark: yaml.Mark) -> str:
         """Where a key or a value was written."""
-        return _origin(self._source, mark)
+        return _origin(self.source, mark)
+
+    def compose_scalar_node(self, anchor: str | None) -> yaml.ScalarNode:
+        """Refuse text that a terminal would obey or that a message could not show.
+
+        Raises:
+            ConfigError: it holds a control character, or is not a number (`.nan`).
+        """
+        node = super().compose_scalar_node(anchor)
+        if _has_control_characters(node.value):
+            raise ConfigError(
+                f"{self.origin(node.start_mark)}: {quoted(node.value)} holds a control character: remove it"
+            )
+        if node.tag == "tag:yaml.org,2002:float" and node.value.lower() == ".nan":
+            raise ConfigError(f"{self.origin(node.start_mark)}: .nan is not a number")
+        return node
 
     def section(self, node: yaml.Node) -> Section:
         """A mapping node as a Section.
@@ -75,7 +100,10 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             origin = self.origin(key_node.start_mark)
             if not _is_text(key_node):
-                raise ConfigError(f"{origin}: a key should be text, and {_source_text(key_node)} is not")
+                raise ConfigError(
+                    f"{origin}: a key should be text of at most {MAX_KEY_LENGTH} characters, "
+                    f"and {_source_text(key_node)} is not"
+                )
             if key_node.value in own_keys:
                 raise ConfigError(
                     f"{origin}: '{key_node.value}' is here twice, first at {own_keys[key_node.value]}"
@@ -95,11 +123,11 @@ class _Loader(yaml.SafeLoader):
             ConfigError: the tag names anything but a schedule or a dataset.
         """
         name, origin = node.tag.lstrip("!"), self.origin(node.start_mark)
-        if not node.tag.startswith("!") or name not in self._named_classes:
-            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        if not node.tag.startswith("!") or name not in self.named_classes:
+            tag = quoted(node.tag.replace("tag:yaml.org,2002:", "!!"))[1:-1]
             raise ConfigError(
                 f"{origin}: the tag {tag} is refused: only schedules and datasets may be written so"
-                f"{hint(name, self._named_classes)}"
+                f"{hint(name, self.named_classes)}"
             )
         if not isinstance(node, yaml.MappingNode) and node.value != "":
             raise ConfigError(f"{origin}: write the arguments of {node.tag} as a mapping")
@@ -120,11 +148,25 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_NUMBER, list("
 
 
 def _is_text(key_node: yaml.Node) -> bool:
-    return isinstance(key_node, yaml.ScalarNode) and key_node.tag.rpartition(":")[2] in ("str", "merge")
+    is_text = isinstance(key_node, yaml.ScalarNode) and key_node.tag.rpartition(":")[2] in ("str", "merge")
+    return is_text and len(key_node.value) <= MAX_KEY_LENGTH
 
 
 def _source_text(node: yaml.Node) -> str:
-    return f"'{node.value}'" if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
+    return quoted(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a mapping"
+
+
+def _has_control_characters(text: str) -> bool:
+    """Whether there are control characters, lone surrogates, or separators of lines other than a space."""
+    return not text.isprintable() and any(
+        unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text
+    )
+
+
+def quoted(value: Any) -> str:
+    """A value for a message: on one line, escaped, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}...{text[-1]}"
 
 
 def _origin(source: str, mark: yaml.Mark | None) -> str:
@@ -137,55 +179,112 @@ def _parse(text: str, source: str, named_classes: Iterable[str]) -> Any:
     Raises:
         ConfigError: it is not YAML, or it holds what a configuration may not hold.
     """
+    names = {"source": source, "named_classes": tuple(named_classes)}
     try:
-        return _Loader(text, source, named_classes).get_single_data()
+        return load_yaml(text, type("_TextLoader", (_Loader,), names), max_nodes=MAX_NODES)
     except yaml.YAMLError as error:
         origin = _origin(source, getattr(error, "problem_mark", None))
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise ConfigError(f"{origin}: this is not YAML: {problem}") from error
+        raise ConfigError(f"{origin}: this is not YAML: {quoted(' '.join(problem.split()))[1:-1]}") from error
 
 
-def read_file(path: str, named_classes: Iterable[str], including: tuple[str, ...] = ()) -> Section:
+class _Files:
+    """Files with their base files, each read once.
+
+    Args:
+        named_classes: the classes that may be written as !Name.
+    """
+
+    def __init__(self, named_classes: Iterable[str]) -> None:
+        self._named_classes = tuple(named_classes)
+        self._merged: dict[str, Section] = {}  # by its real path, a file merged over its base files
+        self._copied_nodes = 0
+
+    def read(self, path: str, including: tuple[str, ...] = ()) -> Section:
+        """A file merged over its base files.
+
+        Args:
+            path: the file.
+            including: the files that led here, the outermost first.
+        """
+        real_path = os.path.realpath(path)
+        if real_path in map(os.path.realpath, including):
+            raise ConfigError(f"{path}: its {BASE_KEY} leads back to itself: {_chain(including, path)}")
+        if len(including) > MAX_BASE_DEPTH:
+            raise ConfigError(
+                f"{path}: more than {MAX_BASE_DEPTH} levels of base files: {_chain(including, path)}"
+            )
+        if real_path not in self._merged:
+            if len(self._merged) + len(including) >= MAX_FILES:
+                raise ConfigError(f"{path}: a configuration may consist of at most {MAX_FILES} files")
+            config = _parse_file(path, self._named_classes)
+            merged = Section()
+            for base in _base_files(path, config):
+                self._merge(merged, self.read(base, (*including, path)), path)
+            self._merge(merged, config, path)
+            self._merged[real_path] = merged
+        return self._merged[real_path]
+
+    def _merge(self, target: Section, source: Section, path: str) -> None:
+        self._copied_nodes += _count_nodes(source)
+        if self._copied_nodes > MAX_COPIED_NODES:
+            raise ConfigError(f"{path}: it inherits more than {MAX_COPIED_NODES} values in all")
+        _merge(target, source)
+
+
+def _chain(including: tuple[str, ...], path: str) -> str:
+    chain = [*including, path]
+    return " -> ".join([*chain[:3], "...", chain[-1]] if len(chain) > 8 else chain)
+
+
+def _count_nodes(value: Any) -> int:
+    inner = value.values() if isinstance(value, Section) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count_nodes, inner))
+
+
+def _parse_file(path: str, named_classes: Iterable[str]) -> Section:
+    """What a file says, its base files left aside."""
+    try:
+        require_regular(path)
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: this configuration file cannot be read: {error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: a configuration file may have at most {MAX_FILE_BYTES >> 20} MiB")
+    config = _parse(text, path, named_classes)
+    if config is None:
+        config = Section()
+    if not isinstance(config, Section):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys to values")
+    return config
+
+
+def read_file(path: str, named_classes: Iterable[str]) -> Section:
     """A file merged over its base files.
 
     Args:
         path: the file.
         named_classes: the classes that may be written as !Name.
-        including: the files that led here, the outermost first.
 
     Raises:
-        ConfigError: a file is missing, unreadable, no mapping, or its own base.
+        ConfigError: a file is missing, unreadable, no mapping, its own base, or too large.
     """
-    if any(os.path.samefile(path, file) for file in including):
-        chain = " -> ".join((*including, path))
-        raise ConfigError(f"{path}: its {BASE_KEY} leads back to itself: {chain}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = _parse(file.read(), path, named_classes)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: this configuration file cannot be read: {error}") from error
-    if config is None:
-        config = Section()
-    if not isinstance(config, Section):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys to values")
-    merged = Section()
-    for base in _base_files(path, config):
-        _merge(merged, read_file(base, named_classes, (*including, path)))
-    _merge(merged, config)
-    return merged
+    return _Files(named_classes).read(path)
 
 
 def _base_files(path: str, config: Section) -> list[str]:
     """Take `_BASE_` out of what was read from `path` and give the paths that it names."""
     bases, origin = config.pop(BASE_KEY, []), config.origins.get(BASE_KEY)
     bases = [bases] if isinstance(bases, str) else bases
-    if not TEXTS.accepts(bases):
-        raise ConfigError(f"{origin}: {BASE_KEY} should be a path or a list of paths")
+    if not TEXTS.accepts(bases) or len(bases) > MAX_FILES:
+        raise ConfigError(f"{origin}: {BASE_KEY} should be a path or a list of at most {MAX_FILES} paths")
     folder = os.path.dirname(path)
     paths = [os.path.normpath(os.path.join(folder, os.path.expanduser(base))) for base in bases]
     for base, base_path in zip(bases, paths):
         if not os.path.isfile(base_path):
-            raise ConfigError(f"{origin}: {BASE_KEY} names {base}, but there is no file {base_path}")
+            raise ConfigError(f"{origin}: {BASE_KEY} names {base}, but {base_path} is no file")
     return paths
 
 
@@ -227,8 +326,14 @@ def apply_override(config: Section, text: str, named_classes: Iterable[str]) -> 
     """
     key, equals, value_text = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
+    text = quoted(text)[1:-1]
     if not equals or not all(parts):
         raise ConfigError(f"{OVERRIDE} {text}: write it as key=value or section.key=value")
+    if len(parts) > MAX_KEY_PARTS or max(map(len, parts)) > MAX_KEY_LENGTH or _has_control_characters(key):
+        raise ConfigError(
+            f"{OVERRIDE} {text}: a key has at most {MAX_KEY_PARTS} parts, each of at most {MAX_KEY_LENGTH} "
+            "printable characters"
+        )
     try:
         value = _parse(value_text, OVERRIDE, named_classes)
     except ConfigError as error:
@@ -257,12 +362,12 @@ def _step_into(holder: Any, part: str, path: Sequence[str]) -> Any:
         inner = holder[part]
     if not isinstance(inner, (Section, list)):
         cure = f": set those of {inner} itself" if isinstance(inner, str) and inner.isidentifier() else ""
-        raise ConfigError(f"{OVERRIDE}: {'.'.join(path)} is {inner!r}, which has no keys{cure}")
+        raise ConfigError(f"{OVERRIDE}: {'.'.join(path)} is {quoted(inner)}, which has no keys{cure}")
     return inner
 
 
 def _index(holder: list, part: str, path: Sequence[str]) -> int:
-    if not part.isdigit() or int(part) >= len(holder):
+    if not part.isdecimal() or len(part) > 6 or int(part) >= len(holder):
         counted = f"a list of {len(holder)}, counted from 0" if holder else "an empty list"
         raise ConfigError(f"{OVERRIDE}: '{part}' is no element of {'.'.join(path)}, which is {counted}")
     return int(part)

@@ -16,52 +16,101 @@ class Kind(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
+MOST = 10**9  # of what is only counted
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a number; true and false are none, though Python counts with them."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _whole(least: int) -> Kind:
+def whole(least: int, most: int = MOST) -> Kind:
+    """A whole number; 2.0 is none."""
     return Kind(
-        f"a whole number, {least} or more",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"a whole number from {least} to {most:,}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
     )
 
 
-def one_of(*choices: str) -> Kind:
-    """One of the named texts."""
-    return Kind(" or ".join(choices), lambda value: value in choices)
+def number(least: float, most: float, above: bool = False) -> Kind:
+    """A finite number within limits; with `above`, `least` itself is outside."""
+    limits = f"above {least:g} and up to {most:,}" if above else f"from {least:g} to {most:,}"
+    return Kind(
+        f"a number {limits}",
+        lambda value: is_number(value) and (least < value if above else least <= value) and value <= most,
+    )
+
+
+def one_of(*choices: Any) -> Kind:
+    """One of the given values."""
+    return Kind(
+        " or ".join(map(str, choices)),
+        lambda value: any(type(value) is type(choice) and value == choice for choice in choices),
+    )
 
 
 def or_none(kind: Kind) -> Kind:
     """The same, or null."""
-    return Kind(f"{kind.description} or null", lambda value: value is None or kind.accepts(value))
+    return either(kind, Kind("null", lambda value: value is None))
+
+
+def either(*kinds: Kind) -> Kind:
+    """One of several kinds."""
+    return Kind(
+        " or ".join(kind.description for kind in kinds),
+        lambda value: any(kind.accepts(value) for kind in kinds),
+    )
+
+
+def list_of(kind: Kind, least: int = 0, most: int | None = None, increasing: bool = False) -> Kind:
+    """A list of values of one kind, `least` to `most` of them."""
+    count = f"{least} " if most == least else f"{least} or more " if least else ""
+    order = ", each larger than the one before" if increasing else ""
+
+    def accepts(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and len(value) >= least
+            and (most is None or len(value) <= most)
+            and all(kind.accepts(item) for item in value)
+            and not (increasing and any(second <= first for first, second in zip(value, value[1:])))
+        )
+
+    return Kind(f"a list of {count}values, each {kind.description}{order}", accepts)
+
+
+def _stays_inside(value: Any) -> bool:
+    """Whether a path leads into the folder that it is joined to, on any system."""
+    parts = value.replace("\\", "/").split("/") if isinstance(value, str) else [""]
+    return bool(parts[0]) and ".." not in parts and parts[0][1:2] != ":" and parts != ["."]
 
 
 TEXT = Kind("text (a number in quotes)", lambda value: isinstance(value, str))
-YES_NO = Kind("true or false", lambda value: isinstance(value, bool))
-POSITIVE = Kind("a number above 0", lambda value: is_number(value) and value > 0)
-FRACTION = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
-TEXTS = Kind(
-    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+RUN_NAME = Kind(
+    "a name (a number in quotes), or a path within save_dir: not absolute and without ..",
+    lambda value: _stays_inside(value) and len(value) <= 200,
 )
+YES_NO = Kind("true or false", lambda value: isinstance(value, bool))
+FRACTION = Kind("a number from 0 to 1", number(0, 1).accepts)
+TEXTS = Kind("a list of texts", list_of(TEXT).accepts)
 
 
 def _pairs(description: str, accepts: Callable[[Any, Any], bool]) -> Kind:
-    def accepts_all(value: Any) -> bool:
-        pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
-        return (
-            bool(pairs and value)
-            and all(is_number(number) for pair in value for number in pair)
-            and all(accepts(*pair) for pair in value)
-        )
-
-    return Kind(description, accepts_all)
+    two = Kind("", lambda pair: is_pair(pair) and accepts(*pair))
+    return Kind(description, list_of(two, least=1, most=100).accepts)
 
 
+def is_pair(value: Any) -> bool:
+    """Whether a value is a list of two numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+MOST_CLASSES = 50_000
+LONGEST_SIDE = 10_000  # pixels, of an image that a transform makes
+_SIDE = whole(1, LONGEST_SIDE)
 SIZES = _pairs(
-    "a list of [shorter side, longest side] in whole pixels, such as [[400, 2000], [800, 2000]]",
-    lambda shorter, longest: isinstance(shorter, int) and isinstance(longest, int) and 0 < shorter <= longest,
+    "a list of at most 100 [shorter side, longest side] in whole pixels, such as [[400, 2000], [800, 2000]]",
+    lambda shorter, longest: _SIDE.accepts(shorter) and _SIDE.accepts(longest) and shorter <= longest,
 )
 RANGES = _pairs("a list of [from, to], such as [[96, 10000], [0, 256]]", lambda start, end: 0 <= start < end)
 LIST = Kind("a list", lambda value: isinstance(value, list))
@@ -89,7 +138,7 @@ PLAIN_KEYS_BY_TOPIC = {
         "architecture": PlainKey("the registered class that is the model", TEXT),
         "num_classes": PlainKey(
             "the number of object classes, background not counted; null: as many as the data has",
-            or_none(_whole(1)),
+            or_none(whole(1, MOST_CLASSES)),
         ),
         "norm_type": PlainKey(
             "the normalisation of the parts that share this key", one_of("bn", "sync_bn", "gn")
@@ -98,14 +147,14 @@ PLAIN_KEYS_BY_TOPIC = {
         "weights": PlainKey("path of the model's weights to evaluate, infer with or export", or_none(TEXT)),
     },
     "How it is trained": {
-        "epoch": PlainKey("the number of epochs", _whole(1), 12),
-        "seed": PlainKey("the seed of weights, order and augmentation", or_none(_whole(0))),
+        "epoch": PlainKey("the number of epochs", whole(1, 100_000), 12),
+        "seed": PlainKey("the seed of weights, order and augmentation", or_none(whole(0, 2**32 - 1))),
         "use_ema": PlainKey("keep an exponential moving average of the weights", YES_NO, False),
         "ema_decay": PlainKey("the decay of that average", FRACTION, 0.9998),
         "ema_decay_type": PlainKey(
             "how the decay grows to that value", one_of("threshold", "normal", "exponential"), "threshold"
         ),
-        "cycle_epoch": PlainKey("epochs after which the average starts afresh; -1: never", _whole(-1), -1),
+        "cycle_epoch": PlainKey("epochs after which the average starts afresh; -1: never", whole(-1), -1),
         "ema_black_list": PlainKey("names of weights that are copied, not averaged", or_none(TEXTS)),
         "ema_filter_no_grad": PlainKey("copy, not average, weights that are not trained", YES_NO, False),
         "amp": PlainKey("train in mixed precision", YES_NO, False),
@@ -120,20 +169,22 @@ PLAIN_KEYS_BY_TOPIC = {
         ),
         "custom_black_list": PlainKey("operators that do not, besides Paddle's list", or_none(TEXTS)),
         "master_weight": PlainKey("keep float32 weights, as PPFCOS always does", or_none(YES_NO)),
-        "init_loss_scaling": PlainKey("the first factor of float16's loss", POSITIVE, 1024),
+        "init_loss_scaling": PlainKey(
+            "the first factor of float16's loss", number(0, 10**12, above=True), 1024
+        ),
         "quantization_aware_training": PlainKey(
             "train in the eight bits of the INT8 network that is exported; null: in float", or_none(MAPPING)
         ),
         "to_static": PlainKey("compile the network into a static graph for training", YES_NO, False),
         "lr_batch_size": PlainKey(
             "the total_batch_size that LearningRate.base_lr is meant for; another one scales it; null: never",
-            or_none(_whole(1)),
+            or_none(whole(1, 1_000_000)),
         ),
         "on_nonfinite": PlainKey(
             "what to do about a step whose loss is not finite", one_of("stop", "skip"), "stop"
         ),
-        "max_nonfinite_steps": PlainKey("how many such steps may be skipped", _whole(1), 10),
-        "max_bad_images": PlainKey("images that may fail to decode before the run stops", _whole(0), 100),
+        "max_nonfinite_steps": PlainKey("how many such steps may be skipped", whole(1), 10),
+        "max_bad_images": PlainKey("images that may fail to decode before the run stops", whole(0), 100),
     },
     "Where it runs": {
         "device": PlainKey("auto, cpu, gpu, xpu, npu, mlu or the name of a custom device", TEXT, "auto"),
@@ -144,27 +195,27 @@ PLAIN_KEYS_BY_TOPIC = {
         "annotation_cache": PlainKey(
             "folder where parsed COCO annotations are kept; null: nowhere", or_none(TEXT)
         ),
-        "worker_num": PlainKey("processes that read images, in each training process", _whole(0), 2),
+        "worker_num": PlainKey("processes that read images, in each training process", whole(0, 256), 2),
     },
     "What is written and printed": {
-        "filename": PlainKey("the run's name; the configuration file's, unless set", TEXT),
+        "filename": PlainKey("the run's name; the configuration file's, unless set", RUN_NAME),
         "save_dir": PlainKey("checkpoints go to {save_dir}/{filename}", TEXT, "output"),
-        "snapshot_epoch": PlainKey("epochs between two checkpoints and evaluations", _whole(1), 1),
+        "snapshot_epoch": PlainKey("epochs between two checkpoints and evaluations", whole(1), 1),
         "snapshot_minutes": PlainKey(
             "minutes after which a checkpoint is written within an epoch, too; null: never",
-            or_none(POSITIVE),
+            or_none(number(0, 10**6, above=True)),
             15,
         ),
         "snapshot_steps": PlainKey(
-            "steps between two checkpoints within an epoch; null: none", or_none(_whole(1))
+            "steps between two checkpoints within an epoch; null: none", or_none(whole(1))
         ),
         "keep_checkpoints": PlainKey(
-            "how many checkpoints of ends of epochs stay, besides the best; null: all", or_none(_whole(1)), 5
+            "how many checkpoints of ends of epochs stay, besides the best; null: all", or_none(whole(1)), 5
         ),
-        "log_iter": PlainKey("steps between two lines of the log", _whole(1), 20),
+        "log_iter": PlainKey("steps between two lines of the log", whole(1), 20),
         "use_vdl": PlainKey("write a VisualDL log", YES_NO, False),
         "vdl_log_dir": PlainKey("where the VisualDL log goes", or_none(TEXT)),
-        "vdl_images": PlainKey("validation images that it shows after each evaluation", _whole(0), 4),
+        "vdl_images": PlainKey("validation images that it shows after each evaluation", whole(0, 1000), 4),
         "output_eval": PlainKey("folder for the detections of an evaluation", or_none(TEXT)),
     },
     "How it is evaluated and exported": {
@@ -188,7 +239,7 @@ NESTED_KEYS = {
     "quantization_aware_training": {
         "range_momentum": PlainKey("share of the activations' ranges that a step keeps", FRACTION, 0.99),
         "freeze_ranges_after": PlainKey(
-            "forward passes after which they stay as they are; the weights learn on", _whole(1), 2000
+            "forward passes after which they stay as they are; the weights learn on", whole(1), 2000
         ),
     },
     "tta": {
@@ -216,9 +267,9 @@ _TRANSFORM_KEYS = {
 READER_KEYS = {
     "TrainReader": {
         **_TRANSFORM_KEYS,
-        "total_batch_size": PlainKey("images a step, over all processes", _whole(1)),
+        "total_batch_size": PlainKey("images a step, over all processes", whole(1, 100_000)),
         "accumulate_steps": PlainKey(
-            "parts in which each process takes its share of them, one after the other", _whole(1), 1
+            "parts in which each process takes its share of them, one after the other", whole(1, 100_000), 1
         ),
         "aspect_ratio_grouping": PlainKey("upright and wide images in batches of their own", YES_NO, True),
         "reduced_decoding": PlainKey("decode large JPEGs at a half or less of their scale", YES_NO, False),
@@ -226,20 +277,28 @@ READER_KEYS = {
             "where decoded, resized images are kept; null: nowhere", or_none(one_of("memory", "disk"))
         ),
         "image_cache_gb": PlainKey(
-            "the most that it takes, in each training process (memory) or in the file (disk)", POSITIVE, 8
+            "the most that it takes, in each training process (memory) or in the file (disk)",
+            number(0, 10**6, above=True),
+            8,
         ),
         "image_cache_dir": PlainKey("the folder of the file", or_none(TEXT)),
         "shuffle": PlainKey("another order in each epoch", YES_NO, True),
         "drop_last": PlainKey("leave out what does not fill a batch at the end of an epoch", YES_NO, True),
     },
-    "EvalReader": {**_TRANSFORM_KEYS, "batch_size": PlainKey("images a step in each process", _whole(1), 1)},
-    "TestReader": {**_TRANSFORM_KEYS, "batch_size": PlainKey("images a step in each process", _whole(1), 1)},
+    "EvalReader": {
+        **_TRANSFORM_KEYS,
+        "batch_size": PlainKey("images a step in each process", whole(1, 10_000), 1),
+    },
+    "TestReader": {
+        **_TRANSFORM_KEYS,
+        "batch_size": PlainKey("images a step in each process", whole(1, 10_000), 1),
+    },
 }
 # What ppfcos.data understands of a data set besides the arguments of its class.
 OUR_DATASET_KEYS = {"ImageFolder": ("class_names",)}
 # What it understands of each data set in a list of them, the `datasets` of PPFCOSJoinedDataSet.
 JOINED_DATASETS = "datasets"
-JOINED_DATASET_KEYS = {"weight": POSITIVE}
+JOINED_DATASET_KEYS = {"weight": number(0, 1000, above=True)}
 BATCH_TRANSFORMS = ("PadBatch", "PadGT")
 
 # Keys and operators that PaddleDetection knows and that have another place here.

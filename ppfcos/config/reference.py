@@ -13,6 +13,7 @@ from typing import Any
 
 from docstring_parser import DocstringStyle, parse
 
+from ppfcos.config.arguments import ARGUMENTS, DATASET_ARGUMENTS
 from ppfcos.config.files import Section, read_file
 from ppfcos.config.keys import (
     DATASET_SECTIONS,
@@ -116,9 +117,11 @@ def _section(name: str, described: Any) -> Iterator[str]:
     arguments = list(_arguments(described))
     if not arguments:
         return
-    yield "| key | meaning | default |\n| --- | --- | --- |"
+    kinds = DATASET_ARGUMENTS if name.endswith("DataSet") else ARGUMENTS.get(name, {})
+    yield "| key | meaning | value | default |\n| --- | --- | --- | --- |"
     for argument, default in arguments:
-        yield f"| `{argument}` | {_cell(meanings.get(argument, ''))} | {default} |"
+        value = kinds[argument].description if argument in kinds else ""
+        yield f"| `{argument}` | {_cell(meanings.get(argument, ''))} | {_cell(value)} | {default} |"
     yield ""
 
 

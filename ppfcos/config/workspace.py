@@ -71,6 +71,8 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
     """
     if os.path.isdir(path):
         raise ConfigError(f"{path}: this is a folder; name a configuration file in it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{path}: this is no regular file: name a configuration file")
     if not os.path.isfile(path):
         beside = [file.name for file in Path(path).parent.glob("*.yml")]
         raise ConfigError(f"{path}: there is no such configuration file{hint(Path(path).name, beside)}")

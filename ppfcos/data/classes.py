@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def checked_names(names: Sequence[Any], source: str) -> list[str]:
     texts = [str(name) for name in names]
     if not texts:
         raise DataError(f"{source} names no classes: a detection data set needs at least one")
-    twice = sorted({text for text in texts if texts.count(text) > 1})
+    twice = sorted(text for text, count in Counter(texts).items() if count > 1)
     if twice:
-        raise DataError(f"{source} names a class twice: {', '.join(twice)}")
+        raise DataError(f"{source} names a class twice: {shown(twice)}")
     return texts

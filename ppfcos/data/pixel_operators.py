@@ -73,7 +73,10 @@ class PixelRandomResize(operators.RandomResize):
 
 
 class PixelRandomFlip(operators.RandomFlip):
-    """`RandomFlip`: left to right, with a probability. Arguments as there."""
+    """`RandomFlip`: left to right, with a probability. Arguments as there; `prob` may be a whole number."""
+
+    def __init__(self, prob: float = 0.5):
+        super().__init__(float(prob))
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """The mirrored picture, in one piece of memory."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ppfcos import yaml_files
 from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import is_clutter, list_images
 from ppfcos.data.records import numbered
@@ -27,6 +28,7 @@ SPLITS = ("train", "val", "test")  # keys of a description
 CATEGORY_IDS = "category_ids"  # a key of our own in it: the numbers that the classes have in COCO's files
 _IMAGES, _LABELS = "images", "labels"
 _BOX_COLUMNS, _LEAST_POLYGON_COLUMNS = 5, 7
+_MOST_NODES = 50_000  # of a description
 _TOLERANCE = 0.01  # by which rounding may leave 0 to 1; more than that are pixels, or nonsense
 
 
@@ -207,8 +209,8 @@ def read_description(path: Path) -> Description | None:
         DataError: It cannot be read, or contradicts itself.
     """
     try:
-        content = yaml.safe_load(read_text(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # also of dates such as 2020-99-99
+        content = yaml_files.load_yaml(_read_small(path), max_nodes=_MOST_NODES)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
         return None
@@ -216,6 +218,13 @@ def read_description(path: Path) -> Description | None:
         raise DataError(f"{path} has kpt_shape: its labels are keypoints, which are not read")
     categories = _categories(content, path)
     return Description(categories, {key: _split(content, key, path) for key in SPLITS if content.get(key)})
+
+
+def _read_small(path: Path) -> str:
+    size = path.stat().st_size
+    if size > yaml_files.MAX_BYTES:
+        raise ValueError(f"it has {size >> 20} MiB, and a description at most {yaml_files.MAX_BYTES >> 20}")
+    return read_text(path)
 
 
 def _categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -230,14 +239,21 @@ def _categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: names should be a list of texts")
     categories = numbered(checked_names(names, str(path)))
     if content.get("nc", len(names)) != len(names):
-        raise DataError(f"{path} has {len(names)} names, but nc is {content['nc']}: correct one of them")
+        stated = str(content["nc"])[:100]
+        raise DataError(f"{path} has {len(names)} names, but nc is {stated}: correct one of them")
     ids = content.get(CATEGORY_IDS)
     if ids is None:
         return categories
-    whole = isinstance(ids, list) and all(isinstance(number, int) for number in ids)
+    whole = isinstance(ids, list) and all(_is_id(number) for number in ids)
     if not whole or len(ids) != len(names) or len(set(ids)) != len(ids):
-        raise DataError(f"{path}: {CATEGORY_IDS} should be {len(names)} whole numbers, no two alike")
+        raise DataError(
+            f"{path}: {CATEGORY_IDS} should be {len(names)} whole numbers below 2^31, no two alike"
+        )
     return [{**category, "id": number} for category, number in zip(categories, ids)]
+
+
+def _is_id(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**31
 
 
 def _split(content: dict[str, Any], key: str, path: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import paddle
@@ -10,7 +12,7 @@ from paddle import nn
 from ppdet.core.workspace import create
 
 from ppfcos.config.keys import NESTED_KEYS
-from ppfcos.errors import ConfigError
+from ppfcos.errors import ConfigError, PPFCOSError, one_line
 from ppfcos.modeling.quantization.placement import make_quantization_aware
 
 QUANTIZATION = "quantization_aware_training"
@@ -30,11 +32,30 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     """
     if cfg.get("num_classes") is None:  # the workspace would silently take PaddleDetection's 80
         raise ConfigError("num_classes is not set, and no data set was read that says it: set num_classes")
-    try:
+    with construction_errors(cfg):
         model = create(cfg["architecture"])
+        if hasattr(getattr(model, "targets", None), "check_levels"):
+            model.targets.check_levels(model.head.strides)
         return model if cfg.get(QUANTIZATION) is None else _quantization_aware(model, cfg)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the model cannot be built ({type(error).__name__}: {error})") from error
+
+
+@contextlib.contextmanager
+def construction_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever a constructor raises into a ConfigError that names its section of the configuration."""
+    try:
+        yield
+    except PPFCOSError:
+        raise
+    except Exception as error:  # whatever a constructor of PaddleDetection or Paddle raises for an odd value
+        section = _section_at_fault(cfg, error)
+        raise ConfigError(f"{section} cannot be built from the configuration: {one_line(error)}") from error
+
+
+def _section_at_fault(cfg: Mapping[str, Any], error: Exception) -> str:
+    """The innermost registered class whose method was running."""
+    scopes = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [scope.get("cls", type(scope.get("self"))).__name__ for scope in scopes]
+    return next((name for name in reversed(owners) if isinstance(cfg.get(name), dict)), cfg["architecture"])
 
 
 def _quantization_aware(model: nn.Layer, cfg: Mapping[str, Any]) -> nn.Layer:

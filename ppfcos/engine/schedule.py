@@ -11,7 +11,9 @@ from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 from ppdet.core.workspace import create
 
-from ppfcos.errors import ConfigError
+from ppfcos.errors import ConfigError, one_line
+
+MOST_STEPS = 20_000_000  # of a schedule: PaddleDetection lists the rate of each, in 70 bytes a step
 
 
 class TabulatedDecay(PiecewiseDecay):
@@ -55,13 +57,14 @@ def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int, finished_steps:
         ConfigError: LearningRate is wrong, or its warm-up lasts longer than the time to the first milestone.
     """
     learning_rate = _create("LearningRate")
+    _check_length(learning_rate.schedulers, steps_per_epoch)
     _check_warmup(learning_rate.schedulers, steps_per_epoch)
     learning_rate.base_lr *= batch_factor(cfg)
     try:
         schedule = learning_rate(steps_per_epoch)
-    except (AssertionError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever PaddleDetection's schedules raise for odd values
         raise ConfigError(
-            f"LearningRate.schedulers cannot be used ({type(error).__name__}: {error}): give a decay such as "
+            f"LearningRate.schedulers cannot be used ({one_line(error)}): give a decay such as "
             "PiecewiseDecay first, and a warm-up such as LinearWarmup second"
         ) from error
     if type(schedule) is PiecewiseDecay:
@@ -87,15 +90,26 @@ def build_optimizer(model: nn.Layer, schedule: LRScheduler) -> Optimizer:
     builder = _create("OptimizerBuilder")
     try:
         return builder(schedule, model)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"OptimizerBuilder cannot be used ({type(error).__name__}: {error})") from error
+    except Exception as error:  # whatever Paddle's optimizers raise for odd values
+        raise ConfigError(f"OptimizerBuilder cannot be used ({one_line(error)})") from error
 
 
 def _create(name: str) -> Any:
     try:
         return create(name)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be used ({type(error).__name__}: {error})") from error
+    except Exception as error:
+        raise ConfigError(f"{name} cannot be used ({one_line(error)})") from error
+
+
+def _check_length(schedulers: list, steps_per_epoch: int) -> None:
+    for scheduler in schedulers:
+        for key in ("max_epochs", "epochs"):
+            steps = (getattr(scheduler, key, None) or 0) * steps_per_epoch
+            if steps > MOST_STEPS:
+                raise ConfigError(
+                    f"LearningRate.schedulers: {key} of {type(scheduler).__name__} makes {steps} steps, "
+                    f"more than {MOST_STEPS}: reduce it"
+                )
 
 
 def _check_warmup(schedulers: list, steps_per_epoch: int) -> None:

@@ -38,6 +38,11 @@ class HeadOutputs(NamedTuple):
 
 def _norm(norm_type: str, channels: int) -> nn.Layer:
     if norm_type == "gn":
+        if channels % 16:
+            raise ValueError(
+                f"PPFCOSHead.norm_type is gn, which needs a multiple of 16 channels, and the neck's "
+                f"out_channels is {channels}"
+            )
         return nn.GroupNorm(num_groups=32 if channels % 32 == 0 else 16, num_channels=channels)
     if norm_type in BATCH_NORMS:
         return batch_norm(norm_type, channels)

@@ -109,11 +109,7 @@ class PPFCOSTargets:
         Raises:
             ValueError: `size_ranges` does not fit the number of levels.
         """
-        if len(self.size_ranges) != len(strides) - 1:
-            raise ValueError(
-                f"PPFCOSTargets.size_ranges has {len(self.size_ranges)} upper ends: "
-                f"{len(strides)} levels need {len(strides) - 1}"
-            )
+        self.check_levels(strides)
         points = paddle.concat(locations)
         point_strides = _of_every_point(strides, locations)
         limits = (*self._size_limits(locations), self._reach() * point_strides)
@@ -136,6 +132,14 @@ class PPFCOSTargets:
             counted = self._counted(points, crowds, matched < box_count)
         own_strides = point_strides.gather(number)
         return Targets(all_labels, positives, distances, centerness_of(distances), own_strides, counted)
+
+    def check_levels(self, strides: list) -> None:
+        """Raise ValueError if `size_ranges` does not fit the number of levels, whose strides these are."""
+        if len(self.size_ranges) != len(strides) - 1:
+            raise ValueError(
+                f"PPFCOSTargets.size_ranges has {len(self.size_ranges)} upper ends: "
+                f"{len(strides)} levels need {len(strides) - 1}"
+            )
 
     def _counted(self, points: Tensor, crowds: Tensor, is_positive: Tensor) -> Tensor | None:
         """Indices of the locations that are positive [B, P] or in no crowd; None if that is all of them."""

@@ -8,6 +8,7 @@ from ppdet.data.transform.operators import BaseOperator
 
 from ppfcos.data.augment.operator import (
     GREY,
+    LARGEST_SCALE,
     MIN_VISIBLE,
     Sample,
     grey_level,
@@ -167,9 +168,9 @@ class PPFCOSScaleJitterCrop(BaseOperator):
     ):
         super().__init__()
         self._size = height_and_width("size", size)
-        self._scale = number_range("scale", scale, 0.01, 100)
-        if not isinstance(attempts, int) or attempts < 1:
-            raise ValueError(f"attempts should be a whole number, 1 or more, and is {attempts!r}")
+        self._scale = number_range("scale", scale, 0.01, LARGEST_SCALE)
+        if not isinstance(attempts, int) or not 1 <= attempts <= 1000:
+            raise ValueError(f"attempts should be a whole number from 1 to 1000, and is {attempts!r}")
         self._attempts = attempts
         self._min_visible = share("min_visible", min_visible)
 

@@ -11,6 +11,7 @@ from ppdet.data.transform.operators import BaseOperator, Mixup
 from ppfcos.data.augment.geometry import resized
 from ppfcos.data.augment.operator import (
     GREY,
+    LARGEST_SCALE,
     MIN_VISIBLE,
     Sample,
     grey_level,
@@ -85,7 +86,7 @@ class PPFCOSMosaic(MixingOperator):
         super().__init__()
         self._size = height_and_width("size", size)
         self._prob = share("prob", prob)
-        self._scale = number_range("scale", scale, 0.01, 100)
+        self._scale = number_range("scale", scale, 0.01, LARGEST_SCALE)
         self._center = number_range("center", center, 0, 1)
         self._min_visible = share("min_visible", min_visible)
         self._fill = grey_level("fill", fill)

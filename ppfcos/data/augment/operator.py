@@ -20,6 +20,8 @@ GREY = (
 )
 MIN_VISIBLE = 0.25
 SHORTEST_SIDE = 1.0  # pixels
+LONGEST_SIDE = 10_000  # pixels, of an image that an operator makes
+LARGEST_SCALE = 10  # of an image whose size an operator changes
 
 
 def operator(cls: type) -> type:
@@ -71,7 +73,8 @@ def height_and_width(name: str, value: Any) -> tuple[int, int]:
     """
     sides = [value, value] if isinstance(value, Integral) else value
     if not isinstance(sides, Sequence) or len(sides) != 2 or any(not _is_pixels(side) for side in sides):
-        raise ValueError(f"{name} should be [height, width] in pixels, 32 or more, and is {value!r}")
+        limits = f"from 32 to {LONGEST_SIDE}"
+        raise ValueError(f"{name} should be [height, width] in pixels, {limits}, and is {value!r}")
     return int(sides[0]), int(sides[1])
 
 
@@ -124,4 +127,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_pixels(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 32
+    return isinstance(value, Integral) and not isinstance(value, bool) and 32 <= value <= LONGEST_SIDE

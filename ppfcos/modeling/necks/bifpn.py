@@ -132,6 +132,8 @@ class PPFCOSBiFPN(Pyramid):
         self.out_channels = out_channels
         self.extra_levels = extra_levels
         self.strides = list(strides) + [strides[-1] * 2 ** (i + 1) for i in range(extra_levels)]
+        if len(self.strides) < 2:
+            raise ValueError("PPFCOSBiFPN needs two levels or more: increase extra_levels")
         # One for each level of the backbone, and one for what the extra levels are pooled from.
         sources = list(in_channels) + ([in_channels[-1]] if extra_levels else [])
         self.laterals = nn.LayerList(

@@ -22,10 +22,20 @@ class Pyramid(nn.Layer):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list) -> dict:
-        """What the workspace takes from the backbone's `out_shape`."""
+        """What the workspace takes from the backbone's `out_shape`.
+
+        Raises:
+            ValueError: a feature map has not twice the stride of the one before.
+        """
+        strides = [shape.stride for shape in input_shape]
+        if any(second != 2 * first for first, second in zip(strides, strides[1:])):
+            raise ValueError(
+                f"the backbone's feature maps have the strides {strides}, and each should be twice the one "
+                "before: change the backbone's return_idx"
+            )
         return {
             "in_channels": [shape.channels for shape in input_shape],
-            "strides": [shape.stride for shape in input_shape],
+            "strides": strides,
         }
 
     @property
