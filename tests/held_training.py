@@ -1,4 +1,4 @@
-"""tools/train.py in a process that ends when another one dies; run by test_lifeline.py.
+"""tools/train.py in a process that ends when another one dies; run by test_watchdog.py.
 
 python tests/held_training.py -c CONFIG [-o KEY=VALUE ...]; the process's number is left in RANK.pid.
 """

@@ -20,7 +20,7 @@ from conftest import needs_proc
 from small_config import write_config
 
 from ppfcos.data.shapes import generate
-from ppfcos.engine import lifeline
+from ppfcos.engine import watchdog
 
 MOST_SECONDS = 30  # from a death to the end of all
 
@@ -29,7 +29,7 @@ class Members:
     """Processes that hold on to one another, each the leader of a group of its own."""
 
     def __init__(self, folder: Path, root: Path):
-        self.folder, self.script = folder, root / "tests" / "lifeline_member.py"
+        self.folder, self.script = folder, root / "tests" / "watchdog_rank.py"
         self.processes: dict[int, subprocess.Popen] = {}
 
     def start(self, rank: int, size: int, behaviour: str, prefix: tuple = (), **variables: str) -> None:
@@ -89,11 +89,11 @@ def test_a_killed_process_ends_all_though_its_children_live(members, victim):
     assert ends.pop(victim)[0] == -signal.SIGKILL
     pid, host = members.processes[victim].pid, socket.gethostname()
     for rank, (code, said) in ends.items():
-        assert code == lifeline.EXIT_CODE
+        assert code == watchdog.EXIT_CODE
         (line,) = said.splitlines()
-        assert f"process {victim} of 3 (pid {pid} on {host}) was killed or crashed" in line
+        assert f"rank {victim} of 3 (pid {pid} on {host}) was killed or crashed" in line
         assert f"/logs/workerlog.{victim}" in line
-        assert f"process {rank} of 3" in line
+        assert f"rank {rank} of 3" in line
 
 
 def test_those_who_leave_in_order_are_not_missed(members):
@@ -110,8 +110,8 @@ def test_an_error_of_one_process_ends_the_others(members):
     assert code == 1
     assert said.rstrip().endswith("ValueError: it broke")
     for code, said in ends.values():
-        assert code == lifeline.EXIT_CODE
-        assert re.fullmatch(r"error: process 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
+        assert code == watchdog.EXIT_CODE
+        assert re.fullmatch(r"error: rank 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
 
 
 def test_who_goes_after_an_error_is_not_taken_for_its_cause(members):
@@ -120,8 +120,8 @@ def test_who_goes_after_an_error_is_not_taken_for_its_cause(members):
     members.processes[1].wait()
     members.processes[2].kill()
     code, said = members.ends()[0]
-    assert code == lifeline.EXIT_CODE
-    assert re.fullmatch(r"error: process 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
+    assert code == watchdog.EXIT_CODE
+    assert re.fullmatch(r"error: rank 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
 
 
 def test_an_error_that_all_raise_is_left_to_them(members):
@@ -204,18 +204,18 @@ def test_a_machine_that_vanishes_ends_all(members, two_machines):
     members.wait_until_inside()
     subprocess.run(["ip", "-n", names[1], "link", "set", cables[1], "down"], check=True)
     for rank, (code, said) in members.ends().items():
-        assert code == lifeline.EXIT_CODE
-        assert re.search(rf"process {1 - rank} of 2 \(.*\) does not answer: its machine is down", said)
+        assert code == watchdog.EXIT_CODE
+        assert re.search(rf"rank {1 - rank} of 2 \(.*\) does not answer: its machine is down", said)
 
 
 def test_a_machine_that_vanishes_is_noticed_in_time():
-    assert lifeline.PROBE_AFTER + lifeline.PROBES * lifeline.PROBE_EVERY < MOST_SECONDS
-    assert lifeline.FAILURE_SECONDS + lifeline.NEWS_SECONDS < MOST_SECONDS
+    assert watchdog.PROBE_AFTER + watchdog.PROBES * watchdog.PROBE_EVERY < MOST_SECONDS
+    assert watchdog.FAILURE_SECONDS + watchdog.NEWS_SECONDS < MOST_SECONDS
 
 
 def test_one_process_holds_on_to_nobody():
     threads = threading.enumerate()
-    with lifeline.held(0, 1, from_main=pytest.fail):
+    with watchdog.watch(0, 1, broadcast=pytest.fail):
         assert threading.enumerate() == threads
 
 
@@ -268,7 +268,7 @@ def test_a_killed_training_process_ends_the_other(training, tmp_path):
     os.kill(pids[1], signal.SIGKILL)
     assert launcher.wait(timeout=MOST_SECONDS) != 0
     assert not any(_is_running(pid) for pid in pids)
-    line = f"error: process 1 of 2 (pid {pids[1]} on {socket.gethostname()}) was killed or crashed"
+    line = f"error: rank 1 of 2 (pid {pids[1]} on {socket.gethostname()}) was killed or crashed"
     log = (tmp_path / "first" / "workerlog.0").read_text()
     assert log.splitlines()[-1].startswith(line), log
     assert "Traceback" not in log
@@ -288,4 +288,4 @@ def test_a_process_killed_on_one_machine_ends_those_of_the_other(training, tmp_p
     assert all(launcher.wait(timeout=MOST_SECONDS) for launcher in launchers)
     assert not any(_is_running(pid) for pid in pids)
     shown = (tmp_path / "second.out").read_text()
-    assert f"error: process 0 of 2 (pid {pids[0]} on {socket.gethostname()}) was killed or crashed" in shown
+    assert f"error: rank 0 of 2 (pid {pids[0]} on {socket.gethostname()}) was killed or crashed" in shown
