@@ -138,11 +138,67 @@ def test_a_process_that_stands_still_is_not_dead(members):
         members.start(rank, 2, "wait")
     members.wait_until_inside()
     members.processes[1].send_signal(signal.SIGSTOP)
-    time.sleep(5)  # probes are unanswered for 3 seconds on a machine that is not there
+    time.sleep(4)  # probes are unanswered for 3 seconds on a machine that is not there
     assert members.processes[0].poll() is None
     members.processes[1].send_signal(signal.SIGCONT)
     (members.folder / "leave").touch()
     assert members.ends() == {0: (0, ""), 1: (0, "")}
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+@pytest.mark.parametrize("host", ["", "another"])
+def test_a_stopped_rank_is_named_when_a_collective_fails(members, stopped, host):
+    for rank in range(3):
+        behaviour = "fail on request" if rank == 1 else "wait"
+        members.start(rank, 3, behaviour, HOST_NAME=f"{host}{rank if host else ''}")
+    members.wait_until_inside()
+    members.processes[stopped].send_signal(signal.SIGSTOP)
+    (members.folder / "fail").touch()
+    others = [rank for rank in range(3) if rank != stopped]
+    if stopped == 0:
+        others = [1]  # which tells nobody but rank 0; the other one fails at its own collective
+    for rank in others:
+        process = members.processes[rank]
+        assert process.wait(timeout=MOST_SECONDS) == watchdog.EXIT_CODE
+        (line,) = process.stderr.read().splitlines()
+        assert f"rank {stopped} of 3 (pid {members.processes[stopped].pid} on " in line
+        assert ("is stopped" if not host else "does not respond") in line
+
+
+@pytest.mark.parametrize("under_launcher", [True, False])
+def test_a_rank_exits_with_its_launcher_and_not_with_a_shell(tmp_path, root, under_launcher):
+    """What starts it is killed before it is asked to end."""
+    start = (
+        "import os, subprocess, sys, time\n"
+        "rank = subprocess.Popen(sys.argv[1:], start_new_session='PADDLE_LOG_DIR' in os.environ)\n"
+        "print(rank.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", start, sys.executable, root / "tests" / "watchdog_rank.py", "0", "1"]
+    variables = {"PADDLE_TRAINER_ID": "0", "PADDLE_LOG_DIR": str(tmp_path)} if under_launcher else {}
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen(
+            [*command, tmp_path, "wait"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, **variables},
+        )
+    pid = int(launcher.stdout.readline())
+    _wait_for((tmp_path / "0.inside").exists)
+    launcher.kill()
+    launcher.wait()
+    launcher.stdout.close()
+    if under_launcher:
+        _wait_for(lambda: not _is_running(pid), 10)
+        (line,) = (tmp_path / "log").read_text().splitlines()
+        assert f"launcher (pid {launcher.pid})" in line
+    else:
+        time.sleep(2.5)
+        assert _is_running(pid)
+        (tmp_path / "leave").touch()
+        _wait_for(lambda: not _is_running(pid), 10)
+        assert (tmp_path / "log").read_text() == ""
 
 
 def test_strangers_are_not_let_in(members):

@@ -36,8 +36,13 @@ def from_main_by_file(file: Path, rank: int):
     return from_main
 
 
+if "HOST_NAME" in os.environ:
+    watchdog.socket.gethostname = lambda: os.environ["HOST_NAME"]
+
+
 def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
-    with watchdog.watch(rank, world_size, from_main_by_file(folder / "main.json", rank)):
+    broadcast = from_main_by_file(folder / "main.json", rank)
+    with watchdog.exit_with_launcher(), watchdog.watch(rank, world_size, broadcast):
         if behaviour == "wait with a child":
             child = os.fork()
             if child == 0:
@@ -45,6 +50,10 @@ def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
                 os._exit(0)
             (folder / f"{rank}.child").write_text(str(child))
         (folder / f"{rank}.inside").touch()
+        if behaviour == "fail on request":
+            while not (folder / "fail").exists():
+                time.sleep(0.05)
+            raise RuntimeError("Timed out waiting 30000ms for recv operation to complete")
         if behaviour == "fail":
             raise ValueError("it broke")
         if behaviour == "fail in all":

@@ -32,8 +32,8 @@ def start() -> None:
             dist.init_parallel_env()
     except (RuntimeError, OSError) as error:
         raise DeviceError(
-            f"cannot join the other ranks ({errors.one_line(error)}): see their logs, and check that all were "
-            "started and that this machine reaches PADDLE_MASTER"
+            f"cannot join the other ranks ({errors.one_line(error)}): see their logs, and check that all run "
+            "and that this machine reaches PADDLE_MASTER"
         ) from error
 
 

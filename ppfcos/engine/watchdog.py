@@ -2,14 +2,14 @@
 
 A rank that is killed or crashes leaves the others waiting in a collective, and `paddle.distributed.launch`
 stops only the ranks of its own machine. So every rank holds a TCP connection to rank 0. The system closes it
-however a rank ends; rank 0 then tells the others, and all exit. TCP keepalive finds a machine that vanished. A
-rank that leaves in good order says so first.
+however a rank ends; rank 0 then tells the others, and all exit. TCP keepalive finds a machine that vanished.
+A rank that leaves in good order says so first.
 
-A rank that is stopped (SIGSTOP) keeps its connection. It may be resumed until a collective of the others times
-out (gloo: 30 seconds); they then find out who does not answer.
+A rank that is stopped (SIGSTOP) keeps its connection. It may be resumed until a collective of the others
+times out (gloo: 30 seconds); they then find out who does not answer.
 
-Only the standard library and threads that sleep: it works whatever Paddle does at that moment. The messages are
-JSON, one object a line.
+Only the standard library and threads that sleep: it works whatever Paddle does at that moment. The messages
+are JSON, one object a line.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODE = 3  # of a rank that exits because another one died: 2 is for what the user can cure
 CONNECT_SECONDS = 30.0
-# From the error of one rank until ranks that are still running are stopped. If all ranks raise the error, they
-# exit much sooner.
+# From the error of one rank until ranks that still run are stopped. If all raise it, they exit sooner.
 FAILURE_SECONDS = 15.0
 PONG_SECONDS = 3.0  # that a rank has to answer; its listening thread does, whatever its main thread does
 # After an error that may be no more than a broken collective: time to learn which rank broke it.
