@@ -28,7 +28,7 @@ def train(options: argparse.Namespace) -> None:
     device = select_device(cfg)
     with distributed.joined():
         Path(f"{distributed.rank()}.pid").write_text(str(os.getpid()))
-        Trainer(cfg, device).train()
+        Trainer(cfg, device, options.eval).train()
 
 
 if __name__ == "__main__":

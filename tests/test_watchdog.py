@@ -21,6 +21,7 @@ from small_config import write_config
 
 from ppfcos.data.shapes import generate
 from ppfcos.engine import watchdog
+from ppfcos.errors import DataError
 
 MOST_SECONDS = 30  # from a death to the end of all
 
@@ -112,6 +113,17 @@ def test_an_error_of_one_process_ends_the_others(members):
     for code, said in ends.values():
         assert code == watchdog.EXIT_CODE
         assert re.fullmatch(r"error: rank 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
+
+
+def test_an_error_that_a_user_can_cure_gives_all_its_exit_code(members):
+    for rank, behaviour in enumerate(("wait", "fail with DataError", "wait")):
+        members.start(rank, 3, behaviour)
+    ends = members.ends()
+    assert ends.pop(1)[0] == 1  # the exit code is the command line's matter
+    for code, said in ends.values():
+        assert code == DataError.exit_code
+        (line,) = said.splitlines()
+        assert "rank 1 of 3" in line and "DataError: no data here" in line
 
 
 def test_who_goes_after_an_error_is_not_taken_for_its_cause(members):
@@ -281,13 +293,14 @@ def test_one_process_holds_on_to_nobody():
 @pytest.fixture
 def training(tmp_path, root):
     """Starts a launcher of a training of one process that reads pictures with another; by its number."""
-    generate(tmp_path / "shapes", train=7, val=5, size=96, seed=1)
+    generate(tmp_path / "shapes", train=7, val=150, size=96, seed=1)
     config = write_config(tmp_path / "small.yml", root, tmp_path / "shapes", tmp_path / "run")
     launchers, readers = [], []
 
-    def start(name: str, *options: str) -> subprocess.Popen:
+    def start(name: str, *options: str, script: tuple = ()) -> subprocess.Popen:
         command = [sys.executable, "-m", "paddle.distributed.launch", *options, "--log_dir", name]
         command += [root / "tests" / "held_training.py", "-c", config, "-o", "epoch=100000", "worker_num=1"]
+        command += script
         with (tmp_path / f"{name}.out").open("w") as output:
             launchers.append(subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output))
         return launchers[-1]
@@ -345,3 +358,71 @@ def test_a_process_killed_on_one_machine_ends_those_of_the_other(training, tmp_p
     assert not any(_is_running(pid) for pid in pids)
     shown = (tmp_path / "second.out").read_text()
     assert f"error: rank 0 of 2 (pid {pids[0]} on {socket.gethostname()}) was killed or crashed" in shown
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for children in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in children.read_text().split()
+    ]
+
+
+def _end_of_logs(folder: Path) -> list[str]:
+    """The last line of each rank. None has a traceback."""
+    logs = [(folder / "first" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
+    assert "Traceback" not in "".join(logs), logs
+    return [log.rstrip().rpartition("\n")[2] for log in logs]
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_killed_launcher_ends_its_ranks_and_their_workers(training, tmp_path):
+    start, wait_for_steps = training
+    launcher = start("first", "--nproc_per_node", "2")
+    pids = wait_for_steps()
+    pids += [worker for pid in pids for worker in _children(pid)]
+    assert len(pids) == 4
+    launcher.kill()
+    _wait_for(lambda: not any(_is_running(pid) for pid in pids), 10)
+    for line in _end_of_logs(tmp_path):
+        assert line.startswith("error: ")
+        assert f"the launcher (pid {launcher.pid}) has ended" in line or "was killed or crashed" in line
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named_and_one_that_is_resumed_goes_on(training, tmp_path, stopped):
+    start, wait_for_steps = training
+    launcher = start("first", "--nproc_per_node", "2")
+    pids = wait_for_steps()
+    os.kill(pids[stopped], signal.SIGSTOP)
+    time.sleep(15)
+    os.kill(pids[stopped], signal.SIGCONT)
+    time.sleep(3)
+    assert all(_is_running(pid) for pid in pids)
+    os.kill(pids[stopped], signal.SIGSTOP)
+    assert launcher.wait(timeout=60) != 0
+    line = _end_of_logs(tmp_path)[1 - stopped]
+    named = f"error: rank {stopped} of 2 (pid {pids[stopped]} on {socket.gethostname()}) is stopped (state T)"
+    assert line.startswith(named)
+    assert not any(_is_running(pid) for pid in pids)
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize("phase", ["training", "evaluation"])
+def test_a_killed_worker_gives_one_line_and_exit_code_2(training, tmp_path, phase):
+    start, wait_for_steps = training
+    launcher = start("first", "--nproc_per_node", "2", script=("--eval",) * (phase == "evaluation"))
+    pids = wait_for_steps()
+    if phase == "evaluation":
+        _wait_for(lambda: len(_children(pids[1])) == 2)  # that of the training reads ahead
+    worker = max(_children(pids[1]))
+    os.kill(worker, signal.SIGKILL)
+    assert launcher.wait(timeout=60) == DataError.exit_code
+    for line in _end_of_logs(tmp_path):
+        assert re.match(
+            rf"error: process 1 of 2: .*worker 0 of 1 \(pid {worker}\) was killed by signal 9", line
+        )

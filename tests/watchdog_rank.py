@@ -56,6 +56,8 @@ def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
             raise RuntimeError("Timed out waiting 30000ms for recv operation to complete")
         if behaviour == "fail":
             raise ValueError("it broke")
+        if behaviour == "fail with DataError":
+            raise DataError("no data here")
         if behaviour == "fail in all":
             time.sleep(0.3 * rank)
             raise DataError("no data anywhere")

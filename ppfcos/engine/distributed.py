@@ -28,7 +28,8 @@ def start() -> None:
         # A build with CUDA would otherwise insist on NCCL, and on a GPU for each process.
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     try:
-        with environment.quiet_imports():  # it prints Paddle's flags
+        # It prints Paddle's flags, and holds Python's lock while it waits for the other ranks.
+        with environment.quiet_imports(), watchdog.killed_with_launcher():
             dist.init_parallel_env()
     except (RuntimeError, OSError) as error:
         raise DeviceError(
@@ -155,7 +156,12 @@ def raise_in_all(failure: PPFCOSError | None) -> None:
         if failure is not None:
             raise failure
         return
-    failures = gather(None if failure is None else (type(failure).__name__, str(failure)))
+    try:
+        failures = gather(None if failure is None else (type(failure).__name__, str(failure)))
+    except Exception:  # the others are busy for longer than a collective waits; the watchdog tells them
+        if failure is not None:
+            raise failure from None
+        raise
     if not any(failures):
         return
     first = next(number for number, known in enumerate(failures) if known)

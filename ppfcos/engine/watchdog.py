@@ -15,12 +15,14 @@ are JSON, one object a line.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hmac
 import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -44,6 +46,7 @@ NEWS_SECONDS = 5.0
 FLUSH_SECONDS = 2.0
 POLL_SECONDS = 1.0
 LONGEST_LINE = 8192  # bytes
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 # TCP keepalive: idle seconds before the first probe, seconds between probes, unanswered probes.
 PROBE_AFTER, PROBE_EVERY, PROBES = 8, 4, 3
@@ -84,13 +87,34 @@ def exit_with_launcher() -> Iterator[None]:
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if os.getppid() != launcher:
-                _exit(f"the launcher (pid {launcher}) has ended; pid {os.getpid()} exits too")
+                _exit(_without_launcher(launcher))
 
     threading.Thread(target=watch, name="watchdog of the launcher", daemon=True).start()
     try:
         yield
     finally:
         done.set()
+
+
+@contextlib.contextmanager
+def killed_with_launcher() -> Iterator[None]:
+    """`exit_with_launcher` for calls that keep other Python threads from running; without a message."""
+    launcher = environment.launcher()
+    if launcher is None or not sys.platform.startswith("linux"):
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        if os.getppid() != launcher:  # it ended before the call
+            _exit(_without_launcher(launcher))
+        yield
+    finally:
+        prctl(_PR_SET_PDEATHSIG, 0)
+
+
+def _without_launcher(launcher: int) -> str:
+    return f"the launcher (pid {launcher}) has ended; pid {os.getpid()} exits too"
 
 
 @contextlib.contextmanager
@@ -257,7 +281,8 @@ class _Watchdog:
         self._lock = threading.Lock()  # one thread listens to each connection
         self._leaving = False
         self._unanswered: list[_Connection] = []
-        self._reason, self._exit_at = "", float("inf")
+        self._pinging: threading.Thread = threading.Timer(PONG_SECONDS, self._name_unanswered)
+        self._reason, self._code, self._exit_at = "", EXIT_CODE, float("inf")
         self._threads = [
             threading.Thread(target=self._listen, args=[connection], name="watchdog", daemon=True)
             for connection in connections
@@ -282,9 +307,11 @@ class _Watchdog:
             return
         reason = " ".join(f"{self._me} stopped with {type(error).__name__}: {error}".split())[:1000]
         if isinstance(error, Exception) and not isinstance(error, (PPFCOSError, Stopped)):
-            self._ping_all(reason)
-            time.sleep(NEWS_SECONDS)  # it ends here, with the news, if another rank is the cause
-        self._tell_all(text=reason, seconds=FAILURE_SECONDS)
+            # If another rank is the cause, this process exits here, with the news.
+            self._ping_all(reason).join()
+            time.sleep(NEWS_SECONDS - PONG_SECONDS)
+        code = error.exit_code if isinstance(error, PPFCOSError) else EXIT_CODE
+        self._tell_all(text=reason, seconds=FAILURE_SECONDS, code=code)
         self.leave()
 
     def _tell_all(self, **message: Any) -> None:
@@ -306,7 +333,7 @@ class _Watchdog:
 
     def _handle(self, connection: _Connection, message: dict) -> None:
         if "text" in message:
-            self._stop_all(message["text"], message["seconds"])
+            self._stop_all(message["text"], message["seconds"], message["code"])
         elif "pong" in message:
             self._unanswered = [each for each in self._unanswered if each is not connection]
         elif "ping" in message:
@@ -314,16 +341,14 @@ class _Watchdog:
             if self._me.rank == 0:
                 threading.Thread(target=self._ping_all, args=[message["ping"]], daemon=True).start()
 
-    def _ping_all(self, reason: str) -> None:
-        """Looks for the rank for which another one waited in vain."""
+    def _ping_all(self, reason: str) -> threading.Thread:
+        """Looks for the rank for which another one waited in vain. The timer names it, and exits."""
         with self._lock:
-            if self._unanswered:
-                return
-            self._unanswered = list(self._connections)
-        self._tell_all(ping=reason)
-        timer = threading.Timer(PONG_SECONDS, self._name_unanswered, [reason])
-        timer.daemon = True
-        timer.start()
+            if not self._pinging.is_alive():
+                self._unanswered = list(self._connections)
+                self._tell_all(ping=reason)
+                self._pinging = _start_timer(PONG_SECONDS, self._name_unanswered, reason)
+            return self._pinging
 
     def _name_unanswered(self, reason: str) -> None:
         with self._lock:
@@ -341,23 +366,29 @@ class _Watchdog:
     def _open(self) -> list[_Connection]:
         return [each for each, thread in zip(self._connections, self._threads) if thread.is_alive()]
 
-    def _stop_all(self, text: str, seconds: float) -> None:
+    def _stop_all(self, text: str, seconds: float, code: int = EXIT_CODE) -> None:
         """Exits after some seconds and, on rank 0, has all ranks exit; the earliest time counts."""
-        text = self._reason or text  # who goes later goes because of the first
+        if self._reason:  # who goes later goes because of the first
+            text, code = self._reason, self._code
         if self._me.rank == 0:
-            self._tell_all(text=text, seconds=seconds)
+            self._tell_all(text=text, seconds=seconds, code=code)
         if seconds == 0:
-            _exit(f"{text}; {self._me} exits too")
+            _exit(f"{text}; {self._me} exits too", code)
         if time.monotonic() + seconds < self._exit_at:
-            self._reason, self._exit_at = text, time.monotonic() + seconds
-            timer = threading.Timer(seconds, self._exit_unless_left)
-            timer.daemon = True
-            timer.start()
+            self._reason, self._code, self._exit_at = text, code, time.monotonic() + seconds
+            _start_timer(seconds, self._exit_unless_left)
 
     def _exit_unless_left(self) -> None:
         with self._lock:
             if not self._leaving:
-                _exit(f"{self._reason}; {self._me} exits too")
+                _exit(f"{self._reason}; {self._me} exits too", self._code)
+
+
+def _start_timer(seconds: float, action: Callable[..., None], *arguments: Any) -> threading.Timer:
+    timer = threading.Timer(seconds, action, arguments)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _obituary(peer: Rank, error: Exception) -> str:
@@ -378,7 +409,7 @@ def _is_stopped(pid: int) -> bool:
     return False
 
 
-def _exit(reason: str) -> NoReturn:
+def _exit(reason: str, code: int = EXIT_CODE) -> NoReturn:
     """Exits at once: the main thread may be waiting in a collective for ever."""
     # Not through sys.stderr, whose lock the main thread may hold.
     with contextlib.suppress(OSError):
@@ -386,7 +417,7 @@ def _exit(reason: str) -> NoReturn:
     flushing = threading.Thread(target=_flush, daemon=True)
     flushing.start()
     flushing.join(FLUSH_SECONDS)
-    os._exit(EXIT_CODE)
+    os._exit(code)
 
 
 def _flush() -> None:
