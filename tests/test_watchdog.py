@@ -398,7 +398,7 @@ def test_a_stopped_rank_is_named_and_one_that_is_resumed_goes_on(training, tmp_p
     launcher = start("first", "--nproc_per_node", "2")
     pids = wait_for_steps()
     os.kill(pids[stopped], signal.SIGSTOP)
-    time.sleep(15)
+    time.sleep(10)
     os.kill(pids[stopped], signal.SIGCONT)
     time.sleep(3)
     assert all(_is_running(pid) for pid in pids)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ppfcos.engine import watchdog
 from ppfcos.errors import DataError
 
-watchdog.FAILURE_SECONDS, watchdog.NEWS_SECONDS, watchdog.PONG_SECONDS = 2.0, 1.0, 0.5
+watchdog.FAILURE_SECONDS, watchdog.NEWS_SECONDS, watchdog.PONG_SECONDS = 2.0, 2.0, 0.5
 watchdog.PROBE_AFTER, watchdog.PROBE_EVERY, watchdog.PROBES = 1, 1, 2
 
 

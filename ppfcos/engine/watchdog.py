@@ -5,8 +5,8 @@ stops only the ranks of its own machine. So every rank holds a TCP connection to
 however a rank ends; rank 0 then tells the others, and all exit. TCP keepalive finds a machine that vanished.
 A rank that leaves in good order says so first.
 
-A rank that is stopped (SIGSTOP) keeps its connection. It may be resumed until a collective of the others
-times out (gloo: 30 seconds); they then find out who does not answer.
+A rank that is stopped (SIGSTOP) keeps its connection. It may be resumed within 20 seconds, or, on another
+machine, until a collective of the others times out; they then find out who does not answer.
 
 Only the standard library and threads that sleep: it works whatever Paddle does at that moment. The messages
 are JSON, one object a line.
@@ -45,6 +45,7 @@ PONG_SECONDS = 3.0  # that a rank has to answer; its listening thread does, what
 NEWS_SECONDS = 5.0
 FLUSH_SECONDS = 2.0
 POLL_SECONDS = 1.0
+STOPPED_SECONDS = 20.0  # that a rank of the same machine may be stopped; gloo's collectives time out after 30
 LONGEST_LINE = 8192  # bytes
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -289,6 +290,7 @@ class _Watchdog:
         ]
         for thread in self._threads:
             thread.start()
+        threading.Thread(target=self._look_for_stopped, name="watchdog", daemon=True).start()
 
     def leave(self) -> None:
         """Leaves in good order."""
@@ -363,6 +365,23 @@ class _Watchdog:
                 elif _is_stopped(peer.pid):
                     self._stop_all(f"{peer} is stopped (state T)", 0.0)
 
+    def _look_for_stopped(self) -> None:
+        """Names a rank of this machine that stays stopped.
+
+        Before gloo times out: some of its exceptions abort the process instead of reaching Python.
+        """
+        here = [each for each in self._connections if each.peer.host == self._me.host]
+        polls = dict.fromkeys(here, 0)  # not seconds: this rank may have been stopped, too
+        while here and not self._leaving:
+            time.sleep(POLL_SECONDS)
+            with self._lock:
+                still_here = self._open()
+                for each in here:
+                    stopped = each in still_here and _is_stopped(each.peer.pid)
+                    polls[each] = polls[each] + 1 if stopped else 0
+                    if polls[each] * POLL_SECONDS >= STOPPED_SECONDS and not self._leaving:
+                        self._stop_all(f"{each.peer} is stopped (state T)", 0.0)
+
     def _open(self) -> list[_Connection]:
         return [each for each, thread in zip(self._connections, self._threads) if thread.is_alive()]
 
@@ -403,9 +422,9 @@ def _obituary(peer: Rank, error: Exception) -> str:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process of this machine is stopped by a signal or a debugger; False if it is not known."""
+    """Whether a process of this machine is stopped by a signal; False if it is not known."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     return False
 
 
