@@ -1193,7 +1193,7 @@ def in_worker(monkeypatch, action) -> None:
 def test_a_worker_that_dies(ten, monkeypatch, action, words):
     in_worker(monkeypatch, action)
     data = ten.build(allow_empty=True)
-    for _ in range(5):
+    for _ in range(3):
         with pytest.raises(DataError, match="lower worker_num") as error:
             list(TrainLoader(config(worker_num=2), data))
         assert words in one_line(error)
@@ -1212,12 +1212,18 @@ def test_a_stopped_worker(ten, monkeypatch):
     next(batches)
     [pid] = readers() - before
     os.kill(pid, signal.SIGSTOP)
-    threading.Timer(1.5, os.kill, [pid, signal.SIGCONT]).start()
-    assert len(list(batches)) == 1, "it was resumed in time"
-    monkeypatch.setattr(reading, "_STOPPED_SECONDS", 2)
+    timer = threading.Timer(0.5, os.kill, [pid, signal.SIGCONT])
+    timer.start()
+    assert len(list(batches)) == 1
+    for epoch in (1, 2):
+        loader.set_position(epoch)
+        assert len(list(loader)) == 2, "it was resumed in time"
+    timer.join()
+    monkeypatch.setattr(reading, "_STOPPED_SECONDS", 1)
+    monkeypatch.setattr(reading, "_SHUTDOWN_SECONDS", 0.2)
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(DataError, match="stopped") as error:
-        for epoch in range(1, 4):  # what it loaded before is used
+        for epoch in range(3, 6):  # what it loaded before is used
             loader.set_position(epoch)
             list(loader)
     assert str(pid) in one_line(error)

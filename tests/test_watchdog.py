@@ -157,8 +157,7 @@ def test_a_process_that_stands_still_is_not_dead(members):
     assert members.ends() == {0: (0, ""), 1: (0, "")}
 
 
-@pytest.mark.parametrize("stopped", [0, 2])
-@pytest.mark.parametrize("host", ["", "another"])
+@pytest.mark.parametrize(("stopped", "host"), [(0, "another"), (2, "another"), (2, "")])
 def test_a_stopped_rank_is_named_when_a_collective_fails(members, stopped, host):
     for rank in range(3):
         behaviour = "fail on request" if rank == 1 else "wait"
