@@ -37,6 +37,9 @@ MKL_AVX2_FLAGS = frozenset({"avx2", "fma"})
 # chose.
 CHOSEN_THREADS = "PPFCOS_OMP_NUM_THREADS"
 
+# Taken before the imports that take seconds: the launcher may be gone behind them.
+_PARENT = os.getppid()
+
 # glog prints from this level on: 0 information, 1 warnings, 2 errors.
 GLOG_VARIABLES = {"GLOG_minloglevel": "2", "GLOG_v": "0"}
 
@@ -299,3 +302,13 @@ def _quieten_loggers() -> None:
     logger_module = sys.modules.get("ppdet.utils.logger")
     for name in getattr(logger_module, "logger_initialized", ()):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def launcher() -> int | None:
+    """The pid of `paddle.distributed.launch`, if it is the parent of this process; else None.
+
+    The launcher makes each rank the leader of a session. A program that a shell starts is not one, even where
+    the launcher's variables are set by hand.
+    """
+    started = {"PADDLE_TRAINER_ID", "PADDLE_LOG_DIR"} <= os.environ.keys()
+    return _PARENT if started and hasattr(os, "getsid") and os.getsid(0) == os.getpid() else None

@@ -1,4 +1,4 @@
-"""tools/train.py in a process that ends when another one dies; run by test_lifeline.py.
+"""tools/train.py in a process that ends when another one dies; run by test_watchdog.py.
 
 python tests/held_training.py -c CONFIG [-o KEY=VALUE ...]; the process's number is left in RANK.pid.
 """
@@ -28,7 +28,7 @@ def train(options: argparse.Namespace) -> None:
     device = select_device(cfg)
     with distributed.joined():
         Path(f"{distributed.rank()}.pid").write_text(str(os.getpid()))
-        Trainer(cfg, device).train()
+        Trainer(cfg, device, options.eval).train()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import logging
 import multiprocessing
 import os
 import random
-import re
+import resource
 import shutil
 import signal
+import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from itertools import chain
@@ -35,6 +37,7 @@ from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.records import clip_boxes
 from ppfcos.data.sampler import GlobalBatches, images_at_once
+from ppfcos.data.samples import TrainingSamples
 from ppfcos.data.transforms import SampleTransforms, pad_stride
 from ppfcos.errors import ConfigError, DataError
 
@@ -1048,8 +1051,9 @@ def test_batches_do_not_depend_on_the_reading_processes(ten):
     assert not np.array_equal(here[0]["im_id"], batches_of(ten, 1, seed=1)[0]["im_id"])
 
 
-def test_reading_without_shared_memory(ten, monkeypatch):
-    monkeypatch.setattr(reading, "_SHARED_MEMORY", "/dev/shm is absent")
+def test_batches_larger_than_the_shared_buffers(ten, monkeypatch):
+    monkeypatch.setattr(reading, "_ROOM_FOR_BOXES", 1000)
+    monkeypatch.setattr(SampleTransforms, "largest_bytes", lambda _self: 0)
     assert_same(batches_of(ten), batches_of(ten, worker_num=2))
 
 
@@ -1166,17 +1170,127 @@ def test_a_transform_that_fails_is_named(ten, workers):
     assert ".png: " in one_line(error) and "shape" in one_line(error)
 
 
-def test_a_reading_process_that_dies(ten, monkeypatch):
-    killer = os.getpid()
+def in_worker(monkeypatch, action) -> None:
+    """Has every worker call this instead of loading a sample."""
+    main, load = os.getpid(), TrainingSamples.__getitem__
 
-    def die(_worker):
-        if os.getpid() != killer:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def load_or_act(self, item):
+        return load(self, item) if os.getpid() == main else action()
 
-    monkeypatch.setattr(reading, "_start_of_worker", die)
-    with pytest.raises(DataError, match="lower worker_num") as error:
+    monkeypatch.setattr(TrainingSamples, "__getitem__", load_or_act)
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by signal 9"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "killed by signal 11"),
+        (lambda: sys.exit(7), "exited with code 7"),
+        (lambda: os._exit(0), "exited with code 0"),
+        (lambda: bytearray(1 << 62), "ran out of memory"),
+    ],
+)
+def test_a_worker_that_dies(ten, monkeypatch, action, words):
+    in_worker(monkeypatch, action)
+    data = ten.build(allow_empty=True)
+    for _ in range(3):
+        with pytest.raises(DataError, match="lower worker_num") as error:
+            list(TrainLoader(config(worker_num=2), data))
+        assert words in one_line(error)
+
+
+def test_an_exception_in_a_worker_shows_its_traceback(ten, monkeypatch):
+    in_worker(monkeypatch, lambda: [][5])
+    with pytest.raises(RuntimeError, match=r"(?s)worker 0.*in in_worker|<lambda>.*IndexError"):
         list(TrainLoader(config(worker_num=1), ten.build(allow_empty=True)))
-    one_line(error)
+
+
+def test_a_stopped_worker(ten, monkeypatch):
+    before = readers()
+    loader = TrainLoader(config(worker_num=1), ten.build(allow_empty=True))
+    batches = iter(loader)
+    next(batches)
+    [pid] = readers() - before
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(0.5, os.kill, [pid, signal.SIGCONT])
+    timer.start()
+    assert len(list(batches)) == 1
+    for epoch in (1, 2):
+        loader.set_position(epoch)
+        assert len(list(loader)) == 2, "it was resumed in time"
+    timer.join()
+    monkeypatch.setattr(reading, "_STOPPED_SECONDS", 1)
+    monkeypatch.setattr(reading, "_SHUTDOWN_SECONDS", 0.2)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(DataError, match="stopped") as error:
+        for epoch in range(3, 6):  # what it loaded before is used
+            loader.set_position(epoch)
+            list(loader)
+    assert str(pid) in one_line(error)
+    assert readers() <= before
+
+
+def test_workers_that_cannot_be_started(ten):
+    data = ten.build(allow_empty=True)
+
+    def train(answers):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8,) * 2)
+        try:
+            list(TrainLoader(config(worker_num=30), data))
+        except DataError as error:
+            answers.send(str(error))
+
+    answer = answer_of_a_process(train)
+    assert "lower worker_num" in answer and "\n" not in answer
+
+
+def answer_of_a_process(target):
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=target, args=(sending,))
+    process.start()
+    sending.close()
+    assert receiving.poll(30)
+    answer = receiving.recv()
+    process.join(30)
+    assert process.exitcode == 0
+    return answer
+
+
+def test_the_processes_and_handlers_of_a_host_program_are_left_alone(ten):
+    data = ten.build(allow_empty=True)
+
+    def host(answers):
+        def on_child(*_):
+            answers.send("own handler")
+
+        signal.signal(signal.SIGCHLD, on_child)
+        multiprocessing.Process(target=lambda: (time.sleep(2), answers.send("own child"))).start()
+        loader = TrainLoader(config(worker_num=2), data)
+        next(iter(loader))
+        finalizers = len(multiprocessing.util._finalizer_registry)
+        list(TrainLoader({**config(worker_num=2), "epoch": 1}, data))
+        assert len(multiprocessing.util._finalizer_registry) == finalizers
+        if os.fork() == 0:  # a copy of the loader goes, and its workers stay
+            del loader
+            os._exit(0)
+        os.wait()
+        assert signal.getsignal(signal.SIGCHLD) is on_child
+        iterator = iter(loader)
+        answers.send(len([next(iterator)]))
+        answers.send("end")  # with an open loader
+
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=host, args=(sending,))
+    process.start()
+    sending.close()
+    said = []
+    with contextlib.suppress(EOFError):
+        while receiving.poll(30):
+            said.append(receiving.recv())
+    process.join(30)
+    assert process.exitcode == 0
+    assert "own handler" in said and 1 in said
+    assert said.index("end") < said.index("own child")
 
 
 def readers() -> set[int]:
@@ -1214,12 +1328,12 @@ def test_a_reading_process_that_dies_between_epochs(ten):
     before = readers()
     loader = TrainLoader(config(worker_num=2), ten.build(allow_empty=True))
     list(loader)
+    os.kill(min(readers() - before), signal.SIGKILL)
+    time.sleep(0.2)
     with pytest.raises(DataError, match="lower worker_num"):
-        os.kill(min(readers() - before), signal.SIGKILL)
-        loader.set_position(1)
-        for _ in range(100):
-            time.sleep(0.1)
-        list(loader)
+        for epoch in range(1, 4):  # what it loaded before is used
+            loader.set_position(epoch)
+            list(loader)
 
 
 def test_reading_processes_die_with_a_training_that_is_killed(ten):
@@ -1235,6 +1349,8 @@ def test_reading_processes_die_with_a_training_that_is_killed(ten):
     process.start()
     assert receiving.poll(30)
     pids = receiving.recv()
+    mapped = [Path(f"/proc/{pid}/maps").read_text() for pid in (process.pid, *pids)]
+    assert "/dev/shm" not in "".join(mapped), "it would stay there"
     process.kill()
     process.join()
     until = time.monotonic() + 10
@@ -1246,19 +1362,6 @@ def test_reading_processes_die_with_a_training_that_is_killed(ten):
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-
-
-def test_shared_memory_that_is_too_small_is_said(ten, caplog, monkeypatch):
-    little = shutil.disk_usage("/")._replace(free=64 << 20)
-    monkeypatch.setattr(reading.shutil, "disk_usage", lambda _path: little)
-    data = ten.build(allow_empty=True)
-    wide = [{"Decode": {}}, {"Resize": {"target_size": [800, 1333], "keep_ratio": True}}, {"Permute": {}}]
-    batches = list(TrainLoader({**config(worker_num=1, transforms=wide), "epoch": 1}, data))
-    [message] = [record.getMessage() for record in caplog.records if "/dev/shm" in record.getMessage()]
-    needed = int(re.search(r"may need (\d+) MB", message).group(1))
-    batch = max(part["image"].numpy().nbytes for [part] in batches)
-    assert 3 * batch <= needed << 20 <= 12 * batch
-    assert f"--shm-size={needed}m" in message and "has 64 MB free" in message
 
 
 def test_stopping_in_the_middle_of_an_epoch(ten):

@@ -31,13 +31,16 @@ def share(things: Sequence[T]) -> Sequence[T]:
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Be one of the processes: if one fails or dies, all end. The device must be selected before."""
-    if count() == 1:
-        yield
-        return
-    with environment.quiet_imports():
-        from ppfcos.engine import distributed
-    with distributed.joined():
-        yield
+    from ppfcos.engine import watchdog
+
+    with watchdog.exit_with_launcher():
+        if count() == 1:
+            yield
+            return
+        with environment.quiet_imports():
+            from ppfcos.engine import distributed
+        with distributed.joined():
+            yield
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ import paddle.distributed as dist
 from paddle import Tensor, nn
 
 from ppfcos import environment, errors
-from ppfcos.engine import lifeline
-from ppfcos.errors import PPFCOSError
+from ppfcos.engine import watchdog
+from ppfcos.errors import DeviceError, PPFCOSError
 
 
 def start() -> None:
@@ -27,19 +27,27 @@ def start() -> None:
     if paddle.get_device() == "cpu":
         # A build with CUDA would otherwise insist on NCCL, and on a GPU for each process.
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
-    with environment.quiet_imports():  # it prints Paddle's flags
-        dist.init_parallel_env()
+    try:
+        # It prints Paddle's flags, and holds Python's lock while it waits for the other ranks.
+        with environment.quiet_imports(), watchdog.killed_with_launcher():
+            dist.init_parallel_env()
+    except (RuntimeError, OSError) as error:
+        raise DeviceError(
+            f"cannot join the other ranks ({errors.one_line(error)}): see their logs, and check that all run "
+            "and that this machine reaches PADDLE_MASTER"
+        ) from error
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that `paddle.distributed.launch` started: if one dies, all end within seconds.
+    """Be one of the ranks that `paddle.distributed.launch` started: if one dies, or the launcher, all exit.
 
-    The device must be selected before. In a run of one process, nothing is done.
+    The device must be selected before. Without a launcher, this does nothing.
     """
-    start()
-    with lifeline.held(rank(), world_size(), from_main):
-        yield
+    with watchdog.exit_with_launcher():
+        start()
+        with watchdog.watch(rank(), world_size(), from_main):
+            yield
 
 
 def world_size() -> int:
@@ -148,7 +156,12 @@ def raise_in_all(failure: PPFCOSError | None) -> None:
         if failure is not None:
             raise failure
         return
-    failures = gather(None if failure is None else (type(failure).__name__, str(failure)))
+    try:
+        failures = gather(None if failure is None else (type(failure).__name__, str(failure)))
+    except Exception:  # the others are busy for longer than a collective waits; the watchdog tells them
+        if failure is not None:
+            raise failure from None
+        raise
     if not any(failures):
         return
     first = next(number for number, known in enumerate(failures) if known)

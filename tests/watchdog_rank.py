@@ -1,6 +1,6 @@
-"""One process that holds on to others, run by test_lifeline.py; it needs no Paddle.
+"""One process that holds on to others, run by test_watchdog.py; it needs no Paddle.
 
-python tests/lifeline_member.py RANK WORLD_SIZE FOLDER BEHAVIOUR
+python tests/watchdog_rank.py RANK WORLD_SIZE FOLDER BEHAVIOUR
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ppfcos.engine import lifeline
+from ppfcos.engine import watchdog
 from ppfcos.errors import DataError
 
-lifeline.FAILURE_SECONDS, lifeline.NEWS_SECONDS = 2.0, 1.0
-lifeline.PROBE_AFTER, lifeline.PROBE_EVERY, lifeline.PROBES = 1, 1, 2
+watchdog.FAILURE_SECONDS, watchdog.NEWS_SECONDS, watchdog.PONG_SECONDS = 2.0, 2.0, 0.5
+watchdog.PROBE_AFTER, watchdog.PROBE_EVERY, watchdog.PROBES = 1, 1, 2
 
 
 def from_main_by_file(file: Path, rank: int):
@@ -31,13 +31,18 @@ def from_main_by_file(file: Path, rank: int):
         while not file.exists():
             time.sleep(0.02)
         said = json.loads(file.read_text())
-        return {**said, "member": lifeline.Member(*said["member"])}
+        return {**said, "member": watchdog.Rank(*said["member"])}
 
     return from_main
 
 
+if "HOST_NAME" in os.environ:
+    watchdog.socket.gethostname = lambda: os.environ["HOST_NAME"]
+
+
 def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
-    with lifeline.held(rank, world_size, from_main_by_file(folder / "main.json", rank)):
+    broadcast = from_main_by_file(folder / "main.json", rank)
+    with watchdog.exit_with_launcher(), watchdog.watch(rank, world_size, broadcast):
         if behaviour == "wait with a child":
             child = os.fork()
             if child == 0:
@@ -45,8 +50,14 @@ def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
                 os._exit(0)
             (folder / f"{rank}.child").write_text(str(child))
         (folder / f"{rank}.inside").touch()
+        if behaviour == "fail on request":
+            while not (folder / "fail").exists():
+                time.sleep(0.05)
+            raise RuntimeError("Timed out waiting 30000ms for recv operation to complete")
         if behaviour == "fail":
             raise ValueError("it broke")
+        if behaviour == "fail with DataError":
+            raise DataError("no data here")
         if behaviour == "fail in all":
             time.sleep(0.3 * rank)
             raise DataError("no data anywhere")

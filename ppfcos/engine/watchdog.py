@@ -1,0 +1,446 @@
+"""If one rank dies, all exit within seconds and name it.
+
+A rank that is killed or crashes leaves the others waiting in a collective, and `paddle.distributed.launch`
+stops only the ranks of its own machine. So every rank holds a TCP connection to rank 0. The system closes it
+however a rank ends; rank 0 then tells the others, and all exit. TCP keepalive finds a machine that vanished.
+A rank that leaves in good order says so first.
+
+A rank that is stopped (SIGSTOP) keeps its connection. It may be resumed within 20 seconds, or, on another
+machine, until a collective of the others times out; they then find out who does not answer.
+
+Only the standard library and threads that sleep: it works whatever Paddle does at that moment. The messages
+are JSON, one object a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hmac
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, NoReturn
+
+from ppfcos import environment
+from ppfcos.errors import PPFCOSError, Stopped
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 3  # of a rank that exits because another one died: 2 is for what the user can cure
+CONNECT_SECONDS = 30.0
+# From the error of one rank until ranks that still run are stopped. If all raise it, they exit sooner.
+FAILURE_SECONDS = 15.0
+PONG_SECONDS = 3.0  # that a rank has to answer; its listening thread does, whatever its main thread does
+# After an error that may be no more than a broken collective: time to learn which rank broke it.
+NEWS_SECONDS = 5.0
+FLUSH_SECONDS = 2.0
+POLL_SECONDS = 1.0
+STOPPED_SECONDS = 20.0  # that a rank of the same machine may be stopped; gloo's collectives time out after 30
+LONGEST_LINE = 8192  # bytes
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+# TCP keepalive: idle seconds before the first probe, seconds between probes, unanswered probes.
+PROBE_AFTER, PROBE_EVERY, PROBES = 8, 4, 3
+
+
+class Rank(NamedTuple):
+    """A rank, as the others name it. `log` is the path of its output on its machine, or empty."""
+
+    rank: int
+    world_size: int
+    host: str
+    pid: int
+    log: str
+
+    @classmethod
+    def this_process(cls, rank: int, world_size: int) -> Rank:
+        """This process, with the log file that `paddle.distributed.launch` gave it."""
+        folder, number = os.environ.get("PADDLE_LOG_DIR"), os.environ.get("PADDLE_LOCAL_RANK")
+        log = os.path.join(folder, f"workerlog.{number}") if folder and number else ""
+        return cls(rank, world_size, socket.gethostname(), os.getpid(), log)
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.world_size} (pid {self.pid} on {self.host})"
+
+
+@contextlib.contextmanager
+def exit_with_launcher() -> Iterator[None]:
+    """Within it, this process exits when `paddle.distributed.launch`, which started it, is gone.
+
+    Does nothing without the launcher: a training may outlive the shell that started it.
+    """
+    launcher = environment.launcher()
+    if launcher is None:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL_SECONDS):
+            if os.getppid() != launcher:
+                _exit(_without_launcher(launcher))
+
+    threading.Thread(target=watch, name="watchdog of the launcher", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+@contextlib.contextmanager
+def killed_with_launcher() -> Iterator[None]:
+    """`exit_with_launcher` for calls that keep other Python threads from running; without a message."""
+    launcher = environment.launcher()
+    if launcher is None or not sys.platform.startswith("linux"):
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        if os.getppid() != launcher:  # it ended before the call
+            _exit(_without_launcher(launcher))
+        yield
+    finally:
+        prctl(_PR_SET_PDEATHSIG, 0)
+
+
+def _without_launcher(launcher: int) -> str:
+    return f"the launcher (pid {launcher}) has ended; pid {os.getpid()} exits too"
+
+
+@contextlib.contextmanager
+def watch(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> Iterator[None]:
+    """Within it, this process exits when another rank dies. All ranks must enter it.
+
+    Args:
+        rank: Of this process.
+        world_size: Number of ranks; 1: does nothing.
+        broadcast: Gives all ranks the value of rank 0.
+    """
+    if world_size == 1:
+        yield
+        return
+    me = Rank.this_process(rank, world_size)
+    watchdog = _Watchdog(me, _connect(me, broadcast))
+    try:
+        yield
+    except BaseException as error:
+        watchdog.leave_with(error)
+        raise
+    else:
+        watchdog.leave()
+
+
+class _Connection:
+    """Messages from and to another rank."""
+
+    def __init__(self, link: socket.socket, peer: Rank | None = None):
+        self.link = link
+        self.peer = peer
+        self._lines = link.makefile("rb")
+        _set_keepalive(link)
+        _close_in_children.add(link)
+
+    def send(self, **message: Any) -> None:
+        """Sends a message, unless the peer is gone already."""
+        with contextlib.suppress(OSError):
+            self.link.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> dict:
+        """The next message.
+
+        Raises:
+            OSError: The peer closed the connection or does not answer.
+            ValueError: Not a message.
+        """
+        line = self._lines.readline(LONGEST_LINE)
+        if not line:
+            raise ConnectionResetError(errno.ECONNRESET, "closed")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Closes the connection and ends a `receive` that is waiting in another thread."""
+        _close_in_children.discard(self.link)
+        with contextlib.suppress(OSError):
+            self.link.shutdown(socket.SHUT_RDWR)
+        self._lines.close()
+        self.link.close()
+
+
+def _set_keepalive(link: socket.socket) -> None:
+    """A busy rank need not answer the probes: its system does."""
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": PROBE_AFTER,
+        "TCP_KEEPALIVE": PROBE_AFTER,  # macOS's name for it
+        "TCP_KEEPINTVL": PROBE_EVERY,
+        "TCP_KEEPCNT": PROBES,
+        "TCP_USER_TIMEOUT": 1000 * (PROBE_AFTER + PROBES * PROBE_EVERY),  # for sent data
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+# Data-loading workers are forks of their rank. Their copy would keep a connection open after its death.
+_close_in_children: set[socket.socket] = set()
+
+
+def _after_fork() -> None:
+    for link in _close_in_children:
+        os.close(link.detach())  # link.close() would wait for the file object made of it
+    _close_in_children.clear()
+
+
+if hasattr(os, "register_at_fork"):  # systems without it do not fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _connect(me: Rank, broadcast: Callable[[Any], Any]) -> list[_Connection]:
+    """Connections of rank 0 to all others, of the others to rank 0; fewer where that fails."""
+    if me.rank > 0:
+        return _connect_to_main(me, broadcast(None))
+    with socket.create_server(("", 0), backlog=me.world_size) as server:
+        secret = secrets.token_hex(16)
+        broadcast({"port": server.getsockname()[1], "secret": secret, "member": me})
+        return _accept_others(server, secret, me.world_size)
+
+
+def _connect_to_main(me: Rank, main: dict) -> list[_Connection]:
+    # Paddle itself reaches rank 0 at this address.
+    endpoints = os.environ.get("PADDLE_TRAINER_ENDPOINTS") or "127.0.0.1:0"
+    address = (endpoints.split(",")[0].rpartition(":")[0], main["port"])
+    try:
+        link = socket.create_connection(address, CONNECT_SECONDS)
+    except OSError as error:
+        logger.warning(
+            "rank %d cannot connect to rank 0 at %s:%d (%s): if a rank dies, not all others will notice",
+            me.rank,
+            *address,
+            error,
+        )
+        return []
+    link.settimeout(None)
+    connection = _Connection(link, Rank(*main["member"]))
+    connection.send(secret=main["secret"], member=me)
+    return [connection]
+
+
+def _accept_others(server: socket.socket, secret: str, world_size: int) -> list[_Connection]:
+    connections: dict[int, _Connection] = {}
+    until = time.monotonic() + CONNECT_SECONDS
+    while len(connections) < world_size - 1 and time.monotonic() < until:
+        server.settimeout(max(0.01, until - time.monotonic()))
+        try:
+            link = server.accept()[0]
+        except OSError:
+            break
+        connection = _introduced(link, secret)
+        if connection is not None:
+            connections[connection.peer.rank] = connection
+    missing = [str(rank) for rank in range(1, world_size) if rank not in connections]
+    if missing:
+        logger.warning(
+            "rank %s did not connect to rank 0: the others will not notice its death", ", ".join(missing)
+        )
+    return list(connections.values())
+
+
+def _introduced(link: socket.socket, secret: str) -> _Connection | None:
+    """The connection, if it is a rank's and not, for example, a port scanner's."""
+    link.settimeout(PONG_SECONDS)
+    connection = _Connection(link)
+    try:
+        message = connection.receive()
+        known = hmac.compare_digest(str(message["secret"]), secret)
+        connection.peer = Rank(*message["member"]) if known else None
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if connection.peer is None:
+        connection.close()
+        return None
+    link.settimeout(None)
+    return connection
+
+
+class _Watchdog:
+    """Listens to the other ranks until this one leaves, and exits when one of them dies."""
+
+    def __init__(self, me: Rank, connections: list[_Connection]):
+        self._me = me
+        self._connections = connections
+        self._lock = threading.Lock()  # one thread listens to each connection
+        self._leaving = False
+        self._unanswered: list[_Connection] = []
+        self._pinging: threading.Thread = threading.Timer(PONG_SECONDS, self._name_unanswered)
+        self._reason, self._code, self._exit_at = "", EXIT_CODE, float("inf")
+        self._threads = [
+            threading.Thread(target=self._listen, args=[connection], name="watchdog", daemon=True)
+            for connection in connections
+        ]
+        for thread in self._threads:
+            thread.start()
+        threading.Thread(target=self._look_for_stopped, name="watchdog", daemon=True).start()
+
+    def leave(self) -> None:
+        """Leaves in good order."""
+        with self._lock:
+            self._leaving = True
+        self._tell_all(leaves=True)
+        for connection in self._connections:
+            connection.close()
+        for thread in self._threads:
+            thread.join()
+
+    def leave_with(self, error: BaseException) -> None:
+        """Leaves because of an error that the other ranks may not have."""
+        if isinstance(error, Stopped) and error.together:
+            self.leave()
+            return
+        reason = " ".join(f"{self._me} stopped with {type(error).__name__}: {error}".split())[:1000]
+        if isinstance(error, Exception) and not isinstance(error, (PPFCOSError, Stopped)):
+            # If another rank is the cause, this process exits here, with the news.
+            self._ping_all(reason).join()
+            time.sleep(NEWS_SECONDS - PONG_SECONDS)
+        code = error.exit_code if isinstance(error, PPFCOSError) else EXIT_CODE
+        self._tell_all(text=reason, seconds=FAILURE_SECONDS, code=code)
+        self.leave()
+
+    def _tell_all(self, **message: Any) -> None:
+        for connection in self._connections:
+            connection.send(**message)
+
+    def _listen(self, connection: _Connection) -> None:
+        try:
+            while True:
+                message = connection.receive()
+                with self._lock:
+                    if "leaves" in message:
+                        return
+                    self._handle(connection, message)
+        except (OSError, ValueError) as error:
+            with self._lock:
+                if not self._leaving:
+                    self._stop_all(_obituary(connection.peer, error), 0.0)
+
+    def _handle(self, connection: _Connection, message: dict) -> None:
+        if "text" in message:
+            self._stop_all(message["text"], message["seconds"], message["code"])
+        elif "pong" in message:
+            self._unanswered = [each for each in self._unanswered if each is not connection]
+        elif "ping" in message:
+            connection.send(pong=True)
+            if self._me.rank == 0:
+                threading.Thread(target=self._ping_all, args=[message["ping"]], daemon=True).start()
+
+    def _ping_all(self, reason: str) -> threading.Thread:
+        """Looks for the rank for which another one waited in vain. The timer names it, and exits."""
+        with self._lock:
+            if not self._pinging.is_alive():
+                self._unanswered = list(self._connections)
+                self._tell_all(ping=reason)
+                self._pinging = _start_timer(PONG_SECONDS, self._name_unanswered, reason)
+            return self._pinging
+
+    def _name_unanswered(self, reason: str) -> None:
+        with self._lock:
+            silent = [each for each in self._unanswered if each in self._open()]
+            self._unanswered = []
+            if self._leaving:
+                return
+            for peer in (each.peer for each in silent):
+                if peer.host != self._me.host:
+                    text = f"{peer} does not respond: it is stopped, or its machine hangs ({reason})"
+                    self._stop_all(text, 0.0)
+                elif _is_stopped(peer.pid):
+                    self._stop_all(f"{peer} is stopped (state T)", 0.0)
+
+    def _look_for_stopped(self) -> None:
+        """Names a rank of this machine that stays stopped.
+
+        Before gloo times out: some of its exceptions abort the process instead of reaching Python.
+        """
+        here = [each for each in self._connections if each.peer.host == self._me.host]
+        polls = dict.fromkeys(here, 0)  # not seconds: this rank may have been stopped, too
+        while here and not self._leaving:
+            time.sleep(POLL_SECONDS)
+            with self._lock:
+                still_here = self._open()
+                for each in here:
+                    stopped = each in still_here and _is_stopped(each.peer.pid)
+                    polls[each] = polls[each] + 1 if stopped else 0
+                    if polls[each] * POLL_SECONDS >= STOPPED_SECONDS and not self._leaving:
+                        self._stop_all(f"{each.peer} is stopped (state T)", 0.0)
+
+    def _open(self) -> list[_Connection]:
+        return [each for each, thread in zip(self._connections, self._threads) if thread.is_alive()]
+
+    def _stop_all(self, text: str, seconds: float, code: int = EXIT_CODE) -> None:
+        """Exits after some seconds and, on rank 0, has all ranks exit; the earliest time counts."""
+        if self._reason:  # who goes later goes because of the first
+            text, code = self._reason, self._code
+        if self._me.rank == 0:
+            self._tell_all(text=text, seconds=seconds, code=code)
+        if seconds == 0:
+            _exit(f"{text}; {self._me} exits too", code)
+        if time.monotonic() + seconds < self._exit_at:
+            self._reason, self._code, self._exit_at = text, code, time.monotonic() + seconds
+            _start_timer(seconds, self._exit_unless_left)
+
+    def _exit_unless_left(self) -> None:
+        with self._lock:
+            if not self._leaving:
+                _exit(f"{self._reason}; {self._me} exits too", self._code)
+
+
+def _start_timer(seconds: float, action: Callable[..., None], *arguments: Any) -> threading.Timer:
+    timer = threading.Timer(seconds, action, arguments)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _obituary(peer: Rank, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    ):
+        return f"{peer} does not answer: its machine is down, or the network between is cut"
+    log = f": see the end of its log, {peer.log}" if peer.log else ""
+    return f"{peer} was killed or crashed{log}; most often memory ran out"
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process of this machine is stopped by a signal; False if it is not known."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
+def _exit(reason: str, code: int = EXIT_CODE) -> NoReturn:
+    """Exits at once: the main thread may be waiting in a collective for ever."""
+    # Not through sys.stderr, whose lock the main thread may hold.
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {reason}\n".encode())
+    flushing = threading.Thread(target=_flush, daemon=True)
+    flushing.start()
+    flushing.join(FLUSH_SECONDS)
+    os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    logging.shutdown()
