@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from ppfcos import __version__, environment
+from ppfcos import __version__, console, environment
 from ppfcos.cli import command
 from ppfcos.errors import DataError, OutputError
 from ppfcos.files import replacing, require_writable
@@ -131,7 +131,7 @@ def benchmark(options: argparse.Namespace) -> None:
 
         _write(options.chart, benchmark_page(content))
     # At the end, for whoever reads it may go before it does.
-    print(benchmark_text(content), flush=True)
+    console.show(benchmark_text(content))
 
 
 def _check_output(option: str, path: Path | None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppfcos import environment
+from ppfcos import console, environment
 from ppfcos.cli import command
 from ppfcos.errors import ConfigError, DataError, OutputError
 
@@ -93,7 +93,7 @@ def check(options: argparse.Namespace) -> int:
     cfg, geometry = _what_to_check(options)
     _refuse_to_overwrite(options.fix, cfg)
     report = check_data(cfg, geometry, options.workers)
-    print(text_report(report, options.accept), flush=True)
+    console.show(text_report(report, options.accept))
     _write_reports(report, Path(options.output_dir), options.config or options.path, options.accept)
     if options.fix:
         _write_cleaned(report, Path(options.fix))
@@ -210,5 +210,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command.run(check, build_parser(), argv)
     except Exception:  # Python's own exit code for it, 1, says here that the data was read
-        traceback.print_exc()
+        console.complain(traceback.format_exc(), keep="\n")
         return COULD_NOT_RUN

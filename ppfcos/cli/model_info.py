@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppfcos import environment
+from ppfcos import console, environment
 from ppfcos.cli import command
 from ppfcos.errors import ConfigError, OutputError
 
@@ -80,7 +80,7 @@ def show(options: argparse.Namespace) -> None:
     if options.output:
         _draw(Path(options.output), figures)
     # At the end, for whoever reads it may go before it does.
-    print(text_of_network(figures), flush=True)
+    console.show(text_of_network(figures))
 
 
 def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:

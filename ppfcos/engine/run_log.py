@@ -93,7 +93,7 @@ class _LogFile(logging.FileHandler):
         is_explained = level == logging.INFO or isinstance(error, PPFCOSError)
         trace = None if is_explained else (type(error), error, error.__traceback__)
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        self.handle(logging.LogRecord(__name__, level, __file__, 0, text, (), trace))
+        self.handle(logging.LogRecord(__name__, level, __file__, 0, "%s", (text,), trace))
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
