@@ -46,12 +46,13 @@ def report() -> list[str]:
         Lines: `what: value`, and at the end the problems.
     """
     problems = list(_problems())
+    free = f"{SHARED_MEMORY} {_free(SHARED_MEMORY)}; {_working_directory()} {_free('.')}"
     lines = [
         f"ppfcos:      {ppfcos.__version__}, {Path(ppfcos.__file__).parent}",
         f"python:      {platform.python_version()}, {sys.executable}",
         f"system:      {platform.platform()}",
         f"processor:   {environment.processor_name() or 'unknown'}, {environment.available_cores()} cores",
-        f"memory:      {_memory()}; {SHARED_MEMORY} {_free(SHARED_MEMORY)}; {_working_directory()} {_free('.')}",
+        f"memory:      {_memory()}; {free}",
         f"packages:    {', '.join(_versions())}",
         f"environment: {', '.join(_variables()) or 'nothing of interest is set'}",
         f"devices:     {_devices()}",
