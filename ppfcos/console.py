@@ -37,6 +37,9 @@ _UNPRINTABLE = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
 
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
+_BYTES = re.compile("[\\udc80-\\udcff]+")  # as os.fsdecode stands for bytes that it cannot decode
+
 _open_bars: list[Any] = []
 
 
@@ -51,14 +54,31 @@ def printable(text: object, keep: str = "") -> str:
         The text with escapes (`\n`, `\x1b`, `\u202e`) for control characters, line separators, bidirectional
         controls and lone surrogates. A byte of a file name that could not be decoded is its value (`\xe9`).
     """
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), str(text))
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), valid(text))
 
 
 def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode stands for the byte by this
-        return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def valid(text: object, backslash: str = "\\") -> str:
+    r"""Text that can be written as UTF-8; control characters stay.
+
+    Args:
+        text: any; of what is not a string, its string.
+        backslash: what an escape begins with.
+
+    Returns:
+        The text with escapes for lone surrogates. Those that stand for bytes of a file name are decoded as
+        UTF-8 where they are that, as in a process whose locale is ASCII; a byte that is not is its value
+        (`\xe9`).
+    """
+    decoded = _BYTES.sub(lambda found: _decoded(found[0]).replace("\\", backslash), str(text))
+    return _SURROGATE.sub(lambda found: backslash + _escape(found[0])[1:], decoded)
+
+
+def _decoded(surrogates: str) -> str:
+    return surrogates.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def show(text: object) -> None:

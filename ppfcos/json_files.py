@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from ppfcos.console import printable
+from ppfcos.console import valid
 from ppfcos.errors import ConfigError
 from ppfcos.regular_files import read_text
 
 MAX_BYTES_VARIABLE = "PPFCOS_MAX_JSON_BYTES"
 # Objects365's training annotations, the largest in common use, have about 3 GB; COCO's have 0.45 GB.
 MAX_BYTES = 4 << 30
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class JSONError(ValueError):
@@ -69,4 +66,4 @@ def to_json(content: Any, **options: Any) -> str:
         The text.
     """
     text = json.dumps(content, **{"ensure_ascii": False, **options})
-    return _SURROGATE.sub(lambda found: "\\" + printable(found[0]), text)
+    return valid(text, backslash="\\\\")
