@@ -13,6 +13,9 @@ import os
 _NO_MEMORY = ("failed to map segment", "annot allocate memory", "std::bad_alloc")
 
 
+SHARED_MEMORY = "/dev/shm"  # of Linux
+
+
 class PPFCOSError(Exception):
     """Base of every error that a user can cause and cure."""
 
@@ -102,8 +105,22 @@ def resource_error(error: BaseException) -> ResourceError | None:
         where = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         if error.errno == errno.ENOENT and not where and not _has_working_directory():
             where = "the working directory was removed: change to another one"
+        if not where:
+            where = _problem_of_shared_memory()
         return ResourceError(f"{error.strerror or text}{f': {where}' if where else ''}; --debug shows where")
     return None
+
+
+def _problem_of_shared_memory() -> str:
+    """What is wrong with the folder in which processes share memory and semaphores; "" if nothing is."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return ""
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return f"processes cannot share memory, for {SHARED_MEMORY} cannot be written to"
+    free = os.statvfs(SHARED_MEMORY)
+    if free.f_bavail * free.f_frsize < 1 << 20:
+        return f"processes cannot share memory, for {SHARED_MEMORY} is full"
+    return ""
 
 
 def _has_working_directory() -> bool:

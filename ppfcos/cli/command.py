@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from ppfcos import console
-from ppfcos.errors import ConfigError, OutputError, PPFCOSError, Stopped, resource_error
+from ppfcos.errors import ConfigError, OutputError, PPFCOSError, ResourceError, Stopped, resource_error
 from ppfcos.hints import hint
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -289,6 +289,8 @@ def run(
             known = error if isinstance(error, PPFCOSError) else resource_error(error)
             if known is None:
                 raise
+            if isinstance(known, ResourceError) and not options.debug:
+                sys.unraisablehook = lambda _: None  # what half-made objects say when they are removed
             if options.debug:
                 console.complain(traceback.format_exc(), keep="\n")
             console.complain("error: " + " ".join(str(known).split()))

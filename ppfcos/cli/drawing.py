@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Callable
@@ -47,10 +48,11 @@ def draw_what_is_found(options: argparse.Namespace) -> None:
     with processes.joined():
         path = Path(options.output_dir) / RESULTS_FILE if options.save_results else None
         results = Results(path, detector.category_ids, processes.rank())
-        with StopRequest().listening(), results:
-            with processes.together(), _picture_log(options) as show:
+        with StopRequest().listening() as request, results:
+            with processes.together(), _picture_log(options) as show, request.deferred():
                 for each in _draw_share(detector, paths, show, options):
                     results.add(each)
+                    _stop_where_asked(request)
             drawn = [each for part in processes.gather(results.drawn) for each in part]
             if not drawn:
                 files = _count(len(paths), "file")
@@ -93,18 +95,29 @@ def _infer_video(options: argparse.Namespace) -> None:
     _check_output(output, [source])
     detector = _build_detector(options)
     target = output / f"{source.stem}{VIDEO_SUFFIX}"
-    with StopRequest().listening(), Results(output / RESULTS_FILE, detector.category_ids) as results:
-        with _video_writer(target, frames_a_second) as write, console.bar("detecting", total) as bar:
+    with (
+        StopRequest().listening() as request,
+        Results(output / RESULTS_FILE, detector.category_ids) as results,
+    ):
+        drawing = _video_writer(target, frames_a_second), console.bar("detecting", total)
+        with drawing[0] as write, drawing[1] as bar, request.deferred():
             for number, frame, detections in detector.detect(read_frames(source)):
                 results.add(Drawn(number, source.name, detections))
                 write(draw_detections(frame, detections, options.draw_threshold))
                 bar.advance()
+                _stop_where_asked(request)
             if not results.drawn:
                 raise DataError(f"{source}: this video has no frame that OpenCV can decode")
         results.finish(results.drawn)
     objects = sum(len(each.detections.above(options.draw_threshold)) for each in results.drawn)
     logger.info("%s with %s in %s", _count(len(results.drawn), "frame"), _count(objects, "object"), target)
     logger.info("all boxes in %s", output / RESULTS_FILE)
+
+
+def _stop_where_asked(request: StopRequest) -> None:
+    """Between two images, for runtimes take an exception inside of them for one of their own."""
+    if request.signal:
+        raise Stopped(request.signal, f"stopped by {signal.Signals(request.signal).name}")
 
 
 @contextlib.contextmanager

@@ -148,9 +148,9 @@ class Results:
         Raises:
             OutputError: it cannot be written.
         """
-        self.drawn.append(drawn)
         if self._file is not None:
             self._file.add(result_rows(drawn, self._category_ids))
+        self.drawn.append(drawn)
 
     def finish(self, drawn: Sequence[Drawn]) -> None:
         """Put the file in place.

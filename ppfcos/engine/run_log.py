@@ -51,7 +51,7 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 # Of a run that was killed, the last line may have no end.
-                file.write(("\n" if file.tell() else "") + f"===== {title} =====\n")
+                file.write(("\n" if file.tell() else "") + f"===== {console.printable(title)} =====\n")
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written: {error.strerror or error}; move it away, or choose another "
