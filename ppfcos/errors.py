@@ -101,6 +101,11 @@ def resource_error(error: BaseException) -> ResourceError | None:
         )
     if isinstance(error, (OSError, ImportError)) and "Too many open files" in text:
         return ResourceError("too many files are open: raise the limit, such as with `ulimit -n 1024`")
+    if isinstance(error, UnicodeEncodeError) and error.encoding not in ("utf-8", "utf8"):
+        return ResourceError(
+            f"a file name holds {error.object[error.start]!r}, which the encoding of this locale, "
+            f"{error.encoding}, lacks: set the environment variable PYTHONUTF8=1"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         where = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         if error.errno == errno.ENOENT and not where and not _has_working_directory():

@@ -64,7 +64,12 @@ def test_class_names_in_the_table_of_an_evaluation():
 
 
 def test_an_error_is_one_line(capsys, tmp_path):
-    assert convert_data.main([str(tmp_path / HOSTILE), "--to", "voc", "-o", str(tmp_path / "new")]) == 2
+    assert (
+        convert_data.main(
+            [str(tmp_path / HOSTILE.replace("\ud800", "")), "--to", "voc", "-o", str(tmp_path / "new")]
+        )
+        == 2
+    )
     assert is_harmless(capsys.readouterr().err.rstrip("\n"))
     with pytest.raises(SystemExit, match="2"):
         convert_data.main(["x", "--to", "voc", "-o", "y", f"--{HOSTILE}"])
@@ -72,9 +77,9 @@ def test_an_error_is_one_line(capsys, tmp_path):
 
 
 NAMES = [
-    b"caf\xe9.jpg", b"a\nb.jpg", b"c\x01\x1b.jpg", "q\"<&'é😀.jpg".encode(), b"x" * 251 + b".jpg", b"A.jpg", b"a.jpg",
-    "e\u0301.jpg".encode(), "\u00e9.jpg".encode(), b"tab\t.jpg", b"\xe9" * 251 + b".jpg", b"caf\\xe9.jpg",
-    b"photo 1.jpg", b" x.jpg", "bidi\u202e.jpg".encode(),
+    b"caf\xe9.jpg", b"a\nb.jpg", b"c\x01\x1b.jpg", "q\"<&'é😀.jpg".encode(), b"x" * 251 + b".jpg", b"A.jpg",
+    b"a.jpg", "e\u0301.jpg".encode(), "\u00e9.jpg".encode(), b"tab\t.jpg", b"\xe9" * 251 + b".jpg",
+    b"caf\\xe9.jpg", b"photo 1.jpg", b" x.jpg", "bidi\u202e.jpg".encode(),
 ]  # fmt: skip
 
 
@@ -103,7 +108,7 @@ def test_no_picture_or_box_is_lost_by_a_name(yolo, tmp_path, target):
     for number, wanted in enumerate((target, "coco")):
         done = convert(source, wanted, tmp_path / str(number))
         source = tmp_path / str(number)
-        assert done.pictures == len(NAMES) and done.losses == []
+        assert done.pictures == len(NAMES) and [loss for loss in done.losses if "<folder>" not in loss] == []
     [file] = (source / "annotations").iterdir()
     content = json.loads(file.read_text(encoding="utf-8"))
     assert sorted(note["bbox"][2] for note in content["annotations"]) == widths
@@ -126,6 +131,8 @@ def test_a_closed_or_full_standard_output(yolo, tmp_path):
         done = run(">/dev/full", 10)
         assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"standard output" in done.stderr
         assert run(">/dev/full 2>/dev/full", 11).returncode == 2
-    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = run("", 12, **ascii_only)
+    done = run("", 12, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"") and done.stdout.isascii()
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # also the names of files
+    done = run("", 13, **ascii_only)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"PYTHONUTF8" in done.stderr
