@@ -91,7 +91,10 @@ def resource_error(error: BaseException) -> ResourceError | None:
         An error of one line; None for one of another kind.
     """
     text = str(error)
-    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+    # Without memory, C extensions also fail in other ways, such as "error return without exception set".
+    is_odd = isinstance(error, SystemError) or (isinstance(error, ImportError) and "No module" not in text)
+    lacks_memory = isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+    if lacks_memory or (is_odd and _is_address_space_limited()):
         return ResourceError(
             "there is not enough memory, or the address space is limited: see `free -g` and `ulimit -v`"
         )
@@ -114,6 +117,14 @@ def resource_error(error: BaseException) -> ResourceError | None:
             where = _problem_of_shared_memory()
         return ResourceError(f"{error.strerror or text}{f': {where}' if where else ''}; --debug shows where")
     return None
+
+
+def _is_address_space_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _problem_of_shared_memory() -> str:
