@@ -46,12 +46,13 @@ def report() -> list[str]:
         Lines: `what: value`, and at the end the problems.
     """
     problems = list(_problems())
+    free = f"{SHARED_MEMORY} {_free(SHARED_MEMORY)}; {_working_directory()} {_free('.')}"
     lines = [
         f"ppfcos:      {ppfcos.__version__}, {Path(ppfcos.__file__).parent}",
         f"python:      {platform.python_version()}, {sys.executable}",
         f"system:      {platform.platform()}",
         f"processor:   {environment.processor_name() or 'unknown'}, {environment.available_cores()} cores",
-        f"memory:      {_memory()}; {SHARED_MEMORY} {_free(SHARED_MEMORY)}; {Path.cwd()} {_free('.')}",
+        f"memory:      {_memory()}; {free}",
         f"packages:    {', '.join(_versions())}",
         f"environment: {', '.join(_variables()) or 'nothing of interest is set'}",
         f"devices:     {_devices()}",
@@ -89,6 +90,13 @@ def _memory() -> str:
     return f"{pages * size / 2**30:.1f} GiB"
 
 
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "the working directory, which was removed:"
+
+
 def _free(folder: str) -> str:
     try:
         return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free"
@@ -116,4 +124,4 @@ def _problems() -> Iterator[str]:
         except OSError:
             continue
         if free < least:
-            yield f"{Path(folder).resolve()}: only {free >> 20} MB free"
+            yield f"{os.path.realpath(folder)}: only {free >> 20} MB free"

@@ -21,7 +21,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import BinaryIO
 
-from ppfcos.errors import PPFCOSError
+from ppfcos.errors import PPFCOSError, resource_error
 
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -225,6 +225,7 @@ def quiet_imports() -> Iterator[None]:
     Raises:
         MissingLibraryError: a system library or a package is missing; the message names the command that
             brings it.
+        ResourceError: the machine or a limit of the process does not let it be imported.
     """
     with tempfile.TemporaryFile() as record, warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -234,6 +235,9 @@ def quiet_imports() -> Iterator[None]:
                 import_users_of_zlib()
                 yield
         except BaseException as error:
+            known = resource_error(error)
+            if known is not None:
+                raise known from error
             cure = _cure(error)
             if cure is not None:
                 raise MissingLibraryError(f"{error}: {cure}") from error
@@ -242,6 +246,24 @@ def quiet_imports() -> Iterator[None]:
             raise
         finally:
             _quieten_loggers()
+
+
+@contextlib.contextmanager
+def temporary_home() -> Iterator[None]:
+    """Give VisualDL a home directory while it is imported.
+
+    Its import writes files to ~/.visualdl, which only its server reads, and fails where it cannot.
+    """
+    before = os.environ.get("HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["HOME"]
+            else:
+                os.environ["HOME"] = before
 
 
 @contextlib.contextmanager

@@ -6,6 +6,15 @@ prints it without a traceback and exits with `exit_code`; `--debug` shows the tr
 
 from __future__ import annotations
 
+import errno
+import os
+
+# In what the loader of shared libraries and C++ libraries say.
+_NO_MEMORY = ("failed to map segment", "annot allocate memory", "std::bad_alloc")
+
+
+SHARED_MEMORY = "/dev/shm"  # of Linux
+
 
 class PPFCOSError(Exception):
     """Base of every error that a user can cause and cure."""
@@ -41,6 +50,10 @@ class BundleError(PPFCOSError):
     """An exported bundle is incomplete, or cannot be made or run."""
 
 
+class ResourceError(PPFCOSError):
+    """The machine, or a limit that was set for the process, does not let the command run."""
+
+
 class Stopped(Exception):
     """A signal ended the run in good order: no error, and no PPFCOSError.
 
@@ -66,3 +79,69 @@ def one_line(error: Exception) -> str:
         Its class and message, at most 120 characters.
     """
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+def resource_error(error: BaseException) -> ResourceError | None:
+    """What a user can do about an error that the machine or a limit of the process caused.
+
+    Args:
+        error: any.
+
+    Returns:
+        An error of one line; None for one of another kind.
+    """
+    text = str(error)
+    # Without memory, C extensions also fail in other ways, such as "error return without exception set".
+    is_odd = isinstance(error, SystemError) or (isinstance(error, ImportError) and "No module" not in text)
+    lacks_memory = isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+    if lacks_memory or (is_odd and _is_address_space_limited()):
+        return ResourceError(
+            "there is not enough memory, or the address space is limited: see `free -g` and `ulimit -v`"
+        )
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return ResourceError(
+            "no thread can be started: see `ulimit -u` and `ulimit -v`, or the container's limit of processes"
+        )
+    if isinstance(error, (OSError, ImportError)) and "Too many open files" in text:
+        return ResourceError("too many files are open: raise the limit, such as with `ulimit -n 1024`")
+    if isinstance(error, UnicodeEncodeError) and error.encoding not in ("utf-8", "utf8"):
+        return ResourceError(
+            f"a file name holds {error.object[error.start]!r}, which the encoding of this locale, "
+            f"{error.encoding}, lacks: set the environment variable PYTHONUTF8=1"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        where = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        if error.errno == errno.ENOENT and not where and not _has_working_directory():
+            where = "the working directory was removed: change to another one"
+        if not where:
+            where = _problem_of_shared_memory()
+        return ResourceError(f"{error.strerror or text}{f': {where}' if where else ''}; --debug shows where")
+    return None
+
+
+def _is_address_space_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _problem_of_shared_memory() -> str:
+    """What is wrong with the folder in which processes share memory and semaphores; "" if nothing is."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return ""
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        return f"processes cannot share memory, for {SHARED_MEMORY} cannot be written to"
+    free = os.statvfs(SHARED_MEMORY)
+    if free.f_bavail * free.f_frsize < 1 << 20:
+        return f"processes cannot share memory, for {SHARED_MEMORY} is full"
+    return ""
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True

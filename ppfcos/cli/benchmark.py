@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import logging
 import math
 import os
@@ -13,11 +12,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from ppfcos import __version__, environment
+from ppfcos import __version__, console, environment
 from ppfcos.cli import command
 from ppfcos.errors import DataError, OutputError
 from ppfcos.files import replacing, require_writable
 from ppfcos.hints import hint
+from ppfcos.json_files import to_json
 from ppfcos.machine import machine
 
 if TYPE_CHECKING:  # imported where something is measured: help must not wait for OpenCV
@@ -125,13 +125,13 @@ def benchmark(options: argparse.Namespace) -> None:
 
     content = _measured(options)
     if options.output:
-        _write(options.output, json.dumps(content, ensure_ascii=False))
+        _write(options.output, to_json(content))
     if options.chart:
         from ppfcos.report.benchmark_page import benchmark_page
 
         _write(options.chart, benchmark_page(content))
     # At the end, for whoever reads it may go before it does.
-    print(benchmark_text(content), flush=True)
+    console.show(benchmark_text(content))
 
 
 def _check_output(option: str, path: Path | None) -> None:

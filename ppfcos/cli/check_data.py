@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppfcos import environment
+from ppfcos import console, environment
 from ppfcos.cli import command
 from ppfcos.errors import ConfigError, DataError, OutputError
+from ppfcos.json_files import to_json
 
 if TYPE_CHECKING:  # imported where it is used: it brings PaddleDetection with it
     from ppfcos.data.checker.findings import DataReport
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 CLEAN, FINDINGS, COULD_NOT_RUN = 0, 1, 2
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
-# Names of files need not be text; what UTF-8 cannot write is written as JSON would have it.
-_TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}
 DESCRIPTION = (
     "Read all images and annotations of a data set once and report what is wrong with them, and what a\n"
     "training will do about it. Of a configuration, TrainDataset and EvalDataset are checked, also against\n"
@@ -93,7 +91,7 @@ def check(options: argparse.Namespace) -> int:
     cfg, geometry = _what_to_check(options)
     _refuse_to_overwrite(options.fix, cfg)
     report = check_data(cfg, geometry, options.workers)
-    print(text_report(report, options.accept), flush=True)
+    console.show(text_report(report, options.accept))
     _write_reports(report, Path(options.output_dir), options.config or options.path, options.accept)
     if options.fix:
         _write_cleaned(report, Path(options.fix))
@@ -155,9 +153,9 @@ def _write_reports(report: DataReport, folder: Path, title: str, accepted: Seque
 
     content = json_report(report, accepted)
     with replacing(folder / JSON_FILE) as unfinished:
-        unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1), **_TEXT)
+        unfinished.write_text(to_json(content, indent=1), encoding="utf-8")
     with replacing(folder / PAGE_FILE) as unfinished:
-        unfinished.write_text(html_page(report, title, accepted), **_TEXT)
+        unfinished.write_text(html_page(report, title, accepted), encoding="utf-8")
     logger.info("reports: %s and %s", folder / JSON_FILE, folder / PAGE_FILE)
 
 
@@ -171,7 +169,7 @@ def _write_cleaned(report: DataReport, path: Path) -> None:
     if not content["images"]:
         raise DataError(f"--fix {path}: none of the images of {raw.source} would stay; nothing is written")
     with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content, ensure_ascii=False), **_TEXT)
+        unfinished.write_text(to_json(content), encoding="utf-8")
     left = 0
     for kind, section, findings in report.by_kind():
         if section is report.sections[0] and KINDS[kind].fix:
@@ -210,5 +208,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command.run(check, build_parser(), argv)
     except Exception:  # Python's own exit code for it, 1, says here that the data was read
-        traceback.print_exc()
+        console.complain(traceback.format_exc(), keep="\n")
         return COULD_NOT_RUN

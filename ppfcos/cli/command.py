@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn
 
 from ppfcos import console
-from ppfcos.errors import ConfigError, PPFCOSError, Stopped
+from ppfcos.errors import ConfigError, OutputError, PPFCOSError, ResourceError, Stopped, resource_error
 from ppfcos.hints import hint
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-UNREAD = 141  # 128 + SIGPIPE
+OPEN_FILES = 1024  # to which the limit is raised where it is lower and may be
 PROGRAM = "ppfcos"
 BUNDLE_DEFAULTS = {"runtime": "auto", "precision": "fp32", "device": "auto"}
 WORDS = {"export_model": "export"}  # the program's words for the files in tools/ that are named otherwise
@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end the process with exit code 2."""
-        self.exit(PPFCOSError.exit_code, f"error: {message} (see {self.prog} --help)\n")
+        console.complain(f"error: {' '.join(message.split())} (see {self.prog} --help)")
+        self.exit(PPFCOSError.exit_code)
 
 
 def plain_parser(description: str, example: str) -> Parser:
@@ -259,26 +260,65 @@ def run(
     Returns:
         0 or what the command returned, or the exit code of the error.
     """
-    options = parser.parse_args(argv)
-    with reader_may_leave(), messages_on_stdout(), warnings.catch_warnings():
+    console.prepare_streams()
+    _raise_limit_of_open_files()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as end:  # after --help, or an error in the command line
+        raise SystemExit(_flushed(end.code)) from None
+    with messages_on_stdout() as handler, warnings.catch_warnings():
         if not options.debug:
             # Of its own operators, and nothing that a user could do anything about.
             warnings.filterwarnings("ignore", module="paddle")
         try:
-            if getattr(options, "show_config", False):
-                return _show_config(options)
-            return command(options) or 0
-        except PPFCOSError as error:
-            if options.debug:
-                traceback.print_exc()
-            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
-            return error.exit_code
+            code = (
+                _show_config(options) if getattr(options, "show_config", False) else command(options)
+            ) or 0
+            if handler.failure is not None:
+                raise OutputError(
+                    f"the standard output could not be written: {handler.failure.strerror}; "
+                    "what the command was to do is done"
+                )
         except Stopped as stopped:
-            print(stopped, file=sys.stderr, flush=True)
-            return stopped.exit_code
+            console.complain(stopped)
+            code = stopped.exit_code
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr, flush=True)
-            return INTERRUPTED
+            console.complain("interrupted")
+            code = INTERRUPTED
+        except Exception as error:
+            known = error if isinstance(error, PPFCOSError) else resource_error(error)
+            if known is None:
+                raise
+            if isinstance(known, ResourceError) and not options.debug:
+                sys.unraisablehook = lambda _: None  # what half-made objects say when they are removed
+            if options.debug:
+                console.complain(traceback.format_exc(), keep="\n")
+            console.complain("error: " + " ".join(str(known).split()))
+            code = known.exit_code
+        return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once the standard output is written."""
+    try:
+        console.flush()
+    except OutputError as error:
+        console.complain(f"error: {error}")
+        return code or error.exit_code
+    return code
+
+
+def _raise_limit_of_open_files() -> None:
+    """As far as it may be raised without privileges, and no further than is wanted."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _show_config(options: argparse.Namespace) -> int:
@@ -286,24 +326,12 @@ def _show_config(options: argparse.Namespace) -> int:
         raise ConfigError("--show_config shows a configuration: name it with -c FILE")
     from ppfcos.config.origins import annotated_config
 
-    print(annotated_config(options.config, options.opt))
+    console.show(annotated_config(options.config, options.opt))
     return 0
 
 
 @contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """End the process without a complaint where nobody reads on, such as behind `| head`."""
-    try:
-        yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        console.write_to_nobody(sys.stdout)
-        raise SystemExit(UNREAD) from None
-
-
-@contextlib.contextmanager
-def messages_on_stdout() -> Iterator[None]:
+def messages_on_stdout() -> Iterator[console.ScreenHandler]:
     """Print the log messages of ppfcos; of several processes only the first says more than warnings."""
     handler = console.ScreenHandler()
     logger = logging.getLogger("ppfcos")
@@ -312,7 +340,7 @@ def messages_on_stdout() -> Iterator[None]:
     logger.propagate = False  # a library's handler on the root logger would print every line twice
     logger.setLevel(logging.INFO if console.is_first_process() else logging.WARNING)
     try:
-        yield
+        yield handler
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before[0])

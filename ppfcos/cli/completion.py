@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ppfcos import console
 from ppfcos.cli import command
 from ppfcos.errors import PPFCOSError
 
@@ -46,7 +47,7 @@ def complete(options: argparse.Namespace) -> None:
         raise PPFCOSError("completion needs the package shtab: pip install shtab") from error
     script = shtab.complete(_whole_parser(shtab), options.shell)
     # Of several words, such as bundles, shtab lets zsh complete only the first.
-    print(script.replace('"(*):', '"*:') if options.shell == "zsh" else script)
+    console.show(script.replace('"(*):', '"*:') if options.shell == "zsh" else script)
 
 
 def _whole_parser(shtab) -> argparse.ArgumentParser:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Callable
 
 import cv2
 import numpy as np
 
 from ppfcos import console, environment
 from ppfcos.cli import command, processes
-from ppfcos.deploy import Detections, Detector, Predictor
+from ppfcos.cli.results import Drawn, Results, tag
+from ppfcos.deploy import Detector, Predictor
 from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video, read_frames, read_pictures
-from ppfcos.errors import ConfigError, DataError, OutputError
+from ppfcos.engine.interruption import StopRequest
+from ppfcos.errors import ConfigError, DataError, OutputError, Stopped
 from ppfcos.files import replacing
 from ppfcos.report.pictures import draw_detections, save_picture
 
@@ -26,20 +28,6 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "bbox.json"
 VIDEO_SUFFIX, VIDEO_CODE, FRAMES_A_SECOND = ".mp4", "mp4v", 25.0
-
-
-class Drawn(NamedTuple):
-    """What was found in one picture or frame.
-
-    Attributes:
-        number: of the picture among those named, or of the frame.
-        name: of the picture's or the video's file.
-        detections: all of them, drawn or not.
-    """
-
-    number: int
-    name: str
-    detections: Detections
 
 
 def draw_what_is_found(options: argparse.Namespace) -> None:
@@ -58,15 +46,19 @@ def draw_what_is_found(options: argparse.Namespace) -> None:
     _check_output(Path(options.output_dir), paths)
     detector = _build_detector(options)
     with processes.joined():
-        own: list[Drawn] = []
-        with processes.together(), _picture_log(options) as show:
-            own += _draw_share(detector, paths, show, options)
-        drawn = [each for part in processes.gather(own) for each in part]
-    if not drawn:
-        raise DataError(f"no picture could be read: {_count(len(paths), 'file')}, the first is {paths[0]}")
+        path = Path(options.output_dir) / RESULTS_FILE if options.save_results else None
+        results = Results(path, detector.category_ids, processes.rank())
+        with StopRequest().listening() as request, results:
+            with processes.together(), _picture_log(options) as show, request.deferred():
+                for each in _draw_share(detector, paths, show, options):
+                    results.add(each)
+                    _stop_where_asked(request)
+            drawn = [each for part in processes.gather(results.drawn) for each in part]
+            if not drawn:
+                files = _count(len(paths), "file")
+                raise DataError(f"no picture could be read: {files}, the first is {paths[0]}")
+            results.finish(sorted(drawn, key=lambda each: each.number))
     if console.is_first_process():
-        if options.save_results:
-            _save_results(Path(options.output_dir) / RESULTS_FILE, drawn, detector.category_ids)
         _log_summary(options, drawn, len(paths) - len(drawn))
 
 
@@ -81,13 +73,13 @@ def _draw_share(
     own = processes.share(paths)
     with console.bar("detecting", len(own)) as bar:
         for path, image, detections in detector.detect(read_pictures(own)):
+            yield Drawn(numbers[path], path.name, detections)  # kept before the picture, which may not fit
             picture = draw_detections(image, detections, options.draw_threshold)
             save_picture(Path(options.output_dir) / picture_name(path), picture)
             show(path.name, picture)
             objects = _count(len(detections.above(options.draw_threshold)), "object")
             logger.info("%s: %s", path, objects, extra=console.SHOWN_BY_BAR)
             bar.advance()
-            yield Drawn(numbers[path], path.name, detections)
 
 
 def _infer_video(options: argparse.Namespace) -> None:
@@ -103,18 +95,29 @@ def _infer_video(options: argparse.Namespace) -> None:
     _check_output(output, [source])
     detector = _build_detector(options)
     target = output / f"{source.stem}{VIDEO_SUFFIX}"
-    drawn: list[Drawn] = []
-    with _video_writer(target, frames_a_second) as write, console.bar("detecting", total) as bar:
-        for number, frame, detections in detector.detect(read_frames(source)):
-            write(draw_detections(frame, detections, options.draw_threshold))
-            drawn.append(Drawn(number, source.name, detections))
-            bar.advance()
-        if not drawn:
-            raise DataError(f"{source}: this video has no frame that OpenCV can decode")
-    _save_results(output / RESULTS_FILE, drawn, detector.category_ids)
-    objects = sum(len(each.detections.above(options.draw_threshold)) for each in drawn)
-    logger.info("%s with %s in %s", _count(len(drawn), "frame"), _count(objects, "object"), target)
+    with (
+        StopRequest().listening() as request,
+        Results(output / RESULTS_FILE, detector.category_ids) as results,
+    ):
+        drawing = _video_writer(target, frames_a_second), console.bar("detecting", total)
+        with drawing[0] as write, drawing[1] as bar, request.deferred():
+            for number, frame, detections in detector.detect(read_frames(source)):
+                results.add(Drawn(number, source.name, detections))
+                write(draw_detections(frame, detections, options.draw_threshold))
+                bar.advance()
+                _stop_where_asked(request)
+            if not results.drawn:
+                raise DataError(f"{source}: this video has no frame that OpenCV can decode")
+        results.finish(results.drawn)
+    objects = sum(len(each.detections.above(options.draw_threshold)) for each in results.drawn)
+    logger.info("%s with %s in %s", _count(len(results.drawn), "frame"), _count(objects, "object"), target)
     logger.info("all boxes in %s", output / RESULTS_FILE)
+
+
+def _stop_where_asked(request: StopRequest) -> None:
+    """Between two images, for runtimes take an exception inside of them for one of their own."""
+    if request.signal:
+        raise Stopped(request.signal, f"stopped by {signal.Signals(request.signal).name}")
 
 
 @contextlib.contextmanager
@@ -135,7 +138,14 @@ def _video_writer(target: Path, frames_a_second: float) -> Iterator[Callable[[np
                     raise OutputError(f"{target}: OpenCV cannot write a video of this size here")
             writer.write(frame)
 
-        yield write
+        try:
+            yield write
+        except (KeyboardInterrupt, Stopped):
+            if not writer.isOpened():
+                raise
+            writer.release()  # the frames until then make a video
+            os.replace(beside, target)
+            raise
         writer.release()
         os.replace(beside, unfinished)
 
@@ -214,7 +224,7 @@ def _picture_log(options: argparse.Namespace) -> Iterator[Callable[[str, np.ndar
     if not options.use_vdl:
         yield lambda name, picture: None
         return
-    with environment.quiet_imports():
+    with environment.quiet_imports(), environment.temporary_home():
         from visualdl import LogWriter
     try:
         writer = LogWriter(logdir=options.vdl_log_dir)
@@ -223,29 +233,7 @@ def _picture_log(options: argparse.Namespace) -> Iterator[Callable[[str, np.ndar
             f"--vdl_log_dir {options.vdl_log_dir} cannot be written ({error.strerror})"
         ) from error
     with writer:
-        yield lambda name, picture: writer.add_image(f"detections/{name}", picture[:, :, ::-1], step=0)
-
-
-def _save_results(path: Path, drawn: Sequence[Drawn], category_ids: Sequence[int]) -> None:
-    """All boxes as a COCO result file; image_id is the number of the picture or frame."""
-    ordered = sorted(drawn, key=lambda each: each.number)
-    rows = [_result_row(each, i, category_ids) for each in ordered for i in range(len(each.detections))]
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-
-
-def _result_row(drawn: Drawn, i: int, category_ids: Sequence[int]) -> dict[str, Any]:
-    detections = drawn.detections
-    x0, y0, x1, y1 = detections.boxes[i].tolist()
-    label = int(detections.labels[i])
-    return {
-        "image_id": drawn.number,
-        "file_name": drawn.name,
-        "category_id": category_ids[label],
-        "category_name": detections.class_names[label],
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "score": float(detections.scores[i]),
-    }
+        yield lambda name, picture: writer.add_image(tag(name), picture[:, :, ::-1], step=0)
 
 
 def _log_summary(options: argparse.Namespace, drawn: Sequence[Drawn], unreadable: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ppfcos import console
 from ppfcos.cli import command
 
 DESCRIPTION = (
@@ -33,7 +34,7 @@ def show(options: argparse.Namespace) -> None:
     """
     from ppfcos.diagnosis import report
 
-    print("\n".join(report()))
+    console.show("\n".join(report()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import ppfcos
-from ppfcos.cli.command import PROGRAM, help_width, reader_may_leave
-from ppfcos.errors import PPFCOSError
+from ppfcos import console
+from ppfcos.cli.command import PROGRAM, help_width
+from ppfcos.errors import OutputError, PPFCOSError
 from ppfcos.hints import hint
 
 
@@ -83,20 +84,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    console.prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        with reader_may_leave():
-            print(usage())
-        return 0
+        return _print(usage())
     if words[0] == "--version":
-        print(f"{PROGRAM} {ppfcos.__version__}")
-        return 0
+        return _print(f"{PROGRAM} {ppfcos.__version__}")
     if words[0] not in COMMANDS:
         what = "option" if words[0].startswith("-") else "command"
         near = hint(words[0], COMMANDS) if what == "command" else f"; {PROGRAM} COMMAND comes first"
-        print(f"error: there is no {what} {words[0]}{near}", file=sys.stderr)
+        console.complain(f"error: there is no {what} {words[0]}{near}")
         return PPFCOSError.exit_code
     return _module(words[0]).main(words[1:])
+
+
+def _print(text: str) -> int:
+    try:
+        console.show(text)
+    except OutputError as error:
+        console.complain(f"error: {error}")
+        return error.exit_code
+    return 0
 
 
 def _module(name: str):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppfcos import environment
+from ppfcos import console, environment
 from ppfcos.cli import command
 from ppfcos.errors import ConfigError, OutputError
+from ppfcos.json_files import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +76,11 @@ def show(options: argparse.Namespace) -> None:
         raise OutputError(f"--json {options.json}: a folder has this name; name a file")
     figures = _figures(bundle, options)
     if options.json:
-        _write_text(Path(options.json), json.dumps(figures, ensure_ascii=False, indent=1))
+        _write_text(Path(options.json), to_json(figures, indent=1))
     if options.output:
         _draw(Path(options.output), figures)
     # At the end, for whoever reads it may go before it does.
-    print(text_of_network(figures), flush=True)
+    console.show(text_of_network(figures))
 
 
 def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:

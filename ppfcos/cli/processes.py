@@ -21,11 +21,16 @@ def count() -> int:
     return max(1, int(text)) if text.isdigit() else 1
 
 
+def rank() -> int:
+    """The number of this process; 0 without a launcher."""
+    return 0 if count() == 1 else int(os.environ["PADDLE_TRAINER_ID"])
+
+
 def share(things: Sequence[T]) -> Sequence[T]:
     """This process's part: every n-th of n processes, for neighbours are often alike."""
     if count() == 1:
         return things
-    return things[int(os.environ["PADDLE_TRAINER_ID"]) :: count()]
+    return things[rank() :: count()]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ looked at: delete the cache after taking pictures out of them.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -22,12 +23,14 @@ import numpy as np
 from ppfcos.data.record_store import RecordStore, check_columns
 from ppfcos.data.records import DetectionData
 from ppfcos.data.tally import Tally
-from ppfcos.errors import DataError, OutputError
+from ppfcos.errors import DataError, OutputError, one_line
 from ppfcos.files import replacing
+from ppfcos.regular_files import require_regular
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
+_MAX_HEADER = 1024  # bytes of a .npy file that hold its header; np.save writes 128
 _META = "meta"  # beside the columns, a JSON text as bytes
 
 Content = tuple[RecordStore, list[dict[str, Any]], Tally]
@@ -46,6 +49,8 @@ class AnnotationCache:
     def __init__(self, folder: Path | str, annotations: Path, images: Path, keys: Mapping[str, Any]):
         fixed = {"annotations": os.path.abspath(annotations), "images": os.path.abspath(images), "keys": keys}
         text = json.dumps(fixed, sort_keys=True, default=str)
+        # Columns are smaller than the annotations; the rest is headers, and the folder in every name.
+        self._max_bytes = 2 * os.path.getsize(annotations) + (1 << 20)
         self._state = json.dumps([_VERSION, text, _state(annotations), _state(images)])
         self.path = Path(folder) / f"{annotations.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
@@ -68,21 +73,20 @@ class AnnotationCache:
         return content
 
     def _open(self) -> Content | None:
-        if not self.path.exists():
-            return None
         try:
-            with np.load(self.path, allow_pickle=False) as stored:
-                columns = {key: stored[key] for key in stored.files}
+            columns = _read_arrays(self.path, self._max_bytes)
             state, categories, changes = json.loads(columns.pop(_META).tobytes())
+            if state != self._state:
+                logger.info("%s is of an earlier state of the data and is made anew", self.path)
+                return None
             tally = Tally.of(changes)
-            check_columns(columns)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, DataError) as error:
-            logger.warning("%s is broken and is made anew: %s", self.path, type(error).__name__)
+            check_columns(columns, len(check_categories(categories)))
+            return RecordStore(columns), categories, tally
+        except FileNotFoundError:
             return None
-        if state != self._state:
-            logger.info("%s is of an earlier state of the data and is made anew", self.path)
+        except Exception as error:  # whatever is wrong with the file, the annotations themselves are there
+            logger.warning("%s is broken and is made anew: %s", self.path, one_line(error))
             return None
-        return RecordStore(columns), categories, tally
 
     def write(self, records: RecordStore, categories: list[dict[str, Any]], tally: Tally) -> None:
         """Keeps what was read of the annotations as they are now.
@@ -94,6 +98,62 @@ class AnnotationCache:
         # a stream, since np.savez would add a suffix to a name
         with replacing(self.path) as unfinished, open(unfinished, "wb") as stream:
             np.savez(stream, **{_META: meta}, **records.columns)
+
+
+def check_categories(categories: Any) -> list[dict[str, Any]]:
+    """Whether categories are dicts with an id and a name.
+
+    Raises:
+        DataError: They are not.
+    """
+    if not (
+        isinstance(categories, list)
+        and all(isinstance(each, dict) for each in categories)
+        and all(type(each.get("id")) is int and isinstance(each.get("name"), str) for each in categories)
+    ):
+        raise DataError("the categories have no id or no name")
+    return categories
+
+
+def _read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
+    """The arrays of a file that np.savez wrote; never more memory than the file has bytes.
+
+    np.load would decompress, and make room for whatever size an array claims.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger than `max_bytes`.
+        ValueError, zipfile.BadZipFile, ...: It is something else.
+    """
+    require_regular(path)
+    if os.path.getsize(path) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes} bytes")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed")
+        if sum(member.file_size for member in members) > max_bytes:
+            raise ValueError("its arrays are larger than the file")
+        return {member.filename[: -len(".npy")]: _array(archive.read(member)) for member in members}
+
+
+def _array(data: bytes) -> np.ndarray:
+    """The array of numbers in a .npy file of version 1.
+
+    Raises:
+        ValueError: It is none, or its sizes contradict each other.
+    """
+    stream = io.BytesIO(data[:_MAX_HEADER])
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array of another version")
+    shape, is_fortran, kind = np.lib.format.read_array_header_1_0(stream)
+    if (
+        kind.kind not in "iuf"
+        or kind.itemsize > 8
+        or len(shape) not in (1, 2)
+        or (is_fortran and len(shape) > 1)
+    ):
+        raise ValueError("an array that is no column of numbers")
+    return np.frombuffer(data, kind, offset=stream.tell()).reshape(shape)
 
 
 def _state(path: Path) -> list[int]:

@@ -8,8 +8,8 @@ refused in one line.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ import pycocotools.coco
 
 from ppfcos.data.tally import Change, Tally
 from ppfcos.errors import DataError
-from ppfcos.regular_files import read_text
+from ppfcos.json_files import MAX_BYTES_VARIABLE, JSONError, read_json
 
 
 def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], Tally]:
@@ -110,16 +110,20 @@ def load_json(path: Path, section: str | None = None) -> dict[str, Any]:
         DataError: The file is missing, not JSON, or holds something else.
     """
     try:
-        content = json.loads(read_text(path))
+        content = read_json(path)
     except FileNotFoundError:
         cure = f": set {section}.dataset_dir and {section}.anno_path" if section else ""
         raise DataError(f"{path} is not there{cure}") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+        cure = (
+            f"; the environment variable {MAX_BYTES_VARIABLE} sets the limit"
+            if error.errno == errno.EFBIG
+            else ""
+        )
+        raise DataError(f"{path} cannot be read: {error.strerror}{cure}") from None
+    except JSONError as error:
         cure = f": {section}.anno_path must name a COCO annotation file" if section else ""
-        raise DataError(f"{path} is not JSON ({reason}){cure}") from None
+        raise DataError(f"{path} cannot be read as JSON ({error}){cure}") from None
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a JSON {type(content).__name__}, not COCO's object with images and categories"

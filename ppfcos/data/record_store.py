@@ -132,28 +132,52 @@ class RecordStore(Sequence):
         return (int(column[index - 1]) if index else 0), int(column[index])
 
 
-def check_columns(columns: dict[str, np.ndarray]) -> None:
-    """Whether columns belong together.
+def check_columns(columns: dict[str, np.ndarray], classes: int) -> None:
+    """Whether columns belong together, and hold nothing that reading annotations does not give.
+
+    Args:
+        columns: As in `RecordStore`.
+        classes: The number of classes.
 
     Raises:
         DataError: They do not.
     """
     try:
-        images, boxes = len(columns["im_id"]), len(columns["gt_bbox"])
+        images, boxes, crowds = (len(columns[key]) for key in ("im_id", "gt_bbox", "gt_crowd"))
+        lengths = {
+            **dict.fromkeys(("name_ends", "has", "box_ends", "crowd_ends", "h", "w"), (images,)),
+            **dict.fromkeys(("gt_class", "is_crowd", "difficult"), (boxes,)),
+            **{"gt_bbox": (boxes, 4), "gt_crowd": (crowds, 4), "im_id": (images,)},
+            **{"names": (len(columns["names"]),), "folder": (len(columns["folder"]),)},
+        }
+        ends = {"name_ends": len(columns["names"]), "box_ends": boxes, "crowd_ends": crowds}
+        whole = ("names", "folder", "has", "gt_class", "is_crowd", "difficult", "im_id", *ends)
         fits = (
-            all(
-                len(columns[key]) == images
-                for key in ("name_ends", "has", "box_ends", "crowd_ends", "h", "w")
-            )
-            and all(len(columns[key]) == boxes for key in _PER_BOX)
-            and (not images or columns["box_ends"][-1] == boxes)
-            and (not images or columns["crowd_ends"][-1] == len(columns["gt_crowd"]))
-            and (not images or columns["name_ends"][-1] == len(columns["names"]))
+            set(columns) == set(lengths)
+            and all(columns[key].shape == shape for key, shape in lengths.items())
+            and all(columns[key].dtype.kind in "iu" for key in whole)
+            and all(columns[key].dtype == np.uint8 for key in ("names", "folder", "has"))
+            and all(_are_ends(columns[key], total) for key, total in ends.items())
+            and all(np.isfinite(columns[key]).all() for key in ("gt_bbox", "gt_crowd", "h", "w"))
+            and all(_are_below(columns[key], 2) for key in ("is_crowd", "difficult"))
+            and _are_below(columns["gt_class"], classes)
+            and not any((columns[key] == 0).any() for key in ("names", "folder"))  # no path has a NUL
         )
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError):
         fits = False
     if not fits:
         raise DataError("the columns of the records do not fit one another: read the annotations again")
+
+
+def _are_ends(column: np.ndarray, total: int) -> bool:
+    """Whether they divide a column of `total` entries into parts, one behind another."""
+    last = int(column[-1]) if len(column) else 0
+    return last == total and bool((np.diff(column.astype(np.int64), prepend=0) >= 0).all())
+
+
+def _are_below(column: np.ndarray, end: int) -> bool:
+    """Whether they are whole numbers from 0 to before `end`."""
+    return not len(column) or bool(column.min() >= 0 and column.max() < end)
 
 
 def _bytes(text: bytes) -> np.ndarray:

@@ -25,6 +25,7 @@ LISTS = Path("ImageSets", "Main")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 # A tag of our own: the box holds a crowd, as COCO has it. `difficult` is set beside it for everyone else.
 CROWD = "iscrowd"
+MAX_BYTES = 64 << 20  # of the XML file of one image, which has some kilobytes
 
 
 def read_annotation(xml_file: Path) -> Element:
@@ -34,8 +35,8 @@ def read_annotation(xml_file: Path) -> Element:
         DataError: The file cannot be read or is not XML.
     """
     try:
-        return ElementTree.fromstring(read_bytes(xml_file))
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last: of its encoding
+        return ElementTree.fromstring(read_bytes(xml_file, MAX_BYTES))
+    except (OSError, ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:  # encoding
         raise DataError(
             f"{xml_file} is not XML that can be read ({error}): repair it or take it off the list"
         ) from None
@@ -86,17 +87,18 @@ def image_names(list_file: Path) -> list[str]:
     for line in _lines(list_file):
         parts = line.split()
         if parts:
-            names.setdefault(parts[0] if _has_mark(parts) else line.strip())
+            names.setdefault(parts[0] if has_mark(parts) else line.strip())
     return list(names)
 
 
 def is_list_of_one_class(list_file: Path) -> bool:
     """Whether an image set says of every image whether a class is in it, as VOC's `aeroplane_train.txt`."""
     rows = [line.split() for line in _lines(list_file) if line.strip()]
-    return bool(rows) and all(_has_mark(parts) for parts in rows)
+    return bool(rows) and all(has_mark(parts) for parts in rows)
 
 
-def _has_mark(parts: list[str]) -> bool:
+def has_mark(parts: list[str]) -> bool:
+    """Whether the words of a line are a name and the mark of a list of one class."""
     return len(parts) == 2 and parts[1] in ("-1", "0", "1")
 
 

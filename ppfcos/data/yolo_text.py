@@ -29,6 +29,7 @@ CATEGORY_IDS = "category_ids"  # a key of our own in it: the numbers that the cl
 _IMAGES, _LABELS = "images", "labels"
 _BOX_COLUMNS, _LEAST_POLYGON_COLUMNS = 5, 7
 _MOST_NODES = 50_000  # of a description
+MAX_LABEL_BYTES = 64 << 20  # of the labels of one image, which have some kilobytes
 _TOLERANCE = 0.01  # by which rounding may leave 0 to 1; more than that are pixels, or nonsense
 
 
@@ -57,7 +58,7 @@ def read_rows(label_file: str | Path, num_classes: int) -> list[Row]:
         DataError: The file cannot be read, or a row is wrong; the message names its line.
     """
     try:
-        lines = read_text(label_file).splitlines()
+        lines = read_text(label_file, MAX_LABEL_BYTES).splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

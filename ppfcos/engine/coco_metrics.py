@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppfcos.console import printable
 from ppfcos.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -129,10 +130,11 @@ class CocoFigures:
         Returns:
             A line a class.
         """
-        width = max((len(name) for name in self.per_class), default=0)
+        rows = [(printable(name), ap) for name, ap in self.per_class.items()]
+        width = max((len(name) for name, _ in rows), default=0)
         return "\n".join(
             f" {name:<{width}}  AP = " + ("no objects" if ap == NO_OBJECTS else f"{ap:0.3f}")
-            for name, ap in self.per_class.items()
+            for name, ap in rows
         )
 
 

@@ -18,6 +18,7 @@ from ppfcos.engine.coco_metrics import CocoFigures, evaluate_detections
 from ppfcos.engine.precision import Precision
 from ppfcos.errors import DataError
 from ppfcos.files import replacing
+from ppfcos.json_files import JSONError, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -168,19 +169,36 @@ def read_detections(folder: Path | str) -> list[dict]:
     """
     path = Path(folder) / DETECTIONS_FILE
     try:
-        detections = json.loads(path.read_text(encoding="utf-8"))
+        detections = read_json(path)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror or error}): write it first, with --output_eval {folder}"
         ) from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from error
-    keys = {"image_id", "category_id", "bbox", "score"}
-    if not isinstance(detections, list) or not all(
-        isinstance(detection, dict) and keys <= set(detection) for detection in detections
-    ):
-        raise DataError(f"{path} is no list of detections with {', '.join(sorted(keys))}")
+    except JSONError as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(detections, list):
+        raise DataError(f"{path} is no list of detections: write it anew, with --output_eval {folder}")
+    wrong = next((i for i, each in enumerate(detections) if not _is_detection(each)), None)
+    if wrong is not None:
+        raise DataError(
+            f"{path}: entry {wrong} is no detection, which has whole numbers image_id and category_id, "
+            "a number score and a bbox of four numbers"
+        )
     return detections
+
+
+def _is_detection(entry: Any) -> bool:
+    """Whether it is as in COCO's result files, with finite numbers that fit into 64 bits."""
+    if not isinstance(entry, dict):
+        return False
+    box = entry.get("bbox")
+    numbers = (entry.get("score"), *box) if isinstance(box, list) and len(box) == 4 else ()
+    ids = (entry.get("image_id"), entry.get("category_id"))
+    return (
+        len(numbers) == 5
+        and all(type(value) in (int, float) and abs(value) < 1e300 for value in numbers)
+        and all(type(value) is int and abs(value) < 2**63 for value in ids)
+    )
 
 
 def _gathered(share: list) -> list:

@@ -51,7 +51,7 @@ class RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 # Of a run that was killed, the last line may have no end.
-                file.write(("\n" if file.tell() else "") + f"===== {title} =====\n")
+                file.write(("\n" if file.tell() else "") + f"===== {console.printable(title)} =====\n")
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written: {error.strerror or error}; move it away, or choose another "
@@ -93,7 +93,7 @@ class _LogFile(logging.FileHandler):
         is_explained = level == logging.INFO or isinstance(error, PPFCOSError)
         trace = None if is_explained else (type(error), error, error.__traceback__)
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        self.handle(logging.LogRecord(__name__, level, __file__, 0, text, (), trace))
+        self.handle(logging.LogRecord(__name__, level, __file__, 0, "%s", (text,), trace))
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

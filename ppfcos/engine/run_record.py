@@ -25,9 +25,11 @@ import paddle
 import ppfcos
 from ppfcos import environment
 from ppfcos.config.resolved import config_text
+from ppfcos.console import valid
 from ppfcos.engine import distributed
 from ppfcos.errors import OutputError
 from ppfcos.files import replacing
+from ppfcos.json_files import to_json
 
 CONFIG_FILE = "config.yml"
 RECORD_FILE = "run.json"
@@ -75,9 +77,9 @@ def write_record(folder: Path, record: Mapping[str, Any], resolved: Mapping[str,
         f"# It was started in {record['folder']}, from where its relative paths count.\n"
     )
     with replacing(folder / CONFIG_FILE) as unfinished:
-        unfinished.write_text(head + config_text(resolved), encoding="utf-8")
+        unfinished.write_text(valid(head + config_text(resolved)), encoding="utf-8")
     with replacing(folder / RECORD_FILE) as unfinished:
-        unfinished.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.write_text(to_json(records, indent=2) + "\n", encoding="utf-8")
 
 
 def _earlier_records(path: Path) -> list:

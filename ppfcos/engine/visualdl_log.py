@@ -22,7 +22,7 @@ from ppfcos.engine.progress import Report
 from ppfcos.files import replacing, require_writable
 from ppfcos.report.pictures import encode_picture
 
-with environment.quiet_imports():
+with environment.quiet_imports(), environment.temporary_home():
     from google.protobuf.message import DecodeError
     from visualdl.component import base_component as records
     from visualdl.proto.record_pb2 import Record

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppfcos.console import printable
+
 WHAT = ("bundle", "runtime", "precision")
 IN_NETWORK = "in the network"
 
@@ -17,17 +19,16 @@ def benchmark_text(content: Mapping[str, Any]) -> str:
         content: what the command writes as JSON.
 
     Returns:
-        Lines. The table is one of Markdown, with its columns aligned.
+        Lines without control characters. The table is one of Markdown, with its columns aligned.
     """
-    return "\n".join(
-        [
-            *about(content),
-            "",
-            *_aligned([column_names(content), *table_rows(content)], len(varying_names(content))),
-            "",
-            *notes(content),
-        ]
-    )
+    lines = [
+        *about(content),
+        "",
+        *_aligned([column_names(content), *table_rows(content)], len(varying_names(content))),
+        "",
+        *notes(content),
+    ]
+    return "\n".join(printable(line) for line in lines)
 
 
 def about(content: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ppfcos.console import printable
 from ppfcos.data.checker.findings import DataReport
 from ppfcos.data.checker.kinds import KINDS, TRAINING, Finding
 from ppfcos.data.checker.responsibility import Geometry
 from ppfcos.data.checker.rules import SIDE_BINS, SectionCheck
-from ppfcos.report.page import printable
 
 EXAMPLES = 3  # of each kind in the text; the JSON has all
 _JSON_VERSION = 1

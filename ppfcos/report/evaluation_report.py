@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppfcos.errors import DataError
 from ppfcos.files import replacing
+from ppfcos.json_files import JSONError, read_json, to_json
 from ppfcos.report.comparison_page import comparison_page
 from ppfcos.report.error_kinds import find_errors
 from ppfcos.report.evaluation_figures import REPORT, VERSION, Figures, evaluation_figures
@@ -58,7 +58,7 @@ def write_report(
     drawings = draw_cases(cases, matching, images, pictures)
     text = evaluation_page(content, drawings, figures.table())
     with replacing(Path(folder) / JSON_FILE) as unfinished:
-        unfinished.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), **_TEXT)
+        unfinished.write_text(to_json(content, allow_nan=False), encoding="utf-8")
     with replacing(Path(folder) / PAGE_FILE) as unfinished:
         unfinished.write_text(text, **_TEXT)
     return Path(folder) / PAGE_FILE
@@ -100,12 +100,12 @@ def read_figures(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder) / JSON_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror or error}): write it first, with --report {folder}"
         ) from error
-    except ValueError as error:
+    except JSONError as error:
         raise DataError(f"{path} is no JSON ({error}): write it anew, with --report {folder}") from error
     if not isinstance(content, dict) or content.get("report") != REPORT:
         raise DataError(f"{path} is no report of an evaluation: write one with --report {folder}")

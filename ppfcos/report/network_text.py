@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ppfcos.report.page import printable
+from ppfcos.console import printable
 
 UNKNOWN = "?"
 CPU_DEVICES = ("CPUExecutionProvider", "CPU")  # as ONNX Runtime and OpenVINO call it

@@ -11,6 +11,8 @@ from html import escape
 import cv2
 import numpy as np
 
+from ppfcos.console import printable
+
 _JPEG_QUALITY = 75  # of small pictures, of which a page has many
 
 # Colours of both kinds of screen; whatever a page adds takes its colours from here.
@@ -63,13 +65,6 @@ def escaped(content: object) -> str:
         What stands for its characters, in a tag or in an attribute between quotes.
     """
     return escape(printable(str(content)))
-
-
-def printable(content: str) -> str:
-    """The text with escapes for what would move the cursor or end the line."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in content
-    )
 
 
 def short(name: str, most: int = 26) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import contextlib
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -147,7 +148,8 @@ def save_picture(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
     data = encode_picture(image_bgr, path.suffix)
     if data is None:
         raise OutputError(f"{path}: OpenCV cannot write a picture of this kind; name it .jpg or .png")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Without the file's name, which may already be as long as the file system lets it be.
+    beside = path.with_name(f".{os.getpid()}-{threading.get_ident()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppfcos import environment
 from ppfcos.data.checker.coco_source import CocoSource
 from ppfcos.data.checker.findings import DataReport
 from ppfcos.data.checker.kinds import RARE, TRAINING, VALIDATION, Finding
@@ -61,8 +62,9 @@ def _source(cfg: Mapping[str, Any], section: str) -> RawSource:
 
 def _ask_the_readers(cfg: Mapping[str, Any], raw: RawData) -> None:
     """Has the training's own code read the data: what it refuses is refused, whatever is found here."""
-    from ppfcos.data.datasets import build_dataset
-    from ppfcos.data.loader import TrainLoader
+    with environment.quiet_imports():
+        from ppfcos.data.datasets import build_dataset
+        from ppfcos.data.loader import TrainLoader
 
     try:
         with log_lines():

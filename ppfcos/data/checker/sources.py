@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ppfcos import environment
 from ppfcos.data.checker.kinds import Finding
 from ppfcos.errors import DataError
 
@@ -130,7 +131,8 @@ class RecordsSource:
 
     def read(self) -> RawData:
         """Reads the data set as training does; one that the reader refuses has no images."""
-        from ppfcos.data.datasets import build_dataset
+        with environment.quiet_imports():
+            from ppfcos.data.datasets import build_dataset
 
         arguments = self._cfg[self._section]
         folder = str(arguments.get("dataset_dir") or "")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ppfcos.console import printable
 from ppfcos.data.images import ImageUnreadable, image_size
 from ppfcos.errors import DataError
 
@@ -35,6 +36,10 @@ class Split:
     annotations: list[dict[str, Any]]
     pictures: dict[int, Path]
     head: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Both become names of files, and stand in text files.
+        self.name, self.folder = printable(self.name), printable(self.folder)
 
     def annotations_by_image(self) -> dict[int, list[dict[str, Any]]]:
         """The annotations of every image id, in their order."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable
 
+from ppfcos.console import printable
 from ppfcos.data.conversion.annotated import AnnotatedSet, Split
+
+_MAX_NAME = 255  # bytes of a file name, on all common file systems
 
 HOW = {
     "link": lambda source, target: os.symlink(source.resolve(), target),
@@ -36,10 +40,16 @@ def name_pictures(data: AnnotatedSet, wanted: Callable[[Split, PurePosixPath], P
             picture = _identity(split, image)
             if picture not in by_picture:
                 path = wanted(split, _inside(image["file_name"]))
-                by_picture[picture] = free = _free(path, split.name, taken)
+                fitting = _fitting(path)
+                by_picture[picture] = free = _free(fitting, split.name, taken)
+                data.losses.remark(
+                    "pictures are renamed: their names have bytes that are not UTF-8 or control characters, "
+                    "or are too long",
+                    fitting != path,
+                )
                 taken.add(free.with_suffix(""))
                 data.losses.remark(
-                    "pictures are renamed, because another one has the same name", free != path
+                    "pictures are renamed, because another one has the same name", free != fitting
                 )
             names[split.name, image["id"]] = by_picture[picture]
     return names
@@ -53,13 +63,29 @@ def _identity(split: Split, image: dict[str, Any]) -> str:
 def _inside(file_name: str) -> PurePosixPath:
     """A file name that leads nowhere out of its folder, whatever an annotation file says."""
     parts = [part for part in PurePosixPath(file_name).parts if part not in ("/", "..", ".")]
-    return PurePosixPath(*parts)
+    return PurePosixPath(*(parts or ["unnamed"]))
+
+
+def _fitting(path: PurePosixPath) -> PurePosixPath:
+    """The path, with escapes for what lists, XML and tools cannot hold, and no part that is too long."""
+    return PurePosixPath(*(_short(printable(part)) for part in path.parts))
+
+
+def _short(name: str) -> str:
+    """The name, or its beginning and a digest of the rest if a file cannot have it."""
+    stem, suffix = os.path.splitext(name)
+    # Annotations have suffixes of four letters.
+    if len(stem.encode()) <= _MAX_NAME - 4 and len(name.encode()) <= _MAX_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    beginning = stem.encode()[: _MAX_NAME // 2].decode(errors="ignore")
+    return f"{beginning}-{digest}{suffix if len(suffix) < 10 else ''}"
 
 
 def _free(path: PurePosixPath, prefix: str, taken: set[PurePosixPath]) -> PurePosixPath:
     candidate, number = path, 0
     while candidate.with_suffix("") in taken:
-        candidate = path.with_name(f"{prefix}_{number or ''}{path.name}")
+        candidate = path.with_name(_short(f"{prefix}_{number or ''}{path.name}"))
         number += 1
     return candidate
 

@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from ppfcos.console import printable
 from ppfcos.data import voc_xml
 from ppfcos.data.classes import checked_names
 from ppfcos.data.conversion.annotated import AnnotatedSet, Losses, Split, measure, pixels, split_name
@@ -203,10 +204,10 @@ def write(data: AnnotatedSet, folder: Path) -> tuple[Names, dict[str, dict[str, 
     Raises:
         DataError: Two splits have other boxes for one picture.
     """
-    names = name_pictures(data, lambda _, file_name: PurePosixPath(_IMAGE_DIR, "_".join(file_name.parts)))
+    class_of = _class_texts(data)
+    names = name_pictures(data, lambda _, file_name: PurePosixPath(_IMAGE_DIR, _flat_name(file_name)))
     for place in (_XML_DIR, _IMAGE_DIR, voc_xml.LISTS):
         (folder / place).mkdir(parents=True)
-    class_of = {category["id"]: category["name"] for category in data.categories}
     (folder / voc_xml.NAME_FILES[0]).write_text(
         "".join(f"{n}\n" for n in class_of.values()), encoding="utf-8"
     )
@@ -232,6 +233,31 @@ def write(data: AnnotatedSet, folder: Path) -> tuple[Names, dict[str, dict[str, 
     return names, sections
 
 
+def _class_texts(data: AnnotatedSet) -> dict[int, str]:
+    """The class names by id, as XML and a list with a name a line can hold them.
+
+    Raises:
+        DataError: Two would be the same, or one is blank.
+    """
+    texts = {category["id"]: printable(category["name"]).strip() for category in data.categories}
+    for number, text in texts.items():
+        if not text or list(texts.values()).count(text) > 1:
+            raise DataError(
+                f"{data.source}: the category {number} has a name that Pascal VOC cannot tell from another: "
+                f"{text!r}; rename it"
+            )
+    changed = sum(texts[category["id"]] != category["name"] for category in data.categories)
+    data.losses.remark("classes are renamed: their names have control characters or outer spaces", changed)
+    return texts
+
+
+def _flat_name(file_name: PurePosixPath) -> str:
+    """The path as one name, without the spaces that a list strips or takes for those before a mark."""
+    name = PurePosixPath("_".join(file_name.parts))
+    is_misread = name.stem != name.stem.strip() or voc_xml.has_mark(name.stem.split())
+    return "_".join(name.stem.split()) + name.suffix if is_misread else name.name
+
+
 def _xml(image: dict[str, Any], file_name: str, notes: list[dict[str, Any]], class_of: dict[int, str]) -> str:
     root = Element("annotation")
     for tag, value in (("folder", _IMAGE_DIR), ("filename", file_name), ("id", image["id"])):
@@ -250,7 +276,7 @@ def _object(note: dict[str, Any], name: str) -> Element:
     crowd = note.get("iscrowd", 0)
     values = {
         "name": name,
-        _POSE: note.get(_POSE, _NO_POSE),
+        _POSE: printable(note.get(_POSE, _NO_POSE)),
         **{mark: int(bool(note.get(mark))) for mark in _MARKS},
         "id": note["id"],
     }

@@ -18,8 +18,10 @@ from ppfcos.data.conversion.pictures import Names, name_pictures
 from ppfcos.data.images import IMAGE_SUFFIXES, ImageUnreadable, image_size, is_clutter
 from ppfcos.data.records import image_ids, numbered
 from ppfcos.errors import DataError
+from ppfcos.regular_files import require_regular
 
 _IMAGES, _LABELS = "images", "labels"
+_MAX_LINE = 10_000  # characters of a path
 _EVERYTHING = "all"  # the split of a folder that says nothing of splits
 _DIGITS = 12  # significant ones of a fraction: a millionth of a pixel on any picture
 _FINEST = 1e-9
@@ -129,8 +131,9 @@ def _pictures_of(
 def _is_list(path: Path) -> bool:
     """Whether a text file lists pictures; others are licences, class names or labels."""
     try:
+        require_regular(path)
         with open(path, encoding="utf-8-sig") as stream:
-            return stream.readline().strip().lower().endswith(IMAGE_SUFFIXES)
+            return stream.readline(_MAX_LINE).strip().lower().endswith(IMAGE_SUFFIXES)
     except (OSError, UnicodeDecodeError):
         return False
 
