@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -423,7 +424,7 @@ def _files(section: Section) -> dict[str, tuple[int, str]]:
     files = {}
     for name in section.values:
         if not _is_file_name(name):
-            raise BundleError(f"{section.where}: {shown(name)} is no name of a file of this folder")
+            raise BundleError(f"{section.where}: {reprlib.repr(name)} is no name of a file of this folder")
         entry = section.section(name)
         checksum = entry.text("sha256")
         if not re.fullmatch("[0-9a-f]{64}", checksum):
