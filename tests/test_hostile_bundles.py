@@ -267,7 +267,7 @@ def test_onnx_runtimes_own_format_is_not_read_in_its_place(tmp_path):
 
 
 def as_json(*names: Any) -> bytes:
-    operators = [{"#": name, "A": [], "I": [], "O": []} for name in names]
+    operators = [{"#": name, "A": [], "I": [], "O": [], "OA": []} for name in names]
     regions = [{"#": "region_0", "blocks": [{"#": "block_0", "args": [], "ops": operators}]}]
     return json.dumps({"base_code": {"magic": "pir"}, "program": {"regions": regions}}).encode()
 
@@ -285,6 +285,9 @@ HOSTILE_PROGRAMS = {
     "a key twice": as_json("1.conv2d").replace(b'"#": "1.conv2d"', b'"#": "1.read_file", "#": "1.conv2d"'),
     "an escape": as_json("1.read_file").replace(b'"#"', b'"\\u0023"'),
     "another encoding": as_json("1.conv2d").decode().encode("utf-16"),
+    "a parameter without attributes": as_json("p"),
+    "an operator without attributes": as_json("1.conv2d").replace(b'"OA"', b'"oa"'),
+    "an operator without outputs": as_json("1.conv2d").replace(b'"O"', b'"o"'),
     "no JSON": b"\x00\x01",
     "nothing": b"",
     "a list": b"[]",
@@ -297,6 +300,7 @@ HOSTILE_PROGRAMS = {
 
 @pytest.mark.parametrize("content", HOSTILE_PROGRAMS.values(), ids=HOSTILE_PROGRAMS)
 def test_programs_that_may_do_more_than_compute_are_refused(content):
+    check_program(Path("model.json"), as_json("1.conv2d"))
     assert_refused(lambda: check_program(Path("model.json"), content), "model.json")
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppfcos.boxes import box_areas
 from ppfcos.deploy.bundle import (
     ANCHORS,
     CLASS_LOGITS,
@@ -152,13 +151,13 @@ class HeadsDecoder:
         if not np.isfinite(boxes).all():
             raise BundleError("the network's distances hold NaN or infinity; export the bundle again")
         if settings.clip == "before":  # what lay wholly in the padding is no box
-            rows = rows[box_areas(boxes) > 0]
+            rows = rows[_has_area(boxes)]
         if settings.class_top_k >= 0:
             rows = rows[_best_of_classes(rows[:, SCORE], rows[:, LABEL], settings.class_top_k)]
         rows = rows[suppress(rows, settings.nms_threshold, settings.keep_top_k)]
         if settings.clip == "after":
             _clip(rows[:, BOX], width_and_height / scale)
-            rows = rows[box_areas(rows[:, BOX]) > 0]
+            rows = rows[_has_area(rows[:, BOX])]
         if settings.inclusive:  # the last pixel, one of the network's input, becomes one of the original
             rows[:, 4:] += 1 - 1 / scale[:2]
         return rows
@@ -380,6 +379,11 @@ def _clip(boxes: np.ndarray, limits: np.ndarray) -> None:
     """Cut boxes [N, 4] to width, height, width, height [4], in place."""
     np.maximum(boxes, 0, out=boxes)
     np.minimum(boxes, limits, out=boxes)
+
+
+def _has_area(boxes: np.ndarray) -> np.ndarray:
+    """[N] whether boxes [N, 4] are wider and higher than 0; negative distances turn boxes inside out."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

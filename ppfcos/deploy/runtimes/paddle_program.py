@@ -83,7 +83,25 @@ def check_program(path: Path, content: bytes) -> None:
                     f"{path}: the operator {str(name)[:60]!r} is refused, for it is not one of those that "
                     f"networks consist of ({Path(__file__).name} lists them)"
                 )
+            if name in OPERATORS and "#" in value and not _has_attributes(value):
+                raise BundleError(
+                    f"{path}: the attributes of an operator {name} are incomplete; export it again"
+                )
             pending += value.values()
+
+
+def _has_attributes(operator: dict[str, Any]) -> bool:
+    """Whether an operator has the attributes of its outputs, which Paddle reads without a check."""
+    attributes, outputs = operator.get("OA"), operator.get("O")
+    if not isinstance(attributes, list):
+        return False
+    if operator["#"] == "p":
+        return len(attributes) == 3
+    if not isinstance(outputs, list):
+        return False
+    values = [each.get("AT") if isinstance(each, dict) else None for each in attributes]
+    lists = [each.get("D") if isinstance(each, dict) else None for each in values]
+    return all(isinstance(each, list) and len(each) == len(outputs) for each in lists)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
