@@ -76,7 +76,7 @@ def checked_onnx(path: Path, content: bytes) -> OnnxFile:
     try:
         outside = _names_other_files(content)
     except _InvalidError as error:
-        raise BundleError(f"{path}: this is not a valid ONNX file ({error}); export it again") from error
+        raise BundleError(f"{path}: this is not a valid ONNX network ({error}); export it again") from error
     if outside:
         raise BundleError(
             f"{path}: the network refers to data outside of the file, which is refused; "
