@@ -27,6 +27,7 @@ from machine import day_and_machine
 from onnx import TensorProto, helper, numpy_helper
 
 from ppfcos.deploy.bundle import PRECISIONS, Bundle, read_bundle
+from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.deploy.runtimes.choice import LIBRARIES, default_threads, open_network
 from ppfcos.deploy.runtimes.onnx_runtime import OnnxRuntime
 from ppfcos.deploy.runtimes.openvino import OpenVinoRuntime
@@ -61,8 +62,8 @@ def convolutions(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
     file = folder / "convolution.onnx"
     inputs = {"x": write_convolution(file)}
     return {
-        "a convolution in onnxruntime": partial(OnnxRuntime(file, threads).run, inputs),
-        "a convolution in openvino": partial(OpenVinoRuntime(file, threads).run, inputs),
+        "a convolution in onnxruntime": partial(OnnxRuntime(read_onnx(file), threads).run, inputs),
+        "a convolution in openvino": partial(OpenVinoRuntime(read_onnx(file), threads).run, inputs),
     }
 
 

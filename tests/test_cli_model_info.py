@@ -36,6 +36,7 @@ from small_network import CHANNELS, CLASSES, HEIGHT, WIDTH, images, write_heads
 from ppfcos.cli import main as program
 from ppfcos.cli.model_info import main
 from ppfcos.deploy.bundle import read_bundle
+from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.engine.counting import count_multiply_adds, count_weights
 from ppfcos.export.folding import folded_copy
 from ppfcos.export.network_graph import NetworkGraph
@@ -184,7 +185,7 @@ def test_shapes_and_bytes_are_those_of_a_run(kind, base, heads, tiny):
     }[kind]
     network = NetworkInfo(read_bundle(bundle), precision, None if kind == "int8" else SIZE)
     figures = network.figures()
-    values = run_with_all_values(network.file, network.inputs)
+    values = run_with_all_values(network.file.path, network.inputs)
     seen = 0
     for layer in figures["layers"]:
         for output in layer["outputs"]:
@@ -245,7 +246,7 @@ def test_sizes_that_are_computed_from_other_maps(tmp_path):
         network.graph.initializer.append(numpy_helper.from_array(value, name))
     onnx.save(network, tmp_path / "pyramid.onnx")
     image = np.random.default_rng(0).random((1, 3, 5, 7), np.float32)
-    graph = NetworkGraph(tmp_path / "pyramid.onnx", {"image": image.shape})
+    graph = NetworkGraph(read_onnx(tmp_path / "pyramid.onnx"), {"image": image.shape})
     values = run_with_all_values(tmp_path / "pyramid.onnx", {"image": image})
     assert {name: graph.value(name).shape for name in values} == {
         name: array.shape for name, array in values.items()

@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from onnx.parser import parse_model
 from PIL import Image
 from ppdet.data.transform.batch_operators import PadBatch
 from ppdet.data.transform.operators import Decode, Permute, Resize
@@ -699,13 +700,44 @@ def test_damaged_files_are_found_before_they_are_loaded(copied, runtime, name):
 
 
 def test_a_file_that_the_library_cannot_load_is_named(copied):
-    (copied / "model.onnx").write_bytes(b"no network")
     manifest = yaml.safe_load((copied / MANIFEST_FILE).read_text())
-    change_manifest(copied, files={**manifest["files"], "model.onnx": file_entry(copied / "model.onnx")})
-    for runtime in ("onnxruntime", "openvino"):
-        with pytest.raises(BundleError, match=r"model\.onnx.*cannot load") as raised:
-            Predictor(copied, runtime)
-        assert "\n" not in str(raised.value)
+    unknown = parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1] image) => (float[1] y) { y = Unknown(image) }'
+    )
+    for content in (b"no network", b"", unknown.SerializeToString()):
+        (copied / "model.onnx").write_bytes(content)
+        change_manifest(copied, files={**manifest["files"], "model.onnx": file_entry(copied / "model.onnx")})
+        for runtime in ("onnxruntime", "openvino"):
+            with pytest.raises(BundleError, match=r"model\.onnx") as raised:
+                Predictor(copied, runtime)
+            assert "\n" not in str(raised.value)
+
+
+READ_FILE = {
+    "#": "1.read_file",
+    "A": [
+        {"AT": {"#": "0.a_str", "D": "/etc/passwd"}, "N": "filename"},
+        {"AT": {"#": "1.a_dtype", "D": "uint8"}, "N": "dtype"},
+        {"AT": {"#": "1.a_place", "D": [1, 0, ""]}, "N": "place"},
+    ],
+    "I": [],
+    "O": [{"%": 99999, "TT": {"#": "0.t_dtensor", "D": [{"#": "0.t_ui8"}, [-1], "NCHW", [], 0]}}],
+    "OA": [{"AT": {"#": "0.a_array", "D": [{"#": "0.a_bool", "D": True}]}, "N": "stop_gradient"}],
+}
+
+
+def test_a_program_that_reads_a_file_is_refused(copied):
+    """Paddle 3.2.2 runs this one, and gives the file's bytes as the quality of the last level."""
+    program = json.loads((copied / "model.json").read_text())
+    operators = program["program"]["regions"][0]["blocks"][0]["ops"]
+    operators.insert(-15, READ_FILE)
+    operators[-1]["I"][0]["%"] = 99999
+    (copied / "model.json").write_text(json.dumps(program))
+    manifest = yaml.safe_load((copied / MANIFEST_FILE).read_text())
+    change_manifest(copied, files={**manifest["files"], "model.json": file_entry(copied / "model.json")})
+    with pytest.raises(BundleError, match=r"model\.json.*read_file") as raised:
+        Predictor(copied, "paddle")
+    assert "\n" not in str(raised.value)
 
 
 # A machine that only runs a model ---------------------------------------------------------------------------

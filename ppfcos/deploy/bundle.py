@@ -7,15 +7,21 @@ docs/predictor.md explains the keys.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import reprlib
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppfcos.deploy.manifest import Section, read_manifest
+from ppfcos.deploy.manifest import Section, is_text, read_manifest, shown
+from ppfcos.deploy.onnx_files import OnnxFile, checked_onnx
 from ppfcos.errors import BundleError
 from ppfcos.files import sha256
+from ppfcos.regular_files import require_regular
 
 FORMAT_VERSION = 1
 
@@ -35,6 +41,16 @@ PADDLE, ONNX = FORMATS = ("paddle", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 IMAGE, IM_SHAPE, SCALE_FACTOR = INPUTS = ("image", "im_shape", "scale_factor")
+# Of what a bundle may ask for; each is far above what a detector needs.
+MAX_FILE_BYTES = 2**31 - 1  # an ONNX file cannot be larger
+MAX_PIXELS = 2**27  # of a resized image, and of all images of a fixed batch
+MAX_SIDE = 2**16  # of an image
+MAX_STRIDE = 1024
+MAX_BATCH = 1024
+MAX_STEPS = 16  # of the preprocessing
+MAX_LEVELS = 32
+MAX_ID = 2**63 - 1
+
 BBOX, BBOX_NUM = END_TO_END_OUTPUTS = ("bbox", "bbox_num")
 CLASS_LOGITS, DISTANCES, QUALITY_LOGITS = HEAD_OUTPUTS = ("class_logits", "distances", "quality_logits")
 
@@ -169,19 +185,30 @@ class Bundle:
         """The network's outputs, in the order of a program that does not name them."""
         return END_TO_END_OUTPUTS if self.heads is None else self.heads.output_names
 
-    def network(self, form: str, precision: str) -> dict[str, Path]:
-        """The files of a network, by their role: `program` and `weights`, or `file`. They are whole.
+    def onnx_network(self, precision: str) -> OnnxFile:
+        """The content of an ONNX network. It is the file that was exported, and needs no other file.
 
         Args:
-            form: `paddle` or `onnx`.
-            precision: one that `networks` has.
+            precision: one that `networks["onnx"]` has.
+
+        Raises:
+            BundleError: the file is not the one that was exported, is not ONNX, or names other files.
+        """
+        name = self.networks[ONNX][precision]["file"]
+        return checked_onnx(self.directory / name, self._content(name))
+
+    def paddle_network(self, precision: str) -> tuple[Path, Path]:
+        """The program and the weights of a Paddle network. They are the files that were exported.
+
+        Args:
+            precision: one that `networks["paddle"]` has.
 
         Raises:
             BundleError: a file is not the one that was exported.
         """
-        names = self.networks[form][precision]
-        self.verify(names.values())
-        return {role: self.directory / name for role, name in names.items()}
+        files = self.networks[PADDLE][precision]
+        self.verify(files.values())
+        return self.directory / files["program"], self.directory / files["weights"]
 
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Compare files with their checksums.
@@ -195,11 +222,25 @@ class Bundle:
         for name in self.files if names is None else names:
             path = self.directory / name
             try:
+                require_regular(path)
                 found = sha256(path)
             except OSError as error:
-                raise BundleError(f"{path}: cannot be read ({error.strerror}); export it again") from error
+                raise _unreadable(path, error) from error
             if found != self.files[name][1]:
                 raise _damaged(path)
+
+    def _content(self, name: str) -> bytes:
+        path = self.directory / name
+        size, checksum = self.files[name]
+        try:
+            require_regular(path)
+            with open(path, "rb") as file:
+                content = file.read(size + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise _damaged(path)
+        return content
 
 
 def read_bundle(directory: str | os.PathLike) -> Bundle:
@@ -220,42 +261,55 @@ def read_bundle(directory: str | os.PathLike) -> Bundle:
         )
     kind = manifest.text("kind", KINDS)
     classes = manifest.sections("classes")
+    form = _input(manifest.section("input"))
     bundle = Bundle(
         directory=folder,
         kind=kind,
-        input=_input(manifest.section("input")),
-        preprocess=[step.values for step in manifest.sections("preprocess")],
+        input=form,
+        preprocess=_preprocess(manifest, form),
         postprocess=_postprocess(manifest.section("postprocess")),
         heads=_heads(manifest.section("heads"), len(classes)) if kind == HEADS else None,
-        class_names=tuple(str(each.values.get("name", i)) for i, each in enumerate(classes)),
-        category_ids=tuple(each.whole("id", 0, default=i) for i, each in enumerate(classes)),
+        class_names=tuple(each.text("name") for each in classes),
+        category_ids=_category_ids(classes),
         networks=_networks(manifest.section("networks")),
         files=_files(manifest.section("files")),
-        source=dict(manifest.values.get("source") or {}),
+        source={} if manifest.values.get("source") is None else manifest.section("source").values,
     )
     _check_files(bundle)
     return bundle
 
 
 def _require_bundle(folder: Path) -> None:
-    if not folder.is_dir():
+    if not stat.S_ISDIR(_mode(folder)):
         raise BundleError(
             f"{folder}: there is no such bundle folder; "
             "`python tools/export_model.py -c CONFIG -o weights=FILE` makes one"
         )
-    if (folder / MANIFEST_FILE).is_file():
+    if _is_file(folder / MANIFEST_FILE):
         return
-    if (folder / CONFIG_FILE).is_file():
+    if _is_file(folder / CONFIG_FILE):
         raise BundleError(
             f"{folder}: this bundle was written before bundles had a {MANIFEST_FILE}; export it again"
         )
     raise BundleError(f"{folder}: this is not a bundle, it lacks {MANIFEST_FILE}; export it again")
 
 
+def _mode(path: Path) -> int:
+    """What lies under a name: its st_mode, links followed, or 0."""
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):  # also names that cannot be any, such as those that are too long
+        return 0
+
+
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(_mode(path))
+
+
 def _input(section: Section) -> NetworkInput:
     kind = section.text("type", INPUT_TYPES)
     default_layout = NCHW if kind == FLOAT32 else NHWC
-    height, width = section.whole("height", 1, None), section.whole("width", 1, None)
+    height, width = (section.whole(side, 1, None, MAX_SIDE) for side in ("height", "width"))
     if (height is None) != (width is None):
         raise BundleError(f"{section.where}: height and width are both numbers or both null; export it again")
     if kind == NV12 and height is not None and (height % 2 or width % 2):
@@ -264,21 +318,48 @@ def _input(section: Section) -> NetworkInput:
         type=kind,
         channels=section.text("channels", CHANNEL_ORDERS, RGB),
         layout=section.text("layout", LAYOUTS, default_layout),
-        batch=section.whole("batch", 1, None),
+        batch=section.whole("batch", 1, None, MAX_BATCH),
         height=height,
         width=width,
     )
+
+
+def _preprocess(manifest: Section, form: NetworkInput) -> list[dict[str, Any]]:
+    from ppfcos.deploy.preprocess import Preprocess  # which imports this file
+
+    steps = [step.values for step in manifest.sections("preprocess")]
+    if len(steps) > MAX_STEPS:
+        raise BundleError(f"{manifest.where}: `preprocess` has more than {MAX_STEPS} steps; export it again")
+    try:
+        largest = Preprocess(steps, form).most_pixels
+    except BundleError as error:
+        raise BundleError(f"{manifest.where}: {error}; export the bundle again") from error
+    if largest * (form.batch or 1) > MAX_PIXELS:
+        raise BundleError(
+            f"{manifest.where}: a batch of `input` has more than {MAX_PIXELS} pixels; export it again"
+        )
+    return steps
+
+
+def _category_ids(classes: list[Section]) -> tuple[int, ...]:
+    ids = [each.whole("id", 0, i, MAX_ID) for i, each in enumerate(classes)]
+    known: set[int] = set()
+    for each, number in zip(classes, ids):
+        if number in known:
+            raise each.refuse("id", "a number that no other class has")
+        known.add(number)
+    return tuple(ids)
 
 
 def _postprocess(section: Section) -> DecodeSettings:
     known = DecodeSettings()
     return DecodeSettings(
         pre_nms_top_k=section.whole("pre_nms_top_k", 1, known.pre_nms_top_k),
-        score_threshold=section.number("score_threshold", known.score_threshold),
-        nms_threshold=section.number("nms_threshold", known.nms_threshold),
+        score_threshold=section.fraction("score_threshold", known.score_threshold),
+        nms_threshold=section.fraction("nms_threshold", known.nms_threshold),
         keep_top_k=section.whole("keep_top_k", -1, known.keep_top_k),
         sqrt_score=section.flag("sqrt_score", known.sqrt_score),
-        class_threshold=section.number("class_threshold", known.class_threshold),
+        class_threshold=section.fraction("class_threshold", known.class_threshold),
         rank_by=section.text("rank_by", ("score", "class"), known.rank_by),
         class_top_k=section.whole("class_top_k", -1, known.class_top_k),
         clip=section.text("clip", ("before", "after", "never"), known.clip),
@@ -287,11 +368,18 @@ def _postprocess(section: Section) -> DecodeSettings:
 
 
 def _heads(section: Section, num_classes: int) -> Heads:
+    levels = tuple(_level(each, num_classes) for each in section.sections("levels"))
+    outputs = [name for level in levels for name in level.outputs.values()]
+    if len(levels) > MAX_LEVELS or len(set(outputs)) != len(outputs):
+        raise BundleError(
+            f"{section.where}: levels must be {MAX_LEVELS} at the most, no two with an output of one name; "
+            "export the bundle again"
+        )
     return Heads(
         layout=section.text("layout", LAYOUTS),
         locations=section.text("locations", LOCATIONS, CENTERS),
         distances=section.text("distances", DISTANCE_UNITS),
-        levels=tuple(_level(each, num_classes) for each in section.sections("levels")),
+        levels=levels,
     )
 
 
@@ -307,7 +395,7 @@ def _level(section: Section, num_classes: int) -> Level:
                     "export the bundle again"
                 )
     outputs = {kind: section.text(kind) for kind in HEAD_OUTPUTS}
-    return Level(section.whole("stride", 1), outputs, scales)
+    return Level(section.whole("stride", 1, most=MAX_STRIDE), outputs, scales)
 
 
 def _networks(section: Section) -> dict[str, dict[str, dict[str, str]]]:
@@ -317,6 +405,12 @@ def _networks(section: Section) -> dict[str, dict[str, dict[str, str]]]:
         if form not in section.values:
             continue
         precisions = section.section(form)
+        for precision in precisions.values:
+            if precision not in PRECISIONS:
+                raise BundleError(
+                    f"{precisions.where}: {shown(precision)} is not a precision, which are "
+                    f"{', '.join(PRECISIONS)}; export the bundle again"
+                )
         networks[form] = {
             precision: {role: precisions.section(precision).text(role) for role in roles[form]}
             for precision in precisions.values
@@ -329,19 +423,27 @@ def _networks(section: Section) -> dict[str, dict[str, dict[str, str]]]:
 def _files(section: Section) -> dict[str, tuple[int, str]]:
     files = {}
     for name in section.values:
-        if name != Path(str(name)).name:
-            raise BundleError(f"{section.where}: {name!r} is no name of a file of this folder")
+        if not _is_file_name(name):
+            raise BundleError(f"{section.where}: {reprlib.repr(name)} is no name of a file of this folder")
         entry = section.section(name)
-        files[name] = (entry.whole("bytes", 0), entry.text("sha256"))
+        checksum = entry.text("sha256")
+        if not re.fullmatch("[0-9a-f]{64}", checksum):
+            raise entry.refuse("sha256", "64 hexadecimal digits")
+        files[name] = (entry.whole("bytes", 0, most=MAX_FILE_BYTES), checksum)
     return files
 
 
+def _is_file_name(name: Any) -> bool:
+    return is_text(name) and name not in (".", "..") and not set(name) & set("/\\")
+
+
 def _check_files(bundle: Bundle) -> None:
-    """Sizes only: that costs nothing, and finds what a broken copy leaves."""
-    missing = [name for name in bundle.files if not (bundle.directory / name).is_file()]
+    """Kinds and sizes only: that costs nothing, and finds what a broken copy leaves."""
+    where = bundle.directory / MANIFEST_FILE
+    missing = [name for name in bundle.files if not _is_file(bundle.directory / name)]
     if missing:
         raise BundleError(
-            f"{bundle.directory}: this is not a complete bundle, it lacks {', '.join(missing)}; "
+            f"{bundle.directory}: this is not a complete bundle, it lacks {', '.join(missing[:5])}; "
             "export it again"
         )
     for name, (size, _) in bundle.files.items():
@@ -351,9 +453,13 @@ def _check_files(bundle: Bundle) -> None:
     for name in named:
         if name not in bundle.files:
             raise BundleError(
-                f"{bundle.directory / MANIFEST_FILE}: `networks` names {name}, which `files` does not have; "
+                f"{where}: `networks` names {shown(name)}, which `files` does not have; "
                 "export the bundle again"
             )
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path}: cannot be read ({error.strerror}); export it again")
 
 
 def _damaged(path: Path) -> BundleError:

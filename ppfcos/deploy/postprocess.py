@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppfcos.boxes import box_areas
 from ppfcos.deploy.bundle import (
     ANCHORS,
     CLASS_LOGITS,
@@ -65,11 +64,12 @@ class HeadsDecoder:
     Args:
         heads: which outputs there are, and what they mean.
         settings: what becomes a box.
+        num_classes: channels of the class logits; None: any number.
     """
 
-    def __init__(self, heads: Heads, settings: DecodeSettings):
+    def __init__(self, heads: Heads, settings: DecodeSettings, num_classes: int | None = None):
         self.settings = settings
-        self._levels = [_LevelDecoder(level, heads, settings) for level in heads.levels]
+        self._levels = [_LevelDecoder(level, heads, settings, num_classes) for level in heads.levels]
 
     def __call__(
         self,
@@ -92,9 +92,20 @@ class HeadsDecoder:
             the best first; and [B] int32, the number of each image.
 
         Raises:
-            BundleError: an output is not of the form that the bundle says.
+            BundleError: an output is not of the form that the bundle says, or holds NaN or infinity where
+                there may be a box.
         """
-        levels = [decoder.outputs(outputs) for decoder in self._levels]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+            return self._decode(outputs, image_size, im_shape, scale_factor)
+
+    def _decode(
+        self,
+        outputs: Mapping[str, np.ndarray],
+        image_size: tuple[int, int],
+        im_shape: np.ndarray,
+        scale_factor: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        levels = [decoder.outputs(outputs, len(im_shape)) for decoder in self._levels]
         found = []
         for image, (shape, factor) in enumerate(zip(np.float32(im_shape), np.float32(scale_factor))):
             candidates = [
@@ -108,6 +119,8 @@ class HeadsDecoder:
         """[N, 6] label, score and box of the best `pre_nms_top_k` of each level, as far as they count."""
         settings = self.settings
         class_logits, quality_logits, labels, boxes = (np.concatenate(parts) for parts in zip(*levels))
+        if np.isnan(class_logits).any() or np.isnan(quality_logits).any():
+            raise BundleError("the network's logits hold NaN; export the bundle again")
         class_scores = _sigmoid(class_logits)
         scores = class_scores * _sigmoid(quality_logits)
         ranks = scores if settings.rank_by == "score" else class_scores
@@ -135,14 +148,16 @@ class HeadsDecoder:
         if settings.inclusive:  # IoU is then that of whole pixels
             boxes[:, 2:] += 1
         boxes /= scale
+        if not np.isfinite(boxes).all():
+            raise BundleError("the network's distances hold NaN or infinity; export the bundle again")
         if settings.clip == "before":  # what lay wholly in the padding is no box
-            rows = rows[box_areas(boxes) > 0]
+            rows = rows[_has_area(boxes)]
         if settings.class_top_k >= 0:
             rows = rows[_best_of_classes(rows[:, SCORE], rows[:, LABEL], settings.class_top_k)]
         rows = rows[suppress(rows, settings.nms_threshold, settings.keep_top_k)]
         if settings.clip == "after":
             _clip(rows[:, BOX], width_and_height / scale)
-            rows = rows[box_areas(rows[:, BOX]) > 0]
+            rows = rows[_has_area(rows[:, BOX])]
         if settings.inclusive:  # the last pixel, one of the network's input, becomes one of the original
             rows[:, 4:] += 1 - 1 / scale[:2]
         return rows
@@ -151,8 +166,9 @@ class HeadsDecoder:
 class _LevelDecoder:
     """Finds the candidates of one level of the pyramid."""
 
-    def __init__(self, level: Level, heads: Heads, settings: DecodeSettings):
+    def __init__(self, level: Level, heads: Heads, settings: DecodeSettings, num_classes: int | None):
         self.level = level
+        self.channels = {CLASS_LOGITS: num_classes, DISTANCES: 4, QUALITY_LOGITS: 1}
         self.heads = heads
         self.channels_first = heads.layout == NCHW
         self.scales = {kind: np.array(scales, np.float32) for kind, scales in level.scales.items()}
@@ -166,21 +182,49 @@ class _LevelDecoder:
         self.bound = _logit(least) - MARGIN
         self._integer_bounds = functools.lru_cache(BOUNDS_KEPT)(self._make_integer_bounds)
 
-    def outputs(self, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Class logits, distances and quality logits of this level among all outputs."""
-        return [self._output(outputs, kind) for kind in HEAD_OUTPUTS]
+    def outputs(self, outputs: Mapping[str, np.ndarray], images: int) -> list[np.ndarray]:
+        """Class logits, distances and quality logits of this level among all outputs.
 
-    def _output(self, outputs: Mapping[str, np.ndarray], kind: str) -> np.ndarray:
+        Raises:
+            BundleError: one is missing, or they are not [B, channels, H_l, W_l] or [B, H_l, W_l, channels] of
+                one height and width.
+        """
+        found = [self._output(outputs, kind, images) for kind in HEAD_OUTPUTS]
+        sizes = {each.shape[2:] if self.channels_first else each.shape[1:3] for each in found}
+        if len(sizes) > 1:
+            raise BundleError(
+                f"the network's outputs at stride {self.level.stride} differ in height or width; "
+                "export the bundle again"
+            )
+        return found
+
+    def _output(self, outputs: Mapping[str, np.ndarray], kind: str, images: int) -> np.ndarray:
         name = self.level.outputs[kind]
         if name not in outputs:
             raise BundleError(f"the network has no output {name}; export the bundle again")
         values = outputs[name]
-        if values.dtype.kind != ("i" if self.scales else "f"):
+        dtype = values.dtype if isinstance(values, np.ndarray) else np.dtype(object)
+        if dtype.kind != ("i" if self.scales else "f"):
             form = "integers" if self.scales else "floats"
+            raise BundleError(f"the network's output {name} is {dtype}, not {form}; export the bundle again")
+        channels = self.channels[kind]
+        axis = 1 if self.channels_first else 3
+        if (
+            values.ndim != 4
+            or not values.size
+            or values.shape[axis] != (channels or values.shape[axis])
+            or len(values) != images
+        ):
             raise BundleError(
-                f"the network's output {name} is {values.dtype}, not {form}; export the bundle again"
+                f"the network's output {name} is {list(values.shape)}, not "
+                f"{self._described(images, channels)}; export the bundle again"
             )
         return values
+
+    def _described(self, images: int, channels: int | None) -> str:
+        sides = ["H", "W"]
+        sides.insert(0 if self.channels_first else 2, "C" if channels is None else str(channels))
+        return f"[{images}, {', '.join(sides)}]"
 
     def candidates(
         self,
@@ -222,7 +266,8 @@ class _LevelDecoder:
         """[N] of all the level's class logits [N]."""
         if self.scales:
             return logits >= self._integer_bounds(logits.dtype, locations)
-        return _float32(logits) >= self.bound  # numpy compares float16 one by one
+        below = _float32(logits) < self.bound  # numpy compares float16 one by one
+        return np.logical_not(below, out=below)  # so that NaN is among them, and refused
 
     def _make_integer_bounds(self, dtype: np.dtype, locations: int) -> np.ndarray:
         """The bound in units of each channel, for every one of the level's class logits, flat."""
@@ -334,6 +379,11 @@ def _clip(boxes: np.ndarray, limits: np.ndarray) -> None:
     """Cut boxes [N, 4] to width, height, width, height [4], in place."""
     np.maximum(boxes, 0, out=boxes)
     np.minimum(boxes, limits, out=boxes)
+
+
+def _has_area(boxes: np.ndarray) -> np.ndarray:
+    """[N] whether boxes [N, 4] are wider and higher than 0; negative distances turn boxes inside out."""
+    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

@@ -197,7 +197,7 @@ class Predictor(Detector):
             )
         preprocess = Preprocess(description.preprocess, description.input)
         network = open_network(description, runtime, precision, threads, device)
-        boxes = DecodedHeads(network, description) if description.kind == HEADS else EndToEnd(network)
+        boxes = (DecodedHeads if description.kind == HEADS else EndToEnd)(network, description)
         super().__init__(
             preprocess, boxes, description.class_names, description.category_ids, batch or fixed or 1
         )

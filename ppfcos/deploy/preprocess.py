@@ -8,6 +8,7 @@ is put together in the form that the network takes; they are not normalised here
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable
@@ -15,9 +16,25 @@ from typing import Any, Callable
 import cv2
 import numpy as np
 
-from ppfcos.deploy.bundle import BGR, FLOAT32, IM_SHAPE, IMAGE, NCHW, NV12, RGB, SCALE_FACTOR, NetworkInput
+from ppfcos.deploy.bundle import (
+    BGR,
+    FLOAT32,
+    IM_SHAPE,
+    IMAGE,
+    MAX_PIXELS,
+    MAX_SIDE,
+    MAX_STRIDE,
+    NCHW,
+    NV12,
+    RGB,
+    SCALE_FACTOR,
+    NetworkInput,
+)
 from ppfcos.deploy.images import NV12Image, Pixels
-from ppfcos.errors import BundleError, DataError
+from ppfcos.errors import BundleError, DataError, one_line
+
+# OpenCV's numbers of its interpolations: nearest, linear, cubic, area, Lanczos.
+INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_LANCZOS4)
 
 FLOAT_RGB = NetworkInput(FLOAT32, RGB, NCHW)
 
@@ -58,10 +75,20 @@ class Resize:
         interp: int = cv2.INTER_LINEAR,
         room: tuple[int, int] | None = None,
     ):
-        size = (target_size, target_size) if isinstance(target_size, int) else tuple(target_size)
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        size = tuple(target_size) if isinstance(target_size, (list, tuple)) else (target_size, target_size)
+        if len(size) != 2 or not all(_is_whole(side, 1, MAX_SIDE) for side in size):
             raise BundleError(
-                f"Resize: target_size must be one or two positive whole numbers, not {target_size}"
+                f"Resize: target_size must be one or two whole numbers from 1 to {MAX_SIDE}, "
+                f"not {reprlib.repr(target_size)}"
+            )
+        if math.prod(size) > MAX_PIXELS:
+            raise BundleError(f"Resize: target_size {size} is larger than {MAX_PIXELS} pixels")
+        if not isinstance(keep_ratio, bool):
+            raise BundleError(f"Resize: keep_ratio must be true or false, not {reprlib.repr(keep_ratio)}")
+        if not _is_whole(interp, 0, max(INTERPOLATIONS)):
+            raise BundleError(
+                f"Resize: interp must be one of {', '.join(map(str, INTERPOLATIONS))}, "
+                f"not {reprlib.repr(interp)}"
             )
         self.target_size = size
         self.keep_ratio = keep_ratio
@@ -104,6 +131,10 @@ class PadStride:
     """PaddleDetection's `PadStride`: zeros below and to the right, up to the next multiple of `stride`."""
 
     def __init__(self, stride: int = 0):
+        if not _is_whole(stride, -1, MAX_STRIDE):
+            raise BundleError(
+                f"PadStride: stride must be a whole number to {MAX_STRIDE}, not {reprlib.repr(stride)}"
+            )
         self.stride = stride
 
     def __call__(self, sample: Sample) -> Sample:
@@ -141,6 +172,12 @@ class Preprocess:
         sides = [step.target_size for step in self.steps if isinstance(step, Resize)]
         sides += [self.form.size] if self.form.size is not None else []
         return tuple(map(min, zip(*sides))) if sides else None
+
+    @property
+    def most_pixels(self) -> int:
+        """The pixels of the largest image that a step makes, or of the fixed size; 1 if neither is known."""
+        sizes = [step.target_size for step in self.steps if isinstance(step, Resize)]
+        return max(math.prod(size) for size in (*sizes, self.form.size or (1, 1)))
 
     def __call__(self, images: Sequence[Pixels]) -> dict[str, np.ndarray]:
         """Prepare images and put them into one batch, see `prepare` and `batch`."""
@@ -225,16 +262,23 @@ def _bgr(image: Pixels) -> np.ndarray:
     return image.pixels() if isinstance(image, NV12Image) else image
 
 
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 def _build(step: Mapping[str, Any], room: tuple[int, int] | None) -> Callable[[Sample], Sample]:
     arguments = dict(step) if isinstance(step, Mapping) else {}
     kind = arguments.pop("type", None)
-    if kind not in STEPS:
+    if not isinstance(kind, str) or kind not in STEPS:
         raise BundleError(
-            f"preprocess: the step {kind or step!r} is not known here; known are {', '.join(STEPS)}"
+            f"preprocess: the step {reprlib.repr(kind or step)} is not known here; "
+            f"known are {', '.join(STEPS)}"
         )
     if kind == "Resize":
         arguments["room"] = room
     try:
         return STEPS[kind](**arguments)
     except TypeError as error:
-        raise BundleError(f"preprocess: {kind} does not take {arguments} ({error})") from error
+        raise BundleError(
+            f"preprocess: {kind} does not take {reprlib.repr(step)} ({one_line(error)})"
+        ) from error

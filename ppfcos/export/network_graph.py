@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppfcos.deploy.onnx_files import OnnxFile
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, one_line
 
@@ -49,13 +50,13 @@ class NetworkGraph:
         BundleError: the file is not an ONNX network, or does not take such inputs.
     """
 
-    def __init__(self, file: Path, inputs: Mapping[str, Sequence[int]]):
+    def __init__(self, file: OnnxFile, inputs: Mapping[str, Sequence[int]]):
         self._model = _at_size(file, inputs)
         graph = self._model.graph
         self.opset = max(each.version for each in self._model.opset_import if each.domain in ("", "ai.onnx"))
         self.inputs = [each.name for each in graph.input]
         self.outputs = [each.name for each in graph.output]
-        self._values = _values_of(self._model, file)
+        self._values = _values_of(self._model, file.path)
         self._tensors = {each.name: each for each in graph.initializer}
         self._made_of: dict[str, tuple[str, ...]] = {name: (name,) for name in self._tensors}
         self.nodes: list[NodeProto] = []
@@ -154,17 +155,17 @@ class NetworkGraph:
         return outputs * kernel[-1 if is_turned or len(kernel) == 1 else -2]
 
 
-def _at_size(file: Path, inputs: Mapping[str, Sequence[int]]) -> ModelProto:
+def _at_size(file: OnnxFile, inputs: Mapping[str, Sequence[int]]) -> ModelProto:
     """The network with the sizes of its inputs fixed."""
     try:
-        model = onnx.load(file)
+        model = onnx.load_from_string(file.content)
         for value in model.graph.input:
-            _fix(value, inputs.get(value.name, ()), file)
+            _fix(value, inputs.get(value.name, ()), file.path)
         return model
     except BundleError:
         raise
     except Exception as error:  # of protobuf, without a type in common
-        raise _invalid(file, error) from error
+        raise _invalid(file.path, error) from error
 
 
 def _values_of(model: ModelProto, file: Path) -> dict[str, Value]:

@@ -31,7 +31,7 @@ class NetworkInfo:
 
     Attributes:
         precision: of the network.
-        file: that it is in.
+        file: that it is in, with its content.
         form: of its `image`, with the size of the picture.
         inputs: of one run, by name: pictures of noise.
 
@@ -43,7 +43,7 @@ class NetworkInfo:
     def __init__(self, bundle: Bundle, precision: str | None = None, size: tuple[int, int] | None = None):
         self.bundle = bundle
         self.precision = _precision(bundle, precision)
-        self.file = bundle.network(ONNX, self.precision)["file"]
+        self.file = bundle.onnx_network(self.precision)
         self.form = _form(bundle, size)
         # Noise of a fixed seed, for time may depend on what is found.
         noise = np.random.default_rng(0).integers(0, 256, (*self.form.size, 3), np.uint8)
@@ -60,8 +60,8 @@ class NetworkInfo:
         return {
             "bundle": str(self.bundle.directory),
             "kind": self.bundle.kind,
-            "file": self.file.name,
-            "file_bytes": self.file.stat().st_size,
+            "file": self.file.path.name,
+            "file_bytes": len(self.file.content),
             "precision": self.precision,
             "opset": self._graph.opset,
             "batch": self.form.batch or 1,

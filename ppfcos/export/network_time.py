@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
+from ppfcos.deploy.onnx_files import OnnxFile
 from ppfcos.deploy.runtimes.onnx_runtime import CPU_PROVIDER, open_session
 from ppfcos.deploy.runtimes.openvino import compile_network
 from ppfcos.errors import BundleError, one_line
@@ -64,7 +65,7 @@ class LayerTimes:
 
 
 def onnx_runtime_times(
-    file: Path, inputs: Mapping[str, np.ndarray], threads: int, device: str
+    file: OnnxFile, inputs: Mapping[str, np.ndarray], threads: int, device: str
 ) -> tuple[list[NodeTime], str]:
     """Run a network in ONNX Runtime with its profiler.
 
@@ -91,7 +92,7 @@ def onnx_runtime_times(
             optimized_model_filepath=str(rewritten),
         )
         taken = {each.name: inputs[each.name] for each in session.get_inputs()}
-        _repeat(lambda: session.run(None, taken), file)
+        _repeat(lambda: session.run(None, taken), file.path)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         nodes = onnx.load(rewritten, load_external_data=False).graph.node
     return node_times(events, nodes), session.get_providers()[0]
@@ -128,7 +129,7 @@ def node_times(events: Iterable[Mapping[str, Any]], nodes: Iterable[onnx.NodePro
 
 
 def openvino_times(
-    file: Path, inputs: Mapping[str, np.ndarray], threads: int, device: str, precision: str
+    file: OnnxFile, inputs: Mapping[str, np.ndarray], threads: int, device: str, precision: str
 ) -> tuple[list[NodeTime], str]:
     """Run a network in OpenVINO with its counters.
 
@@ -148,7 +149,7 @@ def openvino_times(
     compiled = compile_network(file, threads, device, precision, PERF_COUNT=True)
     taken = {name: inputs[name] for name in (each.get_any_name() for each in compiled.inputs)}
     request = compiled.create_infer_request()
-    _repeat(lambda: request.infer(taken), file)
+    _repeat(lambda: request.infer(taken), file.path)
     ran_on = ",".join(compiled.get_property("EXECUTION_DEVICES"))
     return list(_openvino_nodes(compiled.get_runtime_model(), ran_on)), ran_on
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DataError, one_line
 
@@ -217,6 +218,7 @@ def _check(path: Path) -> None:
         raise BundleError(f"{path}: there is no such file; export the network to ONNX first") from error
     except Exception as error:  # of protobuf or of the checker
         raise BundleError(f"{path}: this is not a valid ONNX file ({one_line(error)})") from error
+    read_onnx(path)  # refuses data in other files, which the optimizer would follow
     opset = max(each.version for each in model.opset_import if each.domain in ONNX_DOMAINS)
     if opset < OLDEST_OPSET:
         raise BundleError(

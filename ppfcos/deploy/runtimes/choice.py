@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ppfcos import environment
@@ -63,8 +62,7 @@ def open_network(bundle: Bundle, runtime: str, precision: str, threads: int | No
         raise BundleError(
             f"{bundle.directory}: has no network for {name} in {precision}; it has {_networks_of(bundle)}"
         )
-    files = bundle.network(LIBRARIES[name].form, stored)
-    return _load(name, files, bundle, precision, threads or default_threads(), device)
+    return _load(name, stored, bundle, precision, threads or default_threads(), device)
 
 
 def chosen_runtime(bundle: Bundle, runtime: str, precision: str) -> str:
@@ -119,20 +117,19 @@ def _networks_of(bundle: Bundle) -> str:
     return ", ".join(f"{form} {precision}" for form, found in bundle.networks.items() for precision in found)
 
 
-def _load(
-    name: str, files: dict[str, Path], bundle: Bundle, precision: str, threads: int, device: str
-) -> Network:
+def _load(name: str, stored: str, bundle: Bundle, precision: str, threads: int, device: str) -> Network:
     """Each runtime's file imports its library, so none is imported before it is wanted."""
     if name == "onnxruntime":
         from ppfcos.deploy.runtimes.onnx_runtime import OnnxRuntime
 
-        return OnnxRuntime(files["file"], threads, device, one_size=bundle.input.size is not None)
+        file = bundle.onnx_network(stored)
+        return OnnxRuntime(file, threads, device, one_size=bundle.input.size is not None)
     if name == "openvino":
         from ppfcos.deploy.runtimes.openvino import OpenVinoRuntime
 
-        return OpenVinoRuntime(files["file"], threads, device, precision)
+        return OpenVinoRuntime(bundle.onnx_network(stored), threads, device, precision)
     from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 
     return PaddleInferenceRuntime(
-        files["program"], files["weights"], bundle.output_names, threads, device, precision
+        *bundle.paddle_network(stored), bundle.output_names, threads, device, precision
     )

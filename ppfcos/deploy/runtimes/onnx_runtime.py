@@ -6,12 +6,12 @@ import contextlib
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppfcos import environment
+from ppfcos.deploy.onnx_files import OnnxFile
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError, one_line
 
@@ -21,7 +21,7 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 NVIDIAS_PROVIDERS = (CUDA_PROVIDER, TENSORRT_PROVIDER)
-ERRORS_ONLY, FATAL_ONLY = 3, 4  # of its log levels
+FATAL_ONLY = 4  # of its log levels
 
 
 class OnnxRuntime:
@@ -40,9 +40,9 @@ class OnnxRuntime:
         BundleError: the file cannot be loaded.
     """
 
-    def __init__(self, file: Path, threads: int, device: str = "auto", one_size: bool = False):
+    def __init__(self, file: OnnxFile, threads: int, device: str = "auto", one_size: bool = False):
         self._session = open_session(file, threads, device, one_size)
-        self._file = file
+        self._path = file.path
         self.input_names = tuple(each.name for each in self._session.get_inputs())
         self._output_names = [each.name for each in self._session.get_outputs()]
 
@@ -61,10 +61,10 @@ class OnnxRuntime:
         try:
             return dict(zip(self._output_names, self._session.run(self._output_names, dict(inputs))))
         except Exception as error:
-            raise BundleError(f"{self._file}: ONNX Runtime stopped ({one_line(error)})") from error
+            raise BundleError(f"{self._path}: ONNX Runtime stopped ({one_line(error)})") from error
 
 
-def open_session(file: Path, threads: int, device: str, one_size: bool = False, **settings: Any) -> Any:
+def open_session(file: OnnxFile, threads: int, device: str, one_size: bool = False, **settings: Any) -> Any:
     """Load a network.
 
     Args:
@@ -88,7 +88,9 @@ def open_session(file: Path, threads: int, device: str, one_size: bool = False, 
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY  # errors are raised, too
+    # Without it, ONNX Runtime may take the content for its own format, which was not checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     for name, value in settings.items():
         setattr(options, name, value)
     providers = providers_for(device, onnxruntime.get_available_providers(), one_size)
@@ -96,10 +98,10 @@ def open_session(file: Path, threads: int, device: str, one_size: bool = False, 
     if wanted in NVIDIAS_PROVIDERS:
         _prepare_for_cuda(onnxruntime)
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        session = onnxruntime.InferenceSession(file.content, options, providers=providers)
     except Exception as error:  # its errors have no type in common
         raise BundleError(
-            f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({one_line(error)}); "
+            f"{file.path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({one_line(error)}); "
             "export the bundle again, for this version"
         ) from error
     if wanted not in session.get_providers():  # ONNX Runtime has taken the CPU, and told nobody

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppfcos.deploy.onnx_files import OnnxFile
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError, one_line
 
@@ -31,7 +31,7 @@ class OpenVinoRuntime:
         BundleError: the file cannot be loaded, or OpenVINO would run it wrongly.
     """
 
-    def __init__(self, file: Path, threads: int, device: str = "auto", precision: str = "fp32"):
+    def __init__(self, file: OnnxFile, threads: int, device: str = "auto", precision: str = "fp32"):
         self._compiled = compile_network(file, threads, device, precision)
         sides = [side for each in self._compiled.inputs for side in list(each.partial_shape)[1:]]
         free_size = any(side.is_dynamic for side in sides)
@@ -39,10 +39,10 @@ class OpenVinoRuntime:
             # Seen with 2026.4: where height and width are free, all channels of a last convolution get the
             # bias of the first. With a fixed size, whatever the batch, the biases are right.
             raise BundleError(
-                f"{file}: OpenVINO gives wrong scores with an INT8 network of a free size; "
+                f"{file.path}: OpenVINO gives wrong scores with an INT8 network of a free size; "
                 "export it with --fixed_size HEIGHT,WIDTH, or take the runtime onnxruntime"
             )
-        self._file = file
+        self._path = file.path
         self._requests = threading.local()
         self.input_names = tuple(each.get_any_name() for each in self._compiled.inputs)
         # An output may have several names, of which the bundle knows one.
@@ -67,11 +67,11 @@ class OpenVinoRuntime:
                 self._requests.own = self._compiled.create_infer_request()
             answer = self._requests.own.infer(dict(inputs))
         except Exception as error:
-            raise BundleError(f"{self._file}: OpenVINO stopped ({one_line(error)})") from error
+            raise BundleError(f"{self._path}: OpenVINO stopped ({one_line(error)})") from error
         return {name: answer[i] for name, i in self._outputs.items()}
 
 
-def compile_network(file: Path, threads: int, device: str, precision: str, **settings: Any) -> Any:
+def compile_network(file: OnnxFile, threads: int, device: str, precision: str, **settings: Any) -> Any:
     """Load a network.
 
     Args:
@@ -102,10 +102,10 @@ def compile_network(file: Path, threads: int, device: str, precision: str, **set
         settings["ENABLE_CPU_PINNING"] = False
         settings["INFERENCE_PRECISION_HINT"] = BFLOAT16 if precision == "bf16" else FLOAT32
     try:
-        return core.compile_model(core.read_model(str(file)), name, settings)
+        return core.compile_model(core.read_model(file.content), name, settings)
     except Exception as error:  # its errors have no type in common
         raise BundleError(
-            f"{file}: OpenVINO {openvino.__version__} cannot load it ({one_line(error)}); "
+            f"{file.path}: OpenVINO {openvino.__version__} cannot load it ({one_line(error)}); "
             "export the bundle again, for this version"
         ) from error
 

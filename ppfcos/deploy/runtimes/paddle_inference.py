@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from ppfcos import environment
+from ppfcos.deploy.runtimes.paddle_program import check_program
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError
+from ppfcos.regular_files import read_bytes
 
 # Each input shape gets its own oneDNN primitives; this many shapes are kept, for bounded memory.
 ONEDNN_SHAPES = 10
@@ -37,7 +39,8 @@ class PaddleInferenceRuntime:
 
     Raises:
         MissingLibraryError: Paddle is not installed.
-        BundleError: Paddle cannot load the program, or is too old for such programs.
+        BundleError: Paddle cannot load the program, or is too old for such programs; or the program may do
+            more than compute.
         DeviceError: a GPU is wanted and not there, or the CPU does not compute in bfloat16.
     """
 
@@ -52,6 +55,7 @@ class PaddleInferenceRuntime:
     ):
         paddle = _import_paddle()
         _check_version(paddle, program)
+        _check_program(program)
         self._lock = threading.Lock()
         self._program = program
         config = _config(paddle, program, weights, threads, _on_gpu(paddle, device))
@@ -133,6 +137,14 @@ def _check_version(paddle: Any, program: Path) -> None:
             f"{program}: Paddle {paddle.__version__} cannot run it, it lacks the new IR; "
             "Paddle 3.0 and newer can, or take another runtime, such as onnxruntime"
         )
+
+
+def _check_program(program: Path) -> None:
+    try:
+        content = read_bytes(program)
+    except OSError as error:
+        raise BundleError(f"{program}: cannot be read ({error.strerror}); export it again") from error
+    check_program(program, content)
 
 
 def _on_gpu(paddle: Any, device: str) -> bool:

@@ -1,0 +1,122 @@
+"""Which operators a Paddle program may have.
+
+Paddle has operators that read and write any file, open connections, print, compile code, and loop for ever. A
+network needs none of these. What is listed here computes tensors from tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ppfcos.errors import BundleError, one_line
+
+MAX_BYTES = 16 << 20  # EfficientNet-B3's is below one megabyte
+MAX_DIGITS = 20  # of 64 bits
+
+STRUCTURE = "combine split"
+TENSORS = """
+    abs add add_n amax amin any all arange argmax argmin argsort assign assign_value assign_value_
+    assign_out_ batch_norm batch_norm_ bicubic_interp bilinear_interp bitwise_and bitwise_not bitwise_or
+    bitwise_xor bmm broadcast_tensors cast cast_ ceil celu channel_shuffle clip clip_ concat conv2d
+    conv2d_transpose conv3d cos cumsum data deformable_conv depthwise_conv2d depthwise_conv2d_transpose
+    divide dropout einsum elementwise_pow elu equal exp exp_ expand expand_as expm1 feed fetch flatten
+    flatten_ flip floor floor_divide full full_batch_size_like full_int_array full_like full_with_tensor
+    gather gather_nd gelu grid_sample greater_equal greater_than group_norm hardshrink hardsigmoid hardswish
+    hardtanh index_sample index_select instance_norm isfinite isinf isnan kron label_smooth layer_norm
+    leaky_relu leaky_relu_ less_equal less_than linear_interp linspace log log10 log1p log2 log_softmax
+    logical_and logical_not logical_or logical_xor logsigmoid logsumexp masked_fill masked_select matmul
+    matrix_nms max max_pool2d_with_index maximum maxout mean mean_all meshgrid min minimum mish
+    multiclass_nms3 multiply nearest_interp nms nonzero not_equal numel one_hot ones ones_like p_norm pad
+    pad3d pixel_shuffle pixel_unshuffle pool2d pow prelu prior_box prod put_along_axis reciprocal relu relu6
+    relu_ remainder repeat_interleave reshape reshape_ roi_align roll round rsqrt scale scale_ scatter
+    scatter_nd_add selu set_value set_value_ shape shape64 share_data_ sigmoid sigmoid_ sign silu sin slice
+    softmax softmax_ softplus softshrink softsign split split_with_num sqrt sqrt_ square squeeze squeeze_
+    stack stanh strided_slice subtract subtract_ sum swish sync_batch_norm_ take_along_axis tanh tanh_
+    tanh_shrink thresholded_relu tile topk transpose trilinear_interp triu tril trunc unbind unfold uniform
+    unsqueeze unsqueeze_ unstack where yolo_box zeros zeros_like
+"""
+# In a program's file 0 stands for Paddle's dialect `builtin` and 1 for `pd_op`; p is a parameter.
+OPERATORS = frozenset(
+    ["p", *(f"0.{name}" for name in STRUCTURE.split()), *(f"1.{name}" for name in TENSORS.split())]
+)
+NOT_OPERATORS = re.compile(r"[01]\.[at]_[a-z0-9_]+|(region|block)_[0-9]+")  # attributes, types, blocks
+
+
+def check_program(path: Path, content: bytes) -> None:
+    """Refuse a program that may do more than compute.
+
+    Args:
+        path: of the program, for messages.
+        content: all of it.
+
+    Raises:
+        BundleError: it is not a program in Paddle's new IR, or has an operator that is not in `OPERATORS`.
+    """
+    if len(content) > MAX_BYTES:
+        raise BundleError(f"{path}: the program is larger than {MAX_BYTES >> 20} MiB; export it again")
+    try:
+        program = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refused,
+            parse_int=_int,
+        )
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{path}: this is not a Paddle program ({one_line(error)}); export it again"
+        ) from error
+    if not isinstance(program, dict) or not isinstance(program.get("program"), dict):
+        raise BundleError(f"{path}: this is not a Paddle program; export it again")
+    pending: list[Any] = [program]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            name = value.get("#", "p")
+            known = isinstance(name, str) and (name in OPERATORS or NOT_OPERATORS.fullmatch(name))
+            if not known:
+                raise BundleError(
+                    f"{path}: the operator {str(name)[:60]!r} is refused, for it is not one of those that "
+                    f"networks consist of ({Path(__file__).name} lists them)"
+                )
+            if name in OPERATORS and "#" in value and not _has_attributes(value):
+                raise BundleError(
+                    f"{path}: the attributes of an operator {name} are incomplete; export it again"
+                )
+            pending += value.values()
+
+
+def _has_attributes(operator: dict[str, Any]) -> bool:
+    """Whether an operator has the attributes of its outputs, which Paddle reads without a check."""
+    attributes, outputs = operator.get("OA"), operator.get("O")
+    if not isinstance(attributes, list):
+        return False
+    if operator["#"] == "p":
+        return len(attributes) == 3
+    if not isinstance(outputs, list):
+        return False
+    values = [each.get("AT") if isinstance(each, dict) else None for each in attributes]
+    lists = [each.get("D") if isinstance(each, dict) else None for each in values]
+    return all(isinstance(each, list) and len(each) == len(outputs) for each in lists)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of two equal keys another parser may take the other one.
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key is there twice")
+    return values
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of more than {MAX_DIGITS} digits")
+    return int(digits)
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
