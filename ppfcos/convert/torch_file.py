@@ -1,8 +1,8 @@
 """Reads checkpoints of PyTorch with a restricted unpickler. PyTorch is not needed.
 
 `torch.save` writes a zip archive (since version 1.6), or pickles one after another and the numbers of the
-storages after them. In both, the pickle names functions that make tensors of storages. They stand for functions
-of this module. Objects of known projects become placeholders, and everything else is refused.
+storages after them. In both, the pickle names functions that make tensors of storages. They stand for
+functions of this module. Objects of known projects become placeholders, and everything else is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A restricted unpickler: it reads numbers, text, containers and arrays, and calls only functions of its own.
 
-Neither the functions that a pickle names nor the arguments that it passes are trusted. Every allowed name stands
-for a function below that checks its arguments. NumPy's own constructors never get values from the file. Memory is
-charged to a budget, which the size of the file sets, before it is allocated.
+Neither the functions that a pickle names nor the arguments that it passes are trusted. Every allowed name
+stands for a function below that checks its arguments. NumPy's own constructors never get values from the
+file. Memory is charged to a budget, which the size of the file sets, before it is allocated.
 """
 
 from __future__ import annotations

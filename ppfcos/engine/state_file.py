@@ -107,7 +107,9 @@ def _join_slices(state: dict[str, Any], memory: Memory) -> None:
     for name, about in slices.items():
         names, shape = about["slices"], checked_shape(about["OriginShape"])
         parts = [state.pop(part, None) for part in names if type(part) is str]
-        if not all(isinstance(part, np.ndarray) and part.dtype == parts[0].dtype for part in parts):
+        if not parts or not all(
+            isinstance(part, np.ndarray) and part.dtype == parts[0].dtype for part in parts
+        ):
             raise pickle.UnpicklingError("slices of an array that are missing")
         memory.charge(sum(part.nbytes for part in parts))
         state[name] = np.concatenate(parts).reshape(shape)
