@@ -106,6 +106,12 @@ def large_directory() -> bytes:
     return b"PK\x03\x04" + entry * count + end
 
 
+def several_disks(archive: bytes) -> bytes:
+    """An archive that states to be one of seven."""
+    end = archive.rindex(b"PK\x05\x06")
+    return archive[:end] + struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 7) + archive[end:]
+
+
 def fan(levels: int, opcode_new: bytes, opcode_add: bytes) -> bytes:
     """Containers that each hold the next one twice: 2 to the number of levels, for who visits all paths."""
     return opcode_new * levels + opcode_add * (levels - 1)
@@ -282,6 +288,7 @@ def hostile_checkpoints() -> dict[str, bytes]:
         "zip: no pickle": zipped(b"", {}).replace(b"data.pkl", b"data.pkk"),
         "zip: no storage": zipped(one),
         "zip: large directory": large_directory(),
+        "zip: several disks": several_disks(zipped(one, numbers)),
         "old: machine that is a list": old_format(one, machine=b"\x80\x02]."),
         "old: keys that are a dictionary": old_format(one, keys=b"\x80\x02}."),
         "old: keys that are deep": old_format(one, keys=b"\x80\x02])" + b"\x85" * 200_000 + b"a."),

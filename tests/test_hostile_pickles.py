@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ppfcos.convert.torch_file import read_torch
+from ppfcos.convert.torch_file import is_torch_file, read_torch
 from ppfcos.engine.restricted_unpickler import NUMERIC_DTYPES
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import WeightsError
@@ -71,8 +71,9 @@ def test_a_deflated_entry_is_read_to_the_size_that_it_states(tmp_path):
 def test_a_pipe_and_a_device_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(WeightsError, match="not a regular file"):
-            read_state(path)
+        for read in (read_state, is_torch_file, read_torch):
+            with pytest.raises(WeightsError, match="not a regular file"):
+                read(path)
 
 
 # Random ones ------------------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ from ppfcos.engine.restricted_unpickler import (
     checked_shape,
 )
 from ppfcos.engine.state_file import reading, require_dict
-from ppfcos.errors import WeightsError
 
 OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_FORMAT_PROTOCOL = 1001
@@ -184,11 +183,8 @@ def is_torch_file(path: Path) -> bool:
     Raises:
         WeightsError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    with reading(path, "checkpoint", "tensors"), path.open("rb") as file:
+        start = file.read(16)
     magic = OLD_FORMAT_MAGIC.to_bytes(10, "little")
     return start.startswith(b"PK\x03\x04") or magic in start
 
@@ -205,8 +201,9 @@ def read_torch(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing, damaged or no dictionary, or its pickle asks for code to be run.
     """
-    read = _read_zip if zipfile.is_zipfile(path) else _read_old_format
-    with reading(Path(path), "checkpoint of PyTorch", "tensors"):
+    path = Path(path)
+    with reading(path, "checkpoint of PyTorch", "tensors"):
+        read = _read_zip if zipfile.is_zipfile(path) else _read_old_format
         content = read(path)
     require_dict(path, content)
     return content
