@@ -53,7 +53,7 @@ def test_hostile_files_are_refused_in_one_line_and_bounded_memory_and_time(tmp_p
         for name, result in results.items()
         if result["outcome"] != "refused"
         or not hostile_pickles.within_limits(result, len(files[name]))
-        or result["seconds"] > 10  # tracemalloc and a busy machine; 1 s is usual
+        or result["seconds"] > 10  # of CPU time, with tracemalloc
         or result["file"] not in result["message"]
         or not result["message"].isprintable()
         or len(result["message"]) > 600
@@ -94,7 +94,7 @@ def random_path(tmp_path_factory) -> Path:
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(source=st.randoms(use_true_random=False))
 def test_random_files_give_a_dict_or_a_weights_error(real_files, random_path, source):
-    content = hostile_pickles.random_file(source, real_files)
+    content = hostile_pickles.random_file(source, real_files, repeats=1_000)
     random_path.write_bytes(content)
     tracemalloc.start()
     try:
