@@ -1,28 +1,43 @@
-"""Checkpoints of PyTorch, read without PyTorch and without the power to run code.
+"""Reads checkpoints of PyTorch with a restricted unpickler. PyTorch is not needed.
 
-`torch.save` writes a zip archive (since version 1.6) or pickles one after another with the raw numbers behind
-them. In both, the pickle names functions that put tensors together from storages. Here these few are our own,
-classes of the projects that we know become empty shells, and everything else is refused.
+`torch.save` writes a zip archive (since version 1.6), or pickles one after another and the numbers of the
+storages after them. In both, the pickle names functions that make tensors of storages. They stand for
+functions of this module. Objects of known projects become placeholders, and everything else is refused.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import pickle
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, NamedTuple
+from typing import Any, BinaryIO, Callable
 
 import numpy as np
 
-from ppfcos.engine.state_file import ArrayUnpickler, reading, require_dict
-from ppfcos.errors import WeightsError
+from ppfcos.engine.restricted_unpickler import (
+    ARRAY_COST,
+    CONTAINER_NAMES,
+    NUMPY_NAMES,
+    PLACEHOLDER,
+    Function,
+    Memory,
+    Name,
+    RestrictedUnpickler,
+    array_of_bytes,
+    checked_shape,
+)
+from ppfcos.engine.state_file import reading, require_dict
 
 OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_FORMAT_PROTOCOL = 1001
 BFLOAT16 = "bfloat16"  # which NumPy does not know: read as 16-bit integers, widened to float32
+# A zip entry takes some 800 bytes in memory and at least 46 in the archive's directory.
+DIRECTORY_BYTES = 1 << 20
+DIRECTORY_RATIO = 1 / 64  # of the archive
 STORAGES = {
     "DoubleStorage": "f8",
     "FloatStorage": "f4",
@@ -35,105 +50,131 @@ STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
+DTYPES = (
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool"),
+    *("uint8", "int8", "int16", "int32", "int64"),
+)
 # Training logs and settings that projects keep beside their weights; what is in them is not needed.
 SHELLED_MODULES = ("mmengine", "mmcv", "mmdet", "yacs", "fcos_core", "detectron2", "argparse")
 
 
-class _Storage(NamedTuple):
-    """The numbers behind tensors: a flat array, or, in the old format, the promise of one."""
+@dataclass
+class _Storage:
+    """The numbers that tensors are views of. The old format has them after the pickle."""
 
-    key: str
     dtype: str
     count: int
     numbers: np.ndarray | None = None
+    # (array, offset, strides) of the tensors that wait for the numbers
+    waiting: list[tuple[np.ndarray, int, tuple[int, ...]]] = field(default_factory=list)
 
+    @property
+    def stored_dtype(self) -> np.dtype:
+        return np.dtype("u2" if self.dtype == BFLOAT16 else self.dtype)
 
-class _Tensor:
-    """A view of a storage whose numbers may not have been read yet."""
+    @property
+    def stored_bytes(self) -> int:
+        return self.count * self.stored_dtype.itemsize
 
-    def __init__(self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int]):
-        self.storage, self.offset = storage, int(offset)
-        self.shape, self.strides = tuple(map(int, shape)), tuple(map(int, strides))
-
-    def array(self, numbers: np.ndarray) -> np.ndarray:
-        """A copy of the numbers that the view covers.
+    def set_numbers(self, memory: Memory, data: bytes | bytearray, byteorder: str) -> None:
+        """Take the bytes that the file has for it, and give the waiting tensors their numbers.
 
         Raises:
-            pickle.UnpicklingError: it reaches beyond them.
+            pickle.UnpicklingError: they are too few or too many.
         """
-        if min((self.offset, *self.shape, *self.strides)) < 0:
-            raise pickle.UnpicklingError("a tensor with a negative size")
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.strides))
-        if math.prod(self.shape) and last >= len(numbers):
-            raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
-        step = numbers.itemsize
-        view = np.lib.stride_tricks.as_strided(
-            numbers[self.offset :], self.shape, [stride * step for stride in self.strides]
-        )
-        return np.ascontiguousarray(view).reshape(self.shape)
+        if len(data) != self.stored_bytes:
+            raise pickle.UnpicklingError("a storage that is cut off")
+        numbers = array_of_bytes(memory, data, self.stored_dtype.newbyteorder(byteorder))
+        if self.dtype == BFLOAT16:  # the upper half of a float32
+            memory.charge(4 * self.count)
+            wide = numbers.astype(np.uint32)
+            wide <<= 16
+            numbers = wide.view(np.float32)
+        self.numbers = numbers
+        for array, offset, strides in self.waiting:
+            array[...] = _view(numbers, offset, array.shape, strides)
+        self.waiting.clear()
 
 
-class _Shell:
-    """Stands for an object of another project: takes whatever it is given, and does nothing with it."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Shell:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, item: object) -> None:
-        """Forget it."""
-
-    def extend(self, items: object) -> None:
-        """Forget them."""
+def _view(numbers: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    steps = [stride * numbers.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps)
 
 
 def _rebuild_tensor(
-    storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int], *_: object
-) -> _Tensor:
-    return _Tensor(storage, offset, shape, strides)
+    unpickler: _TorchUnpickler, storage: Any, offset: Any, shape: Any, strides: Any, *_: object
+) -> np.ndarray:
+    if type(storage) is not _Storage or type(offset) is not int or offset < 0:
+        raise pickle.UnpicklingError("a tensor without storage")
+    shape, strides = checked_shape(shape), checked_shape(strides)
+    if len(shape) != len(strides):
+        raise pickle.UnpicklingError("a tensor with an invalid shape")
+    unpickler.memory.charge(ARRAY_COST)
+    count = math.prod(shape)
+    dtype = np.dtype("f4" if storage.dtype == BFLOAT16 else storage.dtype)
+    if not count:
+        return np.empty(shape, dtype)
+    if offset + sum((size - 1) * step for size, step in zip(shape, strides)) >= storage.count:
+        raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
+    if storage.numbers is not None:
+        view = _view(storage.numbers, offset, shape, strides)
+        if view.flags.c_contiguous:
+            return view
+    unpickler.memory.charge(count * dtype.itemsize)
+    if storage.numbers is not None:
+        return np.ascontiguousarray(view)
+    array = np.empty(shape, dtype)
+    storage.waiting.append((array, offset, strides))
+    return array
 
 
-def _rebuild_parameter(tensor: _Tensor, *_: object) -> _Tensor:
+def _rebuild_parameter(unpickler: _TorchUnpickler, tensor: Any, *_: object) -> Any:
     return tensor
 
 
-_TORCH_NAMES: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): tuple,
-    ("collections", "OrderedDict"): OrderedDict,  # not dict: a state_dict has an attribute besides
-    ("torch", "device"): _Shell,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+_TORCH_NAMES: dict[tuple[str, str], Function | Name] = {
+    **NUMPY_NAMES,
+    **CONTAINER_NAMES,
+    ("torch._utils", "_rebuild_tensor"): Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): Function(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Function(_rebuild_parameter),
+    ("torch", "Size"): NUMPY_NAMES["builtins", "tuple"],
+    ("torch", "device"): PLACEHOLDER,
+    ("torch.serialization", "_get_layout"): PLACEHOLDER,
+    **{("torch", name): PLACEHOLDER for name in DTYPES},
+    **{("torch", name): Name(dtype) for name, dtype in STORAGES.items()},
 }
+_STORAGE_NAMES = [_TORCH_NAMES["torch", name] for name in STORAGES]
 
 
-class _TorchUnpickler(ArrayUnpickler):
-    def __init__(self, file: BinaryIO, load_storage: Callable[[tuple], _Storage]):
-        super().__init__(file, encoding="latin1")
+class _TorchUnpickler(RestrictedUnpickler):
+    def __init__(
+        self,
+        file: BinaryIO,
+        size: int,
+        load_storage: Callable[[str, _Storage], _Storage],
+        memory: Memory | None = None,
+    ):
+        super().__init__(file, size, _TORCH_NAMES, memory)
         self._load_storage = load_storage
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _TORCH_NAMES:
-            return _TORCH_NAMES[module, name]
-        if module.split(".")[0] in SHELLED_MODULES:
-            return _Shell
+    def find_class(self, module: str, name: str) -> Function | Name:
+        if (module, name) not in _TORCH_NAMES and module.split(".", 1)[0] in SHELLED_MODULES:
+            return PLACEHOLDER
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
+        # ("storage", type, key, device, count), and in the old format what it is a part of, or None
+        if type(pid) is not tuple or not 5 <= len(pid) <= 6 or pid[0] != "storage":
             raise pickle.UnpicklingError("a reference to something that is no storage")
-        return self._load_storage(pid)
+        _, kind, key, _, count = pid[:5]
+        if kind not in _STORAGE_NAMES or type(key) is not str or type(count) is not int or count < 0:
+            raise pickle.UnpicklingError("a reference to an invalid storage")
+        if len(pid) > 5 and pid[5] is not None:
+            raise pickle.UnpicklingError("a storage that is a part of another one")
+        self.memory.charge(ARRAY_COST)
+        return self._load_storage(key, _Storage(kind.value, count))
 
 
 def is_torch_file(path: Path) -> bool:
@@ -142,11 +183,8 @@ def is_torch_file(path: Path) -> bool:
     Raises:
         WeightsError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    with reading(path, "checkpoint", "tensors"), path.open("rb") as file:
+        start = file.read(16)
     magic = OLD_FORMAT_MAGIC.to_bytes(10, "little")
     return start.startswith(b"PK\x03\x04") or magic in start
 
@@ -163,75 +201,75 @@ def read_torch(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing, damaged or no dictionary, or its pickle asks for code to be run.
     """
-    read = _read_zip if zipfile.is_zipfile(path) else _read_old_format
-    with reading(Path(path), "checkpoint of PyTorch", "tensors"):
+    path = Path(path)
+    with reading(path, "checkpoint of PyTorch", "tensors"):
+        read = _read_zip if zipfile.is_zipfile(path) else _read_old_format
         content = read(path)
     require_dict(path, content)
     return content
 
 
 def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        pickled = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-        folder = pickled[: -len("data.pkl")]
-        byteorder = "<"
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
-            byteorder = ">"
-        loaded: dict[str, _Storage] = {}
+    with path.open("rb") as file:
+        archive_size = os.fstat(file.fileno()).st_size
+        end = zipfile._EndRecData(file)  # before the directory is read: its entries take much memory
+        if end is None or end[zipfile._ECD_SIZE] > DIRECTORY_BYTES + DIRECTORY_RATIO * archive_size:
+            raise zipfile.BadZipFile("an archive with too large a directory")
+        memory = Memory(archive_size)
+        with zipfile.ZipFile(file) as archive:
+            return _read_archive(archive, archive_size, memory)
 
-        def load_storage(pid: tuple) -> _Storage:
-            _, dtype, key, _, count = pid[:5]
-            if key not in loaded:
-                numbers = _numbers(archive.read(f"{folder}data/{key}"), dtype, int(count), byteorder)
-                loaded[key] = _Storage(key, dtype, int(count), numbers)
-            return loaded[key]
 
-        with archive.open(pickled) as file:
-            content = _TorchUnpickler(file, load_storage).load()
-    return _arrays(content, {key: storage.numbers for key, storage in loaded.items()})
+def _read_archive(archive: zipfile.ZipFile, archive_size: int, memory: Memory) -> Any:
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    loaded: dict[str, _Storage] = {}
+
+    def read(name: str) -> bytes:
+        entry = entries.get(name)
+        if entry is None:
+            raise zipfile.BadZipFile("an entry of the archive is missing")
+        # Of the other methods, zipfile does not bound how much a few bytes expand to.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise zipfile.BadZipFile("an unusual compression")
+        if entry.compress_size > archive_size:
+            raise zipfile.BadZipFile("an entry that is larger than the archive")
+        memory.charge(entry.file_size + (entry.compress_size if entry.compress_type else 0))
+        with archive.open(entry) as opened:
+            return opened.read(entry.file_size)
+
+    def load_storage(key: str, storage: _Storage) -> _Storage:
+        if key not in loaded:
+            storage.set_numbers(memory, read(f"{folder}data/{key}"), byteorder)
+            loaded[key] = storage
+        return loaded[key]
+
+    pickled = next((name for name in entries if name.endswith("data.pkl")), "data.pkl")
+    folder = pickled[: -len("data.pkl")]
+    big_endian = f"{folder}byteorder" in entries and read(f"{folder}byteorder") == b"big"
+    byteorder = ">" if big_endian else "<"
+    content = read(pickled)
+    return _TorchUnpickler(io.BytesIO(content), len(content), load_storage, memory).load()
 
 
 def _read_old_format(path: Path) -> Any:
     """Five pickles (magic, protocol, machine, content, keys), then each storage's count and numbers."""
-    promised: dict[str, _Storage] = {}
-
-    def promise_storage(pid: tuple) -> _Storage:
-        _, dtype, key, _, count = pid[:5]
-        if len(pid) > 5 and pid[5] is not None:
-            raise pickle.UnpicklingError("a storage that is a part of another one")
-        return promised.setdefault(key, _Storage(key, dtype, int(count)))
-
+    storages: dict[str, _Storage] = {}
     with path.open("rb") as file:
-        magic, protocol = (ArrayUnpickler(file).load() for _ in range(2))
-        if (magic, protocol) != (OLD_FORMAT_MAGIC, OLD_FORMAT_PROTOCOL):
+        unpickler = _TorchUnpickler(file, os.fstat(file.fileno()).st_size, storages.setdefault)
+        if (unpickler.load(), unpickler.load()) != (OLD_FORMAT_MAGIC, OLD_FORMAT_PROTOCOL):
             raise pickle.UnpicklingError("no file of torch.save")
-        machine = ArrayUnpickler(file).load()
-        content = _TorchUnpickler(file, promise_storage).load()
-        order = "<" if machine.get("little_endian", True) else ">"
-        numbers = {}
-        for key in ArrayUnpickler(file).load():
-            storage = promised[key]
-            if int.from_bytes(file.read(8), "little" if order == "<" else "big") != storage.count:
+        machine, content, keys = (unpickler.load() for _ in range(3))
+        if type(machine) is not dict or type(keys) is not list:
+            raise pickle.UnpicklingError("no file of torch.save")
+        little = machine.get("little_endian", True) is not False
+        for key in keys:
+            storage = storages.pop(key, None) if type(key) is str else None
+            if storage is None:
+                raise pickle.UnpicklingError("a storage that no tensor has")
+            if int.from_bytes(unpickler.read(8), "little" if little else "big") != storage.count:
                 raise pickle.UnpicklingError("a storage of another size than its tensors say")
-            size = storage.count * (2 if storage.dtype == BFLOAT16 else np.dtype(storage.dtype).itemsize)
-            numbers[key] = _numbers(file.read(size), storage.dtype, storage.count, order)
-    return _arrays(content, numbers)
-
-
-def _numbers(data: bytes, dtype: str, count: int, byteorder: str) -> np.ndarray:
-    kind = np.dtype("u2" if dtype == BFLOAT16 else dtype).newbyteorder(byteorder)
-    if len(data) != count * kind.itemsize:
-        raise pickle.UnpicklingError("a storage that is cut off")
-    numbers = np.frombuffer(data, kind)
-    if dtype == BFLOAT16:  # the upper half of a float32
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
-    return numbers.astype(kind.newbyteorder("="), copy=False)
-
-
-def _arrays(content: Any, numbers: Mapping[str, np.ndarray | None]) -> Any:
-    """The same with arrays in the place of tensors."""
-    if isinstance(content, _Tensor):
-        return content.array(numbers[content.storage.key])
-    if isinstance(content, dict):
-        return {key: _arrays(value, numbers) for key, value in content.items()}
+            data = unpickler.read_buffer(storage.stored_bytes)
+            storage.set_numbers(unpickler.memory, data, "<" if little else ">")
+    if storages:
+        raise pickle.UnpicklingError("a storage without numbers")
     return content

@@ -1,65 +1,21 @@
-"""State files of Paddle, read without the power to run code.
-
-They are pickles, and a pickle can run any code. Ours is read by an unpickler that knows NumPy's arrays and
-nothing else.
-"""
+"""Reads the state files of Paddle, which are pickles, with a restricted unpickler."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppfcos.engine.restricted_unpickler import Memory, RestrictedUnpickler, UnsafePickleError, checked_shape
 from ppfcos.errors import WeightsError, one_line
 
-
-def _array_bytes(text: str, encoding: str) -> bytes:
-    """Old pickles hold bytes as text. The real `_codecs.encode` would take any codec there is."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_SAFE = {
-    "tuple": tuple,
-    "dtype": np.dtype,
-    "ndarray": np.ndarray,
-    "_reconstruct": np.zeros(0).__reduce__()[0],  # wherever this version of NumPy keeps it
-    "scalar": np.float64(0).__reduce__()[0],
-    "OrderedDict": dict,
-    "encode": _array_bytes,
-}
-_SAFE_MODULES = {
-    "builtins": {"tuple"},
-    "__builtin__": {"tuple"},
-    "collections": {"OrderedDict"},
-    "_codecs": {"encode"},
-    "numpy": {"dtype", "ndarray"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-}
-
-
-class UnsafePickleError(Exception):
-    """A pickle asks for something that is no array."""
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """An unpickler of NumPy's arrays, and of nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may name.
-
-        Raises:
-            UnsafePickleError: it names anything else.
-        """
-        if name not in _SAFE_MODULES.get(module, ()):
-            raise UnsafePickleError(f"{module}.{name}")
-        return _SAFE[name]
+SLICES = "UnpackBigParamInfor@@"  # paddle.save's: which entries are slices of which array
 
 
 @contextlib.contextmanager
@@ -75,7 +31,11 @@ def reading(path: Path, kind: str, needed: str) -> Iterator[None]:
         WeightsError: the file is missing, damaged, or asks for more.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait, and a device never ends
+            raise WeightsError(f"{path} cannot be read: it is not a regular file")
         yield
+    except WeightsError:
+        raise
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnsafePickleError as error:
@@ -103,28 +63,53 @@ def require_dict(path: Path, content: Any) -> None:
 
 
 def read_state(path: Path | str) -> dict[str, Any]:
-    """Read what `paddle.save` wrote, without the power to run code.
+    """Read what `paddle.save` wrote, with a restricted unpickler.
 
     Args:
         path: a .pdparams, .pdopt or .pdema file, of Paddle 2 or 3, or of PaddleDetection.
 
     Returns:
-        Arrays, numbers and dicts of these, by name.
+        Arrays, numbers and dicts of these, by name. Tensors that Paddle saved as pairs of a name and an array
+        are arrays.
 
     Raises:
-        WeightsError: the file is missing, corrupt, no pickle of a dict, or asks for more than arrays.
+        WeightsError: the file is missing, corrupt, no pickle of a dict, takes more memory than its size
+            explains, or asks for more than arrays.
     """
     path = Path(path)
     with reading(path, "weights file", "NumPy arrays"), path.open("rb") as file:
-        state = ArrayUnpickler(file, encoding="latin1").load()
-    require_dict(path, state)
-    return {name: _without_tensor_names(value) for name, value in state.items()}
+        unpickler = RestrictedUnpickler(file, os.fstat(file.fileno()).st_size)
+        state = unpickler.load()
+        require_dict(path, state)
+        _remove_tensor_names(state)
+        _join_slices(state, unpickler.memory)
+    return state
 
 
-def _without_tensor_names(value: Any) -> Any:
+def _remove_tensor_names(state: dict[str, Any]) -> None:
     """Tensors of a nested state are saved as pairs of a name and an array."""
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
-        return value[1]
-    if isinstance(value, dict):
-        return {name: _without_tensor_names(inner) for name, inner in value.items()}
-    return value
+    pending, seen = [state], {id(state)}
+    while pending:
+        nested = pending.pop()
+        for name, value in nested.items():
+            if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
+                nested[name] = value[1]
+            elif isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                pending.append(value)
+
+
+def _join_slices(state: dict[str, Any], memory: Memory) -> None:
+    """Before pickle protocol 4, Paddle saves an array of more than a GiB in slices."""
+    slices = state.pop(SLICES, {})
+    if type(slices) is not dict:
+        raise pickle.UnpicklingError("slices without names")
+    for name, about in slices.items():
+        names, shape = about["slices"], checked_shape(about["OriginShape"])
+        parts = [state.pop(part, None) for part in names if type(part) is str]
+        if not parts or not all(
+            isinstance(part, np.ndarray) and part.dtype == parts[0].dtype for part in parts
+        ):
+            raise pickle.UnpicklingError("slices of an array that are missing")
+        memory.charge(sum(part.nbytes for part in parts))
+        state[name] = np.concatenate(parts).reshape(shape)

@@ -55,9 +55,9 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     path = path if path.suffix in SUFFIXES else path.with_name(path.name + ".pdparams")
     weights = {name: value for name, value in read_state(path).items() if name != NAME_TABLE}
     odd = [
-        name
+        str(name)
         for name, value in weights.items()
-        if getattr(value, "dtype", np.dtype(object)).kind not in "fiub"
+        if type(name) is not str or getattr(value, "dtype", np.dtype(object)).kind not in "fiub"
     ]
     if odd:
         raise WeightsError(f"{path} holds more than weights ({_some(odd)}): is it a .pdparams file?")
