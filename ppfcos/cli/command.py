@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn
 
-from ppfcos import console
+from ppfcos import console, environment
 from ppfcos.errors import ConfigError, PPFCOSError, Stopped
 from ppfcos.hints import hint
 
@@ -265,6 +265,7 @@ def run(
             # Of its own operators, and nothing that a user could do anything about.
             warnings.filterwarnings("ignore", module="paddle")
         try:
+            environment.require_usable_opencv()
             if getattr(options, "show_config", False):
                 return _show_config(options)
             return command(options) or 0
