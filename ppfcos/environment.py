@@ -97,7 +97,9 @@ def require_usable_opencv() -> None:
     Raises:
         ConfigError: OpenCV aborts.
     """
-    variables = sorted(f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("OPENCV_"))
+    variables = sorted(
+        f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("OPENCV_")
+    )
     is_python = os.path.basename(sys.executable or "").lower().startswith("python")  # not so where embedded
     if not variables or "cv2" in sys.modules or not is_python:
         return

@@ -20,8 +20,10 @@ import numpy as np
 from ppfcos.errors import one_line
 from ppfcos.regular_files import read_bytes, require_regular
 
-# Pixels of one image. 2**28 covers phone photographs of 200 megapixels; decoded, they take 0.8 GB.
+# Pixels of one image. 2**28 covers phone photographs of 200 megapixels; decoded, they take 0.8 GB. A decoder
+# that holds the whole image in other forms, too, takes a multiple of that: there the limit is a part of it.
 MAX_PIXELS = 2**28
+_COPIES_OF_SCANS, _COPIES_OF_WEBP = 2, 4
 MAX_PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 MAX_FILE_BYTES = 2**30
 # Every scan of a progressive JPEG walks over the whole image, even if it has no data: 0.5 ms a megapixel.
@@ -102,7 +104,8 @@ class ImageFile:
 
     Raises:
         TruncatedImageError: The file is too short for its pixels.
-        TooLargeImageError: It has more than `max_pixels()` pixels, or too many scans.
+        TooLargeImageError: It has more than `max_pixels()` pixels (a JPEG of several scans: a half of them, a
+            WebP: a quarter), or too many scans.
         ImageFileError: It is of no known format, or its header is damaged.
     """
 
@@ -158,12 +161,13 @@ def _format(data: bytes) -> str:
     raise ImageFileError(f"is not an image of a known format ({', '.join(FORMATS)})")
 
 
-def _check_size(width: int, height: int) -> tuple[int, int]:
+def _check_size(width: int, height: int, copies: int = 1) -> tuple[int, int]:
     if width < 1 or height < 1:
         raise ImageFileError(f"is damaged: its header says {width}x{height} pixels")
-    if width * height > max_pixels():
+    limit = max_pixels() // copies
+    if width * height > limit:
         raise TooLargeImageError(
-            f"has {width}x{height} pixels, more than {max_pixels()}: {MAX_PIXELS_VARIABLE} raises that limit"
+            f"has {width}x{height} pixels, more than {limit}: {MAX_PIXELS_VARIABLE} raises that limit"
         )
     return width, height
 
@@ -221,7 +225,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
                 )
     if size is None or scans == 0:
         raise ImageFileError("is damaged: this JPEG has no image")
-    return size
+    return size if scans == 1 else _check_size(*size, _COPIES_OF_SCANS)
 
 
 def _png_parts(data: bytes) -> Iterator[memoryview]:
@@ -318,7 +322,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         sides = [side & 0x3FFF for side in struct.unpack_from("<HH", data, 26)]
     else:
         raise ImageFileError("is damaged: this WebP has no image")
-    return _check_size(*sides)
+    return _check_size(*sides, _COPIES_OF_WEBP)
 
 
 def _pnm_size(data: bytes) -> tuple[int, int]:
@@ -356,9 +360,9 @@ def _decode_webp(data: bytes) -> np.ndarray:
 
         # not by Image.open, whose limit of pixels is a setting of the whole process
         with WebPImagePlugin.WebPImageFile(io.BytesIO(data)) as image:
-            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+            return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except Exception as error:  # Pillow raises anything on damaged files
-        raise ImageFileError(f"is damaged: Pillow cannot decode this WebP image ({one_line(error)})") from None
+        raise ImageFileError(f"is damaged: Pillow cannot decode this WebP ({one_line(error)})") from None
 
 
 def webp_decoder() -> str:

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _HEADER = 4096  # bytes
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
 # The picture's file as it was when it was read, the checksum of the pixels, and whether they are there.
 _ROW = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("checksum", "<u4"), ("filled", "<u4")])
 
@@ -201,7 +202,7 @@ def _open(path: Path, length: int, header: bytes) -> int:
 def _make_file(path: Path, length: int, header: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
-        descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o666)
+        descriptor = os.open(unfinished, _NEW_FILE, 0o666)
         try:
             # all of it now: a full disk would end the process that writes to the mapped file later
             os.posix_fallocate(descriptor, 0, length)

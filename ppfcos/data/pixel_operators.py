@@ -23,7 +23,6 @@ class PixelResize(operators.Resize):
     def apply(self, sample: Sample, context: Any = None) -> Sample:
         """Resizes the image and all that the sample says of it."""
         height, width = sample["image"].shape[:2]
-        scale_y, scale_x = self.scales(height, width)
         sample["image"] = self.resized(sample["image"])
         return self.scale_annotation(sample, height, width)
 
