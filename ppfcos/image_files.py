@@ -114,7 +114,7 @@ class ImageFile:
         self.format = _format(data)
         try:
             self.width, self.height = _SIZES[self.format](data)
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, OverflowError):
             raise TruncatedImageError("the image is cut short") from None
 
     def decode(self, apply_orientation: bool = True) -> np.ndarray:

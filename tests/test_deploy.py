@@ -35,6 +35,8 @@ from small_bundles import (
 )
 from small_detector import CATEGORY_IDS, CLASS_NAMES, draw_picture, pictures, small_model
 
+from ppfcos.data.images import read_image as read_for_training
+from ppfcos.data.transforms import SampleTransforms
 from ppfcos.deploy import Detections, Detector, NV12Image, Predictor
 from ppfcos.deploy.bundle import CONFIG_FILE, MANIFEST_FILE, NetworkInput, onnx_file, read_bundle
 from ppfcos.deploy.detections import split_batch
@@ -127,6 +129,29 @@ def test_preprocessing_is_paddledetections(tmp_path, resize):
     np.testing.assert_array_equal(ours["scale_factor"], np.stack([s["scale_factor"] for s in theirs]))
     np.testing.assert_array_equal(ours["im_shape"], np.stack([s["im_shape"] for s in theirs]))
     assert {array.dtype for array in ours.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", [(3, 2000), (5000, 3), (1, 1), (1, 9000)])
+def test_a_thin_picture_is_the_same_in_training_and_deployment(tmp_path, resize, size):
+    path = tmp_path / "x.png"
+    cv2.imwrite(str(path), draw_picture(*size, 1))
+    boxes = np.array([[0, 0, size[1], size[0]], [size[1] / 4, 0, size[1] / 2, size[0]]], np.float32)
+    transforms = [{"Decode": {}}, {"Resize": resize}, {"Permute": {}}]
+    record = {"im_file": str(path), "im_id": np.array([1]), "h": float(size[0]), "w": float(size[1])}
+    sample = SampleTransforms({"sample_transforms": transforms}, "TrainReader")(
+        {
+            **record, "image": read_for_training(path), "gt_bbox": boxes.copy(),
+            "im_shape": np.array(size, np.float32), "scale_factor": np.ones(2, np.float32),
+            "gt_class": np.zeros((2, 1), np.int32), "is_crowd": np.zeros((2, 1), np.int32),
+        }
+    )  # fmt: skip
+    deployed = Preprocess([{"type": "Resize", **resize}])([read_image(path)])
+    assert min(sample["image"].shape) >= 1
+    np.testing.assert_array_equal(sample["image"], deployed["image"][0])
+    np.testing.assert_array_equal(sample["scale_factor"], deployed["scale_factor"][0])
+    np.testing.assert_array_equal(sample["im_shape"], deployed["im_shape"][0])
+    np.testing.assert_allclose(sample["gt_bbox"] / np.tile(sample["scale_factor"][::-1], 2), boxes, rtol=1e-5)
 
 
 def test_a_needle_keeps_one_pixel():

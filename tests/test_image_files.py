@@ -163,6 +163,7 @@ REFUSED = {
     "tiff of samples": tiff(">", width=9000, height=9000, samples=65535, bits=64),
     "tiff of the other order": tiff(">", width=2**31, height=2**31),
     "big tiff": tiff(big=True, width=2**40, height=2**40),
+    "big tiff whose tags are elsewhere": b"II+\0\x08\0\0\0" + b"\xff" * 99,
     "tiff without tags": b"II*\0\xff\xff\xff\x7f",
     "tiff whose strip is elsewhere": tiff(offsets=2**31, counts=2**31, rows=8),
     "webp of a header": webp(b"VP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\xff\xff" * 2),
