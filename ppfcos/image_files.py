@@ -274,8 +274,9 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
     return size
 
 
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 277, 322, 323
+_PIECES = {273: 279, 324: 325}  # where the strips or tiles are, and the bytes of each
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
@@ -290,15 +291,26 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     if entries > 65535:
         raise ImageFileError("is damaged: this TIFF has too many tags")
     tags = {_SAMPLES: 1, _BITS: 1}
+    pieces = {}
     for position in range(first, first + entries * step, step):
         tag, kind, number = struct.unpack_from(order + entry, data, position)
-        if tag in (_WIDTH, _HEIGHT, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT) and kind in _TIFF_TYPES:
-            where = position + step - inline
-            if number * struct.calcsize("=" + _TIFF_TYPES[kind]) > inline:
-                (where,) = struct.unpack_from(order + ("Q" if inline == 8 else "I"), data, where)
-            (value,) = struct.unpack_from(order + _TIFF_TYPES[kind], data, where)
-            tags[tag] = max(tags.get(tag, 0), value)
+        if kind not in _TIFF_TYPES or number == 0:
+            continue
+        dtype, where = np.dtype(order + _TIFF_TYPES[kind]), position + step - inline
+        if number * dtype.itemsize > inline:
+            (where,) = struct.unpack_from(order + ("Q" if inline == 8 else "I"), data, where)
+        if tag in (_WIDTH, _HEIGHT, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT):
+            _require_bytes(data, where + dtype.itemsize)
+            tags[tag] = max(tags.get(tag, 0), int(np.frombuffer(data, dtype, 1, where)[0]))
+        elif tag in _PIECES or tag in _PIECES.values():
+            _require_bytes(data, where + number * dtype.itemsize)
+            pieces[tag] = np.frombuffer(data, dtype, number, where).astype(np.float64)
     size = _check_size(tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0))
+    # libtiff makes room for the bytes of a strip before it reads them
+    for starts, lengths in _PIECES.items():
+        if lengths in pieces:
+            same = len(pieces.get(starts, ())) == len(pieces[lengths])
+            _require_bytes(data, (pieces[lengths] + (pieces[starts] if same else 0)).max())
     # libtiff decodes whole tiles, with all of their samples
     across, down = max(size[0], tags.get(_TILE_WIDTH, 1)), max(size[1], tags.get(_TILE_HEIGHT, 1))
     _check_size(across, down)

@@ -108,7 +108,8 @@ def bmp(width: int, height: int, compression: int = 0) -> bytes:
 def tiff(order: str = "<", big: bool = False, **changes: int) -> bytes:
     values = {"width": 8, "height": 8, "bits": 8, "compression": 1, "photometric": 1, "samples": 1, **changes}
     names = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "samples": 277,
-             "tile_width": 322, "tile_height": 323, "offsets": 273, "counts": 279, "rows": 278}  # fmt: skip
+             "tile_width": 322, "tile_height": 323, "offsets": 273, "counts": 279, "rows": 278,
+             "tile": 324, "tile_bytes": 325}  # fmt: skip
     tags = sorted((names[name], value) for name, value in values.items())
     if big:
         entries = b"".join(struct.pack(order + "HHQQ", tag, 16, 1, value) for tag, value in tags)
@@ -162,6 +163,9 @@ REFUSED = {
     "tiff of tiles": tiff(tile_width=2**20, tile_height=2**20),
     "tiff of samples": tiff(">", width=9000, height=9000, samples=65535, bits=64),
     "tiff of the other order": tiff(">", width=2**31, height=2**31),
+    "tiff with a long strip": tiff(compression=5, offsets=8, counts=2**31, rows=8),
+    "tiff with a long tile": tiff(compression=5, tile_width=16, tile_height=16, tile=8, tile_bytes=2**32 - 1),
+    "big tiff with a long strip": tiff(">", big=True, compression=5, offsets=16, counts=2**63, rows=8),
     "big tiff": tiff(big=True, width=2**40, height=2**40),
     "big tiff whose tags are elsewhere": b"II+\0\x08\0\0\0" + b"\xff" * 99,
     "tiff without tags": b"II*\0\xff\xff\xff\x7f",
@@ -176,7 +180,7 @@ REFUSED = {
     "webp without its container": VP8,
     "webp in half of its container": encoded("WEBP")[12:],
     "webp as pnm": b"P6#" + VP8[3:],
-    "webp as bitmap": b"BM\0" + VP8[3:],
+    "webp as bitmap": b"BM\0" + VP8[3:6] + encoded("BMP")[6:],
     "pnm": b"P6 99999999 99999999 255 ",
     "pnm of ten lines": b"P6\n#" + b"#" * 9999 + b"\n4294967295 4294967295\n255\n",
     "pnm of 0.8 GB": b"P3\n16000 16000 255\n0 0 0",
