@@ -37,6 +37,7 @@ PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 
 # The first OpenCV whose wheels hold a libwebp without CVE-2023-4863 (opencv-python 4.8.1.78), and Pillow's.
 SAFE_OPENCV, SAFE_PILLOW = (4, 8, 1), (10, 0, 1)
+_WEBP_CURE = "pip install 'opencv-python>=4.8.1.78' or 'Pillow>=10.0.1'"
 
 _RAW_VP8 = b"\x9d\x01\x2a"  # libwebp decodes a frame without its RIFF container, too
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither a stuffed zero nor a restart marker
@@ -366,7 +367,7 @@ _SIZES = {
 def _decode_webp(data: bytes) -> np.ndarray:
     """Decodes a WebP with Pillow, because this OpenCV has a libwebp that writes past its memory."""
     if _safe_pillow() is None:
-        raise ImageFileError(f"is a WebP image, and it is decoded by {webp_decoder()}, or save it as PNG")
+        raise ImageFileError(f"is a WebP image, which cannot be decoded safely: {_WEBP_CURE}")
     try:
         from PIL import WebPImagePlugin
 
@@ -385,7 +386,7 @@ def webp_decoder() -> str:
     pillow = _safe_pillow()
     if pillow is not None:
         return f"Pillow {pillow}, because {unsafe}"
-    return f"none, because {unsafe}: pip install 'opencv-python>=4.8.1.78' or 'Pillow>=10.0.1'"
+    return f"none, because {unsafe}: {_WEBP_CURE}"
 
 
 def _safe_pillow() -> str | None:

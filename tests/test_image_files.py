@@ -121,10 +121,10 @@ def tiff(order: str = "<", big: bool = False, **changes: int) -> bytes:
 
 
 def long_strip() -> bytes:
-    """libtiff makes room for the 1.9 GB that the strip is said to have."""
+    """libtiff makes room for the 0.4 GB that the strip is said to have."""
     data = encoded("TIFF", mode="RGBA", compression="tiff_lzw")
     start = data.index(struct.pack("<HHI", 279, 4, 1))
-    return data[: start + 8] + struct.pack("<I", 0x70000000) + data[start + 12 :]
+    return data[: start + 8] + struct.pack("<I", 0x19000000) + data[start + 12 :]
 
 
 def webp(*chunks: bytes) -> bytes:
