@@ -56,6 +56,7 @@ def report() -> list[str]:
         f"packages:    {', '.join(_versions())}",
         f"environment: {', '.join(_variables()) or 'nothing of interest is set'}",
         f"devices:     {_devices()}",
+        f"webp:        {_webp()}",
     ]
     return lines + ([f"problem:     {problem}" for problem in problems] or ["problems:    none found"])
 
@@ -80,6 +81,15 @@ def _devices() -> str:
         return ", ".join(f"{name} ({device_name(name)})" for name in available_devices())
     except Exception as error:  # whatever is broken is what the report is wanted for
         return f"Paddle cannot tell ({one_line(error)})"
+
+
+def _webp() -> str:
+    try:
+        with environment.quiet_imports():
+            from ppfcos.image_files import webp_decoder
+        return webp_decoder()
+    except Exception as error:
+        return f"unknown ({one_line(error)})"
 
 
 def _memory() -> str:

@@ -14,6 +14,8 @@ import functools
 import importlib
 import logging
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -21,7 +23,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import BinaryIO
 
-from ppfcos.errors import PPFCOSError, resource_error
+from ppfcos.errors import ConfigError, PPFCOSError, resource_error
 
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -42,11 +44,6 @@ _PARENT = os.getppid()
 
 # glog prints from this level on: 0 information, 1 warnings, 2 errors.
 GLOG_VARIABLES = {"GLOG_minloglevel": "2", "GLOG_v": "0"}
-
-# How many pixels of a picture OpenCV decodes at most; it reads the variable when it is imported. A file of
-# some kilobytes may claim billions. These take 300 MB, and up to three times that while they are decoded.
-MOST_PIXELS_VARIABLE, MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 100_000_000
-PIXEL_LIMIT = "CV_IO_MAX_IMAGE_PIXELS"  # what OpenCV's complaint about a larger picture names
 
 # Parameters of glibc's mallopt (malloc.h), and the variables by which a user decides instead.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -79,15 +76,13 @@ class MissingLibraryError(PPFCOSError, ImportError):
 
 
 def prepare() -> None:
-    """Set the number of threads, the math library's code path, the log level and the limit of pixels where
-    the user has not.
+    """Set the number of threads, the math library's code path and the log level where the user has not.
 
     Safe to call again. Once Paddle is imported, its threads and its math library are settled and stay as they
     are.
     """
     for name, value in GLOG_VARIABLES.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault(MOST_PIXELS_VARIABLE, str(MOST_PIXELS))
     if "paddle" in sys.modules:
         return
     _set_threads(os.environ)
@@ -96,10 +91,27 @@ def prepare() -> None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", code_path)
 
 
-def most_pixels() -> int:
-    """How many pixels of a picture OpenCV decodes at most: MOST_PIXELS, or what the user says."""
-    text = os.environ.get(MOST_PIXELS_VARIABLE, "")
-    return int(text) if text.isdigit() else MOST_PIXELS
+def require_usable_opencv() -> None:
+    """See that no OPENCV_ variable aborts the process when OpenCV is imported, as OPENCV_TRACE=x does.
+
+    Which variables OpenCV reads depends on its version. So another process tries the import, but only where
+    such a variable is set.
+
+    Raises:
+        ConfigError: OpenCV aborts.
+    """
+    variables = sorted(
+        f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("OPENCV_")
+    )
+    is_python = os.path.basename(sys.executable or "").lower().startswith("python")  # not so where embedded
+    if not variables or "cv2" in sys.modules or not is_python:
+        return
+    done = subprocess.run([sys.executable, "-c", "import cv2"], capture_output=True, check=False)
+    if done.returncode == -signal.SIGABRT:
+        raise ConfigError(
+            f"OpenCV cannot be imported with {', '.join(variables)} in the environment: "
+            "unset the variable, or give it a value that OpenCV knows"
+        )
 
 
 def keep_freed_memory() -> bool:
@@ -226,11 +238,13 @@ def quiet_imports() -> Iterator[None]:
         MissingLibraryError: a system library or a package is missing; the message names the command that
             brings it.
         ResourceError: the machine or a limit of the process does not let it be imported.
+        ConfigError: a variable of the environment aborts the import of OpenCV.
     """
     with tempfile.TemporaryFile() as record, warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = functools.partial(_record_warning, record)
         try:
+            require_usable_opencv()
             with _output_to(record):
                 import_users_of_zlib()
                 yield

@@ -36,6 +36,8 @@ from small_bundles import (
 )
 from small_detector import CATEGORY_IDS, CLASS_NAMES, draw_picture, pictures, small_model
 
+from ppfcos.data.images import read_image as read_for_training
+from ppfcos.data.transforms import SampleTransforms
 from ppfcos.deploy import Detections, Detector, NV12Image, Predictor
 from ppfcos.deploy.bundle import CONFIG_FILE, MANIFEST_FILE, NetworkInput, onnx_file, read_bundle
 from ppfcos.deploy.detections import split_batch
@@ -130,6 +132,29 @@ def test_preprocessing_is_paddledetections(tmp_path, resize):
     assert {array.dtype for array in ours.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", [(3, 2000), (5000, 3), (1, 1), (1, 9000)])
+def test_a_thin_picture_is_the_same_in_training_and_deployment(tmp_path, resize, size):
+    path = tmp_path / "x.png"
+    cv2.imwrite(str(path), draw_picture(*size, 1))
+    boxes = np.array([[0, 0, size[1], size[0]], [size[1] / 4, 0, size[1] / 2, size[0]]], np.float32)
+    transforms = [{"Decode": {}}, {"Resize": resize}, {"Permute": {}}]
+    record = {"im_file": str(path), "im_id": np.array([1]), "h": float(size[0]), "w": float(size[1])}
+    sample = SampleTransforms({"sample_transforms": transforms}, "TrainReader")(
+        {
+            **record, "image": read_for_training(path), "gt_bbox": boxes.copy(),
+            "im_shape": np.array(size, np.float32), "scale_factor": np.ones(2, np.float32),
+            "gt_class": np.zeros((2, 1), np.int32), "is_crowd": np.zeros((2, 1), np.int32),
+        }
+    )  # fmt: skip
+    deployed = Preprocess([{"type": "Resize", **resize}])([read_image(path)])
+    assert min(sample["image"].shape) >= 1
+    np.testing.assert_array_equal(sample["image"], deployed["image"][0])
+    np.testing.assert_array_equal(sample["scale_factor"], deployed["scale_factor"][0])
+    np.testing.assert_array_equal(sample["im_shape"], deployed["im_shape"][0])
+    np.testing.assert_allclose(sample["gt_bbox"] / np.tile(sample["scale_factor"][::-1], 2), boxes, rtol=1e-5)
+
+
 def test_a_needle_keeps_one_pixel():
     batch = Preprocess(steps_for(RESIZES[0]))([np.full((1, 2000, 3), 9, np.uint8)])
     assert batch["image"].shape == (1, 3, 32, 480)
@@ -215,16 +240,16 @@ def test_a_picture_that_is_cut_short_is_named(tmp_path):
     """OpenCV would fill the rest of it with grey, and boxes in that would be boxes of nothing."""
     content = cv2.imencode(".jpg", draw_picture(224, 320, 1))[1].tobytes()
     (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"half\.jpg: the picture is cut short"):
+    with pytest.raises(DataError, match=r"half\.jpg: the image is cut short"):
         read_image(tmp_path / "half.jpg")
     (tmp_path / "more.jpg").write_bytes(content + b"what some cameras add")
     assert read_image(tmp_path / "more.jpg").shape == (224, 320, 3)
 
 
 def test_a_picture_beyond_the_limit_of_pixels_is_named(tmp_path):
-    """A PNG of 1.6 kB that claims 10,001 by 10,000 pixels."""
-    Image.new("1", (10_001, 10_000)).save(tmp_path / "poster.png")
-    with pytest.raises(DataError, match=r"poster\.png: has more than 100000000 pixels: OPENCV_IO_MAX"):
+    """A PNG of 40 kB that has 17,000 by 17,000 pixels."""
+    Image.new("1", (17_000, 17_000)).save(tmp_path / "poster.png")
+    with pytest.raises(DataError, match=r"poster\.png: has 17000x17000 pixels, more than .*OPENCV_IO_MAX"):
         read_image(tmp_path / "poster.png")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -121,6 +122,58 @@ def test_a_stale_or_broken_cache_is_made_anew(section, tmp_path, damage):
         assert_same(batches(section, transforms=transforms, **keys), wanted)
 
 
+@pytest.mark.parametrize("what", ["empty", "too long", "garbage", "link", "link to nothing", "rows"])
+def test_a_cache_that_was_tampered_with_is_made_anew(section, tmp_path, what):
+    keys, other = cached("disk", tmp_path), tmp_path / "other"
+    wanted = batches(section, **keys)
+    [path] = (tmp_path / "cache").iterdir()
+    content = path.read_bytes()
+    other.write_bytes(b"not ours")
+    path.unlink()
+    if what.startswith("link"):
+        path.symlink_to(other if what == "link" else tmp_path / "nothing")
+    else:
+        noise = np.random.RandomState(0).bytes
+        path.write_bytes({
+            "empty": b"",
+            "too long": content + bytes(1 << 20),
+            "garbage": noise(len(content)),
+            "rows": content[:4096] + noise(len(content) - 4096),
+        }[what])  # fmt: skip
+    for _ in range(2):
+        assert_same(batches(section, **keys), wanted)
+    assert path.stat().st_size == len(content) and other.read_bytes() == b"not ours"
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "link to a pipe"])
+def test_what_is_no_file_is_not_replaced_by_a_cache(section, tmp_path, what):
+    keys = cached("disk", tmp_path)
+    path = tmp_path / "cache" / "train.images"
+    path.parent.mkdir()
+    if what == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path if what == "pipe" else tmp_path / "pipe")
+        if what != "pipe":
+            path.symlink_to(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"train\.images.*name another folder") as error:
+        batches(section, **keys)
+    assert "\n" not in str(error.value) and path.exists() and not path.is_file()
+
+
+@pytest.mark.parametrize("what", ["pipe", "link"])
+def test_what_lies_under_the_temporary_name_is_left_alone(section, tmp_path, what):
+    keys, unfinished = cached("disk", tmp_path), tmp_path / "cache" / ".train.images.unfinished"
+    (tmp_path / "other").write_bytes(b"not ours")
+    unfinished.parent.mkdir()
+    os.mkfifo(unfinished) if what == "pipe" else unfinished.symlink_to(tmp_path / "other")
+    wanted = batches(section)
+    with contextlib.suppress(ConfigError):
+        assert_same(batches(section, **keys), wanted)
+    assert (tmp_path / "other").read_bytes() == b"not ours"
+
+
 @pytest.mark.parametrize(
     ("transforms", "keys", "words"),
     [
@@ -165,7 +218,16 @@ def test_reduced_decoding(section, tmp_path):
 @pytest.mark.parametrize("target", [[96, 160], [800, 1333], [333, 333]])
 def test_the_size_that_resize_will_make_is_known(keep_ratio, target):
     resize = PixelResize(target, keep_ratio)
-    for height, width in [(480, 640), (640, 427), (375, 500), (101, 1000), (33, 32), (1, 7)]:
+    for height, width in [
+        (480, 640),
+        (640, 427),
+        (375, 500),
+        (101, 1000),
+        (33, 32),
+        (1, 7),
+        (3, 5000),
+        (9999, 1),
+    ]:
         sample = resize({"image": np.zeros((height, width, 3), np.uint8)})
         assert sample["image"].shape[:2] == resize.size_of(height, width)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn
 
-from ppfcos import console
+from ppfcos import console, environment
 from ppfcos.errors import ConfigError, OutputError, PPFCOSError, ResourceError, Stopped, resource_error
 from ppfcos.hints import hint
 
@@ -271,6 +271,7 @@ def run(
             # Of its own operators, and nothing that a user could do anything about.
             warnings.filterwarnings("ignore", module="paddle")
         try:
+            environment.require_usable_opencv()
             code = (
                 _show_config(options) if getattr(options, "show_config", False) else command(options)
             ) or 0

@@ -63,5 +63,5 @@ class FirstResize:
             image = read_image(path, stated if min(stated) > 0 else None)
             height, width = image.shape[:2]
         if image.shape[:2] == (height, width):
-            return self._resize.apply_image(image, self._resize.scales(height, width)[::-1]), height, width
+            return self._resize.resized(image), height, width
         return cv2.resize(image, wanted[::-1], interpolation=self._resize.interp), height, width

@@ -10,6 +10,8 @@ for every image (`_ROW`); the pixels, [H, W, 3] uint8 RGB each.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -27,11 +29,13 @@ from ppfcos.data.pixel_operators import PixelResize
 from ppfcos.data.record_store import RecordStore
 from ppfcos.errors import ConfigError, OutputError
 from ppfcos.files import replacing
+from ppfcos.regular_files import require_regular
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _HEADER = 4096  # bytes
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
 # The picture's file as it was when it was read, the checksum of the pixels, and whether they are there.
 _ROW = np.dtype([("size", "<i8"), ("mtime_ns", "<i8"), ("checksum", "<u4"), ("filled", "<u4")])
 
@@ -160,34 +164,51 @@ def _memory(length: int, header: bytes) -> int:
 
 def _file(path: Path, length: int, header: bytes) -> int:
     """A descriptor of the cache at `path`, made anew unless it is one of these images."""
+    with contextlib.suppress(OSError):
+        return _open(path, length, header)
     try:
-        if not _is_ours(path, length, header):
+        if os.path.lexists(path):
             if path.exists():
-                logger.info("%s is stale or broken and is made anew", path)
-            _make_file(path, length, header)
+                require_regular(path)
+            logger.info("%s is stale or broken and is made anew", path)
+        _make_file(path, length, header)
+        return _open(path, length, header)
     except (OSError, OutputError) as error:
-        if not _is_ours(path, length, header):  # another process of the training was faster
-            raise ConfigError(
-                f"TrainReader.image_cache_dir: {error} ({length >> 20} MB wanted): name another folder, "
-                "or lower TrainReader.image_cache_gb"
-            ) from None
-    return os.open(path, os.O_RDWR)
+        with contextlib.suppress(OSError):  # another process of the training was faster
+            return _open(path, length, header)
+        raise ConfigError(
+            f"TrainReader.image_cache_dir: {error} ({length >> 20} MB wanted): name another folder, "
+            "or lower TrainReader.image_cache_gb"
+        ) from None
 
 
-def _is_ours(path: Path, length: int, header: bytes) -> bool:
+def _open(path: Path, length: int, header: bytes) -> int:
+    """A descriptor of the cache at `path`.
+
+    Raises:
+        OSError: It cannot be read and written, or is not the cache of these images.
+    """
+    require_regular(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     try:
-        with open(path, "rb") as stream:
-            return stream.read(len(header)) == header and os.fstat(stream.fileno()).st_size == length
-    except OSError:
-        return False
+        if os.fstat(descriptor).st_size != length or os.pread(descriptor, len(header), 0) != header:
+            raise OSError(errno.EINVAL, "is not the cache of these images", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _make_file(path: Path, length: int, header: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished, open(unfinished, "wb") as stream:
-        # all of it now: a full disk would end the process that writes to the mapped file later
-        os.posix_fallocate(stream.fileno(), 0, length)
-        stream.write(header)
+    with replacing(path) as unfinished:
+        descriptor = os.open(unfinished, _NEW_FILE, 0o666)
+        try:
+            # all of it now: a full disk would end the process that writes to the mapped file later
+            os.posix_fallocate(descriptor, 0, length)
+            os.pwrite(descriptor, header, 0)
+        finally:
+            os.close(descriptor)
 
 
 def _state(picture: str) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,14 @@ import numpy as np
 from PIL import Image
 
 from ppfcos import regular_files
-from ppfcos.environment import MOST_PIXELS_VARIABLE, PIXEL_LIMIT, most_pixels
-from ppfcos.jpeg_files import JPEG_START, is_cut_short
+from ppfcos.image_files import (
+    PILLOW_FORMATS,
+    ImageFile,
+    ImageFileError,
+    TooLargeImageError,
+    TruncatedImageError,
+    read_file,
+)
 
 try:
     import simplejpeg
@@ -40,6 +47,10 @@ class ImageCutShort(ImageUnreadable):
     """A picture whose file ends before its pixels do."""
 
 
+class ImageTooLarge(ImageUnreadable):
+    """A picture of more pixels or scans than are decoded."""
+
+
 class ImageOfAnotherSize(ImageUnreadable):
     """A picture that is not of the stated size, turned or not."""
 
@@ -59,15 +70,19 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         [H, W, 3] uint8, RGB.
 
     Raises:
-        ImageUnreadable: The file is missing, empty, cut short, no picture, or not of the stated size.
+        ImageUnreadable: The file is missing, empty, cut short, too large, no picture, or not of the stated
+            size.
     """
-    data = _read_bytes(path)
-    image = _decode_plain_jpeg(data, None if size is None else tuple(size))
-    if image is not None:
-        return image
-    image = _decode(path, data, cv2.IMREAD_COLOR)
-    if size is not None and image.shape[:2] != tuple(size):
-        stored = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    with _reasons_named(path):
+        file = ImageFile(read_file(path))
+        image = _decode_plain_jpeg(file, None if size is None else tuple(size))
+        if image is not None:
+            return image
+        image = file.decode()
+        stored = image
+        if size is not None and image.shape[:2] != tuple(size):
+            stored = file.decode(apply_orientation=False)
+    if stored is not image:
         if stored.shape[:2] != tuple(size):
             height, width = image.shape[:2]
             raise ImageOfAnotherSize(
@@ -91,7 +106,8 @@ def read_reduced_image(path: str | Path, size: tuple[int, int], least: tuple[int
     Raises:
         ImageUnreadable: As `read_image`.
     """
-    image = _decode_plain_jpeg(_read_bytes(path), size, least)
+    with _reasons_named(path):
+        image = _decode_plain_jpeg(ImageFile(read_file(path)), size, least)
     return read_image(path, size) if image is None else image
 
 
@@ -111,7 +127,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         regular_files.require_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its many pixels, which stay where they are, and its EXIF
-            with Image.open(path) as picture:
+            with Image.open(path, formats=PILLOW_FORMATS) as picture:
                 (width, height), kind = picture.size, picture.format
                 can_be_turned = kind in ("JPEG", "MPO")
                 turned = can_be_turned and picture.getexif().get(_ORIENTATION) in _TURNED_BY_A_QUARTER
@@ -152,25 +168,30 @@ def is_clutter(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _read_bytes(path: str | Path) -> bytes:
+@contextlib.contextmanager
+def _reasons_named(path: str | Path) -> Iterator[None]:
+    """Raises ImageUnreadable, which names the file, where it cannot be read or decoded."""
     try:
-        data = regular_files.read_bytes(path)
+        yield
     except OSError as error:
         raise ImageUnreadable(path, error.strerror or "cannot be read") from None
-    if not data:
-        raise ImageUnreadable(path, "the file is empty")
-    if is_cut_short(data):
-        raise ImageCutShort(path, "the picture is cut short")
-    return data
+    except ValueError as error:  # a zero in the name
+        raise ImageUnreadable(path, str(error)) from None
+    except TruncatedImageError as error:
+        raise ImageCutShort(path, str(error)) from None
+    except TooLargeImageError as error:
+        raise ImageTooLarge(path, str(error)) from None
+    except ImageFileError as error:
+        raise ImageUnreadable(path, str(error)) from None
 
 
 def _decode_plain_jpeg(
-    data: bytes, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
+    file: ImageFile, size: tuple[int, int] | None = None, least: tuple[int, int] | None = None
 ) -> np.ndarray | None:
     """The pixels [H, W, 3] RGB of a JPEG, in less than half of OpenCV's time and equal to OpenCV's.
 
     Args:
-        data: The file.
+        file: The file.
         size: (height, width) that it must have.
         least: (height, width) down to which it may be decoded, at half the scale or less.
 
@@ -178,30 +199,13 @@ def _decode_plain_jpeg(
         None where OpenCV is to be asked: it is no JPEG of grey or ordinary colours, it has another size,
         there may be an orientation in it, something in it is damaged, or the decoder is not installed.
     """
-    if simplejpeg is None or not data.startswith(JPEG_START) or _EXIF in data:
+    if simplejpeg is None or file.format != "JPEG" or _EXIF in file.data:
         return None
-    with contextlib.suppress(ValueError):
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    with contextlib.suppress(ValueError, MemoryError):
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(file.data)
         if colours not in ("YCbCr", "Gray") or size not in (None, (height, width)):
             return None
         if least is None:
-            return simplejpeg.decode_jpeg(data, "RGB")
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], min_factor=2)
+            return simplejpeg.decode_jpeg(file.data, "RGB")
+        return simplejpeg.decode_jpeg(file.data, "RGB", min_height=least[0], min_width=least[1], min_factor=2)
     return None
-
-
-def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
-    except (cv2.error, MemoryError) as error:
-        if PIXEL_LIMIT in str(error):
-            reason = f"has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
-            raise ImageUnreadable(path, reason) from None
-        raise ImageUnreadable(path, f"cannot be decoded ({_first_line(error)})") from None
-    if image is None:
-        raise ImageUnreadable(path, "is not a picture that OpenCV can decode")
-    return image
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

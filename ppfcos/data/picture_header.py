@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image, ImageFile
 
 from ppfcos.data.tally import Change
+from ppfcos.image_files import PILLOW_FORMATS
 from ppfcos.regular_files import require_regular
 
 _EXIF_ORIENTATION = 0x0112
@@ -70,7 +71,7 @@ def read_header(path: str) -> Header | None:
     """
     try:
         require_regular(path)
-        with pillow_set_up(), Image.open(path) as picture:
+        with pillow_set_up(), Image.open(path, formats=PILLOW_FORMATS) as picture:
             return Header(
                 str(picture.format),
                 picture.width,

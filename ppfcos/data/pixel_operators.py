@@ -23,9 +23,15 @@ class PixelResize(operators.Resize):
     def apply(self, sample: Sample, context: Any = None) -> Sample:
         """Resizes the image and all that the sample says of it."""
         height, width = sample["image"].shape[:2]
-        scale_y, scale_x = self.scales(height, width)
-        sample["image"] = self.apply_image(sample["image"], [scale_x, scale_y])
+        sample["image"] = self.resized(sample["image"])
         return self.scale_annotation(sample, height, width)
+
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """The image [H, W, 3] in its new size, by the exact factors; at least one pixel high and wide."""
+        scale_y, scale_x = self.scales(*image.shape[:2])
+        if min(image.shape[0] * scale_y, image.shape[1] * scale_x) > 0.5:
+            return self.apply_image(image, [scale_x, scale_y])
+        return cv2.resize(image, self.size_of(*image.shape[:2])[::-1], interpolation=self.interp)
 
     def scale_annotation(self, sample: Sample, height: int, width: int) -> Sample:
         """All of `apply` but the pixels, for an image that is resized already.
@@ -53,9 +59,10 @@ class PixelResize(operators.Resize):
         return scale, scale
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels of what becomes of an image of this size."""
+        """(height, width) in pixels of what becomes of an image of this size, at least 1."""
         scale_y, scale_x = self.scales(height, width)
-        return round(height * scale_y), round(width * scale_x)  # halves to even, as OpenCV does
+        # halves to even, as OpenCV does
+        return max(1, round(height * scale_y)), max(1, round(width * scale_x))
 
 
 class PixelRandomResize(operators.RandomResize):

@@ -175,9 +175,10 @@ def _as_pixels(image: np.ndarray) -> np.ndarray:
 def _state_size(sample: Sample, height: int, width: int) -> None:
     """Several of PaddleDetection's crops leave im_shape as it was, and boxes up to a pixel beyond the edge.
 
-    A stated size that rounds to the right one is kept: Resize states the exact one, and its boxes fit that.
+    A stated size that rounds to the right one is kept: Resize states the exact one, and its boxes fit that. A
+    side that rounds to 0 has one pixel.
     """
-    if (np.rint(sample.get("im_shape", 0)) != (height, width)).any():
+    if (np.maximum(np.rint(sample.get("im_shape", 0)), 1) != (height, width)).any():
         sample["im_shape"] = np.array([height, width], dtype=np.float32)
     if "gt_bbox" in sample:
         sample["gt_bbox"], _ = clip_boxes(sample["gt_bbox"], *sample["im_shape"])

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ppfcos import environment
+
 if TYPE_CHECKING:
     from ppfcos.deploy.detections import Detections
     from ppfcos.deploy.images import NV12Image
@@ -28,4 +30,5 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    environment.require_usable_opencv()
     return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

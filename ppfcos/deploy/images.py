@@ -10,10 +10,8 @@ from typing import Union
 import cv2
 import numpy as np
 
-from ppfcos.environment import MOST_PIXELS_VARIABLE, PIXEL_LIMIT, most_pixels
+from ppfcos import image_files
 from ppfcos.errors import DataError
-from ppfcos.jpeg_files import is_cut_short
-from ppfcos.regular_files import read_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +101,9 @@ def read_file(path: str | os.PathLike) -> bytes:
         DataError: it cannot be read.
     """
     try:
-        return read_bytes(path)
+        return image_files.read_file(path)
+    except image_files.ImageFileError as error:
+        raise DataError(f"{path}: {error}; make it smaller or leave it out") from error
     except ValueError as error:  # a zero in the name
         raise DataError(f"{path!r}: the image cannot be read ({error})") from error
     except OSError as error:
@@ -122,21 +122,14 @@ def decode_image(content: bytes, name: str | os.PathLike) -> np.ndarray:
         [H, W, 3] uint8, blue first.
 
     Raises:
-        DataError: it is not a picture, lacks its end, or has more pixels than OpenCV may decode.
+        DataError: it is not a picture, lacks its end, or has more pixels than are decoded.
     """
-    if is_cut_short(content):
-        raise DataError(f"{name}: the picture is cut short; copy it again or leave it out")
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except cv2.error as error:
-        if PIXEL_LIMIT in str(error):
-            raise DataError(
-                f"{name}: has more than {most_pixels()} pixels: {MOST_PIXELS_VARIABLE} raises that limit"
-            ) from error
-        image = None
-    if image is None:
-        raise DataError(f"{name}: this is not an image that OpenCV can decode; replace it or leave it out")
-    return image
+        return image_files.ImageFile(content).decode()
+    except image_files.TruncatedImageError as error:
+        raise DataError(f"{name}: {error}; copy it again or leave it out") from error
+    except image_files.ImageFileError as error:
+        raise DataError(f"{name}: {error}; replace it or leave it out") from error
 
 
 def load(image: Image, name: str) -> Pixels:

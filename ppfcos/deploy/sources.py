@@ -110,7 +110,8 @@ def _opened(source: Path | str | int) -> cv2.VideoCapture:
     if isinstance(source, Path) and not source.is_file():
         raise DataError(f"{source}: there is no such file")
     capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
-    if not capture.isOpened():
+    # where no video opens, OpenCV takes x1.mp4, x2.mp4 and so on for images, which nothing here has checked
+    if not capture.isOpened() or capture.getBackendName() == "CV_IMAGES":
         what = f"camera {source}" if isinstance(source, int) else f"{source}: this video"
         raise DataError(f"{what} cannot be opened by OpenCV; see that it is there and of a known kind")
     return capture

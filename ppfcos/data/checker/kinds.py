@@ -146,7 +146,7 @@ _IMAGES = {
     "image-unreadable": _unreadable("image that is no picture or cannot be decoded"),
     "image-truncated": _unreadable("image that is cut short"),
     "image-size-differs": _unreadable("image of another size than its annotation states"),
-    "image-huge": _unreadable("image of more pixels than are decoded (OPENCV_IO_MAX_IMAGE_PIXELS)"),
+    "image-huge": _unreadable("image of more pixels or scans than are decoded"),
     "image-size-unstated": _filled_in(
         "image whose size is not stated",
         "takes the size from the picture; its boxes are clipped only when the picture is resized",

@@ -16,17 +16,21 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ppfcos.data.checker.responsibility import Geometry, Responsibility, responsibility
-from ppfcos.data.images import ImageCutShort, ImageOfAnotherSize, ImageUnreadable, read_image
-from ppfcos.data.picture_header import Header, colour_kinds, pillow_set_up, read_header, turn_kinds
+from ppfcos.data.images import ImageCutShort, ImageOfAnotherSize, ImageTooLarge, ImageUnreadable, read_image
+from ppfcos.data.picture_header import colour_kinds, read_header, turn_kinds
 from ppfcos.data.records import clip_boxes
-from ppfcos.environment import most_pixels
 from ppfcos.errors import DataError
 
 _TASKS_AT_ONCE = 8
+_KIND_OF_FAILURE = {
+    ImageOfAnotherSize: "image-size-differs",
+    ImageCutShort: "image-truncated",
+    ImageTooLarge: "image-huge",
+    ImageUnreadable: "image-unreadable",
+}
 
 
 class Task(NamedTuple):
@@ -114,13 +118,12 @@ def look_at(task: Task) -> Look:
     Returns:
         What was seen; a picture that training cannot read has one kind only, the reason.
     """
-    header = read_header(task.path)
-    if header is not None and header.width * header.height > most_pixels():
-        return Look((("image-huge", f"{header.width}x{header.height} pixels"),))
     try:
         image = read_image(task.path, task.size)
     except ImageUnreadable as error:
-        return Look(((_kind_of_failure(task, error, header), error.reason),))
+        kinds = (kind for error_class, kind in _KIND_OF_FAILURE.items() if isinstance(error, error_class))
+        return Look(((next(kinds), error.reason),))
+    header = read_header(task.path)
     size = (image.shape[0], image.shape[1])
     kinds = () if header is None else (*colour_kinds(header), *turn_kinds(header, task.size))
     content = hashlib.blake2b(repr(size).encode() + image.tobytes(), digest_size=16).hexdigest()
@@ -128,18 +131,3 @@ def look_at(task: Task) -> Look:
         return Look(kinds, size, content)
     boxes, _ = clip_boxes(task.boxes, *size)
     return Look(kinds, size, content, responsibility(boxes, *size, task.geometry))
-
-
-def _kind_of_failure(task: Task, error: ImageUnreadable, header: Header | None) -> str:
-    if isinstance(error, ImageOfAnotherSize):
-        return "image-size-differs"
-    if isinstance(error, ImageCutShort):
-        return "image-truncated"
-    if header is None:
-        return "image-unreadable"
-    try:
-        with pillow_set_up(), Image.open(task.path) as picture:
-            picture.load()
-    except Exception as reason:  # as in _header
-        return "image-truncated" if "truncated" in str(reason) else "image-unreadable"
-    return "image-unreadable"
