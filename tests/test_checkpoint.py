@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import http.server
 import json
 import logging
 import os
 import pickle
+import resource
 import threading
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 from paddle import nn
 from ppdet.optimizer import ModelEMA
 
-from ppfcos.engine import checkpoint, run_folder, weights
+from ppfcos.engine import checkpoint, checkpoint_files, run_folder, weights
 from ppfcos.engine.averaging import averaged_weights
 from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.state_file import read_state
@@ -168,15 +170,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "pdema"])
 def test_no_file_of_a_checkpoint_may_run_code(tmp_path, monkeypatch, suffix):
-    """Not even one whose manifest vouches for it, since whoever wrote the file may have written that, too."""
+    """Not even one whose record vouches for it, since whoever wrote the file may have written that, too."""
     monkeypatch.chdir(tmp_path)
     path = _saved(tmp_path)
     evil = tmp_path / f"m.{suffix}"
     evil.write_bytes(pickle.dumps({"weight": _Runs(os.system, "touch HERE")}))
     manifest = json.loads((tmp_path / "m.json").read_text())
     manifest["files"][f".{suffix}"] = {"bytes": evil.stat().st_size, "sha256": sha256(evil)}
-    for content in (json.dumps(manifest), None):
-        (tmp_path / "m.json").unlink() if content is None else (tmp_path / "m.json").write_text(content)
+    for content in (checkpoint_files._record_bytes(manifest), None):
+        (tmp_path / "m.json").unlink() if content is None else (tmp_path / "m.json").write_bytes(content)
         with pytest.raises(WeightsError, match=rf"m\.{suffix} is refused: its pickle asks for posix\.system"):
             checkpoint.resume(*_training()[:2], path)
     assert not (tmp_path / "HERE").exists()
@@ -514,7 +516,7 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
         _saved(tmp_path, name, TrainingState(epochs, step, run=run))
         if run == "now":
             run_folder.remove_old(tmp_path, "now", keep=2)
-        return {path.name for path in checkpoint.checkpoints_by_age(tmp_path)}
+        return {saved.path.name for saved in checkpoint_files.list_checkpoints(tmp_path)}
 
     saved("7", 8, run="another run")
     saved("0", 1)
@@ -583,35 +585,43 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-needs_full_disk = pytest.mark.skipif(
-    not os.path.exists("/dev/full"), reason="this system has no /dev/full, a disk that is always full"
-)
+@contextlib.contextmanager
+def _full_disk(free: int):
+    """No file can grow beyond `free` bytes. The kernel says EFBIG then, a full disk ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@needs_full_disk
 def test_a_full_disk_is_an_output_error(tmp_path):
-    (tmp_path / ".model.pdopt.unfinished").symlink_to("/dev/full")
     model, optimizer, schedule = _training()
     _steps(model, optimizer, schedule, 0, 1)
-    with pytest.raises(OutputError, match=r"model\.pdopt cannot be written: No space left"):
+    with _full_disk(100), pytest.raises(OutputError, match=r"model\.pdopt cannot be written: File too large"):
         checkpoint.save_checkpoint(tmp_path, "model", model.state_dict(), optimizer, TrainingState(1))
     assert not list(tmp_path.iterdir())
 
 
-@needs_full_disk
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "json"])
-def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_path, suffix):
+def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_path, monkeypatch, suffix):
     """As model_final's is, where a finished run is given more epochs."""
     path = _saved(tmp_path)
     (tmp_path / "m.pdema").write_text("of an average that the new one has not")
     checkpoint.copy_checkpoint(_saved(tmp_path, "other", TrainingState(3)), "best_model")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    for name in ("m", "best_model"):
-        (tmp_path / f".{name}.{suffix}.unfinished").symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=rf"m\.{suffix} cannot be written: No space left"):
-        _saved(tmp_path, state=TrainingState(9))
-    with pytest.raises(OutputError, match=rf"best_model\.{suffix} cannot be written: No space left"):
-        checkpoint.copy_checkpoint(path, "best_model")
+    state = TrainingState(9, class_names=["a class" * 9999] if suffix == "json" else None)
+    model, optimizer, schedule = _training()
+    if suffix != "pdparams":  # without a step, Momentum has no state that would fill the disk first
+        _steps(model, optimizer, schedule, 0, 1)
+    free = 5000 if suffix == "json" else 400
+    with _full_disk(free), pytest.raises(OutputError, match=rf"m\.{suffix} cannot be written: File too l"):
+        checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, state)
+    if suffix == "pdopt":
+        monkeypatch.setattr(os, "link", lambda *names: os.rename("", ""))  # as on a file system without links
+        with _full_disk(free), pytest.raises(OutputError, match=r"best_model\.\w+ cannot be written"):
+            checkpoint.copy_checkpoint(path, "best_model")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     checkpoint.require_whole(path)
 

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Callable
 
 from ppfcos.data.conversion.annotated import AnnotatedSet, Split
+from ppfcos.errors import OutputError
 
 HOW = {
     "link": lambda source, target: os.symlink(source.resolve(), target),
@@ -77,7 +78,7 @@ def place_pictures(data: AnnotatedSet, names: Names, folder: Path, how: str) -> 
         The number of pictures.
 
     Raises:
-        OSError: One cannot be written.
+        OutputError: One cannot be read or written.
     """
     placed = 0
     for split in data.splits:
@@ -86,6 +87,10 @@ def place_pictures(data: AnnotatedSet, names: Names, folder: Path, how: str) -> 
             if os.path.lexists(target):  # of an earlier split
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            HOW[how](picture, target)
+            try:
+                HOW[how](picture, target)
+            except OSError as error:
+                reason = error.strerror or error
+                raise OutputError(f"{picture} cannot be put into the new data set: {reason}") from error
             placed += 1
     return placed
