@@ -11,6 +11,9 @@ import logging
 import os
 import pickle
 import resource
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -634,3 +637,206 @@ def test_the_check_of_a_folder_leaves_no_trace(tmp_path):
         with pytest.raises(OutputError, match=r"file.* cannot be written to.*-o save_dir="):
             require_writable(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# What a record may be
+
+
+def _junk(folder):
+    """Files x.json, each in a way of its own, that are no record of a checkpoint."""
+    path = folder / "x.json"
+    yield lambda: path.write_text("junk")
+    yield lambda: path.write_bytes(b"\xff\xfe\x00")
+    yield lambda: path.write_text("[" * 200_000)
+    yield lambda: path.write_text('{"a":' * 200_000)
+    yield lambda: path.write_text('{"format": ' + "9" * 5000 + "}")
+    yield lambda: path.write_text('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+    yield lambda: path.symlink_to("nowhere")
+    yield lambda: path.symlink_to("/dev/zero")
+    yield lambda: path.symlink_to("x.json")
+    yield lambda: os.mkfifo(path)
+    yield path.mkdir
+    yield lambda: (path.write_text(""), os.truncate(path, 5 << 30))
+
+
+def test_what_is_no_record_is_passed_over_and_named(tmp_path, caplog):
+    _saved(tmp_path, "0", TrainingState(1))
+    for number, write in enumerate(_junk(tmp_path)):
+        for beside in (False, True):
+            write()
+            if beside:
+                for suffix in ("pdparams", "pdopt"):
+                    shutil.copyfile(tmp_path / f"0.{suffix}", tmp_path / f"x.{suffix}")
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "ppfcos"):
+                assert run_folder.newest_whole(tmp_path) == tmp_path / "0", number
+            assert [record.getMessage().count("x.json") for record in caplog.records] == [1]
+            assert "\n" not in caplog.records[0].getMessage()
+            with pytest.raises(WeightsError, match=r"x\.json") as caught:
+                checkpoint.resume(*_training()[:2], tmp_path / "x")
+            assert "\n" not in str(caught.value)
+            path = tmp_path / "x.json"
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_no_flipped_bit_of_a_record_is_believed(tmp_path, caplog):
+    _saved(tmp_path, "0", STATE._replace(epochs=1))
+    _saved(tmp_path, "1")
+    path = tmp_path / "1.json"
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    caplog.set_level(logging.CRITICAL, "ppfcos")
+    for position, bit in {(int(p), int(b)) for p, b in rng.integers([len(content), 8], size=(2500, 2))}:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << bit
+        path.write_bytes(flipped)
+        saved = {each.path.name: each.state for each in checkpoint_files.list_checkpoints(tmp_path)}
+        assert saved.pop("1", STATE) == STATE and list(saved) == ["0"], (position, bit)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": True}, {"format": 3}, {"epochs": -1}, {"epochs": 1.0}, {"epochs": True}, {"epochs": "1"},
+        {"step": None}, {"step": 10}, {"ap": "high"}, {"ap": float("nan")}, {"ap": 7}, {"run": 1}, {"plan": []},
+        {"plan": {"epochs": 1}}, {"plan": {**Plan(12, 9, 16, 4)._asdict(), "processes": 0}}, {"written": -1},
+        {"written": float("inf")}, {"class_names": "cat"}, {"class_names": [1]}, {"files": []}, {"files": {}},
+        {"files": {"/../x": {"bytes": 1, "sha256": "0" * 64}}}, {"files": {".pdopt": {"bytes": 1}}},
+        {"files": {".pdopt": {"bytes": 1, "sha256": 5}}}, {"token": "../../x"}, {"start": -1},
+    ],
+)  # fmt: skip
+def test_a_record_with_a_wrong_field_is_passed_over(tmp_path, change):
+    """Whether or not its checksum is right, and with the format of the first versions, which had none."""
+    _saved(tmp_path, "0", STATE._replace(epochs=1))
+    record = json.loads((_saved(tmp_path, "1").with_name("1.json")).read_text())
+    for format_ in (1, 2):
+        wrong = {**record, "format": format_, **change}
+        wrong["checksum"] = checkpoint_files._checksum(wrong)
+        (tmp_path / "1.json").write_text(json.dumps(wrong))
+        if change != {"files": {}}:
+            with pytest.raises(WeightsError, match=r"1\.json"):
+                checkpoint.read_manifest(tmp_path / "1")
+        assert run_folder.newest_whole(tmp_path) == tmp_path / "0"
+
+
+def _as_format_1(path) -> None:
+    record = json.loads(path.read_text())
+    for key in ("checksum", "token", "start"):
+        del record[key]
+    path.write_text(json.dumps({**record, "format": 1}, indent=1, ensure_ascii=False))
+
+
+def test_checkpoints_of_format_1_are_read_and_come_before_newer_ones(tmp_path):
+    for name, epochs in (("0", 1), ("1", 2)):
+        _saved(tmp_path, name, STATE._replace(epochs=epochs))
+        _as_format_1(tmp_path / f"{name}.json")
+    assert run_folder.newest_whole(tmp_path) == tmp_path / "1"
+    assert checkpoint.resume(*_training()[:2], tmp_path / "1") == STATE
+    checkpoint.note_ap(tmp_path / "1", 0.5)
+    assert checkpoint.read_manifest(tmp_path / "1") == STATE._replace(ap=0.5)
+    assert checkpoint_files.next_start(tmp_path) == 1
+
+
+# The order of checkpoints
+
+
+def test_the_order_does_not_depend_on_the_clock(tmp_path, monkeypatch):
+    now = 2e9
+    monkeypatch.setattr("time.time", lambda: now)
+    for epochs in range(1, 5):
+        now -= 3600
+        _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
+        run_folder.remove_old(tmp_path, "a", keep=1)
+        assert run_folder.newest_whole(tmp_path) == tmp_path / str(epochs)
+    now -= 3600
+    _saved(tmp_path, "0", TrainingState(1, run="b"))  # a new training in the same folder
+    run_folder.remove_old(tmp_path, "b", keep=1)
+    assert run_folder.newest_whole(tmp_path) == tmp_path / "0"
+    assert (tmp_path / "4.pdparams").exists()
+
+
+def test_a_training_resumed_from_an_older_checkpoint_is_the_newer_one(tmp_path):
+    for epochs in range(1, 6):
+        _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
+    model, optimizer, _ = _training()
+    start = checkpoint_files.next_start(tmp_path)
+    state = TrainingState(2, 7, run="a")
+    checkpoint.save_checkpoint(tmp_path, "again", model.state_dict(), optimizer, state, start=start)
+    run_folder.remove_old(tmp_path, "a", keep=1)
+    assert run_folder.newest_whole(tmp_path) == tmp_path / "again"
+
+
+def test_a_damaged_newest_checkpoint_does_not_cost_the_one_that_is_resumed(tmp_path):
+    for epochs in range(1, 5):
+        _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
+    (tmp_path / "4.pdopt").unlink()
+    newest = run_folder.newest_whole(tmp_path)
+    run_folder.remove_old(tmp_path, "a", 1, newest)
+    assert run_folder.newest_whole(tmp_path) == newest == tmp_path / "3"
+    assert not (tmp_path / "2.json").exists()
+
+
+# The lock of a folder
+
+LOCKING = (
+    "import sys; from pathlib import Path; from ppfcos.engine.run_folder import lock_folder\n"
+    "lock = lock_folder(Path(sys.argv[1])); print('locked', flush=True); input()"
+)
+
+
+def test_a_folder_is_locked_until_its_process_ends_in_any_way(tmp_path):
+    folder = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", LOCKING, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while "locked" not in (line := other.stdout.readline()):
+        assert line, "it ended"
+    with pytest.raises(OutputError, match=rf"run is in use.*process {other.pid} on .*-o save_dir=") as caught:
+        run_folder.lock_folder(folder)
+    assert "\n" not in str(caught.value)
+    (folder / ".lock").write_bytes(b"\x1b[2J\xff")  # whatever it holds
+    with pytest.raises(OutputError, match="run is in use"):
+        run_folder.lock_folder(folder)
+    other.kill()
+    other.communicate()
+    lock = run_folder.lock_folder(folder)
+    assert lock.is_exclusive and run_folder.lock_folder(folder) is lock  # again, in the same process
+    child = os.fork()
+    if not child:
+        lock.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (folder / ".lock").exists(), "a forked worker released the lock"
+    lock.release()
+    assert not list(folder.iterdir())
+    run_folder.lock_folder(tmp_path / "new" / "run").release()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
+def test_a_lock_file_that_is_none_is_named(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(OutputError, match=r"\.lock cannot be locked"):
+        run_folder.lock_folder(tmp_path)
+
+
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run_folder, "fcntl", None)
+    with caplog.at_level(logging.WARNING, "ppfcos"):
+        lock = run_folder.lock_folder(tmp_path)
+    assert not lock.is_exclusive and ".lock cannot be locked" in caplog.text
+    lock.release()
+
+
+# Killed while checkpoints are written
+
+
+def test_a_kill_at_any_change_of_the_folder_loses_nothing(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import crash_points
+
+    level = logging.getLogger("ppfcos").level
+    try:
+        crash_points.check(every=11, first=3)
+    finally:
+        logging.getLogger("ppfcos").setLevel(level)

@@ -116,7 +116,7 @@ def best_whole(folder: Path, run: str | None) -> tuple[Path, float] | None:
     return None if path is None else (path, found[path])
 
 
-def remove_old(folder: Path, run: str | None, keep: int | None) -> None:
+def remove_old(folder: Path, run: str | None, keep: int | None, newest: Path | None = None) -> None:
     """Remove the checkpoints that the newest one has made superfluous.
 
     Of those at the end of an epoch the newest stay, of those within an epoch only the newest of all; the best
@@ -126,29 +126,32 @@ def remove_old(folder: Path, run: str | None, keep: int | None) -> None:
         folder: of the run.
         run: whose checkpoints may be removed.
         keep: how many to keep at the end of an epoch; None keeps them all.
+        newest: path of a checkpoint without suffix that counts as the newest: those that come before it,
+            which may be damaged, stay and are not counted. None: the newest of the run.
 
     Raises:
         OutputError: a file cannot be removed.
     """
-    after_epochs, newest = 0, True
-    for path, state, *_ in checkpoint.list_checkpoints(folder):
-        if path.name == BEST or state.run != run:
-            continue
+    saved = [
+        (each.path, each.state)
+        for each in checkpoint.list_checkpoints(folder)
+        if each.path.name != BEST and each.state.run == run
+    ]
+    if newest is not None:
+        paths = [path for path, _ in saved]
+        saved = saved[paths.index(newest) :] if newest in paths else []
+    after_epochs = 0
+    for number, (path, state) in enumerate(saved):
         after_epochs += not state.step
-        if (not newest) if state.step else (keep is not None and after_epochs > keep):
+        if number > 0 if state.step else (keep is not None and after_epochs > keep):
             checkpoint.remove_checkpoint(path)
-        newest = False
 
 
-def remove_unfinished(folder: Path, run: str | None = None, lock: FolderLock | None = None) -> None:
-    """Complete checkpoints whose files a killed process was renaming, and remove what else it left.
-
-    That is temporary files of processes that no longer run, and checkpoints of the run without weights, which
-    were being removed.
+def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
+    """Complete checkpoints whose files a killed process was renaming, and remove its temporary files.
 
     Args:
         folder: of the run.
-        run: whose checkpoints may be removed; None: none.
         lock: of the folder. With it, no process of another host can be writing a checkpoint.
 
     Raises:
@@ -162,9 +165,6 @@ def remove_unfinished(folder: Path, run: str | None = None, lock: FolderLock | N
         if is_abandoned(path, of_any_host) or of_old_version:
             with contextlib.suppress(OSError):  # it is in nobody's way
                 path.unlink()
-    for path, state, *_ in checkpoint.list_checkpoints(folder):
-        if run is not None and state.run == run and not path.with_name(f"{path.name}.pdparams").exists():
-            checkpoint.remove_checkpoint(path)
 
 
 class FolderLock:

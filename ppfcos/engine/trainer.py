@@ -182,7 +182,7 @@ class Trainer:
         run = distributed.from_main(datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"))
         self.state = TrainingState(0, run=run, plan=self.plan, class_names=self.train_data.class_names)
         self._not_evaluated: Path | None = None
-        self._is_resumed = False
+        self._resumed: Path | None = None
         pretrained = self.cfg.get("pretrain_weights")
         path = self._newest_checkpoint() if resume == AUTO else resume
         with distributed.together():
@@ -211,7 +211,7 @@ class Trainer:
                 f"{path} has finished all {epochs} epochs: train more of them with -o epoch={epochs + 1}"
             )
         self.state = self.state._replace(epochs=epochs, step=step, run=saved.run or self.state.run)
-        self._is_resumed = True
+        self._resumed = checkpoint.checkpoint_prefix(path)
         if saved.run and not saved.step and saved.ap is None:
             self._not_evaluated = Path(path)
         logger.info("resumed from %s, after epoch %d%s", path, epochs, f" and {step} steps" if step else "")
@@ -261,10 +261,14 @@ class Trainer:
         """Say what is about to happen, write it down, and open the log of the curves."""
         cfg = self.cfg
         record = run_record.describe_run(self.device)
+        if self._resumed is not None:
+            self.evaluations.find_best(self.state.run)
         with distributed.together():
             if distributed.is_main():
-                remove_unfinished(self.folder, self.state.run, self._lock)
+                remove_unfinished(self.folder, self._lock)
                 self._start = next_start(self.folder)
+                if self._resumed is not None:  # where the run was killed before it removed them
+                    remove_old(self.folder, self.state.run, cfg["keep_checkpoints"], self._resumed)
                 run_record.write_record(self.folder, record, self._resolved)
                 if cfg["use_vdl"]:
                     self.curves = VisualDLLog(
@@ -274,8 +278,6 @@ class Trainer:
                         self.state.epochs,
                     )
         data = [data for data in (self.train_data, self.evaluations.data) if data is not None]
-        if self._is_resumed:
-            self.evaluations.find_best(self.state.run)
         lines = summary.opening_of(
             cfg, self.model, data, record["devices"], self.plan, self._finished_steps(), self.folder
         )
