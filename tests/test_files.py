@@ -168,7 +168,7 @@ def test_a_folder_whose_writer_was_killed_is_old_or_new_after_the_next(tmp_path,
         "    renamed += 1\n"
         f"    if renamed == {kill_before}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    rename(*names)\n"
-        "os.replace = os.unlink = replace\n"
+        "os.replace = replace\n"
         "with replacing_folder(sys.argv[1]) as folder: (folder / 'file').write_text('new')\n"
     )
     done = subprocess.run([sys.executable, "-c", script, target], check=False)

@@ -28,6 +28,7 @@ from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.checkpoint_files import finish_all, next_start
 from ppfcos.engine.evaluations import Evaluations
 from ppfcos.engine.feed import BatchFeed
+from ppfcos.engine.folder_lock import FolderLock, lock_folder
 from ppfcos.engine.interruption import StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
 from ppfcos.engine.nonfinite import NonFiniteSteps
@@ -35,9 +36,7 @@ from ppfcos.engine.precision import Precision
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.run_folder import (
-    FolderLock,
     checkpoint_name,
-    lock_folder,
     newest_whole,
     position_in_plan,
     remove_old,
