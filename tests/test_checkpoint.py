@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import http.server
 import json
 import logging
 import os
 import pickle
+import resource
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -17,7 +22,7 @@ import pytest
 from paddle import nn
 from ppdet.optimizer import ModelEMA
 
-from ppfcos.engine import checkpoint, run_folder, weights
+from ppfcos.engine import checkpoint, checkpoint_files, folder_lock, run_folder, weights
 from ppfcos.engine.averaging import averaged_weights
 from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.state_file import read_state
@@ -168,15 +173,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "pdema"])
 def test_no_file_of_a_checkpoint_may_run_code(tmp_path, monkeypatch, suffix):
-    """Not even one whose manifest vouches for it, since whoever wrote the file may have written that, too."""
+    """Not even one whose record vouches for it, since whoever wrote the file may have written that, too."""
     monkeypatch.chdir(tmp_path)
     path = _saved(tmp_path)
     evil = tmp_path / f"m.{suffix}"
     evil.write_bytes(pickle.dumps({"weight": _Runs(os.system, "touch HERE")}))
     manifest = json.loads((tmp_path / "m.json").read_text())
     manifest["files"][f".{suffix}"] = {"bytes": evil.stat().st_size, "sha256": sha256(evil)}
-    for content in (json.dumps(manifest), None):
-        (tmp_path / "m.json").unlink() if content is None else (tmp_path / "m.json").write_text(content)
+    for content in (checkpoint_files._record_bytes(manifest), None):
+        (tmp_path / "m.json").unlink() if content is None else (tmp_path / "m.json").write_bytes(content)
         with pytest.raises(WeightsError, match=rf"m\.{suffix} is refused: its pickle asks for posix\.system"):
             checkpoint.resume(*_training()[:2], path)
     assert not (tmp_path / "HERE").exists()
@@ -514,7 +519,7 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
         _saved(tmp_path, name, TrainingState(epochs, step, run=run))
         if run == "now":
             run_folder.remove_old(tmp_path, "now", keep=2)
-        return {path.name for path in checkpoint.checkpoints_by_age(tmp_path)}
+        return {saved.path.name for saved in checkpoint_files.list_checkpoints(tmp_path)}
 
     saved("7", 8, run="another run")
     saved("0", 1)
@@ -583,35 +588,43 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-needs_full_disk = pytest.mark.skipif(
-    not os.path.exists("/dev/full"), reason="this system has no /dev/full, a disk that is always full"
-)
+@contextlib.contextmanager
+def _full_disk(free: int):
+    """No file can grow beyond `free` bytes. The kernel says EFBIG then, a full disk ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@needs_full_disk
 def test_a_full_disk_is_an_output_error(tmp_path):
-    (tmp_path / ".model.pdopt.unfinished").symlink_to("/dev/full")
     model, optimizer, schedule = _training()
     _steps(model, optimizer, schedule, 0, 1)
-    with pytest.raises(OutputError, match=r"model\.pdopt cannot be written: No space left"):
+    with _full_disk(100), pytest.raises(OutputError, match=r"model\.pdopt cannot be written: File too large"):
         checkpoint.save_checkpoint(tmp_path, "model", model.state_dict(), optimizer, TrainingState(1))
     assert not list(tmp_path.iterdir())
 
 
-@needs_full_disk
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "json"])
-def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_path, suffix):
+def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_path, monkeypatch, suffix):
     """As model_final's is, where a finished run is given more epochs."""
     path = _saved(tmp_path)
     (tmp_path / "m.pdema").write_text("of an average that the new one has not")
     checkpoint.copy_checkpoint(_saved(tmp_path, "other", TrainingState(3)), "best_model")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    for name in ("m", "best_model"):
-        (tmp_path / f".{name}.{suffix}.unfinished").symlink_to("/dev/full")
-    with pytest.raises(OutputError, match=rf"m\.{suffix} cannot be written: No space left"):
-        _saved(tmp_path, state=TrainingState(9))
-    with pytest.raises(OutputError, match=rf"best_model\.{suffix} cannot be written: No space left"):
-        checkpoint.copy_checkpoint(path, "best_model")
+    state = TrainingState(9, class_names=["a class" * 9999] if suffix == "json" else None)
+    model, optimizer, schedule = _training()
+    if suffix != "pdparams":  # without a step, Momentum has no state that would fill the disk first
+        _steps(model, optimizer, schedule, 0, 1)
+    free = 5000 if suffix == "json" else 400
+    with _full_disk(free), pytest.raises(OutputError, match=rf"m\.{suffix} cannot be written: File too l"):
+        checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, state)
+    if suffix == "pdopt":
+        monkeypatch.setattr(os, "link", lambda *names: os.rename("", ""))  # as on a file system without links
+        with _full_disk(free), pytest.raises(OutputError, match=r"best_model\.\w+ cannot be written"):
+            checkpoint.copy_checkpoint(path, "best_model")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
     checkpoint.require_whole(path)
 
@@ -624,3 +637,207 @@ def test_the_check_of_a_folder_leaves_no_trace(tmp_path):
         with pytest.raises(OutputError, match=r"file.* cannot be written to.*-o save_dir="):
             require_writable(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# What a record may be
+
+
+def _junk(folder):
+    """Files x.json, each in a way of its own, that are no record of a checkpoint."""
+    path = folder / "x.json"
+    yield lambda: path.write_text("junk")
+    yield lambda: path.write_bytes(b"\xff\xfe\x00")
+    yield lambda: path.write_text("[" * 200_000)
+    yield lambda: path.write_text('{"a":' * 200_000)
+    yield lambda: path.write_text('{"format": ' + "9" * 5000 + "}")
+    yield lambda: path.write_text('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
+    yield lambda: path.symlink_to("nowhere")
+    yield lambda: path.symlink_to("/dev/zero")
+    yield lambda: path.symlink_to("x.json")
+    yield lambda: os.mkfifo(path)
+    yield path.mkdir
+    yield lambda: (path.write_text(""), os.truncate(path, 5 << 30))
+
+
+def test_what_is_no_record_is_passed_over_and_named(tmp_path, caplog):
+    _saved(tmp_path, "0", TrainingState(1))
+    for number, write in enumerate(_junk(tmp_path)):
+        for beside in (False, True):
+            write()
+            if beside:
+                for suffix in ("pdparams", "pdopt"):
+                    shutil.copyfile(tmp_path / f"0.{suffix}", tmp_path / f"x.{suffix}")
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "ppfcos"):
+                assert run_folder.newest_whole(tmp_path) == tmp_path / "0", number
+            assert [record.getMessage().count("x.json") for record in caplog.records] == [1]
+            assert "\n" not in caplog.records[0].getMessage()
+            with pytest.raises(WeightsError, match=r"x\.json") as caught:
+                checkpoint.resume(*_training()[:2], tmp_path / "x")
+            assert "\n" not in str(caught.value)
+            path = tmp_path / "x.json"
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_no_flipped_bit_of_a_record_is_believed(tmp_path, caplog):
+    _saved(tmp_path, "0", STATE._replace(epochs=1))
+    _saved(tmp_path, "1")
+    path = tmp_path / "1.json"
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    caplog.set_level(logging.CRITICAL, "ppfcos")
+    for position, bit in {(int(p), int(b)) for p, b in rng.integers([len(content), 8], size=(700, 2))}:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << bit
+        path.write_bytes(flipped)
+        saved = {each.path.name: each.state for each in checkpoint_files.list_checkpoints(tmp_path)}
+        assert saved.pop("1", STATE) == STATE and list(saved) == ["0"], (position, bit)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": True}, {"format": 3}, {"epochs": -1}, {"epochs": 1.0}, {"epochs": True}, {"epochs": "1"},
+        {"step": None}, {"step": 10}, {"ap": "high"}, {"ap": float("nan")}, {"ap": 7}, {"run": 1},
+        {"plan": []},
+        {"plan": {"epochs": 1}}, {"plan": {**Plan(12, 9, 16, 4)._asdict(), "processes": 0}}, {"written": -1},
+        {"written": float("inf")}, {"class_names": "cat"}, {"class_names": [1]}, {"files": []}, {"files": {}},
+        {"files": {"/../x": {"bytes": 1, "sha256": "0" * 64}}}, {"files": {".pdopt": {"bytes": 1}}},
+        {"files": {".pdopt": {"bytes": 1, "sha256": 5}}}, {"token": "../../x"}, {"start": -1},
+    ],
+)  # fmt: skip
+def test_a_record_with_a_wrong_field_is_passed_over(tmp_path, change):
+    """Whether or not its checksum is right, and with the format of the first versions, which had none."""
+    _saved(tmp_path, "0", STATE._replace(epochs=1))
+    record = json.loads((_saved(tmp_path, "1").with_name("1.json")).read_text())
+    for format_ in (1, 2):
+        wrong = {**record, "format": format_, **change}
+        wrong["checksum"] = checkpoint_files._checksum(wrong)
+        (tmp_path / "1.json").write_text(json.dumps(wrong))
+        if change != {"files": {}}:
+            with pytest.raises(WeightsError, match=r"1\.json"):
+                checkpoint.read_manifest(tmp_path / "1")
+        assert run_folder.newest_whole(tmp_path) == tmp_path / "0"
+
+
+def _as_format_1(path) -> None:
+    record = json.loads(path.read_text())
+    for key in ("checksum", "token", "start"):
+        del record[key]
+    path.write_text(json.dumps({**record, "format": 1}, indent=1, ensure_ascii=False))
+
+
+def test_checkpoints_of_format_1_are_read_and_come_before_newer_ones(tmp_path):
+    for name, epochs in (("0", 1), ("1", 2)):
+        _saved(tmp_path, name, STATE._replace(epochs=epochs))
+        _as_format_1(tmp_path / f"{name}.json")
+    assert run_folder.newest_whole(tmp_path) == tmp_path / "1"
+    assert checkpoint.resume(*_training()[:2], tmp_path / "1") == STATE
+    checkpoint.note_ap(tmp_path / "1", 0.5)
+    assert checkpoint.read_manifest(tmp_path / "1") == STATE._replace(ap=0.5)
+    assert checkpoint_files.next_start(tmp_path) == 1
+
+
+# The order of checkpoints
+
+
+def test_the_order_does_not_depend_on_the_clock(tmp_path, monkeypatch):
+    now = 2e9
+    monkeypatch.setattr("time.time", lambda: now)
+    for epochs in range(1, 5):
+        now -= 3600
+        _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
+        run_folder.remove_old(tmp_path, "a", keep=1)
+        assert run_folder.newest_whole(tmp_path) == tmp_path / str(epochs)
+    now -= 3600
+    _saved(tmp_path, "0", TrainingState(1, run="b"))  # a new training in the same folder
+    run_folder.remove_old(tmp_path, "b", keep=1)
+    assert run_folder.newest_whole(tmp_path) == tmp_path / "0"
+    assert (tmp_path / "4.pdparams").exists()
+
+
+def test_a_training_resumed_from_an_older_checkpoint_is_the_newer_one(tmp_path):
+    for epochs in range(1, 6):
+        _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
+    model, optimizer, _ = _training()
+    start = checkpoint_files.next_start(tmp_path)
+    state = TrainingState(2, 7, run="a")
+    checkpoint.save_checkpoint(tmp_path, "again", model.state_dict(), optimizer, state, start=start)
+    run_folder.remove_old(tmp_path, "a", keep=1)
+    assert run_folder.newest_whole(tmp_path) == tmp_path / "again"
+
+
+def test_a_damaged_newest_checkpoint_does_not_cost_the_one_that_is_resumed(tmp_path):
+    for epochs in range(1, 5):
+        _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
+    (tmp_path / "4.pdopt").unlink()
+    newest = run_folder.newest_whole(tmp_path)
+    run_folder.remove_old(tmp_path, "a", 1, newest)
+    assert run_folder.newest_whole(tmp_path) == newest == tmp_path / "3"
+    assert not (tmp_path / "2.json").exists()
+
+
+# The lock of a folder
+
+LOCKING = (
+    "import sys; from pathlib import Path; from ppfcos.engine.folder_lock import lock_folder\n"
+    "lock = lock_folder(Path(sys.argv[1])); print('locked', flush=True); input()"
+)
+
+
+def test_a_folder_is_locked_until_its_process_ends_in_any_way(tmp_path):
+    folder = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", LOCKING, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while "locked" not in (line := other.stdout.readline()):
+        assert line, "it ended"
+    with pytest.raises(OutputError, match=rf"run is in use.*process {other.pid} on .*-o save_dir=") as caught:
+        folder_lock.lock_folder(folder)
+    assert "\n" not in str(caught.value)
+    (folder / ".lock").write_bytes(b"\x1b[2J\xff")  # whatever it holds
+    with pytest.raises(OutputError, match="run is in use"):
+        folder_lock.lock_folder(folder)
+    other.kill()
+    other.communicate()
+    lock = folder_lock.lock_folder(folder)
+    assert lock.is_exclusive and folder_lock.lock_folder(folder) is lock  # again, in the same process
+    child = os.fork()
+    if not child:
+        lock.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (folder / ".lock").exists(), "a forked worker released the lock"
+    lock.release()
+    assert not list(folder.iterdir())
+    folder_lock.lock_folder(tmp_path / "new" / "run").release()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
+def test_a_lock_file_that_is_none_is_named(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(OutputError, match=r"\.lock cannot be locked"):
+        folder_lock.lock_folder(tmp_path)
+
+
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(folder_lock, "fcntl", None)
+    with caplog.at_level(logging.WARNING, "ppfcos"):
+        lock = folder_lock.lock_folder(tmp_path)
+    assert not lock.is_exclusive and ".lock cannot be locked" in caplog.text
+    lock.release()
+
+
+# Killed while checkpoints are written
+
+
+def test_a_kill_at_any_change_of_the_folder_loses_nothing(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import crash_points
+
+    level = logging.getLogger("ppfcos").level
+    try:
+        crash_points.check(every=17, first=3)
+    finally:
+        logging.getLogger("ppfcos").setLevel(level)

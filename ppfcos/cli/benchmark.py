@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from ppfcos import __version__, console, environment
 from ppfcos.cli import command
 from ppfcos.errors import DataError, OutputError
-from ppfcos.files import replacing, require_writable
+from ppfcos.files import replacing, require_writable_file
 from ppfcos.hints import hint
 from ppfcos.json_files import to_json
 from ppfcos.machine import machine
@@ -140,7 +140,7 @@ def _check_output(option: str, path: Path | None) -> None:
         return
     if path.is_dir():
         raise OutputError(f"{option} {path} is a folder; name a file in it")
-    require_writable(path.parent, f"{option} FILE")
+    require_writable_file(path, f"{option} FILE")
 
 
 def _write(path: Path, text: str) -> None:

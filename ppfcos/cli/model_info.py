@@ -62,18 +62,16 @@ def show(options: argparse.Namespace) -> None:
     """
     with environment.quiet_imports():
         from ppfcos.deploy.bundle import read_bundle
-        from ppfcos.files import require_writable
+        from ppfcos.files import require_writable, require_writable_file
         from ppfcos.report.network_text import text_of_network
 
     bundle = read_bundle(options.bundle)
-    for option, folder in (
-        ("--output", options.output),
-        ("--json", options.json and Path(options.json).parent),
-    ):
-        if folder:
-            require_writable(folder, option)
+    if options.output:
+        require_writable(options.output, "--output")
     if options.json and Path(options.json).is_dir():
         raise OutputError(f"--json {options.json}: a folder has this name; name a file")
+    if options.json:
+        require_writable_file(options.json, "--json")
     figures = _figures(bundle, options)
     if options.json:
         _write_text(Path(options.json), to_json(figures, indent=1))

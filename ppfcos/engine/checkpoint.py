@@ -2,87 +2,64 @@
 
 A checkpoint NAME is `NAME.pdparams`, the weights to evaluate and deploy; `NAME.pdopt`, the state of the
 optimizer; with averaged weights (EMA), which are in NAME.pdparams then, `NAME.pdema`, the ones that the
-optimizer moves; and `NAME.json`, which says where the training stood and holds the checksums of the others.
-It is written last: a checkpoint that has it, and whose files are what it says, is whole.
+optimizer moves; and `NAME.json`, the record, which says where the training stood and holds the checksums of
+the others and of itself. A checkpoint is whole if its files are what its record says.
 
 Random states are not among all this. What a step draws comes from (seed, epoch, step) alone.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
+from ppfcos.engine.checkpoint_files import (
+    Plan,
+    TrainingState,
+    checkpoint_prefix,
+    copy_checkpoint,
+    file_of,
+    has_record_file,
+    note_ap,
+    read_manifest,
+    remove_checkpoint,
+    require_regular_weights,
+    require_whole,
+    saved_state,
+    start_of_run,
+    state_of,
+    view,
+    write_checkpoint,
+)
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_weights
-from ppfcos.errors import OutputError, WeightsError, one_line
-from ppfcos.files import replacing, replacing_together, sha256
+from ppfcos.errors import WeightsError
+from ppfcos.files import sha256
 
-MANIFEST = ".json"
+__all__ = [
+    "Plan",
+    "TrainingState",
+    "checkpoint_prefix",
+    "copy_checkpoint",
+    "note_ap",
+    "read_manifest",
+    "remove_checkpoint",
+    "require_whole",
+    "resume",
+    "save_checkpoint",
+    "saved_class_names",
+    "saved_state",
+]
+
 OURS = "ppfcos"  # the key of .pdopt that holds what Paddle's own state does not
-
-
-class Plan(NamedTuple):
-    """What a training set out to do; of another plan, steps and epochs mean something else.
-
-    Attributes:
-        epochs: of the whole training.
-        steps_per_epoch: number of them.
-        total_batch_size: images a step, over all processes.
-        processes: number of them.
-    """
-
-    epochs: int
-    steps_per_epoch: int
-    total_batch_size: int
-    processes: int
-
-
-class TrainingState(NamedTuple):
-    """Where a training stands, besides its weights.
-
-    Attributes:
-        epochs: finished ones.
-        step: finished steps of the epoch after these.
-        ap: box AP of these weights, if they were evaluated.
-        run: when the run began, which tells its checkpoints from those of another; a resumed run is the same.
-        plan: of the run, if the checkpoint says it.
-        class_names: what the labels mean, if the checkpoint says it.
-    """
-
-    epochs: int
-    step: int = 0
-    ap: float | None = None
-    run: str | None = None
-    plan: Plan | None = None
-    class_names: Sequence[str] | None = None
-
-
-def checkpoint_prefix(path: Path | str) -> Path:
-    """The NAME of a checkpoint, however it was given.
-
-    Args:
-        path: `NAME`, or one of its files.
-
-    Returns:
-        The path without the suffix.
-    """
-    path = Path(path)
-    return path.with_suffix("") if path.suffix in (*SUFFIXES, MANIFEST) else path
-
-
-def _file(prefix: Path, suffix: str) -> Path:
-    return prefix.with_name(prefix.name + suffix)
 
 
 # Writing ----------------------------------------------------------------------------------------------------
@@ -97,8 +74,9 @@ def save_checkpoint(
     own: Mapping[str, paddle.Tensor] | None = None,
     average: Any = None,
     scaler: Mapping[str, Any] | None = None,
+    start: int | None = None,
 ) -> Path:
-    """Write a checkpoint. A reader finds the old one or the new one, never half of one.
+    """Write a checkpoint. A reader finds the old one or the new one, never a part of one.
 
     Args:
         folder: made where missing.
@@ -109,6 +87,7 @@ def save_checkpoint(
         own: the weights that the optimizer moves, where `weights` are an average of them.
         average: PaddleDetection's ModelEMA, whose own sums are needed to go on.
         scaler: state of the loss scaler, in mixed precision.
+        start: number of the training, from `next_start`; None: that of the run's last checkpoint.
 
     Returns:
         Path of the weights.
@@ -130,107 +109,24 @@ def save_checkpoint(
         ".pdema": own,
         ".pdparams": weights,
     }
-    files = {}
-    with replacing_together() as beside:
-        for suffix, content in contents.items():
-            if content is None:
-                continue
-            with beside(_file(prefix, suffix)) as unfinished:
-                paddle.save(dict(content), str(unfinished))
-                files[suffix] = {"bytes": unfinished.stat().st_size, "sha256": sha256(unfinished)}
-        with beside(_file(prefix, MANIFEST)) as unfinished:
-            _write_manifest(unfinished, state, files)
-        _make_room(prefix, files)
-    return _file(prefix, ".pdparams")
-
-
-def _make_room(prefix: Path, coming: Collection[str]) -> None:
-    """Remove what a checkpoint of this name says of itself, for that is not true of the files to come, and
-    the files that none of these replaces. They must all be on the disk already: then a full one has kept
-    the old checkpoint."""
-    _remove(_file(prefix, MANIFEST))
-    for suffix in SUFFIXES:
-        if suffix not in coming:
-            _remove(_file(prefix, suffix))
-
-
-def note_ap(path: Path | str, ap: float) -> None:
-    """Add the result of an evaluation to a checkpoint.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-        ap: box AP of its weights.
-
-    Raises:
-        OutputError: it cannot be written.
-        WeightsError: there is no such checkpoint.
-    """
-    prefix = checkpoint_prefix(path)
-    state = read_manifest(prefix)._replace(ap=ap)
-    with replacing(_file(prefix, MANIFEST)) as unfinished:
-        _write_manifest(unfinished, state, _read_json(prefix)["files"])
-
-
-def copy_checkpoint(path: Path | str, name: str) -> Path:
-    """Give a checkpoint a second name, which takes no room where the file system has hard links.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-        name: the second one, in the same folder; what had it before is replaced.
-
-    Returns:
-        Path of the second name's weights.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    source = checkpoint_prefix(path)
-    target = source.with_name(name)
-    suffixes = [suffix for suffix in (*SUFFIXES, MANIFEST) if _file(source, suffix).exists()]
-    with replacing_together() as beside:
-        for suffix in suffixes:
-            with beside(_file(target, suffix)) as unfinished:
-                try:
-                    os.link(_file(source, suffix), unfinished)
-                except OSError:
-                    shutil.copyfile(_file(source, suffix), unfinished)
-        _make_room(target, suffixes)
-    return _file(target, ".pdparams")
-
-
-def remove_checkpoint(path: Path | str) -> None:
-    """Remove a checkpoint.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Raises:
-        OutputError: it cannot be removed.
-    """
-    for suffix in (MANIFEST, *SUFFIXES):
-        _remove(_file(checkpoint_prefix(path), suffix))
-
-
-def _write_manifest(path: Path, state: TrainingState, files: Mapping[str, Any]) -> None:
-    content = {
-        "format": 1,
+    record = {
         "run": state.run,
+        "start": start_of_run(Path(folder), state.run) if start is None else start,
         "written": time.time(),
         "epochs": state.epochs,
         "step": state.step,
         "ap": state.ap,
         "plan": state.plan and state.plan._asdict(),
         "class_names": state.class_names and list(state.class_names),
-        "files": files,
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
+    def write(suffix: str, path: Path) -> dict[str, Any]:
+        paddle.save(dict(contents[suffix]), str(path))
+        return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be removed: {error.strerror or error}") from error
+    suffixes = [suffix for suffix, content in contents.items() if content is not None]
+    write_checkpoint(prefix, record, suffixes, write)
+    return file_of(prefix, ".pdparams")
 
 
 # Reading ----------------------------------------------------------------------------------------------------
@@ -255,115 +151,31 @@ def resume(
         WeightsError: a file is missing, damaged, or does not fit the model or its optimizer.
     """
     prefix = checkpoint_prefix(path)
-    if _file(prefix, MANIFEST).exists():
+    if has_record_file(prefix):
         require_whole(prefix)
-    moved = _file(prefix, ".pdema") if _file(prefix, ".pdema").is_file() else _file(prefix, ".pdparams")
-    saved = read_state(_file(prefix, ".pdopt"))
-    load_weights(model, moved)
+        record, files = view(prefix)
+    else:
+        record = None
+        files = {suffix: file_of(prefix, suffix) for suffix in SUFFIXES}
+        if not os.path.lexists(files[".pdema"]):
+            del files[".pdema"]
+        for file in files.values():
+            require_regular_weights(file)
+    weights = files[".pdparams"]
+    saved = read_state(files[".pdopt"])
+    load_weights(model, files.get(".pdema", weights))
     ours = saved.pop(OURS, {})
     epochs = int(saved.pop("last_epoch", 0))
     _check_optimizer(prefix, optimizer, ours, saved)
     # Copies of weights, as .pdema holds where there is one, have not the names that the optimizer knows.
-    table = read_state(_file(prefix, ".pdparams")).get(NAME_TABLE, {})
+    table = read_state(weights).get(NAME_TABLE, {})
     renamed = _renamed(saved, _new_names(model, table))
     optimizer.set_state_dict(_as_tensors(renamed))
     if average is not None:
-        _resume_average(average, ours.get("ema"), _file(prefix, ".pdparams"), saved)
+        _resume_average(average, ours.get("ema"), weights, saved)
     if scaler is not None and ours.get("scaler"):
         scaler.set_state_dict(ours["scaler"])
-    return saved_state(prefix) or TrainingState(epochs)
-
-
-def read_manifest(path: Path | str) -> TrainingState:
-    """Where the training stood when a checkpoint was written.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Returns:
-        What its NAME.json says.
-
-    Raises:
-        WeightsError: that is missing or damaged.
-    """
-    content = _read_json(checkpoint_prefix(path))
-    plan = content["plan"] and Plan(**content["plan"])
-    return TrainingState(
-        content["epochs"], content["step"], content["ap"], content["run"], plan, content["class_names"]
-    )
-
-
-def require_whole(path: Path | str) -> None:
-    """Compare a checkpoint's files with their checksums.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Raises:
-        WeightsError: one is missing or not what it was; the message names it.
-    """
-    prefix = checkpoint_prefix(path)
-    for suffix, known in _read_json(prefix)["files"].items():
-        file = _file(prefix, suffix)
-        try:
-            whole = file.stat().st_size == known["bytes"] and sha256(file) == known["sha256"]
-        except OSError as error:
-            raise WeightsError(f"{file} cannot be read: {error.strerror or error}") from error
-        if not whole:
-            raise WeightsError(
-                f"{file} is damaged: it is not what {prefix.name}{MANIFEST} says was written; "
-                "resume from another checkpoint, or let -r auto find one"
-            )
-
-
-def checkpoints_by_age(folder: Path | str) -> list[Path]:
-    """All checkpoints in a folder that have a NAME.json, whole or not.
-
-    Args:
-        folder: need not exist.
-
-    Returns:
-        Their paths without suffix, the newest first.
-    """
-    found = []
-    for path in Path(folder).glob("*" + MANIFEST):
-        try:
-            found.append((_read_json(path.with_suffix(""))["written"], path.with_suffix("")))
-        except WeightsError:
-            if _file(path.with_suffix(""), ".pdparams").exists():
-                found.append((path.stat().st_mtime, path.with_suffix("")))
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def _read_json(prefix: Path) -> dict[str, Any]:
-    path = _file(prefix, MANIFEST)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != 1:
-            raise WeightsError(f"{path} is of format {content['format']!r}, which this version does not know")
-        for key in ("written", "epochs", "step", "ap", "run", "plan", "class_names", "files"):
-            content[key]
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, TypeError) as error:
-        raise WeightsError(f"{path} is damaged or describes no checkpoint ({one_line(error)})") from error
-    return content
-
-
-def saved_state(path: Path | str) -> TrainingState | None:
-    """As `read_manifest`, of a checkpoint that need not be there.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Returns:
-        What its NAME.json says; None if it has none.
-
-    Raises:
-        WeightsError: that is damaged.
-    """
-    prefix = checkpoint_prefix(path)
-    return read_manifest(prefix) if _file(prefix, MANIFEST).is_file() else None
+    return TrainingState(epochs) if record is None else state_of(record)
 
 
 def saved_class_names(source: Path | str | None) -> Sequence[str] | None:

@@ -15,7 +15,7 @@ from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.coco_metrics import CocoFigures
 from ppfcos.engine.evaluator import evaluate
 from ppfcos.engine.precision import Precision
-from ppfcos.engine.run_folder import BEST
+from ppfcos.engine.run_folder import BEST, best_whole
 from ppfcos.engine.summary import Evaluation
 from ppfcos.engine.validation_pictures import ValidationPictures
 from ppfcos.engine.visualdl_log import VisualDLLog
@@ -49,12 +49,19 @@ class Evaluations:
     def find_best(self, run: str | None) -> None:
         """Go on from the best checkpoint that an earlier part of a run has left.
 
+        The AP that each checkpoint notes decides; a run that was killed may not have copied the best one yet.
+
         Args:
             run: which the checkpoint must be of.
         """
-        state = checkpoint.saved_state(self._file)
-        if state is not None and state.run == run:
-            self.best = self._file, state.ap
+        best = None
+        with distributed.together():
+            if distributed.is_main():
+                best = best_whole(self._file.parent, run)
+                if best is not None and best[0].name != BEST:
+                    checkpoint.copy_checkpoint(best[0], BEST)
+        best = distributed.from_main(best)
+        self.best = None if best is None else (self._file, best[1])
 
     def evaluate(
         self, model: nn.Layer, precision: Precision, epochs: int, curves: VisualDLLog | None
@@ -79,7 +86,7 @@ class Evaluations:
         return figures
 
     def keep_if_best(self, path: Path, ap: float) -> None:
-        """Note a checkpoint's AP beside it, and copy it where it is the best so far.
+        """Note a checkpoint's AP beside it, and copy it if it is the best so far.
 
         Args:
             path: of the checkpoint.

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: their names, which of them stay, and from which one to go on."""
+"""The folder of a run: its checkpoints, which of them stay, and from which one to go on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppfcos.engine import checkpoint
+from ppfcos.engine import checkpoint_files as checkpoint
+from ppfcos.engine.checkpoint_files import BEST, FINAL, RECORD
+from ppfcos.engine.folder_lock import FolderLock
+from ppfcos.engine.weights import SUFFIXES
 from ppfcos.errors import WeightsError
+from ppfcos.files import is_abandoned, is_temporary
 
 logger = logging.getLogger(__name__)
-
-BEST, FINAL = "best_model", "model_final"  # PaddleDetection's names
 
 
 def run_folder(cfg: Mapping[str, Any]) -> Path:
@@ -51,19 +53,56 @@ def newest_whole(folder: Path) -> Path | None:
         folder: of the run.
 
     Returns:
-        Its path without suffix; None if there is none. Those that are broken are named in the log.
+        Its path without suffix; None if there is none. Those that are damaged are named in the log, and so
+        are files NAME.json that are no record of a checkpoint.
+
+    Raises:
+        WeightsError: the folder cannot be read.
     """
-    for path in checkpoint.checkpoints_by_age(folder):
+    return first_whole([saved.path for saved in checkpoint.list_checkpoints(folder, _pass_over)])
+
+
+def _pass_over(path: Path, error: WeightsError) -> None:
+    logger.warning("the checkpoint %s is passed over: %s", path, error)
+
+
+def first_whole(paths: list[Path]) -> Path | None:
+    """The first checkpoint whose files are what was written; those before it are named in the log.
+
+    Args:
+        paths: without suffix.
+    """
+    for path in paths:
         try:
             checkpoint.require_whole(path)
         except WeightsError as error:
-            logger.warning("the checkpoint %s is passed over: %s", path, error)
+            _pass_over(path, error)
             continue
         return path
     return None
 
 
-def remove_old(folder: Path, run: str | None, keep: int | None) -> None:
+def best_whole(folder: Path, run: str | None) -> tuple[Path, float] | None:
+    """The checkpoint of a run with the highest AP that an evaluation has noted.
+
+    Args:
+        folder: of the run.
+        run: which the checkpoint must be of.
+
+    Returns:
+        Its path without suffix, and its AP; None if there is none. `best_model` comes before others of the
+        same AP.
+    """
+    found = {
+        each.path: each.state.ap
+        for each in checkpoint.list_checkpoints(folder)
+        if each.state.run == run and each.state.ap is not None
+    }
+    path = first_whole(sorted(found, key=lambda path: (found[path], path.name == BEST), reverse=True))
+    return None if path is None else (path, found[path])
+
+
+def remove_old(folder: Path, run: str | None, keep: int | None, newest: Path | None = None) -> None:
     """Remove the checkpoints that the newest one has made superfluous.
 
     Of those at the end of an epoch the newest stay, of those within an epoch only the newest of all; the best
@@ -73,35 +112,45 @@ def remove_old(folder: Path, run: str | None, keep: int | None) -> None:
         folder: of the run.
         run: whose checkpoints may be removed.
         keep: how many to keep at the end of an epoch; None keeps them all.
+        newest: path of a checkpoint without suffix that counts as the newest: those that come before it,
+            which may be damaged, stay and are not counted. None: the newest of the run.
 
     Raises:
         OutputError: a file cannot be removed.
     """
-    after_epochs, newest = 0, True
-    for path in checkpoint.checkpoints_by_age(folder):
-        if path.name == BEST:
-            continue
-        try:
-            state = checkpoint.read_manifest(path)
-        except WeightsError:
-            continue
-        if state.run != run:
-            continue
+    saved = [
+        (each.path, each.state)
+        for each in checkpoint.list_checkpoints(folder)
+        if each.path.name != BEST and each.state.run == run
+    ]
+    if newest is not None:
+        paths = [path for path, _ in saved]
+        saved = saved[paths.index(newest) :] if newest in paths else []
+    after_epochs = 0
+    for number, (path, state) in enumerate(saved):
         after_epochs += not state.step
-        if (not newest) if state.step else (keep is not None and after_epochs > keep):
+        if number > 0 if state.step else (keep is not None and after_epochs > keep):
             checkpoint.remove_checkpoint(path)
-        newest = False
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed run had begun to write.
+def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
+    """Complete checkpoints whose files a killed process was renaming, and remove its temporary files.
 
     Args:
         folder: of the run.
+        lock: of the folder. With it, no process of another host can be writing a checkpoint.
+
+    Raises:
+        OutputError: a file cannot be renamed or removed.
     """
-    for path in folder.glob(".*.unfinished"):
-        with contextlib.suppress(OSError):  # it is in nobody's way
-            path.unlink()
+    checkpoint.finish_all(folder)
+    names = [f"{suffix}." for suffix in (*SUFFIXES, RECORD)]
+    for path in [*folder.glob(".*"), *folder.glob("profile/.*"), *folder.glob("vdl_log/.*")]:
+        of_any_host = lock is not None and lock.is_exclusive and any(name in path.name for name in names)
+        of_old_version = path.name.endswith(".unfinished") and not is_temporary(path)
+        if is_abandoned(path, of_any_host) or of_old_version:
+            with contextlib.suppress(OSError):  # it is in nobody's way
+                path.unlink()
 
 
 def position_in_plan(saved: checkpoint.TrainingState, plan: checkpoint.Plan) -> tuple[int, int]:

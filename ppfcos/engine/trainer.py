@@ -25,8 +25,10 @@ from ppfcos.data.records import DetectionData
 from ppfcos.engine import checkpoint, distributed, run_record, summary
 from ppfcos.engine.averaging import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.checkpoint import Plan, TrainingState
+from ppfcos.engine.checkpoint_files import finish_all, next_start
 from ppfcos.engine.evaluations import Evaluations
 from ppfcos.engine.feed import BatchFeed
+from ppfcos.engine.folder_lock import FolderLock, lock_folder
 from ppfcos.engine.interruption import StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
 from ppfcos.engine.nonfinite import NonFiniteSteps
@@ -106,9 +108,21 @@ class Trainer:
         self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
         self.curves: VisualDLLog | None = None
+        self._lock: FolderLock | None = None  # of the main process
+        self._start: int | None = None
+        try:
+            self._prepare(with_evaluation, resume, with_profile)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _prepare(self, with_evaluation: bool, resume: str | None, with_profile: bool) -> None:
+        cfg = self.cfg
         with distributed.together():
             if distributed.is_main():
                 require_writable(self.folder)
+                self._lock = lock_folder(self.folder)
+                finish_all(self.folder)
         with distributed.together():
             self._read_data(with_evaluation)
         # Before anything is built of it: PaddleDetection takes names out of it.
@@ -123,6 +137,10 @@ class Trainer:
         steps = len(self.feed) - self.state.step
         self.profiler = StepProfiler(self.folder / "profile", steps) if traces else NoProfiler()
         self._last_saved = time.monotonic()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _read_data(self, with_evaluation: bool) -> None:
         cfg, place = self.cfg, (distributed.world_size(), distributed.rank())
@@ -163,6 +181,7 @@ class Trainer:
         run = distributed.from_main(datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"))
         self.state = TrainingState(0, run=run, plan=self.plan, class_names=self.train_data.class_names)
         self._not_evaluated: Path | None = None
+        self._resumed: Path | None = None
         pretrained = self.cfg.get("pretrain_weights")
         path = self._newest_checkpoint() if resume == AUTO else resume
         with distributed.together():
@@ -172,7 +191,11 @@ class Trainer:
                 load_pretrained(self.model, pretrained)
 
     def _newest_checkpoint(self) -> Path | None:
-        path = distributed.from_main(newest_whole(self.folder) if distributed.is_main() else None)
+        path = None
+        with distributed.together():
+            if distributed.is_main():
+                path = newest_whole(self.folder)
+        path = distributed.from_main(path)
         if path is None:
             logger.info("%s holds no checkpoint to go on from: starting anew", self.folder)
         return path
@@ -187,9 +210,9 @@ class Trainer:
                 f"{path} has finished all {epochs} epochs: train more of them with -o epoch={epochs + 1}"
             )
         self.state = self.state._replace(epochs=epochs, step=step, run=saved.run or self.state.run)
+        self._resumed = checkpoint.checkpoint_prefix(path)
         if saved.run and not saved.step and saved.ap is None:
             self._not_evaluated = Path(path)
-        self.evaluations.find_best(saved.run)
         logger.info("resumed from %s, after epoch %d%s", path, epochs, f" and {step} steps" if step else "")
         self._go_on_with_schedule(epochs * len(self.feed) + step)
 
@@ -213,6 +236,12 @@ class Trainer:
             PPFCOSError: the training cannot go on; all processes raise the same.
             Stopped: a signal came. If it came during a step, that was finished and a checkpoint written.
         """
+        try:
+            self._train()
+        finally:
+            self._unlock()
+
+    def _train(self) -> None:
         self.before_train()
         bar = self.progress.bar(self._finished_steps())
         with contextlib.closing(self.feed), bar, self.profiler, self.stop.deferred():
@@ -231,9 +260,14 @@ class Trainer:
         """Say what is about to happen, write it down, and open the log of the curves."""
         cfg = self.cfg
         record = run_record.describe_run(self.device)
+        if self._resumed is not None:
+            self.evaluations.find_best(self.state.run)
         with distributed.together():
             if distributed.is_main():
-                remove_unfinished(self.folder)
+                remove_unfinished(self.folder, self._lock)
+                self._start = next_start(self.folder)
+                if self._resumed is not None:  # where the run was killed before it removed them
+                    remove_old(self.folder, self.state.run, cfg["keep_checkpoints"], self._resumed)
                 run_record.write_record(self.folder, record, self._resolved)
                 if cfg["use_vdl"]:
                     self.curves = VisualDLLog(
@@ -429,6 +463,7 @@ class Trainer:
                     own,
                     self.average,
                     self.precision.state_dict(),
+                    self._start,
                 )
                 remove_old(self.folder, self.state.run, self.cfg["keep_checkpoints"])
                 logger.info("checkpoint: %s", path)

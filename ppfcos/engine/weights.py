@@ -19,6 +19,7 @@ from ppfcos.download import Limits, download, printable
 from ppfcos.engine import distributed
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError
+from ppfcos.files import is_temporary
 from ppfcos.modeling.quantization.placement import is_range, ranges_of
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
         WeightsError: it cannot be read, or holds something else.
     """
     path = Path(path)
-    path = path if path.suffix in SUFFIXES else path.with_name(path.name + ".pdparams")
+    # A checkpoint whose writing was interrupted may have files under temporary names.
+    path = path if path.suffix in SUFFIXES or is_temporary(path) else path.with_name(path.name + ".pdparams")
     weights = {name: value for name, value in read_state(path).items() if name != NAME_TABLE}
     odd = [
         str(name)

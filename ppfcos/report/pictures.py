@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-import contextlib
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,6 +12,7 @@ import cv2
 import numpy as np
 
 from ppfcos.errors import OutputError
+from ppfcos.files import replacing
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 JPEG_QUALITY = 95
@@ -148,16 +147,8 @@ def save_picture(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
     data = encode_picture(image_bgr, path.suffix)
     if data is None:
         raise OutputError(f"{path}: OpenCV cannot write a picture of this kind; name it .jpg or .png")
-    # Without the file's name, which may already be as long as the file system lets it be.
-    beside = path.with_name(f".{os.getpid()}-{threading.get_ident()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise OutputError(f"{path}: the picture cannot be written ({error.strerror})") from error
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], style: Style) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 from ppfcos.console import printable
 from ppfcos.data.conversion.annotated import AnnotatedSet, Split
+from ppfcos.errors import OutputError
 
 _MAX_NAME = 255  # bytes of a file name, on all common file systems
 
@@ -103,7 +104,7 @@ def place_pictures(data: AnnotatedSet, names: Names, folder: Path, how: str) -> 
         The number of pictures.
 
     Raises:
-        OSError: One cannot be written.
+        OutputError: One cannot be read or written.
     """
     placed = 0
     for split in data.splits:
@@ -112,6 +113,10 @@ def place_pictures(data: AnnotatedSet, names: Names, folder: Path, how: str) -> 
             if os.path.lexists(target):  # of an earlier split
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            HOW[how](picture, target)
+            try:
+                HOW[how](picture, target)
+            except OSError as error:
+                reason = error.strerror or error
+                raise OutputError(f"{picture} cannot be put into the new data set: {reason}") from error
             placed += 1
     return placed
