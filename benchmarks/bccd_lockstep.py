@@ -41,10 +41,10 @@ from test_stock_model import stock_name, with_labels_like_logits
 from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
-from ppfcos.engine.feed import BatchFeed
 from ppfcos.engine.model import build_model
-from ppfcos.engine.schedule import build_optimizer, build_schedule
-from ppfcos.modeling import targets
+from ppfcos.engine.optim import build_optimizer, build_schedule
+from ppfcos.engine.prefetcher import BatchFeed
+from ppfcos.modeling import assigner
 
 LOSSES = ("loss_cls", "loss_box", "loss_quality")
 AS_STOCK = [
@@ -142,8 +142,8 @@ def take_stocks_interval_ends() -> None:
         ends = [0.0, *self.size_ranges, math.inf]
         return of_every_point(ends[:-1], locations), of_every_point([e - 1e-3 for e in ends[1:]], locations)
 
-    of_every_point = targets._of_every_point
-    targets.PPFCOSTargets._size_limits = size_limits
+    of_every_point = assigner._of_every_point
+    assigner.PPFCOSTargets._size_limits = size_limits
 
 
 def largest_difference(ours: Side, theirs: Side, tensor_of) -> float:

@@ -39,10 +39,10 @@ from ppfcos.engine import checkpoint
 from ppfcos.engine.checkpoint import TrainingState
 from ppfcos.engine.checkpoint_files import finish_all, next_start
 from ppfcos.engine.evaluations import Evaluations
-from ppfcos.engine.folder_lock import lock_folder
 from ppfcos.engine.run_folder import (
     BEST,
     checkpoint_name,
+    lock_folder,
     newest_whole,
     remove_old,
     remove_unfinished,

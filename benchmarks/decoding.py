@@ -94,7 +94,7 @@ def put_object(levels: list[dict[str, np.ndarray]], random: np.random.Generator)
 
 def count_above(level: dict[str, np.ndarray]) -> int:
     """Pairs of a location and a class with a score above the threshold."""
-    from ppfcos.modeling.decode import PPFCOSDecode
+    from ppfcos.modeling.postprocess import PPFCOSDecode
 
     class_scores, quality = (1 / (1 + np.exp(-level[kind])) for kind in ("class_logits", "quality_logits"))
     return int((class_scores * quality > PPFCOSDecode().score_threshold).sum())
@@ -107,9 +107,9 @@ def our_network():
 
     from ppfcos.export.inputs import network_input
     from ppfcos.export.program import CandidatesNetwork
-    from ppfcos.modeling.decode import PPFCOSDecode
+    from ppfcos.modeling.fcos import center_grid
     from ppfcos.modeling.head import HeadOutputs
-    from ppfcos.modeling.locations import center_grid
+    from ppfcos.modeling.postprocess import PPFCOSDecode
 
     class Decoding(CandidatesNetwork):
         """The head's answers in; candidates out, or boxes."""
@@ -180,7 +180,7 @@ def load(name: str, folder: Path, threads: int):
             save_program(network, prefix)
         files = prefix.with_suffix(".json"), prefix.with_suffix(".pdiparams")
         return copying_once()(*files, ("bbox", "bbox_num"), threads, "cpu")
-    from ppfcos.export.onnx_model import suppressed_model
+    from ppfcos.export.onnx_export import suppressed_model
 
     onnx.save(suppressed_model(our_network(), 17), prefix.with_suffix(".onnx"))
     kind = OnnxRuntime if runtime == "onnxruntime" else OpenVinoRuntime

@@ -21,8 +21,8 @@ from machine import day_and_machine
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ppfcos.engine.coco_metrics import evaluate_detections
-from ppfcos.report.evaluation_report import write_report
+from ppfcos.metrics.coco import evaluate_detections
+from ppfcos.visualize.evaluation_report import write_report
 
 IMAGES, OBJECTS, CLASSES, DETECTIONS = 5000, 36781, 80, 390_000
 WIDTH, HEIGHT = 640, 480

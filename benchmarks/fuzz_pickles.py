@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz_pickles.py [--minutes 2] [--batch 2000] [--seed 0]
 
-The files are those of `tests/hostile_pickles.py`: random opcodes with plausible arguments, alone and within
-both formats of PyTorch, opcodes repeated up to 100,000 times, and small real files of Paddle, NumPy and
+The files are those of tests/helpers/hostile_pickles.py: random opcodes with plausible arguments, alone and
+within both formats of PyTorch, opcodes repeated up to 100,000 times, small real files of Paddle, NumPy and
 PyTorch with a few bytes changed. Each batch is read in a process of its own, so that a crash is seen.
 
 Prints the number of files, the seconds, and the highest ratio of the memory to the size of the file, above
@@ -27,7 +27,7 @@ from pathlib import Path
 from machine import day_and_machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-import hostile_pickles
+from helpers import hostile_pickles
 
 
 def read_batch(folder: Path, seed: int, count: int) -> None:

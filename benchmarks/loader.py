@@ -165,8 +165,8 @@ def padding(annotations: Path, grouped: bool, batch: int = 16, images: int = 800
     """The share of a batch's pixels that is padding, for images of the sizes of the photographs."""
     import numpy as np
 
-    from ppfcos.data.pixel_operators import PixelResize
     from ppfcos.data.sampler import GlobalBatches
+    from ppfcos.data.transforms.uint8 import PixelResize
 
     listed = json.loads(annotations.read_text())["images"]
     resize = PixelResize(SIZE, True)
@@ -183,7 +183,7 @@ def generated_records(count: int):
     """A RecordStore of that many images with boxes, made without a dict for each."""
     import numpy as np
 
-    from ppfcos.data.record_store import RecordStore
+    from ppfcos.data.records import RecordStore
 
     ones, rows = np.ones(count, dtype=np.int64), np.ones(count * BOXES, dtype=np.uint8)
     names = "".join(f"{number:012d}.jpg" for number in range(count)).encode()
@@ -234,7 +234,7 @@ def no_need():
 def print_records(folder: Path) -> None:
     """Memory and opening of generated data sets; a list of dicts, PaddleDetection's way, for comparison."""
     from ppfcos.data.annotation_cache import AnnotationCache
-    from ppfcos.data.tally import Tally
+    from ppfcos.data.statistics import Tally
 
     print("\n| records | held once, MB | each worker, MB | opened from the cache in |")
     print("|---|---|---|---|")

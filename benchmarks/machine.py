@@ -9,6 +9,6 @@ def day_and_machine() -> str:
     ppfcos is imported here and no earlier: that sets what Paddle reads from the environment, which a script
     that measures another program must not have set for it.
     """
-    from ppfcos.machine import day_and_machine as said
+    from ppfcos.environment import day_and_machine as said
 
     return said()

@@ -5,7 +5,7 @@
     python benchmarks/model_zoo.py --only fcos_r50_fpn_1x_coco
 
 An image has the size that EvalReader makes of one with the largest sides that it allows, padded. What the
-multiply-adds are is said in ppfcos/engine/counting.py, what others publish in benchmarks/published.yml.
+multiply-adds are is said in ppfcos/engine/model.py, what others publish in benchmarks/published.yml.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ with environment.quiet_imports():
     import ppdet  # noqa: F401
 
 from ppfcos.config import load_config
-from ppfcos.data.transforms import pad_stride
-from ppfcos.engine.counting import count_multiply_adds, count_weights
-from ppfcos.engine.model import build_model
-from ppfcos.files import replacing
+from ppfcos.data.transforms.pipeline import pad_stride
+from ppfcos.engine.model import build_model, count_multiply_adds, count_weights
+from ppfcos.fileio import replacing
 
 PAGE = ROOT / "docs" / "model_zoo.md"
 PUBLISHED = Path(__file__).with_name("published.yml")

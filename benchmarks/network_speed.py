@@ -26,13 +26,13 @@ import onnx
 from machine import day_and_machine
 from onnx import TensorProto, helper, numpy_helper
 
+from ppfcos.analysis.info import NetworkInfo
 from ppfcos.deploy.bundle import PRECISIONS, Bundle, read_bundle
 from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.deploy.runtimes.choice import LIBRARIES, default_threads, open_network
 from ppfcos.deploy.runtimes.onnx_runtime import OnnxRuntime
 from ppfcos.deploy.runtimes.openvino import OpenVinoRuntime
 from ppfcos.errors import PPFCOSError
-from ppfcos.export.network_info import NetworkInfo
 
 CHANNELS, HEIGHT, WIDTH, KERNEL = 256, 100, 168, 3
 CONVOLUTION = CHANNELS * CHANNELS * KERNEL * KERNEL * HEIGHT * WIDTH  # multiply-adds

@@ -26,7 +26,7 @@ import numpy as np
 from machine import day_and_machine
 
 from ppfcos.deploy.bundle import HEAD_OUTPUTS, DecodeSettings, Heads, Level
-from ppfcos.deploy.postprocess import HeadsDecoder
+from ppfcos.deploy.heads_decoder import HeadsDecoder
 
 SIDES = (512, 768, 896)
 STRIDES = (8, 16, 32, 64, 128)

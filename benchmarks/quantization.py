@@ -39,9 +39,9 @@ with environment.quiet_imports():
     from ppfcos.deploy.detections import split_batch
     from ppfcos.deploy.images import read_image
     from ppfcos.deploy.preprocess import Preprocess
-    from ppfcos.engine.coco_metrics import evaluate_detections
-    from ppfcos.export.infer_config import preprocess_steps
-    from ppfcos.export.quantization import QuantizationReport, QuantizationSettings, evenly_chosen, quantize
+    from ppfcos.export.bundle_files import preprocess_steps
+    from ppfcos.export.ptq import QuantizationReport, QuantizationSettings, evenly_chosen, quantize
+    from ppfcos.metrics.coco import evaluate_detections
 
 Network = Callable[[Mapping[str, np.ndarray]], tuple]
 ERRORS_ONLY = 3

@@ -1,19 +1,15 @@
-"""What must be set before Paddle is imported, and an import of it that keeps quiet.
-
-Paddle reads its environment once, when it is imported. Its CPU kernels use MKLML of 2019, which takes the
-slowest path on a processor that is not Intel's unless `MKL_DEBUG_CPU_TYPE` names the instruction set, and
-Paddle asks for one thread unless `OMP_NUM_THREADS` asks for more. Together the two make a training step on an
-AMD machine several times faster. Nothing here is ever set over a value that the user has set.
-"""
+"""What a figure was measured on."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
 import functools
 import importlib
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -348,3 +344,14 @@ def launcher() -> int | None:
     """
     started = {"PADDLE_TRAINER_ID", "PADDLE_LOG_DIR"} <= os.environ.keys()
     return _PARENT if started and hasattr(os, "getsid") and os.getsid(0) == os.getpid() else None
+
+
+def machine() -> str:
+    """Such as `2 cores of AMD EPYC`; the cores are those that this process may use."""
+    processor = processor_name() or platform.processor() or platform.machine()
+    return f"{available_cores()} cores of {processor}"
+
+
+def day_and_machine() -> str:
+    """Such as `2026-11-20, 2 cores of AMD EPYC`."""
+    return f"{datetime.date.today()}, {machine()}"

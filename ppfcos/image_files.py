@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from ppfcos.errors import one_line
-from ppfcos.regular_files import read_bytes, require_regular
+from ppfcos.fileio import read_bytes, require_regular
 
 # Pixels of one image. 2**28 covers phone photographs of 200 megapixels; decoded, they take 0.8 GB. A decoder
 # that holds the whole image in other forms, too, takes a multiple of that: there the limit is a part of it.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ppfcos.console import valid
 from ppfcos.errors import ConfigError
-from ppfcos.regular_files import read_text
+from ppfcos.fileio import read_text
 
 MAX_BYTES_VARIABLE = "PPFCOS_MAX_JSON_BYTES"
 # Objects365's training annotations, the largest in common use, have about 3 GB; COCO's have 0.45 GB.

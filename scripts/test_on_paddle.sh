@@ -2,7 +2,7 @@
 # The tests on several versions of Paddle, each in an environment of its own, which stays for the next time:
 #   scripts/test_on_paddle.sh VERSION... [-- ARGUMENTS OF PYTEST]
 #   scripts/test_on_paddle.sh 2.6.2 3.2.2 3.3.1
-#   scripts/test_on_paddle.sh 2.6.2 -- tests/test_losses.py -q
+#   scripts/test_on_paddle.sh 2.6.2 -- tests/modeling/test_losses.py -q
 # ENVIRONMENTS is the folder in which they are made (the checkout; 3 GB each), PYTHON the interpreter that they get.
 # Ends with a table of the versions, and with exit code 1 if any test failed.
 set -euo pipefail

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import start_browser
+from helpers.browser import start_browser
 from selenium.webdriver import Chrome
 
 from ppfcos import environment

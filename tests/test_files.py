@@ -14,8 +14,15 @@ import threading
 import pytest
 
 from ppfcos.errors import OutputError
-from ppfcos.files import is_abandoned, is_stream, new_token, replacing, require_writable_file, temporary_path
-from ppfcos.folders import replacing_folder
+from ppfcos.fileio import (
+    is_abandoned,
+    is_stream,
+    new_token,
+    replacing,
+    replacing_folder,
+    require_writable_file,
+    temporary_path,
+)
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path):
@@ -110,7 +117,7 @@ def test_a_device_or_a_pipe_is_written_into(tmp_path):
 @pytest.mark.parametrize("redirected", [False, True])
 def test_standard_output_can_be_named(tmp_path, redirected):
     script = (
-        "from ppfcos.files import replacing\n"
+        "from ppfcos.fileio import replacing\n"
         "print('before', flush=True)\n"
         "with replacing('/dev/stdout') as temporary: temporary.write_text('content\\n')\n"
     )
@@ -135,7 +142,7 @@ def test_what_is_no_file_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_only_what_dead_processes_left_is_abandoned(tmp_path):
-    script = "from ppfcos.files import new_token; print(new_token(), flush=True); input()"
+    script = "from ppfcos.fileio import new_token; print(new_token(), flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -161,7 +168,7 @@ def test_a_folder_whose_writer_was_killed_is_old_or_new_after_the_next(tmp_path,
     (tmp_path / ".folder.more.unfinished").mkdir()  # of somebody else
     script = (
         "import os, signal, sys\n"
-        "from ppfcos.folders import replacing_folder\n"
+        "from ppfcos.fileio import replacing_folder\n"
         "renamed = 0\n"
         "def replace(*names, rename=os.replace):\n"
         "    global renamed\n"

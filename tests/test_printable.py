@@ -13,9 +13,9 @@ import pytest
 
 from ppfcos import console
 from ppfcos.cli import convert_data
-from ppfcos.data.conversion.convert import convert
-from ppfcos.engine.coco_metrics import CocoFigures
+from ppfcos.data.convert.convert import convert
 from ppfcos.json_files import to_json
+from ppfcos.metrics.coco import CocoFigures
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "a\x1b[2J\r\nerror: forged\x07\x7f\x9b1m\u2028\u202egpj\u2066\ud800\udce9"

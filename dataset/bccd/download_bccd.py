@@ -7,13 +7,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # a clone works without being installed
 
-from ppfcos.cli import command  # noqa: E402
-from ppfcos.data import download  # noqa: E402
+from ppfcos.cli import command
+from ppfcos.data import archives
 
 
 def main(options: argparse.Namespace) -> None:
     """Fetches it."""
-    download.fetch(options.output, [download.BCCD], options.mirror, options.keep_archives)
+    archives.fetch(options.output, [archives.BCCD], options.mirror, options.keep_archives)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--mirror",
         metavar="URL",
-        default=download.GITHUB,
-        help=f"a server that has the same file as {download.BCCD.path}",
+        default=archives.GITHUB,
+        help=f"a server that has the same file as {archives.BCCD.path}",
     )
     options.add_argument("--keep-archives", action="store_true", help="keep the zip file once it is unpacked")
     options.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -7,19 +7,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # a clone works without being installed
 
-from ppfcos.cli import command  # noqa: E402
-from ppfcos.data import download  # noqa: E402
+from ppfcos.cli import command
+from ppfcos.data import archives
 
 
 def main(options: argparse.Namespace) -> None:
     """Fetches the chosen parts."""
-    archives = [archive for archive in download.COCO_2017 if archive.part in options.only]
-    download.fetch(options.output, archives, options.mirror, options.keep_archives)
+    chosen = [archive for archive in archives.COCO_2017 if archive.part in options.only]
+    archives.fetch(options.output, chosen, options.mirror, options.keep_archives)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parts = [archive.part for archive in download.COCO_2017]
+    parts = [archive.part for archive in archives.COCO_2017]
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--mirror",
         metavar="URL",
-        default=download.COCO_SERVER,
+        default=archives.COCO_SERVER,
         help="a server that has the same files under the same paths",
     )
     options.add_argument("--only", nargs="+", choices=parts, default=parts, help="what to fetch")

@@ -7,8 +7,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))  # a clone works without being installed
 
-from ppfcos import environment  # noqa: E402
-from ppfcos.cli import command  # noqa: E402
+from ppfcos import environment
+from ppfcos.cli import command
 
 
 def main(options: argparse.Namespace) -> None:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from ppfcos import __version__, console, environment
 from ppfcos.cli import command
-from ppfcos.errors import DataError, OutputError
-from ppfcos.files import replacing, require_writable_file
-from ppfcos.hints import hint
+from ppfcos.environment import machine
+from ppfcos.errors import DataError, OutputError, hint
+from ppfcos.fileio import replacing, require_writable_file
 from ppfcos.json_files import to_json
-from ppfcos.machine import machine
 
 if TYPE_CHECKING:  # imported where something is measured: help must not wait for OpenCV
     from ppfcos.deploy.benchmark import Model
@@ -121,13 +120,13 @@ def benchmark(options: argparse.Namespace) -> None:
     _check_output("--output", options.output)
     _check_output("--chart", options.chart)
     os.environ["OMP_NUM_THREADS"] = str(max(options.threads))  # in time: Paddle is imported below, if at all
-    from ppfcos.report.benchmark_table import benchmark_text
+    from ppfcos.visualize.benchmark_table import benchmark_text
 
     content = _measured(options)
     if options.output:
         _write(options.output, to_json(content))
     if options.chart:
-        from ppfcos.report.benchmark_page import benchmark_page
+        from ppfcos.visualize.benchmark_page import benchmark_page
 
         _write(options.chart, benchmark_page(content))
     # At the end, for whoever reads it may go before it does.
@@ -217,12 +216,12 @@ def _read_pictures(folder: Path) -> list[Picture]:
 
 def _drawn_pictures(bundle: Path) -> list[Picture]:
     """Shapes on backgrounds, as JPEG."""
-    from ppfcos.data.randomness import generator
+    from ppfcos.data.rng import generator
     from ppfcos.data.shapes import draw_picture
     from ppfcos.deploy.bundle import read_bundle
     from ppfcos.deploy.preprocess import Preprocess
     from ppfcos.deploy.streams import Picture
-    from ppfcos.report.pictures import encode_picture
+    from ppfcos.visualize.drawing import encode_picture
 
     description = read_bundle(bundle)
     size = Preprocess(description.preprocess, description.input).natural_size or SIZE_OF_ANY

@@ -15,8 +15,8 @@ from ppfcos.errors import ConfigError, DataError, OutputError
 from ppfcos.json_files import to_json
 
 if TYPE_CHECKING:  # imported where it is used: it brings PaddleDetection with it
-    from ppfcos.data.checker.findings import DataReport
-    from ppfcos.data.checker.responsibility import Geometry
+    from ppfcos.data.check.check import DataReport
+    from ppfcos.data.check.coverage import Geometry
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ def check(options: argparse.Namespace) -> int:
     """
     environment.prepare()
     with environment.quiet_imports():
-        from ppfcos.data.checker.check import check_data
-    from ppfcos.report.data_report import text_report
+        from ppfcos.data.check.check import check_data
+    from ppfcos.visualize.data_report import text_report
 
     _check_kinds(options.accept)
     cfg, geometry = _what_to_check(options)
@@ -99,7 +99,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _check_kinds(accepted: Sequence[str]) -> None:
-    from ppfcos.data.checker.kinds import KINDS
+    from ppfcos.data.check.issues import KINDS
 
     unknown = [kind for kind in accepted if kind not in KINDS]
     if unknown:
@@ -108,8 +108,8 @@ def _check_kinds(accepted: Sequence[str]) -> None:
 
 def _what_to_check(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geometry]:
     """A configuration, the user's own or one that is made for a path, and at which sizes to look at boxes."""
-    from ppfcos.data.checker.layouts import sections_at
-    from ppfcos.data.checker.responsibility import Geometry, geometry_of
+    from ppfcos.data.check.coverage import Geometry, geometry_of
+    from ppfcos.data.check.layouts import sections_at
 
     if bool(options.path) == bool(options.config):
         raise ConfigError("name either a configuration (-c FILE) or a path, and not both")
@@ -147,9 +147,8 @@ def _refuse_to_overwrite(fixed: str | None, cfg: Mapping[str, Any]) -> None:
 
 
 def _write_reports(report: DataReport, folder: Path, title: str, accepted: Sequence[str]) -> None:
-    from ppfcos.files import replacing
-    from ppfcos.report.data_page import html_page
-    from ppfcos.report.data_report import json_report
+    from ppfcos.fileio import replacing
+    from ppfcos.visualize.data_report import html_page, json_report
 
     content = json_report(report, accepted)
     with replacing(folder / JSON_FILE) as unfinished:
@@ -160,9 +159,9 @@ def _write_reports(report: DataReport, folder: Path, title: str, accepted: Seque
 
 
 def _write_cleaned(report: DataReport, path: Path) -> None:
-    from ppfcos.data.checker.cleaning import clean
-    from ppfcos.data.checker.kinds import KINDS
-    from ppfcos.files import replacing
+    from ppfcos.data.check.fix import clean
+    from ppfcos.data.check.issues import KINDS
+    from ppfcos.fileio import replacing
 
     raw = report.sections[0].raw
     content = clean(report)

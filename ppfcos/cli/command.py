@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -16,11 +17,67 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, NoReturn, TypeVar
 
 from ppfcos import console, environment
-from ppfcos.errors import ConfigError, OutputError, PPFCOSError, ResourceError, Stopped, resource_error
-from ppfcos.hints import hint
+from ppfcos.errors import ConfigError, OutputError, PPFCOSError, ResourceError, Stopped, hint, resource_error
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """The number of processes; 1 without a launcher."""
+    text = os.environ.get("PADDLE_TRAINERS_NUM", "1")
+    return max(1, int(text)) if text.isdigit() else 1
+
+
+def rank() -> int:
+    """The number of this process; 0 without a launcher."""
+    return 0 if count() == 1 else int(os.environ["PADDLE_TRAINER_ID"])
+
+
+def share(things: Sequence[T]) -> Sequence[T]:
+    """This process's part: every n-th of n processes, for neighbours are often alike."""
+    if count() == 1:
+        return things
+    return things[rank() :: count()]
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes: if one fails or dies, all end. The device must be selected before."""
+    from ppfcos.engine import watchdog
+
+    with watchdog.exit_with_launcher():
+        if count() == 1:
+            yield
+            return
+        with environment.quiet_imports():
+            from ppfcos.engine import distributed
+        with distributed.joined():
+            yield
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Let what fails inside in one process fail in all. They must be joined."""
+    if count() == 1:
+        yield
+        return
+    from ppfcos.engine import distributed
+
+    with distributed.together():
+        yield
+
+
+def gather(value: Any) -> list:
+    """What each process has, in all of them. They must be joined."""
+    if count() == 1:
+        return [value]
+    from ppfcos.engine import distributed
+
+    return distributed.gather(value)
+
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 OPEN_FILES = 1024  # to which the limit is raised where it is lower and may be
@@ -325,7 +382,7 @@ def _raise_limit_of_open_files() -> None:
 def _show_config(options: argparse.Namespace) -> int:
     if options.config is None:
         raise ConfigError("--show_config shows a configuration: name it with -c FILE")
-    from ppfcos.config.origins import annotated_config
+    from ppfcos.config.show import annotated_config
 
     console.show(annotated_config(options.config, options.opt))
     return 0

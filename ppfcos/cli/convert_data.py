@@ -96,7 +96,7 @@ def convert_data(options: argparse.Namespace) -> None:
         import yaml
 
         from ppfcos.data.classes import read_names
-        from ppfcos.data.conversion.convert import convert
+        from ppfcos.data.convert.convert import convert
 
     done = convert(
         options.source,

@@ -137,7 +137,7 @@ def compare(options: argparse.Namespace) -> None:
         raise ConfigError(
             "--compare FOLDER FOLDER goes with --report FOLDER, and with no configuration, bundle or gate"
         )
-    from ppfcos.report.evaluation_report import write_comparison
+    from ppfcos.visualize.evaluation_report import write_comparison
 
     logger.info("comparison: %s", write_comparison(*options.compare, options.report))
 
@@ -205,7 +205,7 @@ def _is_below(name: str, value: float | None, least: float | None) -> bool:
 
 def _require_writable(folder: str) -> None:
     from ppfcos.engine import distributed
-    from ppfcos.files import require_writable
+    from ppfcos.fileio import require_writable
 
     with distributed.together():
         if distributed.is_main():
@@ -216,8 +216,8 @@ def _write_report(
     options: argparse.Namespace, cfg: Mapping[str, Any], data: Any, found: list[dict], figures: Any
 ) -> None:
     from ppfcos.engine import distributed
-    from ppfcos.report.evaluation_report import write_report
-    from ppfcos.report.gallery import RecordPictures
+    from ppfcos.visualize.evaluation_report import write_report
+    from ppfcos.visualize.gallery import RecordPictures
 
     judged = (cfg.get("output_eval") or ".") if options.json_eval else options.bundle or cfg.get("weights")
     title = " · ".join(str(part) for part in (Path(options.config).stem, judged) if part)
@@ -229,8 +229,8 @@ def _write_report(
 
 
 def _figures_of_file(cfg: Mapping[str, Any], data: Any, found: list[dict]) -> Any:
-    from ppfcos.engine.coco_metrics import evaluate_detections
     from ppfcos.engine.evaluator import read_detections
+    from ppfcos.metrics.coco import evaluate_detections
 
     found += read_detections(cfg.get("output_eval") or ".")
     return evaluate_detections(data.coco_ground_truth(), found, cfg["coco_eval"])
@@ -239,7 +239,7 @@ def _figures_of_file(cfg: Mapping[str, Any], data: Any, found: list[dict]) -> An
 def _uses(cfg: Mapping[str, Any], found: list[dict]) -> list[Callable[[list[dict]], object]]:
     """What is done with all detections: kept for the report, and written where that is wanted."""
     from ppfcos.engine import distributed, evaluator
-    from ppfcos.files import require_writable
+    from ppfcos.fileio import require_writable
 
     output = cfg.get("output_eval")
     with distributed.together():
@@ -252,11 +252,11 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
     from ppfcos.data.classes import check_same_classes
     from ppfcos.data.loader import EvalLoader
     from ppfcos.engine import distributed, evaluator
-    from ppfcos.engine.augmented_testing import config_for_testing, model_for_testing
+    from ppfcos.engine.amp import Precision
     from ppfcos.engine.checkpoint import saved_class_names
     from ppfcos.engine.model import build_model
-    from ppfcos.engine.precision import Precision
     from ppfcos.engine.run_folder import FINAL, run_folder
+    from ppfcos.engine.tta import config_for_testing, model_for_testing
     from ppfcos.engine.weights import load_weights
 
     uses = _uses(cfg, found)
@@ -280,14 +280,14 @@ def _figures_of_bundle(
     """The figures, and how many images a second all processes did together."""
     from ppfcos.data.classes import check_same_classes
     from ppfcos.deploy import Predictor
-    from ppfcos.engine import bundle_evaluation, distributed
+    from ppfcos.engine import distributed, evaluator
 
     uses = _uses(cfg, found)
     with distributed.together():
         way = options.runtime, options.precision, options.threads, options.batch, options.device
         predictor = Predictor(options.bundle, *way)
         check_same_classes(list(predictor.class_names), str(options.bundle), data.class_names, data.source)
-    return bundle_evaluation.evaluate(predictor, data, cfg["coco_eval"], uses)
+    return evaluator.evaluate_bundle(predictor, data, cfg["coco_eval"], uses)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

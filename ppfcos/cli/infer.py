@@ -70,9 +70,9 @@ def infer(options: argparse.Namespace) -> None:
         PPFCOSError: what is wrong with the model, the pictures or the output folder.
     """
     with environment.quiet_imports():
-        from ppfcos.cli import drawing
+        from ppfcos.cli import inference
 
-    drawing.draw_what_is_found(options)
+    inference.draw_what_is_found(options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import ppfcos
 from ppfcos import console
 from ppfcos.cli.command import PROGRAM, help_width
-from ppfcos.errors import OutputError, PPFCOSError
-from ppfcos.hints import hint
+from ppfcos.errors import OutputError, PPFCOSError, hint
 
 
 class Command(NamedTuple):

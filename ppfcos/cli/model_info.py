@@ -62,8 +62,8 @@ def show(options: argparse.Namespace) -> None:
     """
     with environment.quiet_imports():
         from ppfcos.deploy.bundle import read_bundle
-        from ppfcos.files import require_writable, require_writable_file
-        from ppfcos.report.network_text import text_of_network
+        from ppfcos.fileio import require_writable, require_writable_file
+        from ppfcos.visualize.network_text import text_of_network
 
     bundle = read_bundle(options.bundle)
     if options.output:
@@ -82,8 +82,8 @@ def show(options: argparse.Namespace) -> None:
 
 
 def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
+    from ppfcos.analysis.info import NetworkInfo
     from ppfcos.deploy.runtimes.choice import default_threads
-    from ppfcos.export.network_info import NetworkInfo
 
     given = [name for name in ("runtime", "threads", "device") if getattr(options, name) is not None]
     if given and not options.time:
@@ -97,8 +97,8 @@ def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(folder: Path, figures: Mapping[str, Any]) -> None:
-    from ppfcos.report.network_drawing import svg_of_network
-    from ppfcos.report.network_page import page_of_network
+    from ppfcos.visualize.network_drawing import svg_of_network
+    from ppfcos.visualize.network_page import page_of_network
 
     drawing = svg_of_network(figures)
     _write_text(folder / DRAWING_FILE, drawing)
@@ -106,7 +106,7 @@ def _draw(folder: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    from ppfcos.files import replacing
+    from ppfcos.fileio import replacing
 
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")

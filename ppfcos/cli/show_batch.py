@@ -62,11 +62,11 @@ def show(options: argparse.Namespace) -> None:
         from ppfcos.data.classes import settle_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.data.loader import TrainLoader
-        from ppfcos.engine.feed import BatchFeed
         from ppfcos.engine.model import build_model
+        from ppfcos.engine.prefetcher import BatchFeed
         from ppfcos.engine.run_folder import run_folder
-        from ppfcos.report.batch_picture import draw_batch
-        from ppfcos.report.pictures import save_picture
+        from ppfcos.visualize.batch import draw_batch
+        from ppfcos.visualize.drawing import save_picture
 
     cfg = load_config(options.config, options.opt)
     paddle.set_device("cpu")  # whoever looks may be training on the GPU
@@ -93,9 +93,9 @@ def pyramid_levels(model: Any) -> list:
         model: a PPFCOS.
 
     Returns:
-        L × ppfcos.report.batch_picture.Level.
+        L × ppfcos.visualize.batch.Level.
     """
-    from ppfcos.report.batch_picture import Level
+    from ppfcos.visualize.batch import Level
 
     ends = [0.0, *model.targets.size_ranges, float("inf")]
     return [Level(*level) for level in zip(model.head.strides, ends[:-1], ends[1:])]
@@ -110,12 +110,12 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
         data: where it came from.
 
     Returns:
-        B × ppfcos.report.batch_picture.FedImage.
+        B × ppfcos.visualize.batch.FedImage.
     """
     import numpy as np
 
-    from ppfcos.report.batch_picture import FedImage
-    from ppfcos.report.pictures import printable_name
+    from ppfcos.visualize.batch import FedImage
+    from ppfcos.visualize.drawing import printable_name
 
     assigned = _assigned(model, batch)
     files = {int(record["im_id"][0]): Path(record["im_file"]).name for record in data.records}
@@ -155,7 +155,7 @@ def _assigned(model: Any, batch: Mapping[str, Any]) -> list:
     import numpy as np
     import paddle
 
-    from ppfcos.modeling.locations import center_grid
+    from ppfcos.modeling.fcos import center_grid
 
     targets, (height, width) = model.assign(batch), batch["image"].shape[2:]
     grids = [center_grid(-(-height // s), -(-width // s), s).locations() for s in model.head.strides]
@@ -174,7 +174,7 @@ def _main_levels(boxes: Any, locations: Mapping[str, Any]) -> Any:
     """[M] the level on which most locations answer for each box."""
     import numpy as np
 
-    from ppfcos.report.batch_picture import NO_LEVEL
+    from ppfcos.visualize.batch import NO_LEVEL
 
     levels = np.full(len(boxes), NO_LEVEL)
     if len(boxes):

@@ -80,7 +80,7 @@ def train(options: argparse.Namespace) -> None:
         from ppfcos.config import load_config
         from ppfcos.engine import distributed, run_record
         from ppfcos.engine.device import select_device
-        from ppfcos.engine.interruption import StopRequest
+        from ppfcos.engine.hooks import StopRequest
         from ppfcos.engine.run_log import RunLog
         from ppfcos.engine.trainer import Trainer
 

@@ -36,8 +36,7 @@ from ppfcos.config.keys import (
     number,
     one_of,
 )
-from ppfcos.errors import ConfigError, one_line
-from ppfcos.hints import hint
+from ppfcos.errors import ConfigError, hint, one_line
 
 MOST_REPORTED = 10  # errors of one section
 LONGEST_REPORT = 1000  # characters after which no further error is looked for
@@ -361,7 +360,7 @@ def _sample_transforms() -> list[str]:
     """The operators for one image: PaddleDetection's, and ours among them."""
     from ppdet.data.transform.operators import registered_ops
 
-    import ppfcos.data.augment  # noqa: F401
+    import ppfcos.data.transforms  # noqa: F401
 
     return [
         name for name in registered_ops if name not in REFUSED_TRANSFORMS and name not in BATCH_TRANSFORMS
@@ -372,7 +371,7 @@ def _refuse_mixing(path: str, transforms: list) -> None:
     """Further training samples are to be had in TrainReader.sample_transforms itself only."""
     from ppdet.data import transform
 
-    from ppfcos.data.augment import MixingOperator
+    from ppfcos.data.transforms import MixingOperator
 
     for index, element in enumerate(transforms):
         [name] = element
@@ -387,7 +386,7 @@ def _check_transforms(origin: str, path: str, transforms: list, valid: Sequence[
     """A list of operators, each a mapping of its name to its arguments."""
     from ppdet.data import transform
 
-    from ppfcos.data.pixel_operators import PIXEL_OPERATORS
+    from ppfcos.data.transforms.uint8 import PIXEL_OPERATORS
 
     for index, element in enumerate(transforms):
         if not isinstance(element, Section) or len(element) != 1:

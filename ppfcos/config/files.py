@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 import yaml
 
 from ppfcos.config.keys import TEXTS
-from ppfcos.errors import ConfigError
-from ppfcos.hints import hint
-from ppfcos.regular_files import require_regular
+from ppfcos.errors import ConfigError, hint
+from ppfcos.fileio import require_regular
 from ppfcos.yaml_files import load_yaml
 
 BASE_KEY = "_BASE_"

@@ -307,7 +307,7 @@ MOVED_KEYS = {
     "EvalReader.total_batch_size": "the evaluation counts in each process: set EvalReader.batch_size",
     "TestReader.total_batch_size": "inference counts in each process: set TestReader.batch_size",
 }
-# What PaddleDetection 2.6.0's operators were seen to do to drawn boxes: tests/test_augment.py repeats it.
+# What PaddleDetection 2.6.0's operators do to drawn boxes (tests/data/test_transforms.py).
 _BOXES_FROM_0_TO_1 = "boxes stay x0, y0, x1, y1 in pixels here: remove it"
 REFUSED_TRANSFORMS = {
     "NormalizeImage": "PPFCOS normalises on the device, by PPFCOS.image_mean and PPFCOS.image_std: remove it",

@@ -24,7 +24,7 @@ from ppfcos.config.keys import (
     PlainKey,
 )
 from ppfcos.config.workspace import registered_modules
-from ppfcos.files import replacing
+from ppfcos.fileio import replacing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "configs.md"
@@ -90,7 +90,7 @@ def _operators() -> Iterator[tuple[str, Any]]:
     """Names and classes of our operators for one image."""
     from ppdet.data.transform.operators import registered_ops
 
-    import ppfcos.data.augment as augment
+    import ppfcos.data.transforms as augment
 
     modules = [each for name, each in sys.modules.items() if name.startswith(augment.__name__)]
     for name in sorted(registered_ops):

@@ -11,8 +11,7 @@ from ppfcos import environment
 from ppfcos.config.checks import Checker
 from ppfcos.config.files import Section, apply_override, read_file
 from ppfcos.config.keys import PLAIN_KEYS, READER_KEYS, SCHEDULES
-from ppfcos.errors import ConfigError
-from ppfcos.hints import hint
+from ppfcos.errors import ConfigError, hint
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ppfcos.convert.torch_file import is_torch_file, read_torch
 from ppfcos.engine.model import build_model
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import ConfigError, WeightsError
-from ppfcos.files import replacing
+from ppfcos.fileio import replacing
 
 FORMATS: tuple[Format, ...] = (
     *(mmdet.FORMAT, fcos.FORMAT, adelaidet.FORMAT, torchvision.FORMAT, paddledet.FORMAT),

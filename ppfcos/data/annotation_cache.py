@@ -20,12 +20,10 @@ from typing import Any, Callable
 
 import numpy as np
 
-from ppfcos.data.record_store import RecordStore, check_columns
-from ppfcos.data.records import DetectionData
-from ppfcos.data.tally import Tally
+from ppfcos.data.records import DetectionData, RecordStore, check_columns
+from ppfcos.data.statistics import Tally
 from ppfcos.errors import DataError, OutputError, one_line
-from ppfcos.files import replacing
-from ppfcos.regular_files import require_regular
+from ppfcos.fileio import replacing, require_regular
 
 logger = logging.getLogger(__name__)
 

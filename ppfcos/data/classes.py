@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppfcos.errors import DataError
-from ppfcos.regular_files import read_text
+from ppfcos.fileio import read_text
 
 logger = logging.getLogger(__name__)
 

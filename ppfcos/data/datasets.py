@@ -13,26 +13,26 @@ import numpy as np
 from ppdet.core.workspace import global_config
 from ppdet.data.source.coco import COCODataSet
 
-from ppfcos.data import coco
 from ppfcos.data.annotation_cache import AnnotationCache
 from ppfcos.data.classes import read_names, settle_num_classes
+from ppfcos.data.formats import coco
+from ppfcos.data.formats.concat import PPFCOSJoinedDataSet, join, join_categories
+from ppfcos.data.formats.voc import PPFCOSVOCDataSet
+from ppfcos.data.formats.yolo import PPFCOSYOLODataSet
 from ppfcos.data.images import IMAGE_SUFFIXES, list_images
-from ppfcos.data.joined import PPFCOSJoinedDataSet, join, join_categories
-from ppfcos.data.randomness import global_generators
-from ppfcos.data.record_store import RecordStore
 from ppfcos.data.records import (
     SHORTEST_SIDE,
     DetectionData,
     EpochDraw,
     Record,
+    RecordStore,
     clip_boxes,
     drop_boxes_without_area,
     numbered,
     set_crowds_apart,
 )
-from ppfcos.data.tally import Change, Tally
-from ppfcos.data.voc import PPFCOSVOCDataSet
-from ppfcos.data.yolo import PPFCOSYOLODataSet
+from ppfcos.data.rng import global_generators
+from ppfcos.data.statistics import Change, Tally
 from ppfcos.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

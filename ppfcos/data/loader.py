@@ -7,16 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppfcos.data.collate import Collate
-from ppfcos.data.first_resize import FirstResize
-from ppfcos.data.image_cache import ImageCache
-from ppfcos.data.pixel_operators import PixelResize
-from ppfcos.data.reading import Batch, Items, Source, open_source
-from ppfcos.data.record_store import RecordStore
-from ppfcos.data.records import DetectionData
+from ppfcos.data.image_cache import FirstResize, ImageCache
+from ppfcos.data.records import DetectionData, RecordStore
 from ppfcos.data.sampler import GlobalBatches
-from ppfcos.data.samples import EvaluationSamples, TrainingSamples
-from ppfcos.data.transforms import SampleTransforms, pad_stride
+from ppfcos.data.samples import Collate, EvaluationSamples, TrainingSamples
+from ppfcos.data.transforms.pipeline import SampleTransforms, pad_stride
+from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.workers import Batch, Items, Source, open_source
 from ppfcos.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ppfcos.data.randomness import generator
+from ppfcos.data.rng import generator
 from ppfcos.errors import ConfigError, DataError
 
 

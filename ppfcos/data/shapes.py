@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ppfcos.data.randomness import generator
+from ppfcos.data.rng import generator
 from ppfcos.errors import OutputError
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,7 @@ from typing import Any
 from ppfcos.deploy.manifest import Section, is_text, read_manifest, shown
 from ppfcos.deploy.onnx_files import OnnxFile, checked_onnx
 from ppfcos.errors import BundleError
-from ppfcos.files import sha256
-from ppfcos.regular_files import require_regular
+from ppfcos.fileio import require_regular, sha256
 
 FORMAT_VERSION = 1
 
@@ -118,7 +117,7 @@ class Heads:
 
     Attributes:
         layout: `nchw` or `nhwc`.
-        locations: `centers` of the cells, or `anchors` as torchvision lays them (see modeling/locations.py).
+        locations: `centers` of the cells, or `anchors` as torchvision lays them (see modeling/fcos.py).
         distances: in `pixels` of the network's input, or in `strides` of their level.
         levels: the finest first.
     """
@@ -136,7 +135,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What becomes a box: the arguments of PPFCOSDecode (ppfcos/modeling/decode.py), which explains them."""
+    """The arguments of PPFCOSDecode (ppfcos/modeling/postprocess.py)."""
 
     pre_nms_top_k: int = 1000
     score_threshold: float = 0.025
@@ -325,7 +324,7 @@ def _input(section: Section) -> NetworkInput:
 
 
 def _preprocess(manifest: Section, form: NetworkInput) -> list[dict[str, Any]]:
-    from ppfcos.deploy.preprocess import Preprocess  # which imports this file
+    from ppfcos.deploy.preprocess import Preprocess
 
     steps = [step.values for step in manifest.sections("preprocess")]
     if len(steps) > MAX_STEPS:

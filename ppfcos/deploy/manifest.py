@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ppfcos.errors import BundleError, one_line
-from ppfcos.regular_files import read_text
+from ppfcos.fileio import read_text
 from ppfcos.yaml_files import MAX_BYTES, load_yaml
 
 REQUIRED = object()

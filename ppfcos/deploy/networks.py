@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ppfcos.deploy.bundle import BBOX, BBOX_NUM, IM_SHAPE, IMAGE, INPUTS, SCALE_FACTOR, Bundle
-from ppfcos.deploy.postprocess import LABEL, SCORE, HeadsDecoder
+from ppfcos.deploy.heads_decoder import LABEL, SCORE, HeadsDecoder
 from ppfcos.errors import BundleError
 
 MOST_SCORE = 1.001  # float16 may round a score up

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppfcos.errors import BundleError
-from ppfcos.regular_files import read_bytes
+from ppfcos.fileio import read_bytes
 
 MAX_FIELDS = 500_000  # visited in half a second; an exported network has 10,000
 MAX_DEPTH = 100  # of protobuf's own readers

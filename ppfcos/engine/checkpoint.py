@@ -42,7 +42,7 @@ from ppfcos.engine.checkpoint_files import (
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_weights
 from ppfcos.errors import WeightsError
-from ppfcos.files import sha256
+from ppfcos.fileio import sha256
 
 __all__ = [
     "Plan",

@@ -21,18 +21,18 @@ from typing import Any, NamedTuple
 
 from ppfcos.engine.weights import SUFFIXES
 from ppfcos.errors import OutputError, WeightsError, one_line
-from ppfcos.files import (
+from ppfcos.fileio import (
     flush_to_disk,
     is_temporary,
     is_token,
     named_in_errors,
     new_token,
     replacing,
+    require_regular,
     sha256,
     temporary_path,
     writing_beside,
 )
-from ppfcos.regular_files import require_regular
 
 logger = logging.getLogger(__name__)
 

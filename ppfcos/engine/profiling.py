@@ -16,7 +16,7 @@ from paddle.profiler import Profiler, RecordEvent
 from paddle.profiler.profiler_statistic import StatisticData
 
 from ppfcos.errors import OutputError
-from ppfcos.files import replacing
+from ppfcos.fileio import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ import paddle
 
 import ppfcos
 from ppfcos import environment
-from ppfcos.config.resolved import config_text
+from ppfcos.config.show import config_text
 from ppfcos.console import valid
 from ppfcos.engine import distributed
 from ppfcos.errors import OutputError
-from ppfcos.files import replacing
+from ppfcos.fileio import replacing
 from ppfcos.json_files import to_json
 
 CONFIG_FILE = "config.yml"

@@ -11,9 +11,9 @@ from paddle import nn
 
 from ppfcos.data.records import DetectionData
 from ppfcos.engine.checkpoint import Plan
-from ppfcos.engine.coco_metrics import NO_OBJECTS, CocoFigures
-from ppfcos.engine.counting import count_weights
-from ppfcos.engine.schedule import batch_factor
+from ppfcos.engine.model import count_weights
+from ppfcos.engine.optim import batch_factor
+from ppfcos.metrics.coco import NO_OBJECTS, CocoFigures
 
 ROWS = 10  # most evaluations in the table at the end, the best one not counted
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

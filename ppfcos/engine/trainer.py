@@ -16,39 +16,38 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from ppfcos.config.resolved import resolved_config
+from ppfcos.config.show import resolved_config
 from ppfcos.data.classes import check_same_classes, settle_num_classes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
-from ppfcos.data.randomness import seed_of
 from ppfcos.data.records import DetectionData
+from ppfcos.data.rng import seed_of
 from ppfcos.engine import checkpoint, distributed, run_record, summary
-from ppfcos.engine.averaging import averaged_weights, begin_epoch, build_average
+from ppfcos.engine.amp import Precision
 from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.checkpoint_files import finish_all, next_start
+from ppfcos.engine.ema import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.evaluations import Evaluations
-from ppfcos.engine.feed import BatchFeed
-from ppfcos.engine.folder_lock import FolderLock, lock_folder
-from ppfcos.engine.interruption import StopRequest
+from ppfcos.engine.hooks import NonFiniteSteps, StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
-from ppfcos.engine.nonfinite import NonFiniteSteps
-from ppfcos.engine.precision import Precision
+from ppfcos.engine.optim import build_optimizer, build_schedule
+from ppfcos.engine.prefetcher import BatchFeed
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.run_folder import (
+    FolderLock,
     checkpoint_name,
+    lock_folder,
     newest_whole,
     position_in_plan,
     remove_old,
     remove_unfinished,
     run_folder,
 )
-from ppfcos.engine.schedule import build_optimizer, build_schedule
-from ppfcos.engine.settings import settings_of
-from ppfcos.engine.visualdl_log import VisualDLLog
 from ppfcos.engine.weights import load_pretrained
+from ppfcos.engine.writer import VisualDLLog, settings_of
 from ppfcos.errors import ConfigError
-from ppfcos.files import require_writable
+from ppfcos.fileio import require_writable
 from ppfcos.modeling.losses import global_normalizers
 
 logger = logging.getLogger(__name__)

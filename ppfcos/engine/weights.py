@@ -19,8 +19,8 @@ from ppfcos.download import Limits, download, printable
 from ppfcos.engine import distributed
 from ppfcos.engine.state_file import read_state
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError
-from ppfcos.files import is_temporary
-from ppfcos.modeling.quantization.placement import is_range, ranges_of
+from ppfcos.fileio import is_temporary
+from ppfcos.modeling.qat.prepare import is_range, ranges_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,9 @@ from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import BundleError, ConfigError, OutputError
-from ppfcos.export.agreement import (
+from ppfcos.export.bundle_files import files_of, infer_config, manifest
+from ppfcos.export.inputs import network_input
+from ppfcos.export.parity import (
     TOLERANCES,
     PixelsFirst,
     Remembering,
@@ -30,11 +32,6 @@ from ppfcos.export.agreement import (
     noise_batches,
     picture_batches,
 )
-from ppfcos.export.checkpoint import CheckpointRuntime
-from ppfcos.export.folding import folded_copy
-from ppfcos.export.infer_config import infer_config
-from ppfcos.export.inputs import network_input
-from ppfcos.export.manifest import files_of, manifest
 from ppfcos.export.program import (
     VERSIONS_THAT_CAN,
     EndToEndNetwork,
@@ -43,14 +40,16 @@ from ppfcos.export.program import (
     check_paddle,
     save_program,
 )
-from ppfcos.folders import replacing_folder
-from ppfcos.modeling.quantization.placement import float_copy, limited_copy, ranges_of
+from ppfcos.export.trained_model import CheckpointRuntime
+from ppfcos.fileio import replacing_folder
+from ppfcos.modeling.fuse import folded_copy
+from ppfcos.modeling.qat.prepare import float_copy, limited_copy, ranges_of
 
 if TYPE_CHECKING:  # without the packages for ONNX it cannot be imported
     from onnx import ModelProto
 
     from ppfcos.export.int8 import Calibration, Int8Network
-    from ppfcos.export.trained_ranges import TrainedRanges
+    from ppfcos.export.qat_export import TrainedRanges
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +177,7 @@ def _check_ranges(model: paddle.nn.Layer, wanted: Wanted) -> None:
     """Refuse INT8 by trained ranges where there are none."""
     if INT8 not in wanted.precisions:
         return
-    from ppfcos.export.trained_ranges import TrainedRanges
+    from ppfcos.export.qat_export import TrainedRanges
 
     ranges = ranges_of(model)
     trained = ranges is not None and ranges.are_known()
@@ -263,7 +262,7 @@ def _write_onnx(
         )
     import onnx
 
-    from ppfcos.export.half_precision import half_precision
+    from ppfcos.export.fp16 import half_precision
 
     network = _onnx_network(model.plain, wanted)
     makers = {FP32: lambda network: network, FP16: half_precision}
@@ -282,7 +281,7 @@ def _write_onnx(
 
 
 def _onnx_network(model: paddle.nn.Layer, wanted: Wanted) -> ModelProto:
-    from ppfcos.export.onnx_model import end_to_end_model, heads_model
+    from ppfcos.export.onnx_export import end_to_end_model, heads_model
 
     if wanted.heads is None:
         return end_to_end_model(model, wanted.form, wanted.opset)
@@ -293,7 +292,7 @@ def _write_int8(
     network: ModelProto, model: _Network, wanted: Wanted, preprocess: Preprocess, target: Path
 ) -> Int8Network:
     from ppfcos.export.int8 import write_int8
-    from ppfcos.export.trained_ranges import TrainedRanges, write_trained_int8
+    from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
 
     if not isinstance(wanted.calibration, TrainedRanges):
         return write_int8(network, model.plain, target, preprocess, wanted.calibration)

@@ -19,7 +19,7 @@ from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import ConfigError
 from ppfcos.export.integer_heads import quantize_heads
-from ppfcos.export.quantization import QuantizationReport, QuantizationSettings, quantize
+from ppfcos.export.ptq import QuantizationReport, QuantizationSettings, quantize
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import onnx.utils
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ppfcos.errors import BundleError
-from ppfcos.export.quantization import QuantizationReport, QuantizationSettings, quantized, report
+from ppfcos.export.ptq import QuantizationReport, QuantizationSettings, quantized, report
 from ppfcos.export.quantizer import CONVOLUTION, FloatNetwork
-from ppfcos.files import replacing
+from ppfcos.fileio import replacing
 
 PASSED = ("QuantizeLinear", "DequantizeLinear")  # of the answer itself: its integers are wider
 ZERO_OF_UNSIGNED = np.uint8(128)

@@ -79,7 +79,7 @@ class CandidatesNetwork(EndToEndNetwork):
     """All of an end-to-end network but the suppression."""
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple:
-        """Boxes, boxes as shown, scores and classes (`ppfcos.modeling.decode.Candidates`)."""
+        """Boxes, boxes as shown, scores and classes (`ppfcos.modeling.postprocess.Candidates`)."""
         return tuple(self.model.candidates(self._batch(image, im_shape, scale_factor)))
 
 

@@ -16,9 +16,14 @@ from paddle.nn.initializer import Constant, Normal
 from ppdet.core.workspace import register
 from ppdet.modeling.layers import DeformableConvV2
 
-from ppfcos.modeling.convolution import Conv2D, norm_relu_conv, trains_on_cpu
-from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
-from ppfcos.modeling.separable import SeparableConv
+from ppfcos.modeling.layers import (
+    BATCH_NORMS,
+    Conv2D,
+    SeparableConv,
+    batch_norm,
+    norm_relu_conv,
+    trains_on_cpu,
+)
 
 
 class HeadOutputs(NamedTuple):

@@ -20,8 +20,8 @@ from paddle import Tensor, nn
 from ppdet.core.workspace import register
 
 from ppfcos.boxes import distance_areas
+from ppfcos.modeling.assigner import Targets
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.targets import Targets
 
 EPSILON = 1e-7  # square pixels, against a division by the area of nothing
 

@@ -15,7 +15,7 @@ from ppfcos import environment
 from ppfcos.deploy.runtimes.paddle_program import check_program
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError
-from ppfcos.regular_files import read_bytes
+from ppfcos.fileio import read_bytes
 
 # Each input shape gets its own oneDNN primitives; this many shapes are kept, for bounded memory.
 ONEDNN_SHAPES = 10

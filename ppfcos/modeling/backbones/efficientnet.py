@@ -18,8 +18,7 @@ from paddle.nn.initializer import KaimingNormal
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
-from ppfcos.modeling.sums import Sum
+from ppfcos.modeling.layers import BATCH_NORMS, Sum, batch_norm
 
 
 class Scale(NamedTuple):

@@ -15,7 +15,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from ppdet.modeling.backbones.resnet import ConvNormLayer
 
-from ppfcos.modeling.convolution import scaled_conv
+from ppfcos.modeling.layers import scaled_conv
 
 
 def fold_frozen_norms(backbone: nn.Layer) -> nn.Layer:

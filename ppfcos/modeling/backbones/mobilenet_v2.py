@@ -10,7 +10,7 @@ from paddle.vision.models import MobileNetV2
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.sums import Sum
+from ppfcos.modeling.layers import Sum
 
 LAST_OF_STAGE = (3, 6, 13, 17)  # the last layer of each stride, as in the FCOS authors' mobilenet.py
 STRIDES = (4, 8, 16, 32)

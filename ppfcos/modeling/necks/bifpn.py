@@ -14,10 +14,8 @@ from paddle import Tensor, nn
 from paddle.nn.initializer import Constant
 from ppdet.core.workspace import register
 
-from ppfcos.modeling.necks.pyramid import Pyramid
-from ppfcos.modeling.norms import BATCH_NORMS, batch_norm
-from ppfcos.modeling.separable import SeparableConv
-from ppfcos.modeling.sums import Sum
+from ppfcos.modeling.layers import BATCH_NORMS, SeparableConv, Sum, batch_norm
+from ppfcos.modeling.necks.fpn import Pyramid
 
 FUSIONS = ("fast", "sum")
 EPSILON = 1e-4  # of the fast normalised fusion, section 3.3

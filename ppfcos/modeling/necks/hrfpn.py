@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 from paddle import nn
 from ppdet.core.workspace import register
 
-from ppfcos.modeling.necks.pyramid import Pyramid, pyramid_conv
+from ppfcos.modeling.necks.fpn import Pyramid, pyramid_conv
 
 
 @register

@@ -1,0 +1,1 @@
+"""What an exported network consists of and what its layers cost."""

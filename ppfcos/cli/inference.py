@@ -1,0 +1,252 @@
+"""What `tools/infer.py` does: find objects in pictures or a video, draw them, and write them down."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable
+
+import cv2
+import numpy as np
+
+from ppfcos import console, environment
+from ppfcos.cli import command
+from ppfcos.cli.results import Drawn, Results, tag
+from ppfcos.deploy import Detector, Predictor
+from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video, read_frames, read_pictures
+from ppfcos.engine.hooks import StopRequest
+from ppfcos.errors import ConfigError, DataError, OutputError, Stopped
+from ppfcos.fileio import replacing
+from ppfcos.visualize.drawing import draw_detections, save_picture
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "bbox.json"
+VIDEO_SUFFIX, VIDEO_CODE, FRAMES_A_SECOND = ".mp4", "mp4v", 25.0
+
+
+def draw_what_is_found(options: argparse.Namespace) -> None:
+    """Find and draw the objects in the pictures or the video that the command line names.
+
+    Args:
+        options: of `ppfcos.cli.infer.build_parser`.
+
+    Raises:
+        PPFCOSError: what is wrong with the model, the pictures or the output folder.
+    """
+    if options.video_file:
+        _infer_video(options)
+        return
+    paths = pictures_to_read(options.infer_img, options.infer_dir)
+    _check_output(Path(options.output_dir), paths)
+    detector = _build_detector(options)
+    with command.joined():
+        path = Path(options.output_dir) / RESULTS_FILE if options.save_results else None
+        results = Results(path, detector.category_ids, command.rank())
+        with StopRequest().listening() as request, results:
+            with command.together(), _picture_log(options) as show, request.deferred():
+                for each in _draw_share(detector, paths, show, options):
+                    results.add(each)
+                    _stop_where_asked(request)
+            drawn = [each for part in command.gather(results.drawn) for each in part]
+            if not drawn:
+                files = _count(len(paths), "file")
+                raise DataError(f"no picture could be read: {files}, the first is {paths[0]}")
+            results.finish(sorted(drawn, key=lambda each: each.number))
+    if console.is_first_process():
+        _log_summary(options, drawn, len(paths) - len(drawn))
+
+
+def _draw_share(
+    detector: Detector,
+    paths: Sequence[Path],
+    show: Callable[[str, np.ndarray], None],
+    options: argparse.Namespace,
+) -> Iterator[Drawn]:
+    """Draw this process's part of the pictures."""
+    numbers = {path: number for number, path in enumerate(paths)}
+    own = command.share(paths)
+    with console.bar("detecting", len(own)) as bar:
+        for path, image, detections in detector.detect(read_pictures(own)):
+            yield Drawn(numbers[path], path.name, detections)  # kept before the picture, which may not fit
+            picture = draw_detections(image, detections, options.draw_threshold)
+            save_picture(Path(options.output_dir) / picture_name(path), picture)
+            show(path.name, picture)
+            objects = _count(len(detections.above(options.draw_threshold)), "object")
+            logger.info("%s: %s", path, objects, extra=console.SHOWN_BY_BAR)
+            bar.advance()
+
+
+def _infer_video(options: argparse.Namespace) -> None:
+    """Draw a video, frame by frame."""
+    if command.count() > 1:
+        raise ConfigError("--video_file runs in one process; start it without paddle.distributed.launch")
+    if options.use_vdl:
+        raise ConfigError("--use_vdl shows pictures, and --video_file writes a video: leave one of them out")
+    source, output = Path(options.video_file), Path(options.output_dir)
+    with opened_video(source) as video:
+        frames_a_second = video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND
+        total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+    _check_output(output, [source])
+    detector = _build_detector(options)
+    target = output / f"{source.stem}{VIDEO_SUFFIX}"
+    with (
+        StopRequest().listening() as request,
+        Results(output / RESULTS_FILE, detector.category_ids) as results,
+    ):
+        drawing = _video_writer(target, frames_a_second), console.bar("detecting", total)
+        with drawing[0] as write, drawing[1] as bar, request.deferred():
+            for number, frame, detections in detector.detect(read_frames(source)):
+                results.add(Drawn(number, source.name, detections))
+                write(draw_detections(frame, detections, options.draw_threshold))
+                bar.advance()
+                _stop_where_asked(request)
+            if not results.drawn:
+                raise DataError(f"{source}: this video has no frame that OpenCV can decode")
+        results.finish(results.drawn)
+    objects = sum(len(each.detections.above(options.draw_threshold)) for each in results.drawn)
+    logger.info("%s with %s in %s", _count(len(results.drawn), "frame"), _count(objects, "object"), target)
+    logger.info("all boxes in %s", output / RESULTS_FILE)
+
+
+def _stop_where_asked(request: StopRequest) -> None:
+    """Between two images, for runtimes take an exception inside of them for one of their own."""
+    if request.signal:
+        raise Stopped(request.signal, f"stopped by {signal.Signals(request.signal).name}")
+
+
+@contextlib.contextmanager
+def _video_writer(target: Path, frames_a_second: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """What adds a frame to a video; all frames are of one size."""
+    with replacing(target) as unfinished, contextlib.ExitStack() as open_files:
+        # OpenCV knows the kind of file by its ending only.
+        beside = unfinished.with_name(f"{unfinished.name}{target.suffix}")
+        open_files.callback(beside.unlink, missing_ok=True)
+        writer = cv2.VideoWriter()
+        open_files.callback(writer.release)
+
+        def write(frame: np.ndarray) -> None:
+            if not writer.isOpened():
+                size = frame.shape[1], frame.shape[0]
+                writer.open(str(beside), cv2.VideoWriter_fourcc(*VIDEO_CODE), frames_a_second, size)
+                if not writer.isOpened():
+                    raise OutputError(f"{target}: OpenCV cannot write a video of this size here")
+            writer.write(frame)
+
+        try:
+            yield write
+        except (KeyboardInterrupt, Stopped):
+            if not writer.isOpened():
+                raise
+            writer.release()  # the frames until then make a video
+            os.replace(beside, target)
+            raise
+        writer.release()
+        os.replace(beside, unfinished)
+
+
+def pictures_to_read(picture: str | None, folder: str | None) -> list[Path]:
+    """The pictures that the command line names, by name.
+
+    Args:
+        picture: one file, or None.
+        folder: a folder whose pictures are taken where there is no `picture`; those below it are not.
+
+    Returns:
+        Paths of files, at least one.
+
+    Raises:
+        ConfigError: neither is given.
+        DataError: the file or folder is missing, or holds no pictures.
+    """
+    if picture:
+        if not Path(picture).is_file():
+            raise DataError(f"--infer_img {picture}: there is no such file")
+        return [Path(picture)]
+    if not folder:
+        raise ConfigError(
+            "no pictures are named: add --infer_img FILE, --infer_dir FOLDER or --video_file FILE"
+        )
+    if not Path(folder).is_dir():
+        raise DataError(f"--infer_dir {folder}: there is no such folder")
+    return list_pictures(Path(folder))
+
+
+def picture_name(path: Path) -> str:
+    """The name of the drawn picture: its own, so that a JPEG stays one, where OpenCV can write the kind."""
+    return path.name if path.suffix.lower() in PICTURE_SUFFIXES else path.name + ".png"
+
+
+def _build_detector(options: argparse.Namespace) -> Detector:
+    if bool(options.bundle) == bool(options.config):
+        raise ConfigError("name either a bundle (--bundle FOLDER) or a configuration (-c FILE), and not both")
+    if options.bundle and options.opt:
+        raise ConfigError("-o changes keys of a configuration; a bundle has none: leave out -o, or take -c")
+    command.require_bundle(options)
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
+    if options.bundle:
+        run = options.runtime, options.precision, options.threads, options.batch_size, options.device
+        return Predictor(options.bundle, *run)
+    with environment.quiet_imports():
+        from ppfcos.config import load_config
+        from ppfcos.engine.device import select_device
+        from ppfcos.export.trained_model import checkpoint_detector
+    cfg = load_config(options.config, options.opt)
+    select_device(cfg)
+    detector = checkpoint_detector(cfg)
+    detector.batch = options.batch_size or 1
+    return detector
+
+
+def _check_output(output: Path, paths: Sequence[Path]) -> None:
+    """Before anything is computed: the folder can be written, and no picture would be drawn over itself."""
+    if any(output.resolve() == path.parent.resolve() for path in paths):
+        raise OutputError(
+            f"--output_dir {output} is the folder of the pictures, which would be overwritten; name another"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--output_dir {output} cannot be made ({error.strerror})") from error
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise OutputError(f"--output_dir {output} cannot be written to; name another")
+
+
+@contextlib.contextmanager
+def _picture_log(options: argparse.Namespace) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """What shows a picture in VisualDL, if that is wanted."""
+    if not options.use_vdl:
+        yield lambda name, picture: None
+        return
+    with environment.quiet_imports(), environment.temporary_home():
+        from visualdl import LogWriter
+    try:
+        writer = LogWriter(logdir=options.vdl_log_dir)
+    except OSError as error:
+        raise OutputError(
+            f"--vdl_log_dir {options.vdl_log_dir} cannot be written ({error.strerror})"
+        ) from error
+    with writer:
+        yield lambda name, picture: writer.add_image(tag(name), picture[:, :, ::-1], step=0)
+
+
+def _log_summary(options: argparse.Namespace, drawn: Sequence[Drawn], unreadable: int) -> None:
+    objects = sum(len(each.detections.above(options.draw_threshold)) for each in drawn)
+    boxes = f"{_count(objects, 'object')} of at least {options.draw_threshold:g}"
+    logger.info("%s with %s in %s", _count(len(drawn), "picture"), boxes, options.output_dir)
+    if options.save_results:
+        logger.info("all boxes in %s", Path(options.output_dir) / RESULTS_FILE)
+    if options.use_vdl:
+        logger.info("see them with: visualdl --logdir %s", options.vdl_log_dir)
+    if unreadable:
+        logger.warning("%s could not be read, see the warnings above", _count(unreadable, "picture"))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

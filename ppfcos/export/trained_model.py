@@ -1,0 +1,151 @@
+"""A model as it was trained, ready to export, or to run in Paddle itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from ppdet.data.source.category import get_categories
+
+from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.datasets import categories_of, dataset_of_images
+from ppfcos.data.records import numbered
+from ppfcos.deploy import Detector
+from ppfcos.deploy.preprocess import Preprocess
+from ppfcos.engine.checkpoint import saved_class_names
+from ppfcos.engine.model import build_model
+from ppfcos.engine.tta import config_for_testing, model_for_testing
+from ppfcos.engine.weights import load_weights
+from ppfcos.errors import ConfigError
+from ppfcos.export.bundle_files import preprocess_steps
+
+COCO_2017_FILES = ("instances_train2017.json", "instances_val2017.json")
+COCO_2017_CLASSES = 80
+
+
+class CheckpointRuntime:
+    """A model behind the face of a deployment runtime.
+
+    Checkpoint and bundle thus share everything but the execution of the network.
+
+    Args:
+        model: a PPFCOS, or what runs one several times; it is switched to evaluation.
+    """
+
+    def __init__(self, model: paddle.nn.Layer):
+        model.eval()
+        self._model = model
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Run a batch.
+
+        Args:
+            inputs: image [B, 3, H, W], im_shape [B, 2] and scale_factor [B, 2], float32.
+
+        Returns:
+            bbox [N, 6] (label, score, x0, y0, x1, y1 in pixels of the original images) and bbox_num [B].
+        """
+        with paddle.no_grad():
+            answer = self._model({name: paddle.to_tensor(value) for name, value in inputs.items()})
+        return answer["bbox"].numpy(), answer["bbox_num"].numpy()
+
+
+def trained_model(cfg: Mapping[str, Any]) -> paddle.nn.Layer:
+    """The configured model with the weights that `weights` names.
+
+    Args:
+        cfg: the configuration.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: `weights` is not set.
+        WeightsError: the file is missing, corrupt, or another model's.
+    """
+    weights = cfg.get("weights")
+    if not weights:
+        raise ConfigError(
+            "no weights are named: add -o weights=output/CONFIG/best_model.pdparams, or your file"
+        )
+    model = build_model(cfg)
+    load_weights(model, weights)
+    return model
+
+
+def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
+    """The configured model with its weights, run in Paddle on the device that is set.
+
+    Args:
+        cfg: the configuration; its TestReader says how images are prepared, its `tta` in how many sizes.
+
+    Returns:
+        What answers as a bundle's Predictor does.
+
+    Raises:
+        ConfigError: `weights` is not set, or the TestReader has a transform that deployment does not know.
+        WeightsError: the file is missing, corrupt, or another model's.
+    """
+    preprocess = Preprocess(preprocess_steps(config_for_testing(cfg, "TestReader")["TestReader"]))
+    categories = model_categories(cfg, saved_class_names(cfg.get("weights")))
+    names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
+    model = model_for_testing(trained_model(cfg), cfg, "TestReader")
+    return Detector(preprocess, CheckpointRuntime(model), names, ids)
+
+
+def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The classes of the configured model; no picture is needed for it. Settles `num_classes`.
+
+    Args:
+        cfg: the configuration.
+        trained: the class names that the weights were trained with, where their checkpoint tells.
+
+    Returns:
+        `id` and `name` of every class in the order of the labels: from the first of TestDataset, EvalDataset
+        and TrainDataset whose `class_names` is set or whose annotations are there; else those of the weights;
+        COCO's own where it is COCO's file that is not there; else made-up names.
+
+    Raises:
+        ConfigError: nothing says how many classes there are.
+        DataError: an annotation file is wrong, or two of the data, `trained` and num_classes contradict each
+            other.
+    """
+    categories, source = _data_categories(cfg)
+    if categories is None and trained is not None:
+        categories, source = numbered(trained), "the checkpoint"
+    elif categories is None:
+        categories, source = _categories_without_data(cfg), "TestDataset"
+    names = [category["name"] for category in categories]
+    if trained is not None:
+        check_same_classes(trained, "the checkpoint", names, source)
+    settle_num_classes(cfg, names, source)
+    return categories
+
+
+def _data_categories(cfg: Mapping[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
+    for section in ("TestDataset", "EvalDataset", "TrainDataset"):
+        categories = categories_of(cfg, section)
+        if categories is not None:
+            return categories, section
+    return None, ""
+
+
+def _categories_without_data(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    annotations = Path((cfg.get("TestDataset") or {}).get("anno_path") or "").name
+    if annotations in COCO_2017_FILES and cfg.get("num_classes") in (None, COCO_2017_CLASSES):
+        return _coco_2017_categories()
+    return dataset_of_images(cfg, []).categories
+
+
+def _coco_2017_categories() -> list[dict[str, Any]]:
+    """COCO's classes, which PaddleDetection knows by heart; its warning that it has no file is expected."""
+    talker = logging.getLogger(get_categories.__module__)
+    before, talker.disabled = talker.disabled, True
+    try:
+        return [{"id": number, "name": name} for number, name in get_categories("COCO", None)[1].items()]
+    finally:
+        talker.disabled = before

@@ -1,0 +1,1 @@
+"""COCO metrics, error types, confusion and calibration."""

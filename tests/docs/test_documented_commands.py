@@ -1,0 +1,130 @@
+"""The commands of README and docs/, typed one after another; only the networks and the data are small."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import needs_export
+from helpers import pages
+from test_own_data import SMALL
+
+from ppfcos.cli.eval import BELOW
+from ppfcos.data import shapes
+
+STANDARD = "fcos_r50_fpn_1x_coco"
+WEIGHTS = f"output/{STANDARD}/best_model.pdparams"
+# In an order in which each finds what it needs: the last bundle that deploy.md makes is of another kind.
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("training", "evaluation_report", "model_zoo", "quantization")),
+    *(f"docs/{name}.md" for name in ("benchmark_command", "predictor", "deploy")),
+)
+# Commands that need what is not here, and where else they are typed.
+ELSEWHERE = {
+    r"^(make|pip) ": "what makes the environment of the tests",
+    r"--gpus": "they need eight GPUs",
+    r"/download_": "test_download.py",
+    r"^visualdl ": "test_writer.py",
+    r"run_paddledetection_infer": "test_paddledetection.py",
+    r"convert_weights\.py|weights/mmdet\.yml": "test_convert_weights.py",
+    r"configs/mine\.yml|dataset/mine": "test_own_data.py",
+    r"fcos_efficientnet_": "test_qat.py",
+}
+STANDS_FOR = {"CONFIG": f"configs/{STANDARD}.yml", "BUNDLE": f"output_inference/{STANDARD}", "FILE": WEIGHTS}
+SHORTER = {"benchmark": ["--rounds", "1", "--threads", "1", "--streams", "1", "--batch", "1"]}
+CODES = {"--require-ap": (0, BELOW)}  # of a network that has hardly learned
+QUICK = "epoch: 1\nLearningRate:\n  schedulers: [!CosineDecay {max_epochs: 1}, !LinearWarmup {steps: 2}]\n"
+
+
+@pytest.fixture
+def folder(root, tmp_path) -> Path:
+    """A checkout with data where the pages have it, and small files in place of those that all inherit."""
+    for name in ("tools", "ppfcos"):
+        (tmp_path / name).symlink_to(root / name)
+    shutil.copytree(root / "configs", tmp_path / "configs")
+    small = {**SMALL, "datasets/coco_detection.yml": "num_classes: 3\n", "fcos_demo_shapes.yml": QUICK}
+    for name, lines in small.items():
+        path = tmp_path / "configs" / name
+        path.rename(path.with_suffix(".real.yml"))
+        path.write_text(f"_BASE_: {path.with_suffix('.real.yml').name}\n{lines}")
+    for name in ("coco", "shapes"):
+        shapes.generate(tmp_path / "dataset" / name, train=32, val=8, size=96)
+    for name in ("photos", "pictures"):
+        shutil.copytree(tmp_path / "dataset/coco/val2017", tmp_path / name)
+    video = cv2.VideoWriter(str(tmp_path / "street.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, (96, 64))
+    for shade in (0, 100, 200):
+        video.write(np.full([64, 96, 3], shade, np.uint8))
+    video.release()
+    return tmp_path
+
+
+def typed(command: pages.Command) -> list[str]:
+    """Its words, with names for what the reader has to put in, for this Python."""
+    words = list(command.words)
+    for name, value in STANDS_FOR.items():
+        words = [re.sub(rf"(^|=){name}$", rf"\g<1>{value}", word) for word in words]
+    for name, more in SHORTER.items():
+        if any(re.search(rf"\b{name}(\.py)?$", word) for word in words[:2]):
+            words += more
+    return [sys.executable, *(words[1:] if words[0] == "python" else ["-m", *words])]
+
+
+def prepare(folder: Path, page: str) -> None:
+    """What a page takes for granted."""
+    if page == "docs/evaluation_report.md":
+        for name in ("before", "after"):
+            shutil.copytree(folder / "reports/first", folder / "reports" / name)
+        words = ["tools/eval.py", "-c", STANDS_FOR["CONFIG"], "-o", f"weights={WEIGHTS}"]
+        subprocess.run([sys.executable, *words, "--output_eval", "results"], cwd=folder, check=True)
+    if page == "docs/benchmark_command.md":
+        for name in ("small", "large", "fcos_demo_shapes"):
+            shutil.copytree(folder / STANDS_FOR["BUNDLE"], folder / "output_inference" / name)
+
+
+def refused(command: pages.Command, folder: Path) -> str:
+    """What a command complains of; empty where it does what it should."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        typed(command), cwd=folder, capture_output=True, text=True, timeout=600, check=False
+    )
+    print(f"{time.perf_counter() - start:6.1f} s  {command}", flush=True)
+    expected = next((codes for option, codes in CODES.items() if option in command.words), (0,))
+    if done.returncode in expected:
+        return ""
+    return f"{command}\nexit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def is_elsewhere(command: pages.Command) -> bool:
+    return any(re.search(pattern, " ".join(command.words)) for pattern in ELSEWHERE)
+
+
+@pytest.mark.slow
+@needs_export
+def test_the_commands_of_the_pages_can_be_typed(root, folder):
+    complaints = []
+    for page in PAGES:
+        prepare(folder, page)
+        for command in pages.commands(page, (root / page).read_text(encoding="utf-8")):
+            if command.whole and not is_elsewhere(command):
+                complaints.append(refused(command, folder))
+    assert len(complaints) >= 25
+    assert not any(complaints), "\n\n".join(filter(None, complaints))
+
+
+def test_every_page_with_commands_is_typed(root):
+    """docs/getting_started.md is what `make demo` types; docs/benchmarks.md has scripts that take minutes."""
+    others = {"docs/getting_started.md", "docs/benchmarks.md", "docs/own_data.md"}
+    paths = ["README.md", *(f"docs/{path.name}" for path in (root / "docs").glob("*.md"))]
+    texts = {page: (root / page).read_text(encoding="utf-8") for page in paths}
+    commands = [each for page, text in texts.items() for each in pages.commands(page, text) if each.whole]
+    assert {each.page for each in commands} == {*PAGES, *others}
+    lines = [" ".join(each.words) for each in commands]
+    assert [pattern for pattern in ELSEWHERE if not any(re.search(pattern, line) for line in lines)] == []

@@ -1,0 +1,1 @@
+"""What the tests share: small models and data, other implementations, a browser and a terminal."""

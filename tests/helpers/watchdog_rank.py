@@ -1,0 +1,72 @@
+"""One process that holds on to others, run by test_watchdog.py; it needs no Paddle.
+
+python tests/helpers/watchdog_rank.py RANK WORLD_SIZE FOLDER BEHAVIOUR
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ppfcos.engine import watchdog
+from ppfcos.errors import DataError
+
+watchdog.FAILURE_SECONDS, watchdog.NEWS_SECONDS, watchdog.PONG_SECONDS = 2.0, 2.0, 0.5
+watchdog.PROBE_AFTER, watchdog.PROBE_EVERY, watchdog.PROBES = 1, 1, 2
+
+
+def from_main_by_file(file: Path, rank: int):
+    """What paddle.distributed does for the real processes."""
+
+    def from_main(value):
+        if rank == 0:
+            file.with_suffix(".new").write_text(json.dumps(value))
+            file.with_suffix(".new").rename(file)
+            return value
+        while not file.exists():
+            time.sleep(0.02)
+        said = json.loads(file.read_text())
+        return {**said, "member": watchdog.Rank(*said["member"])}
+
+    return from_main
+
+
+if "HOST_NAME" in os.environ:
+    watchdog.socket.gethostname = lambda: os.environ["HOST_NAME"]
+
+
+def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
+    broadcast = from_main_by_file(folder / "main.json", rank)
+    with watchdog.exit_with_launcher(), watchdog.watch(rank, world_size, broadcast):
+        if behaviour == "wait with a child":
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            (folder / f"{rank}.child").write_text(str(child))
+        (folder / f"{rank}.inside").touch()
+        if behaviour == "fail on request":
+            while not (folder / "fail").exists():
+                time.sleep(0.05)
+            raise RuntimeError("Timed out waiting 30000ms for recv operation to complete")
+        if behaviour == "fail":
+            raise ValueError("it broke")
+        if behaviour == "fail with DataError":
+            raise DataError("no data here")
+        if behaviour == "fail in all":
+            time.sleep(0.3 * rank)
+            raise DataError("no data anywhere")
+        if behaviour == "leave":
+            time.sleep(0.3 * ((rank + 1) % world_size))
+        else:
+            while not (folder / "leave").exists():
+                time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

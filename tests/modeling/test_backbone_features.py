@@ -1,0 +1,135 @@
+"""With the weights of PaddleClas and of paddle.vision, backbones compute what these projects' networks do."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle
+import pytest
+from helpers.published_paddleclas import paddleclas_networks
+from ppdet.modeling.backbones.resnet import ResNet
+
+from ppfcos.config import load_config
+from ppfcos.convert import paddleclas, torchvision
+from ppfcos.engine.weights import load_pretrained
+from ppfcos.modeling.backbones.efficientnet import PPFCOSEfficientNet
+
+CONFIGS = {
+    "B0": "fcos_efficientnet_b0_512_coco",
+    "B2": "fcos_efficientnet_b2_768_coco",
+    "B3": "fcos_efficientnet_b3_896_coco",
+}
+# Millions of weights with the classifier, table 2 of the paper; the digits that it prints.
+PUBLISHED_MILLIONS = {"B0": "5.3", "B2": "9.2", "B3": "12"}
+STAGE_ENDS_50 = (6, 12, 15)  # the last blocks of ResNet-50's stages 3 to 5, counted through
+
+
+def randomized(network):
+    """The network in evaluation, with weights and statistics that keep its feature maps lively."""
+    rng = np.random.default_rng(0)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("_variance") or (tensor.ndim == 1 and name.endswith("weight")):
+            values = rng.uniform(0.5, 1.5, tensor.shape)
+        elif tensor.ndim == 4:
+            values = rng.normal(size=tensor.shape) / math.sqrt(np.prod(tensor.shape[1:]))
+        else:
+            values = rng.normal(0, 0.2, tensor.shape)
+        tensor.set_value(values.astype("float32"))
+    network.eval()
+    return network
+
+
+def saved(network, path):
+    paddle.save(network.state_dict(), str(path))
+    return str(path)
+
+
+def picture():
+    return paddle.to_tensor(np.random.default_rng(1).normal(size=[2, 3, 96, 64]), "float32")
+
+
+def assert_equal_features(ours, theirs):
+    assert [list(feature.shape) for feature in ours] == [list(feature.shape) for feature in theirs]
+    for one, other in zip(ours, theirs):
+        other = other.numpy()
+        assert other.std() > 0.05
+        assert np.abs(one.numpy() - other).max() <= 1e-4 * np.abs(other).max()
+
+
+@pytest.mark.parametrize(("scale", "excitation"), [("B0", True), ("B0", False), ("B2", True), ("B3", True)])
+def test_efficientnet_takes_paddleclas_weights_by_name(scale, excitation, tmp_path):
+    networks = paddleclas_networks("model_zoo.efficientnet")
+    with paddle.utils.unique_name.guard():  # PaddleClas gives its weights names of their own, once a process
+        theirs = randomized(getattr(networks, f"EfficientNet{scale}")(use_se=excitation))
+    ours = PPFCOSEfficientNet(scale.lower(), squeeze_excitation=excitation)
+    detector = paddle.nn.Sequential(("backbone", ours))
+    load_pretrained(detector, saved(theirs, tmp_path / "published.pdparams"))
+    ours.eval()
+
+    x = theirs._ef._conv_stem(picture())
+    x, expected = paddle.nn.functional.swish(x), {}
+    for block in theirs._ef.conv_seq:
+        x = block(x)
+        expected[tuple(x.shape[2:])] = x  # the last of each size
+    assert_equal_features(ours({"image": picture()}), list(expected.values())[-3:])
+
+
+@pytest.mark.parametrize("scale", CONFIGS)
+def test_the_configured_address_is_the_one_that_paddleclas_publishes(scale, root):
+    addresses = paddleclas_networks("model_zoo.efficientnet").MODEL_URLS
+    cfg = load_config(root / "configs" / f"{CONFIGS[scale]}.yml")
+    assert cfg["pretrain_weights"] == addresses[f"EfficientNet{scale}"]
+    assert cfg["PPFCOSEfficientNet"]["scale"] == scale.lower()
+
+
+@pytest.mark.parametrize("scale", PUBLISHED_MILLIONS)
+def test_efficientnet_has_as_many_weights_as_in_the_paper(scale):
+    backbone = PPFCOSEfficientNet(scale.lower())
+    count = sum(p.size for p in backbone.parameters() if not p.stop_gradient)
+    last = backbone.out_shape[-1].channels
+    head = 4 * last  # 1280 channels over 320 in B0, widened alike: no rounding in these three
+    count += last * head + 2 * head + head * 1000 + 1000
+    printed = PUBLISHED_MILLIONS[scale]
+    half_a_digit = 0.5 * 10.0 ** -len(printed.partition(".")[2])
+    assert abs(count / 1e6 - float(printed)) <= max(0.01 * float(printed), half_a_digit)
+
+
+def our_resnet(translation, variant):
+    names = {name.removeprefix("backbone."): value for name, value in translation.weights.items()}
+    ours = ResNet(depth=50, variant=variant, return_idx=[1, 2, 3], freeze_at=-1, freeze_norm=False)
+    tensors = ours.state_dict()
+    assert names.keys() == tensors.keys() and not translation.left_over
+    for name, tensor in tensors.items():
+        tensor.set_value(names[name])
+    ours.eval()
+    return ours
+
+
+def arrays_of(network):
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(("name", "variant"), [("ResNet50", "b"), ("ResNet50_vd", "d")])
+def test_resnet_takes_paddleclas_weights(name, variant):
+    theirs = randomized(getattr(paddleclas_networks("legendary_models.resnet"), name)())
+    x, expected = theirs.max_pool(theirs.stem(picture())), []
+    for number, block in enumerate(theirs.blocks):
+        x = block(x)
+        if number in STAGE_ENDS_50:
+            expected.append(x)
+    format_ = paddleclas.FORMAT_VD if variant == "d" else paddleclas.FORMAT
+    ours = our_resnet(format_.translate(name, arrays_of(theirs)), variant)
+    assert_equal_features(ours({"image": picture()}), expected)
+
+
+def test_resnet_takes_paddle_visions_weights():
+    theirs = randomized(paddle.vision.models.resnet50())
+    x, expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(picture())))), []
+    for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+        x = stage(x)
+        expected.append(x)
+    arrays = arrays_of(theirs)
+    assert torchvision.BACKBONE.recognises(arrays)
+    ours = our_resnet(torchvision.BACKBONE.translate("resnet50", arrays), "b")
+    assert_equal_features(ours({"image": picture()}), expected[1:])

@@ -1,0 +1,568 @@
+"""Quantisation-aware training: the numbers, the ranges, and that what is exported is what was trained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import paddle
+import pytest
+import yaml
+from conftest import needs_export, skip_without_export
+from helpers.small_detector import draw_picture, spread_scores
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import numpy_helper
+from onnxruntime.quantization.quant_utils import compute_scale_zp
+from paddle import nn
+
+from ppfcos.cli.eval import main as evaluate
+from ppfcos.cli.export_model import main as export
+from ppfcos.config import load_config
+from ppfcos.data.shapes import generate
+from ppfcos.deploy import Predictor
+from ppfcos.engine.ema import averaged_weights, build_average
+from ppfcos.engine.model import build_model
+from ppfcos.engine.progress import Progress
+from ppfcos.engine.trainer import Trainer
+from ppfcos.engine.weights import read_weights
+from ppfcos.errors import BundleError, ConfigError
+from ppfcos.export.bundle import Wanted, export_bundle
+from ppfcos.export.inputs import network_input
+from ppfcos.export.onnx_export import heads_model
+from ppfcos.export.parity import Tolerance, compare
+from ppfcos.export.program import HeadsForm
+from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
+from ppfcos.export.trained_model import CheckpointRuntime, trained_model
+from ppfcos.modeling.backbones import efficientnet
+from ppfcos.modeling.backbones.efficientnet import Stage
+from ppfcos.modeling.qat.layers import Ranges, quantized_activations, quantized_weights
+from ppfcos.modeling.qat.prepare import float_copy, limited_copy, make_quantization_aware
+
+SIDE = 64
+# A backbone of three blocks in the place of EfficientNet's sixteen, one of which is residual.
+FEW = (
+    Stage(1, 3, 2, 1, 8),
+    Stage(1, 3, 2, 2, 16),
+    Stage(2, 3, 2, 2, 24),
+    Stage(1, 3, 2, 2, 24),
+)
+FEW_ENDS = {2: 8, 3: 16, 4: 32}
+TINY = """
+_BASE_:
+- {root}/configs/runtime.yml
+- {root}/configs/_base_/fcos_efficientnet_bifpn.yml
+- {root}/configs/_base_/optimizer_1x.yml
+- {root}/configs/_base_/fcos_reader.yml
+num_classes: 3
+device: cpu
+epoch: 2
+worker_num: 0
+lr_batch_size: null
+log_iter: 1
+pretrain_weights: null
+save_dir: {output}
+PPFCOSBiFPN: {{out_channels: 16, num_layers: 1, extra_levels: 1}}
+PPFCOSTargets: {{size_ranges: [16, 32, 64]}}
+PPFCOSHead: {{num_convs: 1}}
+LearningRate:
+  base_lr: 0.002
+  schedulers:
+  - !CosineDecay
+    max_epochs: 20
+  - !LinearWarmup
+    start_factor: 0.1
+    steps: 2
+TrainDataset:
+  name: COCODataSet
+  dataset_dir: {data}
+  image_dir: train2017
+  anno_path: annotations/instances_train2017.json
+EvalDataset:
+  name: COCODataSet
+  dataset_dir: {data}
+  image_dir: val2017
+  anno_path: annotations/instances_val2017.json
+TestDataset:
+  name: ImageFolder
+  class_names: [circle, rectangle, triangle]
+TrainReader:
+  total_batch_size: 4
+  sample_transforms: &transforms
+  - Decode: {{}}
+  - Resize: {{target_size: [64, 64], keep_ratio: true, interp: 1}}
+  - Permute: {{}}
+EvalReader:
+  batch_size: 2
+  sample_transforms: *transforms
+TestReader:
+  sample_transforms: *transforms
+"""
+TINY_QAT = """
+_BASE_: [tiny.yml]
+quantization_aware_training: {range_momentum: 0.5, freeze_ranges_after: 6}
+use_ema: true
+ema_decay: 0.5
+"""
+
+
+def write_configs(folder: Path, root: Path, patch: pytest.MonkeyPatch) -> Path:
+    """tiny.yml; tiny_qat.yml, which trains it in eight bits; and drawn pictures."""
+    patch.setattr(efficientnet, "STAGES", FEW)
+    patch.setattr(efficientnet, "ENDS", FEW_ENDS)
+    generate(folder / "shapes", train=8, val=4, size=SIDE, seed=3)
+    text = TINY.format(root=root, data=folder / "shapes", output=folder / "output")
+    (folder / "tiny.yml").write_text(text)
+    (folder / "tiny_qat.yml").write_text(TINY_QAT)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, root, monkeypatch):
+    return write_configs(tmp_path, root, monkeypatch)
+
+
+def pictures(count: int, seed: int) -> paddle.Tensor:
+    drawn = [draw_picture(SIDE, SIDE, seed + i)[:, :, ::-1].transpose(2, 0, 1) for i in range(count)]
+    return paddle.to_tensor(np.stack(drawn).astype(np.float32))
+
+
+def sizes(count: int) -> paddle.Tensor:
+    return paddle.full([count, 2], float(SIDE))
+
+
+def with_ranges(model: nn.Layer) -> nn.Layer:
+    """Scores spread, norms settled on some pictures, then quantisation-aware with the ranges of others."""
+    spread_scores(model)
+    model.train()
+    with paddle.no_grad():
+        for step in range(8):
+            model.network(pictures(2, 10 * step), sizes(2))
+        make_quantization_aware(model, 0.5, 100)
+        for step in range(3):
+            model.network(pictures(2, 100 + 10 * step), sizes(2))
+    # None the same as another, by which a test may tell them apart.
+    factors = 1 + 1e-4 * np.arange(len(model.quantization.limits), dtype=np.float32)
+    model.quantization.limits.set_value(model.quantization.limits.numpy() * factors[:, None])
+    model.eval()
+    return model
+
+
+def tiny_model(folder: Path, *overrides: str) -> nn.Layer:
+    paddle.seed(5)
+    return build_model(load_config(folder / "tiny.yml", overrides))
+
+
+# The numbers
+
+VALUES = arrays.arrays(
+    np.float32, st.tuples(st.integers(1, 4), st.integers(1, 6)), elements=st.floats(-50, 50, width=32)
+)
+
+
+@given(VALUES, st.floats(-20, 0, width=32), st.floats(0, 20, width=32))
+def test_activations_are_those_of_the_formula(values, smallest, largest):
+    """With ONNX Runtime's scale and zero point; the gradient is cut off with the values."""
+    limits = np.array([smallest, largest], np.float32)
+    zero_point, scale = compute_scale_zp(*limits, np.uint8(0), np.uint8(255))
+    integers = np.rint(values / scale) + np.float32(zero_point)
+    x = paddle.to_tensor(values, stop_gradient=False)
+    found = quantized_activations(x, paddle.to_tensor(limits))
+    expected = (np.clip(integers, 0, 255) - np.float32(zero_point)) * scale
+    np.testing.assert_array_equal(found.numpy(), expected)
+    found.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), (integers >= 0) & (integers <= 255))
+
+
+@given(
+    arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 3), st.just(2), st.just(2)),
+        elements=st.floats(-5, 5, width=32),
+    )
+)
+def test_weights_are_those_of_the_formula(values):
+    x = paddle.to_tensor(values, stop_gradient=False)
+    found = quantized_weights(x)
+    for channel, quantised in zip(values, found.numpy()):
+        largest = np.abs(channel).max()
+        _, scale = compute_scale_zp(-largest, largest, np.int8(-127), np.int8(127), symmetric=True)
+        np.testing.assert_array_equal(quantised, np.rint(channel / scale) * scale)
+    found.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), np.ones_like(values))
+
+
+# The ranges
+
+
+def test_ranges_are_a_moving_average_of_the_extremes_until_they_are_frozen():
+    ranges = Ranges(2, momentum=0.75, freeze_after=3)
+    random = np.random.default_rng(0)
+    expected = np.zeros([2, 2])
+    for step in range(5):
+        batch = random.normal(step, 2, [2, 100]).astype(np.float32)
+        extremes = np.stack([np.minimum(batch.min(axis=1), 0), np.maximum(batch.max(axis=1), 0)], axis=1)
+        for row in range(2):
+            ranges.quantized(row, paddle.to_tensor(batch[row]))
+        if step < 3:
+            expected = extremes if step == 0 else 0.75 * expected + 0.25 * extremes
+        np.testing.assert_allclose(ranges.limits.numpy(), expected, rtol=1e-6)
+    assert int(ranges.observed) == 5
+
+
+@pytest.mark.parametrize("spoilt", [["nan", "inf"], ["1", "inf"], ["-inf", "1"]])
+def test_what_is_not_finite_leaves_its_range_alone(spoilt):
+    ranges = Ranges(2, momentum=0.5, freeze_after=9)
+    for values in ([1.0, 2.0], list(map(float, spoilt))):
+        ranges.quantized(0, paddle.to_tensor([-1.0, 3.0]))
+        ranges.quantized(1, paddle.to_tensor(values))
+    expected = [0, 1.5] if spoilt == ["-inf", "1"] else [0, 2]
+    np.testing.assert_array_equal(ranges.limits.numpy(), [[-1, 3], expected])
+
+
+def test_evaluation_looks_and_does_not_learn(folder):
+    model = with_ranges(tiny_model(folder))
+    before = model.quantization.limits.numpy()
+    model.network(10 * pictures(1, 7), sizes(1))
+    np.testing.assert_array_equal(model.quantization.limits.numpy(), before)
+
+
+def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):
+    model = with_ranges(tiny_model(folder))
+    average = build_average({"use_ema": True}, model)
+    average.update()
+    model.train()
+    with paddle.no_grad():
+        model.network(3 * pictures(1, 7), sizes(1))
+    average.update()
+    now = model.quantization.limits.numpy()
+    with averaged_weights(model, average):
+        np.testing.assert_array_equal(model.quantization.limits.numpy(), now)
+    np.testing.assert_array_equal(model.quantization.limits.numpy(), now)
+
+
+# The network
+
+
+def test_weights_keep_their_names_and_float_is_what_it_was(folder):
+    plain, aware = tiny_model(folder), tiny_model(folder)
+    spread_scores(plain)
+    make_quantization_aware(aware, 0.5, 10)
+    new = set(aware.state_dict()) - set(plain.state_dict())
+    assert new == {"quantization.limits", "quantization.observed"}
+    assert set(plain.state_dict()) < set(aware.state_dict())
+    aware.set_state_dict(plain.state_dict())
+    plain.eval()
+    outputs = plain.network(pictures(2, 0), sizes(2))
+    for one, other in zip(outputs, float_copy(aware).network(pictures(2, 0), sizes(2))):
+        for a, b in zip(one, other):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("PPFCOSEfficientNet.activation=swish", r"_ef\S* cannot be trained .*activation: relu"),
+        (
+            "PPFCOSEfficientNet.squeeze_excitation=true",
+            r"_ef\S* cannot be trained .*squeeze_excitation: false",
+        ),
+        ("PPFCOSBiFPN.fusion=fast", r"neck\S* cannot be trained .*fusion: sum"),
+        ("PPFCOSHead.norm_per_level=true", r"head\S* cannot be trained .*norm_per_level: false"),
+        ("amp=true", "set amp: false"),
+        ("to_static=true", "set to_static: false"),
+    ],
+)
+def test_what_cannot_be_trained_so_is_refused(folder, override, message):
+    cfg = load_config(folder / "tiny_qat.yml", [override])
+    with pytest.raises(ConfigError, match=message):
+        build_model(cfg)
+
+
+# What is exported is what was trained
+
+
+class Converted(NamedTuple):
+    """A quantisation-aware model, and its network in ONNX with the ranges in it."""
+
+    model: nn.Layer
+    network: onnx.ModelProto
+
+    def write(self, path: Path, limits: Sequence[tuple[float, float]] | None = None) -> Path:
+        """The INT8 file, by the model's ranges or by others."""
+        limits = map(tuple, self.model.quantization.limits.tolist()) if limits is None else limits
+        write_trained_int8(self.network, limits, path, TrainedRanges())
+        return path
+
+
+def converted(model: nn.Layer) -> Converted:
+    return Converted(model, heads_model(limited_copy(model), network_input(), HeadsForm(), 17))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, root):
+    """With ReLU6, two of whose ranges are all of it."""
+    skip_without_export()
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        write_configs(folder, root, patch)
+        model = with_ranges(tiny_model(folder, "PPFCOSEfficientNet.activation=relu6"))
+    limits = model.quantization.limits.numpy()
+    limits[1:3] = [0, 6]
+    model.quantization.limits.set_value(limits)
+    return converted(model)
+
+
+def activations(path: Path, image: np.ndarray) -> dict[tuple, list[np.ndarray]]:
+    """What the file holds in eight bits, dequantised, by scale and zero point.
+
+    ONNX Runtime computes the file as it is written, QuantizeLinear by QuantizeLinear, in float: so no CPU's
+    integer instructions count.
+    """
+    model = onnx.load(path)
+    constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] not in constants
+    ]
+    del model.graph.output[:]
+    for node in nodes:
+        value = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)
+        model.graph.output.append(value)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    inputs = {"image": image, "im_shape": np.full([len(image), 2], SIDE, np.float32)}
+    found: dict[tuple, list[np.ndarray]] = {}
+    for node, value in zip(nodes, session.run(None, inputs)):
+        key = float(constants[node.input[1]]), int(constants[node.input[2]])
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def check_every_activation(exported: Converted, path: Path) -> None:
+    """Each from the file's own values of those before it: so that what differs does so in one place.
+
+    The file's biases are integers, too, in steps of the product of two scales; so a value near the middle of
+    two steps may become the other one.
+    """
+    image = pictures(2, 50)
+    theirs, model = activations(exported.write(path), image.numpy()), exported.model
+    ranges, differing, sizes_of = model.quantization, [], []
+    quantized = ranges.quantized
+
+    def compared(row: int, x: paddle.Tensor) -> paddle.Tensor:
+        own = quantized(row, x).numpy()
+        zero_point, scale = compute_scale_zp(*ranges.limits[row].numpy(), np.uint8(0), np.uint8(255))
+        same = [each for each in theirs[float(scale), int(zero_point)] if each.shape == own.shape]
+        steps = np.abs(np.rint((same[0] - own) / scale))
+        assert steps.max() <= 1, row
+        differing.append(steps.sum())
+        sizes_of.append(steps.size)
+        return paddle.to_tensor(same[0])
+
+    with pytest.MonkeyPatch.context() as patch, paddle.no_grad():
+        patch.setattr(ranges, "quantized", compared)
+        model.network(image, sizes(2))
+    assert len(differing) == len(ranges.limits)
+    assert sum(differing) < 0.001 * sum(sizes_of)
+
+
+def test_every_activation_is_in_the_file_with_its_range(tiny, tmp_path):
+    check_every_activation(tiny, tmp_path / "int8.onnx")
+
+
+def test_integer_outputs_are_what_eight_bits_are_rounded_from(tiny, tmp_path):
+    limits = [tuple(each) for each in tiny.model.quantization.limits.tolist()]
+    whole = write_trained_int8(tiny.network, limits, tmp_path / "integers.onnx", TrainedRanges(True))
+    inputs = {"image": pictures(2, 50).numpy(), "im_shape": sizes(2).numpy()}
+    output = "class_logits_8"
+    rounded, integers = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run([output], inputs)[0]
+        for path in (tiny.write(tmp_path / "int8.onnx"), tmp_path / "integers.onnx")
+    )
+    assert integers.dtype == np.int32
+    values = integers * np.array(whole.scales[output]).reshape([1, -1, 1, 1])
+    step = np.diff(np.unique(rounded)).min()
+    inside = (rounded > rounded.min()) & (rounded < rounded.max())  # the last ones take all beyond them
+    assert inside.sum() > 100
+    assert np.abs(values - rounded)[inside].max() < 0.51 * step
+
+
+@needs_export
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcos_efficientnet_b0_512_coco", "fcos_mobilenetv2_c128_fpn_1x_coco"])
+def test_every_activation_of_a_whole_network_is_in_the_file(root, tmp_path, name):
+    paddle.seed(5)
+    model = build_model(load_config(root / "configs" / f"{name}.yml", ["device=cpu", "num_classes=3"]))
+    check_every_activation(converted(with_ranges(model)), tmp_path / "int8.onnx")
+
+
+def test_a_range_that_one_side_lacks_is_an_error(tiny, tmp_path):
+    limits = [tuple(each) for each in tiny.model.quantization.limits.tolist()]
+    with pytest.raises(BundleError, match=r"^1 of \d+ trained ranges are not in the ONNX network"):
+        tiny.write(tmp_path / "int8.onnx", [*limits, (-1.0, 77.0)])
+    with pytest.raises(BundleError, match="no trained range"):
+        tiny.write(tmp_path / "int8.onnx", limits[:-1])
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+# The whole way
+
+
+def trained(folder: Path, name: str, *overrides: str, resume: Path | None = None) -> Path:
+    """Train; path of the last checkpoint."""
+    trainer = Trainer(load_config(folder / f"{name}.yml", overrides), "cpu", resume=resume and str(resume))
+    trainer.train()
+    return trainer.folder / "model_final.pdparams"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, root):
+    """A folder with a network that was trained in float, then in eight bits, and the losses of the latter."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        write_configs(folder, root, patch)
+        start = trained(folder, "tiny", "epoch=12")
+        (folder / "tiny_qat.yml").write_text(f"{TINY_QAT}pretrain_weights: {start}\n")
+        losses: list[float] = []
+        patch.setattr(Progress, "add", noting_losses(losses))
+        trained(folder, "tiny_qat", "epoch=8")
+        yield folder, losses
+
+
+def noting_losses(losses: list[float]):
+    """`Progress.add`, which is told of every step."""
+    add = Progress.add
+
+    def noting(self, values, seconds_waited):
+        losses.append(values["loss"])
+        add(self, values, seconds_waited)
+
+    return noting
+
+
+def test_the_loss_falls_and_the_checkpoint_holds_the_ranges(whole):
+    folder, losses = whole
+    assert len(losses) == 16 and np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
+    weights = read_weights(folder / "output" / "tiny_qat" / "model_final.pdparams")
+    assert weights["quantization.observed"] == 16
+    limits = weights["quantization.limits"]
+    assert (limits[:, 0] <= 0).all() and (limits[:, 1] > limits[:, 0]).all()
+    # The statistics are those of the training in float.
+    start = read_weights(folder / "output" / "tiny" / "model_final.pdparams")
+    for name, value in start.items():
+        frozen = name.endswith(("._mean", "._variance"))
+        assert np.array_equal(weights[name], value) == frozen, name
+
+
+def test_a_resumed_training_ends_with_the_same_bits(whole):
+    folder, _ = whole
+    first = read_weights(folder / "output" / "tiny_qat" / "model_final.pdparams")
+    middle = folder / "output" / "tiny_qat" / "4"
+    second = read_weights(
+        trained(folder, "tiny_qat", "epoch=8", f"save_dir={folder / 'resumed'}", resume=middle)
+    )
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def test_it_is_evaluated_in_eight_bits_and_in_float(whole, capsys):
+    folder, _ = whole
+    weights = folder / "output" / "tiny_qat" / "model_final.pdparams"
+    values = {}
+    for name in ("tiny", "tiny_qat"):
+        assert evaluate(["-c", str(folder / f"{name}.yml"), "-o", f"weights={weights}"]) == 0
+        model = trained_model(load_config(folder / f"{name}.yml", [f"weights={weights}"]))
+        model.eval()
+        with paddle.no_grad():
+            values[name] = model.network(pictures(8, 70), sizes(8)).class_logits[0].numpy()
+    assert len(np.unique(values["tiny_qat"])) <= 256 < len(np.unique(values["tiny"]))
+    assert np.corrcoef(values["tiny"].ravel(), values["tiny_qat"].ravel())[0, 1] > 0.9
+
+
+@needs_export
+@pytest.mark.slow
+def test_the_bundle_finds_the_checkpoints_boxes(whole):
+    """In float it is another network, though of the same weights, and so is that of the fp32 file."""
+    folder, _ = whole
+    config = folder / "tiny_qat.yml"
+    weights = folder / "output" / "tiny_qat" / "model_final.pdparams"
+    overrides = [f"weights={weights}", "PPFCOSDecode.score_threshold=0.01"]
+    assert export(["-c", str(config), "--output_dir", str(folder), "-o", *overrides]) == 0
+    bundle = folder / "tiny_qat"
+    says = yaml.safe_load((bundle / "bundle.yml").read_text())["networks"]
+    assert set(says["onnx"]) == {"fp32", "int8"} and set(says["paddle"]) == {"fp32"}
+    assert says["onnx"]["int8"]["ranges"] == "trained" and says["onnx"]["int8"]["layers_in_float"] == []
+    model = trained_model(load_config(config, overrides))
+    checkpoint, plain = CheckpointRuntime(model), CheckpointRuntime(float_copy(model))
+    for precision, runtime in (("fp32", "paddle"), ("fp32", "onnxruntime"), ("int8", "onnxruntime")):
+        predictor = Predictor(bundle, runtime, precision, 2, device="cpu")
+        batches = [predictor.preprocess([draw_picture(SIDE, SIDE, seed)]) for seed in range(200, 206)]
+        for reference, same in ((plain, precision == "fp32"), (checkpoint, precision == "int8")):
+            # Integers where Paddle has floats: what is near the middle of two steps may become the other one.
+            agreement = compare(reference, predictor.runtime, batches, Tolerance(2, 0.02))
+            assert agreement.boxes > 100 and agreement.holds == same, (precision, runtime, agreement)
+
+
+@pytest.mark.parametrize("option", ["--calibration_images=pictures", "--calibration=minmax"])
+def test_options_of_a_calibration_are_refused(folder, capsys, option):
+    options = ["-c", str(folder / "tiny_qat.yml"), "--precision", "int8", option]
+    assert export(options) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "quantization_aware_training=null" in line
+
+
+@needs_export
+def test_a_network_that_never_trained_so_has_no_ranges_to_export(folder, tmp_path):
+    cfg = load_config(folder / "tiny_qat.yml", [])
+    wanted = Wanted(formats=("onnx",), precisions=("int8",), calibration=TrainedRanges())
+    classes = ["circle", "rectangle", "triangle"]
+    with pytest.raises(BundleError, match="no trained ranges for INT8"):
+        export_bundle(build_model(cfg), cfg, classes, tmp_path / "bundle", wanted=wanted)
+
+
+# Several processes
+
+TOGETHER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from ppfcos import environment
+environment.prepare()
+with environment.quiet_imports():
+    import paddle
+    from ppfcos.engine import distributed
+    from ppfcos.engine.device import select_device
+    from ppfcos.modeling.qat.layers import Ranges
+
+select_device({"device": "cpu"})
+distributed.start()
+rank = distributed.rank()
+ranges = Ranges(2, momentum=0.5, freeze_after=9)
+for step in range(2):
+    for row in range(2):
+        ranges.quantized(row, paddle.to_tensor([-1.0 - row - 3 * rank, 2.0 + step - rank]))
+paddle.save({"limits": ranges.limits}, f"{sys.argv[2]}/{rank}.pdparams")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_ranges_of_both(root, tmp_path):
+    (tmp_path / "together.py").write_text(TOGETHER)
+    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(tmp_path / "log")]
+    command = [sys.executable, *launch, str(tmp_path / "together.py"), str(root), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    for rank in range(2):
+        limits = read_weights(tmp_path / f"{rank}.pdparams")["limits"]
+        np.testing.assert_allclose(limits, [[-4, 2.5], [-5, 2.5]])

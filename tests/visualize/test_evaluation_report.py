@@ -1,0 +1,480 @@
+"""The page that `tools/eval.py --report` writes, and the one that `--compare` makes of two of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers.evaluation_cases import random_detections, random_truth
+from helpers.html_tags import Tags
+from helpers.small_config import write_config
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from ppfcos.cli import eval as cli
+from ppfcos.data import shapes
+from ppfcos.metrics.coco import CURVE_NAMES, RECALLS, evaluate_detections
+from ppfcos.metrics.error_types import KINDS, MISSED, find_errors
+from ppfcos.metrics.matching import NONE, image_order, match
+from ppfcos.visualize.evaluation_report import write_report
+from ppfcos.visualize.gallery import Case, draw_cases, worst_cases
+
+ODD_NAMES = ("</script><script>alert(1)</script>", "圆形 & 'Kreis'", "triangle")
+
+
+class Folder:
+    """Drawn pictures with odd class names, and the reports of two runs on them."""
+
+    def __init__(self, folder: Path, root: Path):
+        self.folder = folder
+        shapes.generate(folder / "data", train=2, val=10, size=128)
+        annotations = folder / "data" / "annotations" / "instances_val2017.json"
+        self.truth = json.loads(annotations.read_text())
+        for category, name in zip(self.truth["categories"], ODD_NAMES):
+            category["name"] = name
+        annotations.write_text(json.dumps(self.truth))
+        self.config = write_config(folder / "small.yml", root, folder / "data", folder / "run")
+        self.runs = [self.evaluated(seed) for seed in (0, 1)]
+
+    def evaluated(self, seed: int) -> Path:
+        """The folder of a run's report; its detections are beside it."""
+        run = self.folder / f"run{seed}"
+        run.mkdir()
+        (run / "bbox.json").write_text(json.dumps(self.detections(seed)))
+        arguments = ["-c", self.config, "--json_eval", "--output_eval", run, "--report", run / "report"]
+        assert cli.main([str(part) for part in arguments]) == 0
+        return run / "report"
+
+    def detections(self, seed: int) -> list[dict]:
+        return random_detections(np.random.default_rng(seed), self.truth, extra=2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, root) -> Folder:
+    return Folder(tmp_path_factory.mktemp("report"), root)
+
+
+@pytest.fixture(scope="module")
+def content(made) -> dict:
+    return json.loads((made.runs[0] / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def text(made) -> str:
+    return (made.runs[0] / "report.html").read_text(encoding="utf-8")
+
+
+# The files ------------------------------------------------------------------------------------------
+
+
+def test_the_file_has_the_figures_of_the_evaluation(made, content):
+    detections = made.detections(0)
+    figures = evaluate_detections(made.truth, detections, "pycocotools")
+    known = {name: None if value == -1 else value for name, value in figures.named().items()}
+    assert content["figures"] == pytest.approx(known, abs=1e-12)
+    errors = find_errors(match(made.truth, detections))
+    assert [entry["count"] for entry in content["errors"]["kinds"]] == errors.counts.sum(axis=0).tolist()
+    assert [entry["name"] for entry in content["classes"]] == list(ODD_NAMES)
+    for category, entry in zip(made.truth["categories"], content["classes"]):
+        assert entry["figures"]["AP"] == pytest.approx(figures.per_class[category["name"]])
+        curves = figures.class_curves[category["id"]]
+        assert list(curves) == list(CURVE_NAMES)
+        for name in CURVE_NAMES:
+            assert entry["curves"][name] == pytest.approx(curves[name], abs=5e-5)
+        assert entry["objects"] == sum(a["category_id"] == category["id"] for a in made.truth["annotations"])
+    assert sum(entry["objects"] for entry in content["sizes"]) == content["objects"]
+    assert content["images"] == 10 and content["crowds"] == 0
+
+
+def test_the_page_draws_the_mean_curve(content, text):
+    points = re.search(r"<polyline class='line first' points='([^']+)'", text)[1]
+    drawn = np.array([point.split(",") for point in points.split()], float)
+    assert (drawn[:, 0] - drawn[0, 0]) / (drawn[-1, 0] - drawn[0, 0]) == pytest.approx(RECALLS, abs=1e-3)
+    mean = np.mean([entry["curves"]["0.50"] for entry in content["classes"]], axis=0)
+    assert mean == pytest.approx(content["curves"]["0.50"], abs=1e-4)
+    heights = drawn[0, 1] - drawn[:, 1]
+    unit = 250  # pixels from 0 to 1
+    assert heights / unit == pytest.approx(mean - mean[0], abs=1e-3)
+
+
+def test_the_page_needs_nothing_but_itself_and_takes_no_name_for_html(text):
+    page = Tags(text)
+    assert [tag for tag, _ in page.tags if tag == "script"] == ["script"] * 2  # figures, and what uses them
+    assert "<script>alert(1)" in page.text and "圆形 & 'Kreis'" in page.text
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe")
+        assert not {name for name in attributes if name.startswith("on")}
+        for address in (attributes.get("src"), attributes.get("href")):
+            assert address is None or address.startswith(("data:image/jpeg;base64,", "#"))
+    assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
+
+
+def test_coco_s_table_is_there_to_the_letter(made, text):
+    table = evaluate_detections(made.truth, made.detections(0), "pycocotools").table()
+    assert table in Tags(text).text
+
+
+@pytest.mark.parametrize("empty", ["detections", "objects", "images"])
+def test_a_run_with_nothing_in_it_has_a_page(empty, tmp_path):
+    truth = random_truth(np.random.default_rng(0), images=3)
+    detections = [] if empty == "detections" else random_detections(np.random.default_rng(0), truth)
+    if empty == "objects":
+        truth["annotations"] = []
+
+    class Unreadable:
+        def name(self, image):
+            return f"{image}.jpg"
+
+        def read(self, image):
+            return None
+
+    figures = evaluate_detections(truth, detections)
+    page = write_report(tmp_path, "mine", truth, detections, figures, Unreadable()).read_text()
+    assert "the image cannot be read" in page
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert len(content["gallery"]) == page.count("<figure")
+    assert (content["figures"]["AP"] is None) == (empty == "objects")
+
+
+# The worst cases ------------------------------------------------------------------------------------
+
+
+def test_the_worst_cases_are_the_worst(monkeypatch):
+    rng = np.random.default_rng(0)
+    truth = random_truth(rng, images=60)
+    matching = match(truth, random_detections(rng, truth))
+    errors = find_errors(matching)
+    monkeypatch.setattr("ppfcos.visualize.gallery.MOST_OF_A_KIND", 10)
+    monkeypatch.setattr("ppfcos.visualize.gallery.FEWEST_OF_A_CLASS", 3)
+    cases = worst_cases(matching, errors)
+    for kind in range(MISSED):
+        expected, taken = [], np.zeros(matching.classes, int)
+        rows = np.flatnonzero(errors.kinds == kind)
+        for score, row in sorted(((matching.found.scores[d], d) for d in rows), reverse=True):
+            label = matching.found.labels[row]
+            taken[label] += 1
+            if taken[label] <= 3 and len(expected) < 10:
+                expected.append((row, score))
+        assert [case.found for case in cases if case.kind == kind] == [row for row, _ in expected]
+    missed = [case for case in cases if case.kind == MISSED]
+    areas = [matching.truth.areas[case.truth] for case in missed]
+    assert len(areas) == 10 and areas == sorted(areas, reverse=True)
+    assert errors.missed[[case.truth for case in missed]].all()
+
+
+@pytest.mark.parametrize("box", [[100, 60, 40, 30], [0, 0, 300, 200], [290, 180, 10, 20], [5, 5, 3, 3]])
+def test_boxes_are_drawn_where_the_object_is(box):
+    image = np.zeros((200, 300, 3), np.uint8)
+    x, y, width, height = box
+    image[y : y + height, x : x + width] = (0, 0, 255)
+    truth = {
+        "images": [{"id": 7}],
+        "categories": [{"id": 1, "name": "red"}],
+        "annotations": [{"image_id": 7, "category_id": 1, "bbox": box}],
+    }
+    found = [{"image_id": 7, "category_id": 1, "bbox": box, "score": 0.9}]
+    matching = match(truth, found)
+
+    class One:
+        def read(self, number):
+            assert number == 7
+            return image
+
+    cases = [Case(0, 0, 0, 0, 1.0), Case(MISSED, 0, NONE, 0, 0.0)]
+    both, missed = draw_cases(cases, matching, image_order(truth), One())
+    assert missed.found is None and len(missed.other_found) == 1 and len(both.other_found) == 0
+    for drawing in (both, missed):
+        red = drawing.picture[..., 2] > 128
+        rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+        where = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        assert drawing.truth == pytest.approx(where, abs=2)
+        assert drawing.picture.shape[0] <= 225 and drawing.picture.shape[1] <= 300
+    assert both.found == pytest.approx(both.truth)
+
+
+def test_the_page_has_the_boxes_of_the_file(content, text):
+    figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
+    assert len(figures) == len(content["gallery"])
+    assert {entry["kind"] for entry in content["gallery"]} <= set(KINDS)
+    for figure, entry in zip(figures, content["gallery"]):
+        assert (figure.count("<rect class='found'") == 1) == (entry["found"] is not None)
+        assert (figure.count("<rect class='truth'") == 1) == (entry["truth"] is not None)
+        assert entry["image"] in figure
+
+
+# In a browser ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(made, browser):
+    """The page of the first run in a window like a laptop's."""
+    browser.set_window_size(1280, 900)
+    browser.get((made.runs[0] / "report.html").as_uri())
+    yield browser
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def shown_cases(browser) -> list:
+    for group in browser.find_elements(By.CSS_SELECTOR, ".of-kind"):
+        browser.execute_script("arguments[0].open = true", group)
+    return [case for case in browser.find_elements(By.CSS_SELECTOR, ".case") if case.is_displayed()]
+
+
+def test_galleries_are_filtered_by_class_and_score(opened, content):
+    assert len(shown_cases(opened)) == len(content["gallery"])
+    Select(opened.find_element(By.CSS_SELECTOR, "#galleries .pick-class")).select_by_visible_text("triangle")
+    about = [
+        entry
+        for entry in content["gallery"]
+        if "triangle" in [side["class"] for side in (entry["found"], entry["truth"]) if side]
+    ]
+    assert 0 < len(shown_cases(opened)) == len(about) < len(content["gallery"])
+    opened.execute_script(
+        "const slider = document.querySelector('#score'); slider.value = 0.5;"
+        "slider.dispatchEvent(new Event('input'));"
+    )
+    left = [entry for entry in about if not entry["found"] or entry["found"]["score"] >= 0.5]
+    assert 0 < len(shown_cases(opened)) == len(left) < len(about)
+    counts = [element.text for element in opened.find_elements(By.CSS_SELECTOR, ".count")]
+    assert sum(int(count.split(" of ")[0]) for count in counts) == len(left)
+
+
+def test_the_curve_is_that_of_the_chosen_class(opened, content):
+    def points() -> list[str]:
+        return [
+            line.get_attribute("points")
+            for line in opened.find_elements(By.CSS_SELECTOR, "#precision polyline")
+        ]
+
+    mean = points()
+    label = 1
+    Select(opened.find_element(By.CSS_SELECTOR, "#curves .pick-class")).select_by_index(label + 1)
+    assert opened.find_element(By.ID, "curves-of").text == ODD_NAMES[label]
+    for line, name in zip(points(), CURVE_NAMES):
+        heights = [260 - float(point.split(",")[1]) for point in line.split()]
+        assert np.array(heights) / 250 == pytest.approx(content["classes"][label]["curves"][name], abs=1e-3)
+    Select(opened.find_element(By.CSS_SELECTOR, "#galleries .pick-class")).select_by_index(0)
+    assert points() == mean, "the script draws what was drawn without it"
+
+
+def test_the_table_sorts_searches_and_leads_to_the_galleries(opened, content):
+    def names() -> list[str]:
+        rows = opened.find_elements(By.CSS_SELECTOR, "#classes tbody tr")
+        return [row.find_element(By.CSS_SELECTOR, "td").text for row in rows if row.is_displayed()]
+
+    header = opened.find_element(By.XPATH, "//section[@id='classes']//button[text()='AP']")
+    header.click()
+    by_ap = sorted(content["classes"], key=lambda entry: -entry["figures"]["AP"])
+    assert names() == [entry["name"] for entry in by_ap]
+    header.click()
+    assert names() == [entry["name"] for entry in reversed(by_ap)]
+    search = opened.find_element(By.CSS_SELECTOR, ".search")
+    search.send_keys("kreis")
+    assert names() == [ODD_NAMES[1]]
+    opened.find_element(By.LINK_TEXT, ODD_NAMES[1]).click()
+    chosen = Select(opened.find_element(By.CSS_SELECTOR, "#galleries .pick-class")).first_selected_option
+    assert chosen.text == ODD_NAMES[1]
+
+
+def test_the_confusion_matrix_is_that_of_the_chosen_score(opened, content):
+    for level in content["confusion"]:
+        Select(opened.find_element(By.ID, "confusion-score")).select_by_value(str(level["score"]))
+        [block] = [b for b in opened.find_elements(By.CSS_SELECTOR, ".confusion") if b.is_displayed()]
+        numbers = [element.text for element in block.find_elements(By.CSS_SELECTOR, ".number")]
+        cells = sorted(int(number) for number in numbers if number.isdigit())
+        pairs = [cell for cell in level["cells"] if cell[0] != cell[1] and max(cell[:2]) < 3]
+        assert cells == sorted([cell[2] for cell in level["cells"]] + [cell[2] for cell in pairs])
+
+
+def test_boxes_can_be_hidden_and_pictures_enlarged(opened):
+    picture = opened.find_element(By.CSS_SELECTOR, ".of-kind[open] .case svg")
+    truth, found = (
+        picture.find_element(By.CSS_SELECTOR, f"rect.{sort}:not(.other)") for sort in ("truth", "found")
+    )
+    assert truth.is_displayed() and found.is_displayed()
+    opened.find_element(By.ID, "show-truth").click()
+    assert not truth.is_displayed() and found.is_displayed()
+    opened.find_element(By.ID, "show-truth").click()
+    opened.find_element(By.ID, "show-found").click()
+    assert truth.is_displayed() and not found.is_displayed()
+    before = picture.rect["width"]
+    picture.click()
+    assert picture.rect["width"] > 2 * before
+
+
+def _appearance(browser, width: int, scheme: str, script: bool = True) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
+    scheme = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+@pytest.fixture
+def appearance(browser):
+    """Sets the width of the screen, whether it is dark, and whether scripts run."""
+    yield lambda *settings: _appearance(browser, *settings)
+    _appearance(browser, 1400, "light")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("page", ["report", "comparison"])
+def test_pages_are_as_wide_as_the_screen(made, browser, appearance, comparison, width, page):
+    appearance(width, "light")
+    browser.get((comparison if page == "comparison" else made.runs[0] / "report.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return document.documentElement.clientWidth") >= width - 20
+
+
+def test_no_table_is_cut_off_on_a_laptop(made, browser, appearance, comparison):
+    """All columns are seen at once, even with class names that have no place to break."""
+    for page in (made.runs[0] / "report.html", comparison):
+        appearance(1280, "light")
+        browser.get(page.as_uri())
+        assert page == comparison or browser.find_elements(By.CSS_SELECTOR, ".confusion table .number")
+        hidden = "return [...document.querySelectorAll('.wide')].map((e) => e.scrollWidth - e.clientWidth)"
+        assert max(browser.execute_script(hidden)) == 0
+
+
+def test_pages_are_dark_where_the_screen_is(made, browser, appearance):
+    brightness = {}
+    for scheme in ("light", "dark"):
+        appearance(800, scheme)
+        browser.get((made.runs[0] / "report.html").as_uri())
+        for part in ("background-color", "color"):
+            colour = browser.find_element(By.TAG_NAME, "body").value_of_css_property(part)
+            brightness[scheme, part] = sum(int(number) for number in re.findall(r"\d+", colour)[:3])
+    assert brightness["light", "background-color"] > 700 > 150 > brightness["light", "color"]
+    assert brightness["dark", "background-color"] < 150 < 600 < brightness["dark", "color"]
+
+
+def test_without_scripts_all_is_there_but_the_controls(made, browser, appearance):
+    appearance(1280, "light", False)
+    browser.get((made.runs[0] / "report.html").as_uri())
+    controls = browser.find_elements(By.CSS_SELECTOR, ".control")
+    assert controls and not any(control.is_displayed() for control in controls)
+    for part in ("#overview", "#errors", "#precision polyline", "#classes tbody tr", ".right", ".case"):
+        assert any(element.is_displayed() for element in browser.find_elements(By.CSS_SELECTOR, part)), part
+
+
+# Two runs side by side ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparison(made) -> Path:
+    arguments = ["--compare", made.runs[0], made.runs[1], "--report", made.folder / "both"]
+    assert cli.main([str(part) for part in arguments]) == 0
+    return made.folder / "both" / "comparison.html"
+
+
+def test_a_comparison_has_both_and_their_difference(made, browser, comparison):
+    browser.get(comparison.as_uri())
+    first, second = (json.loads((run / "report.json").read_text(encoding="utf-8")) for run in made.runs)
+    rows = browser.find_elements(By.CSS_SELECTOR, "section:first-of-type table tr")[1:]
+    told = {row.text.split()[0]: row.text.replace("−", "-").split()[1:] for row in rows}
+    for name, value in first["figures"].items():
+        if value is None:
+            assert told[name] == ["–"] * 3
+            continue
+        expected = [value, second["figures"][name], second["figures"][name] - value]
+        shown = [float(number) for number in told[name]]
+        assert shown == pytest.approx([100 * number for number in expected], abs=0.051)
+    assert len(told) == 12
+    listed = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#classes td:first-child")]
+    changes = {
+        a["name"]: b["figures"]["AP"] - a["figures"]["AP"]
+        for a, b in zip(first["classes"], second["classes"])
+    }
+    assert listed == sorted(changes, key=changes.get)
+    assert "not of the same data" not in browser.find_element(By.TAG_NAME, "body").text
+    assert not browser.get_log("browser")
+
+
+def test_a_comparison_of_other_data_says_so(made, tmp_path):
+    for name, run in zip("ab", made.runs):
+        (tmp_path / name).mkdir()
+        content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        if name == "b":
+            content["images"] += 1
+            content["classes"][0]["name"] = "another"
+        (tmp_path / name / "report.json").write_text(json.dumps(content))
+    arguments = ["--compare", tmp_path / "a", tmp_path / "b", "--report", tmp_path / "both"]
+    assert cli.main([str(part) for part in arguments]) == 0
+    page = Tags((tmp_path / "both" / "comparison.html").read_text(encoding="utf-8"))
+    assert "not of the same data: 10 and 11 images; 2 classes that only one of them has" in page.text
+
+
+# Its documentation ----------------------------------------------------------------------------------
+
+
+def test_the_documentation_names_all_kinds_and_commands_that_work(root):
+    text = (root / "docs" / "evaluation_report.md").read_text(encoding="utf-8")
+    table = text[text.index("| kind |") : text.index("## The other parts")]
+    assert sorted(re.findall(r"^\| (\w+) \| ", table, re.M)) == sorted([*KINDS, "kind"])
+    commands = re.findall(r"^    python tools/eval\.py (.*)$", text, re.M)
+    assert len(commands) == 3
+    for command in commands:
+        options = cli.build_parser().parse_args(shlex.split(command))
+        assert options.report and (options.compare or (root / options.config).is_file())
+
+
+# What can go wrong ----------------------------------------------------------------------------------
+
+
+def error_of(capsys, *arguments) -> str:
+    assert cli.main([str(part) for part in arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_what_cannot_be_compared_is_named(made, tmp_path, capsys):
+    for name, content in (("nothing", None), ("text", "{"), ("other", "{}"), ("old", None)):
+        (tmp_path / name).mkdir()
+        if content:
+            (tmp_path / name / "report.json").write_text(content)
+    content = json.loads((made.runs[0] / "report.json").read_text(encoding="utf-8"))
+    (tmp_path / "old" / "report.json").write_text(json.dumps({**content, "version": 0}))
+    expected = {"nothing": "cannot be read", "text": "no JSON", "other": "no report", "old": "of version 0"}
+    for name, said in expected.items():
+        out = ("--report", tmp_path / "out")
+        message = error_of(capsys, "--compare", made.runs[0], tmp_path / name, *out)
+        assert said in message and str(tmp_path / name / "report.json") in message
+        assert f"--report {tmp_path / name}" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_goes_with_report_and_without_a_configuration(made, capsys):
+    a, b = made.runs
+    assert "--report" in error_of(capsys, "--compare", a, b)
+    assert "no configuration" in error_of(capsys, "--compare", a, b, "--report", b, "-c", made.config)
+    assert "-c FILE" in error_of(capsys, "--report", b)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_evaluated(made, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    run = made.folder / "run0"
+    arguments = ["-c", made.config, "--json_eval", "--output_eval", run, "--report", tmp_path / "file" / "x"]
+    message = error_of(capsys, *arguments)
+    assert "--report FOLDER" in message and str(tmp_path / "file") in message
+
+
+def test_an_unreadable_image_leaves_a_gap(made, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(made.folder / "data", data)
+    for picture in (data / "val2017").iterdir():
+        picture.write_bytes(b"")
+    spoilt = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()[:40]
+    next((data / "val2017").iterdir()).write_bytes(spoilt)
+    arguments = ["-c", made.config, "--json_eval", "--output_eval", made.folder / "run0"]
+    arguments += ["--report", tmp_path / "out", "-o", f"EvalDataset.dataset_dir={data}"]
+    assert cli.main([str(part) for part in arguments]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("the image cannot be read") == page.count("<figure") > 0
