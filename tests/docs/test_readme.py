@@ -228,9 +228,9 @@ def test_every_program_is_run_by_a_test():
     assert named - in_minutes <= set(RUN_BY)
     for program, test in RUN_BY.items():
         name = re.split(r"[/ .]", program.removesuffix(".py"))[-1]
-        assert re.search(name.replace("-", "[-_]"), (ROOT / "tests" / test).read_text(encoding="utf-8")), (
-            program
-        )
+        assert re.search(
+            name.replace("-", "[-_]"), next((ROOT / "tests").rglob(test)).read_text(encoding="utf-8")
+        ), program
 
 
 def configs_of(command: pages.Command) -> list[str]:
