@@ -838,6 +838,6 @@ def test_a_kill_at_any_change_of_the_folder_loses_nothing(root, monkeypatch):
 
     level = logging.getLogger("ppfcos").level
     try:
-        crash_points.check(every=17, first=3)
+        crash_points.check(every=6, first=1)
     finally:
         logging.getLogger("ppfcos").setLevel(level)
