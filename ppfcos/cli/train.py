@@ -80,9 +80,9 @@ def train(options: argparse.Namespace) -> None:
         from ppfcos.config import load_config
         from ppfcos.engine import distributed, run_record
         from ppfcos.engine.device import select_device
-        from ppfcos.engine.hooks import StopRequest
         from ppfcos.engine.run_log import RunLog
         from ppfcos.engine.trainer import Trainer
+        from ppfcos.signals import StopRequest
 
     switches = command.overrides(options, "amp", "to_static", "use_vdl", "vdl_log_dir")
     with RunLog() as log, StopRequest().listening() as stop:

@@ -249,20 +249,17 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     """
     with _reasons_named(path):
         file = ImageFile(read_file(path))
+        if size is not None and tuple(size) not in ((file.height, file.width), (file.width, file.height)):
+            raise _another_size(path, file.height, file.width, size)
         image = _decode_plain_jpeg(file, None if size is None else tuple(size))
         if image is not None:
             return image
         image = file.decode()
-        stored = image
         if size is not None and image.shape[:2] != tuple(size):
-            stored = file.decode(apply_orientation=False)
-    if stored is not image:
-        if stored.shape[:2] != tuple(size):
             height, width = image.shape[:2]
-            raise ImageOfAnotherSize(
-                path, f"is {width}x{height} pixels, but its annotation says {size[1]}x{size[0]}"
-            )
-        image = stored
+            image = file.decode(apply_orientation=False)
+            if image.shape[:2] != tuple(size):
+                raise _another_size(path, height, width, size)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -335,6 +332,12 @@ def list_images(folder: Path) -> list[str]:
             if name.lower().endswith(IMAGE_SUFFIXES) and not is_clutter(name)
         ]
     return sorted(found)
+
+
+def _another_size(path: str | Path, height: int, width: int, stated: tuple[int, int]) -> ImageOfAnotherSize:
+    return ImageOfAnotherSize(
+        path, f"is {width}x{height} pixels, but its annotation says {stated[1]}x{stated[0]}"
+    )
 
 
 def is_clutter(name: str) -> bool:

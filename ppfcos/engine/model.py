@@ -130,7 +130,8 @@ def construction_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a constructor of PaddleDetection or Paddle raises for an odd value
         section = _section_at_fault(cfg, error)
-        raise ConfigError(f"{section} cannot be built from the configuration: {one_line(error)}") from error
+        reason = str(error) if isinstance(error, ValueError) else one_line(error)
+        raise ConfigError(f"{section} cannot be built from the configuration: {reason}") from error
 
 
 def _section_at_fault(cfg: Mapping[str, Any], error: Exception) -> str:

@@ -28,8 +28,8 @@ from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.checkpoint_files import finish_all, next_start
 from ppfcos.engine.ema import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.evaluations import Evaluations
-from ppfcos.engine.hooks import NonFiniteSteps, StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
+from ppfcos.engine.nonfinite import NonFiniteSteps
 from ppfcos.engine.optim import build_optimizer, build_schedule
 from ppfcos.engine.prefetcher import BatchFeed
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
@@ -49,6 +49,7 @@ from ppfcos.engine.writer import VisualDLLog, settings_of
 from ppfcos.errors import ConfigError
 from ppfcos.fileio import require_writable
 from ppfcos.modeling.losses import global_normalizers
+from ppfcos.signals import StopRequest
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from ppfcos.engine.amp import Precision
 from ppfcos.engine.ema import averaged_weights, begin_epoch, build_average
 from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
 from ppfcos.engine.model import has_synchronized_backbone
-from ppfcos.engine.optim import build_optimizer, build_schedule
+from ppfcos.engine.optim import build_schedule
 from ppfcos.engine.run_folder import newest_whole
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.trainer import Trainer
@@ -254,15 +254,13 @@ def test_a_warm_up_in_epochs_counts_too(config):
 
 
 def test_a_schedule_without_its_warm_up_is_a_config_error(config):
-    config("LearningRate.schedulers=[{name: PiecewiseDecay, milestones: [2, 3]}]")
     with pytest.raises(ConfigError, match=r"LearningRate\.schedulers"):
-        build_schedule({}, steps_per_epoch=5)
+        config("LearningRate.schedulers=[{name: PiecewiseDecay, milestones: [2, 3]}]")
 
 
 def test_an_impossible_optimizer_is_a_config_error(config):
-    config("OptimizerBuilder.optimizer={type: Momentum, momentum: null}")
-    with pytest.raises(ConfigError, match="OptimizerBuilder"):
-        build_optimizer(nn.Linear(2, 2), build_schedule({}, 5))
+    with pytest.raises(ConfigError, match=r"OptimizerBuilder\.optimizer\.momentum"):
+        config("OptimizerBuilder.optimizer={type: Momentum, momentum: null}")
 
 
 # Average
@@ -406,7 +404,7 @@ def test_a_file_of_detections_that_is_none_is_named(tmp_path):
         read_detections(tmp_path)
     for content in ("{", '{"a": 1}', '[{"bbox": [1, 2, 3, 4]}]'):
         (tmp_path / "bbox.json").write_text(content)
-        with pytest.raises(DataError, match=r"bbox\.json is no"):
+        with pytest.raises(DataError, match=r"bbox\.json"):
             read_detections(tmp_path)
     write_detections(tmp_path, [])
     assert read_detections(tmp_path) == []
@@ -416,7 +414,13 @@ def test_a_file_of_detections_that_is_none_is_named(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config, shapes, tmp_path):
-    overrides = ("LearningRate.base_lr=1e30", "epoch=3", "snapshot_steps=1", "worker_num=2")
+    overrides = (
+        "LearningRate.base_lr=1000",
+        "OptimizerBuilder.clip_grad_by_norm=null",
+        "epoch=3",
+        "snapshot_steps=1",
+        "worker_num=2",
+    )
     trainer = Trainer(config(*overrides), "cpu")
     with pytest.raises(TrainingError) as caught:
         trainer.train()
