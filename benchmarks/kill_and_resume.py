@@ -36,7 +36,7 @@ def train_command(config: Path, kills: int) -> list[str]:
 
 def make_run(folder: Path, pictures: Path) -> Path:
     """A folder for a run; its configuration file."""
-    from small_config import write_config
+    from helpers.small_config import write_config
 
     folder.mkdir()
     return write_config(folder / "small.yml", ROOT, pictures, folder / "run")

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
-from onnx import shape_inference as onnx_inference
-from onnx.reference import ReferenceEvaluator
 
 from ppfcos.deploy.onnx_files import OnnxFile
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, one_line
+
+try:
+    import onnx
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+    from onnx import shape_inference as onnx_inference
+    from onnx.reference import ReferenceEvaluator
+except ImportError as error:
+    raise MissingLibraryError(
+        f"reading a network needs the package onnx ({error}): `pip install onnx`"
+    ) from error
 
 SMALL = 64  # elements; sizes and places have fewer, weights have more
 # What sizes are computed with.
@@ -139,16 +146,6 @@ def _value(info: ValueInfoProto) -> Value:
     sides = (side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim)
     return Value(type_name(tensor.elem_type), tuple(sides))
 
-
-try:
-    import onnx
-    from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-
-    pass
-except ImportError as error:
-    raise MissingLibraryError(
-        f"reading a network needs the package onnx ({error}): `pip install onnx`"
-    ) from error
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 CONVOLUTIONS = ("Conv", "ConvInteger", "DeformConv")

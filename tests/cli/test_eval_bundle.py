@@ -164,7 +164,7 @@ def test_images_that_do_not_decode_make_nothing_faster(small, tmp_path):
         return run(inputs)
 
     detector.runtime.run = run_slowly
-    _, images_a_second = evaluator.evaluate(detector, data, "pycocotools")
+    _, images_a_second = evaluator.evaluate_bundle(detector, data, "pycocotools")
     assert 0 < images_a_second <= 10
 
 

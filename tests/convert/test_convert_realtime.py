@@ -9,8 +9,8 @@ from ppfcos.config import load_config
 from ppfcos.convert.convert import convert
 
 torch = pytest.importorskip("torch")
-import foreign_networks as foreign  # noqa: E402
-import foreign_realtime as realtime  # noqa: E402
+from helpers import foreign_networks as foreign  # noqa: E402
+from helpers import foreign_realtime as realtime  # noqa: E402
 from test_convert_weights import check_against, check_features, converted_model, save  # noqa: E402
 
 DLA = {"dla": True, "shared": False, "batch_norm": False}

@@ -21,7 +21,7 @@ from ppfcos.engine.model import build_model
 from ppfcos.engine.weights import load_pretrained, load_weights
 
 torch = pytest.importorskip("torch")
-import foreign_networks as foreign  # noqa: E402
+from helpers import foreign_networks as foreign  # noqa: E402
 
 # Padded height and width; then of two images in it, their own sizes and what they were resized by.
 BATCHES = (
