@@ -162,7 +162,7 @@ def evaluate(options: argparse.Namespace) -> int:
     environment.prepare()
     with environment.quiet_imports():
         from ppfcos.config import load_config
-        from ppfcos.data.classes import settle_num_classes
+        from ppfcos.data.classes import set_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.engine import distributed
         from ppfcos.engine.device import select_device
@@ -173,7 +173,7 @@ def evaluate(options: argparse.Namespace) -> int:
     with distributed.joined():
         with distributed.together():
             data = build_dataset(cfg, "EvalDataset")
-            settle_num_classes(cfg, data.class_names, data.source)
+            set_num_classes(cfg, data.class_names, data.source)
         found: list[dict] = []  # of all images, in the main process
         if options.report:
             _require_writable(options.report)

@@ -59,7 +59,7 @@ def show(options: argparse.Namespace) -> None:
         import paddle
 
         from ppfcos.config import load_config
-        from ppfcos.data.classes import settle_num_classes
+        from ppfcos.data.classes import set_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.data.loader import TrainLoader
         from ppfcos.engine.model import build_model
@@ -71,7 +71,7 @@ def show(options: argparse.Namespace) -> None:
     cfg = load_config(options.config, options.opt)
     paddle.set_device("cpu")  # whoever looks may be training on the GPU
     data = build_dataset(cfg, "TrainDataset")
-    settle_num_classes(cfg, data.class_names, data.source)
+    set_num_classes(cfg, data.class_names, data.source)
     model = build_model(cfg)
     loader = TrainLoader({**cfg, "worker_num": 0}, data)  # the batches are the same, and start sooner
     feed = BatchFeed(loader, cfg["max_bad_images"])

@@ -17,7 +17,7 @@ from ppdet.core.workspace import global_config
 
 from ppfcos.config import load_config
 from ppfcos.data import shapes
-from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.formats import yolo as yolo_format
 from ppfcos.data.images import ImageUnreadable, image_size, list_images, read_image
@@ -133,7 +133,7 @@ def test_images_without_a_label_file_have_no_objects(tmp_path):
     }
     assert len(build(section, "EvalDataset")) == 2
     (tmp_path / "labels/a.txt").unlink()
-    with pytest.raises(DataError, match=r"none of 2 pictures has a label file.*labels/a\.txt.*label_dir"):
+    with pytest.raises(DataError, match=r"none of 2 images has a label file.*labels/a\.txt.*label_dir"):
         build({**section, "allow_empty": True})
 
 
@@ -170,11 +170,11 @@ def test_rows_that_can_be_read(tmp_path, row, boxes):
         ("cat 0.5 0.5 0.1 0.1", "'cat'"),
         ("0 0.5 0.5 0.1", "4 columns"),
         ("0 0.5 0.5 0.1 0.1 0.99", "6 columns"),
-        ("0 nan 0.5 0.1 0.1", "nan is no fraction"),
-        ("0 inf 0.5 0.1 0.1", "inf is no fraction"),
-        ("0 40 30 20 20", "40 is no fraction"),
-        ("0 0.5 0.5 -0.2 0.1", "-0.2 is no fraction"),
-        ("0 0.1 0.2 0.4 0.2 0.3 30", "30 is no fraction"),
+        ("0 nan 0.5 0.1 0.1", "nan is not a fraction"),
+        ("0 inf 0.5 0.1 0.1", "inf is not a fraction"),
+        ("0 40 30 20 20", "40 is not a fraction"),
+        ("0 0.5 0.5 -0.2 0.1", "-0.2 is not a fraction"),
+        ("0 0.1 0.2 0.4 0.2 0.3 30", "30 is not a fraction"),
     ],
 )
 def test_rows_that_cannot_be_right(tmp_path, row, words):
@@ -246,9 +246,9 @@ def test_lists_with_all_kinds_of_paths(tmp_path, caplog):
     text(tmp_path / "set/lists/train.txt", "\n".join(lines))
     data = build(yolo(tmp_path / "set", anno_path="lists/train.txt", class_names=NAMES))
     assert list(boxes_by_name(data)) == ["a.png", "b.png", "c.png", "d.png"]
-    assert "1 pictures are not there and are left out, the first is images/gone.png" in caplog.text
+    assert "left out 1 image that is missing (first in images/gone.png)" in caplog.text
     text(tmp_path / "set/lists/train.txt", "images/gone.png\n")
-    with pytest.raises(DataError, match=r"none of its 1 pictures is there, the first is images/gone\.png"):
+    with pytest.raises(DataError, match=r"none of its 1 images is there, the first is images/gone\.png"):
         build(yolo(tmp_path / "set", anno_path="lists/train.txt", class_names=NAMES))
 
 
@@ -265,7 +265,7 @@ def test_lists_with_all_kinds_of_paths(tmp_path, caplog):
     ],
 )
 def test_where_labels_are_looked_for(image, label):
-    assert yolo_format.label_file_of(image) == label
+    assert yolo_format.label_path(image) == label
 
 
 def test_label_dir_and_the_splits_of_a_description(tmp_path):
@@ -638,7 +638,7 @@ def test_the_model_has_as_many_classes_as_the_data(drawn, root, tmp_path):
     data = build_dataset(cfg, "TrainDataset")
     with pytest.raises(ConfigError, match="num_classes is not set"):
         build_model(cfg)
-    settle_num_classes(cfg, data.class_names, data.source)
+    set_num_classes(cfg, data.class_names, data.source)
     assert cfg["num_classes"] == 3
     assert build_model(cfg).head.num_classes == 3
 
@@ -646,11 +646,11 @@ def test_the_model_has_as_many_classes_as_the_data(drawn, root, tmp_path):
 def test_num_classes_is_settled_or_contradicted(caplog):
     caplog.set_level("INFO")
     cfg = {}
-    settle_num_classes(cfg, ["a", "b"], "here")
+    set_num_classes(cfg, ["a", "b"], "here")
     assert cfg == {"num_classes": 2} and "num_classes: 2 (a, b), from here" in caplog.text
-    settle_num_classes(cfg, ["a", "b"], "here")
+    set_num_classes(cfg, ["a", "b"], "here")
     with pytest.raises(DataError, match="there has 3 classes, but num_classes is 2"):
-        settle_num_classes(cfg, ["a", "b", "c"], "there")
+        set_num_classes(cfg, ["a", "b", "c"], "there")
 
 
 @pytest.mark.parametrize(
