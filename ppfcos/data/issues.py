@@ -347,8 +347,8 @@ def describe_consequence(kind: str, in_training: bool, from_coco_file: bool) -> 
     return f"the evaluation {special.get(kind) or issue_type.evaluation or issue_type.training}"
 
 
-# report(issue type, where, detail, path of the image or "")
-Report = Callable[[str, str, str, str], None]
+# report(issue type, where, detail, path of the image = "")
+Report = Callable[..., None]
 
 
 class RaiseOnError:
@@ -365,7 +365,7 @@ class RaiseOnError:
         self._prefix = prefix
         self.tally = Tally()
 
-    def __call__(self, kind: str, where: str, detail: str, image: str) -> None:
+    def __call__(self, kind: str, where: str, detail: str, image: str = "") -> None:
         if ISSUE_TYPES[kind].outcome is Outcome.REFUSED:
             raise DataError(f"{self._prefix}{where}: {detail}")
         if kind in ("image-missing", "annotation-file-missing"):

@@ -90,11 +90,7 @@ class Made:
         return self.pictures / "1.png"
 
     def section(self, **more):
-        content = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": self.categories,
-        }
+        content = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
         (self.folder / "annotations.json").write_text(json.dumps(content))
         return {
             "name": "COCODataSet",

@@ -665,7 +665,7 @@ def test_voc_details(tmp_path, caplog):
         (lambda d, s: s.update(image_set="nonsense"), "nonsense.txt"),
         (lambda d, s: s.update(class_names=[]), "trainval.txt has 1 classes, but num_classes is 2"),
         (lambda d, s: s.update(class_names=["cat", "cat"]), "twice"),
-        (lambda d, s: s.update(class_names=["dog", "cow"]), "'cat' that is not in class_names"),
+        (lambda d, s: s.update(class_names=["dog", "cow"]), "'cat' is not in class_names"),
         (lambda d, s: (d / "Annotations/one.xml").write_text("<annotation>"), "one.xml"),
         (lambda d, s: (d / "Annotations/one.xml").write_bytes(b"\xff\xfe\0"), "one.xml"),
         (
@@ -711,7 +711,7 @@ def test_image_folder(tmp_path, coco):
     data = build_dataset({"num_classes": 2, "TestDataset": section}, "TestDataset")
     assert [Path(record["im_file"]).name for record in data.records] == ["a.JPG", "b.png", "c.webp"]
     assert data.class_names == ["x", "y"]
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         build_dataset({"TestDataset": {**section, "image_dir": "set/pictures"}}, "TestDataset")
     with pytest.raises(DataError, match="has 2 classes"):
         build_dataset({"num_classes": 3, "TestDataset": section}, "TestDataset")

@@ -10,15 +10,7 @@ from ppfcos.data.check.annotations import AnnotatedData, captured_warnings, read
 from ppfcos.data.check.levels import Geometry
 from ppfcos.data.check.rules import SectionCheck, compare_sections, find_duplicates
 from ppfcos.data.datasets import build_dataset
-from ppfcos.data.issues import (
-    ISSUE_TYPES,
-    RARE,
-    TRAINING,
-    VALIDATION,
-    Issue,
-    Severity,
-    describe_consequence,
-)
+from ppfcos.data.issues import ISSUE_TYPES, RARE, TRAINING, VALIDATION, Issue, Severity, describe_consequence
 from ppfcos.data.loader import TrainLoader
 from ppfcos.errors import ConfigError, PPFCOSError
 

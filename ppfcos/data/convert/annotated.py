@@ -18,10 +18,7 @@ from ppfcos.errors import DataError, OutputError
 DECIMALS = 6  # of coordinates in pixels: far below what is annotated, far above rounding errors
 _MAX_NAME = 255  # bytes of a file name, on all common file systems
 _EMPTY = (None, "", [], {}, 0)
-PLACE_IMAGE = {
-    "link": lambda source, target: os.symlink(source.resolve(), target),
-    "copy": shutil.copyfile,
-}
+PLACE_IMAGE = {"link": lambda source, target: os.symlink(source.resolve(), target), "copy": shutil.copyfile}
 # {(name of the split, image id): path in the new data set}
 ImagePaths = Mapping[tuple[str, int], PurePosixPath]
 

@@ -279,7 +279,7 @@ def _parse_categories(content: dict[str, Any], path: Path, report: Report) -> It
         name = _parse_text(entry, "name")
         if not name:
             detail = f"`name` must be a text that can be written, not {_value(entry, 'name')!r}"
-            report("category-malformed", where, detail, "")
+            report("category-malformed", where, detail)
             name = f"class {number if number is not None else position}"
         if number in names:
             report(
@@ -287,14 +287,13 @@ def _parse_categories(content: dict[str, Any], path: Path, report: Report) -> It
                 where,
                 f"the id {number} is there twice ({names[number]!r} and {name!r}): "
                 "give every category its own id",
-                "",
             )
             if names[number] == name:
                 continue
         elif number is not None:
             names[number] = name
         if number == 0:
-            report("category-id-zero", where, f"{name!r} has the id 0", "")
+            report("category-id-zero", where, f"{name!r} has the id 0")
         yield Entry(where, _as_dict(entry), {"id": number, "name": name})
 
 
@@ -307,12 +306,10 @@ def _parse_images(
         name = _parse_text(entry, "file_name")
         if not name:
             detail = f"`file_name` must be a text that can be written, not {_value(entry, 'file_name')!r}"
-            report("image-malformed", where, detail, "")
+            report("image-malformed", where, detail)
             continue
         if number is not None and number in listed:
-            report(
-                "image-id-twice", where, f"the id {number} is there twice: give every image its own id", ""
-            )
+            report("image-id-twice", where, f"the id {number} is there twice: give every image its own id")
             if listed[number].checked["file_name"] != name:
                 shared.add(number)
             continue
@@ -354,12 +351,12 @@ def _parse_annotations(
     for position, entry in enumerate(entries):
         where = f"annotations[{position}]"
         if not isinstance(entry, dict):
-            report("annotation-malformed", where, f"an annotation must be an object, not {entry!r}", "")
+            report("annotation-malformed", where, f"an annotation must be an object, not {entry!r}")
             continue
         image_id = _parse_id(entry, "image_id", where, report)
         if image_id not in paths:
             if image_id is not None and image_id not in listed:
-                report("annotation-of-unknown-image", where, f"`image_id` is {image_id!r}", "")
+                report("annotation-of-unknown-image", where, f"`image_id` is {image_id!r}")
             continue
         path = paths[image_id]
         if entry.get("bbox") in (None, []):
@@ -419,12 +416,12 @@ def _parse_id(entry: Any, key: str, where: str, report: Report) -> int | str | N
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
         return int(value)
     if isinstance(value, str) and value:
-        report("id-as-text", where, f"`{key}` must be a whole number, not {value!r}", "")
+        report("id-as-text", where, f"`{key}` must be a whole number, not {value!r}")
         return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else value
     if type(value) is int:
-        report("id-missing", where, f"`{key}` has more than 64 bits: {value}", "")
+        report("id-missing", where, f"`{key}` has more than 64 bits: {value}")
     else:
-        report("id-missing", where, f"`{key}` must be a whole number, not {value!r}", "")
+        report("id-missing", where, f"`{key}` must be a whole number, not {value!r}")
     return None
 
 

@@ -256,10 +256,7 @@ def _yolo_sections(folder: Path) -> dict[str, Any]:
         return {section: {**keys, "image_set": name} for section, name in names.items()}
     places = _pick_sections({name: place for name, [place] in yolo_splits(folder).items()})
     return {
-        section: {
-            **keys,
-            "image_dir" if place.is_dir() else "anno_path": os.path.relpath(place, folder),
-        }
+        section: {**keys, "image_dir" if place.is_dir() else "anno_path": os.path.relpath(place, folder)}
         for section, place in places.items()
     }
 

@@ -135,17 +135,10 @@ def label_path(image: str) -> str:
 
 
 def read_list(list_file: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Read a list such as train.txt, with the path of an image on each line.
+    """The unique paths of existing images in a list such as train.txt, and the lines of missing ones.
 
     Paths are absolute, or relative to the list's or the data set's folder. A path into a folder that was
     elsewhere when the list was written is found by what follows `images` in it.
-
-    Args:
-        list_file: The list.
-        folder: The data set's.
-
-    Returns:
-        The unique paths of existing images, and the lines of missing ones.
 
     Raises:
         DataError: The list cannot be read as text.
