@@ -1,4 +1,4 @@
-"""`tools/check_data.py`: find what is wrong with data before a training does."""
+"""`tools/check_data.py`: check the data before training."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Callable
 
 from ppfcos import console, environment
 from ppfcos.cli import command
 from ppfcos.errors import ConfigError, DataError, OutputError
 from ppfcos.json_files import to_json
 
-if TYPE_CHECKING:  # imported where it is used: it brings PaddleDetection with it
+if TYPE_CHECKING:  # imported where it is used: it imports PaddleDetection
     from ppfcos.data.check.check import DataReport
-    from ppfcos.data.check.levels import Geometry
+    from ppfcos.data.check.levels import CountPoints, Geometry
 
 logger = logging.getLogger(__name__)
 
-CLEAN, FINDINGS, COULD_NOT_RUN = 0, 1, 2
+CLEAN, ISSUES, COULD_NOT_RUN = 0, 1, 2
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
+STRIDES, SIZE_RANGES = (8, 16, 32, 64, 128), (64, 128, 256, 512)  # of the default configuration
 DESCRIPTION = (
-    "Read all images and annotations of a data set once and report what is wrong with them, and what a\n"
-    "training will do about it. Of a configuration, TrainDataset and EvalDataset are checked, also against\n"
-    "each other; of a path, what lies there. The exit code is 0 if nothing was found, 1 if something was,\n"
-    "and 2 if the check could not be done."
+    "Read all images and annotations of a data set once, and report what is wrong with them and what\n"
+    "training does about it. With a configuration, TrainDataset and EvalDataset are checked, also against\n"
+    "each other. The exit code is 0 without issues, 1 with issues, and 2 if the check is impossible."
 )
 EXAMPLE = """
 python tools/check_data.py -c configs/fcos_r18_bccd.yml
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a COCO annotation file, or the folder of a data set; instead of -c",
     )
-    add("--image_dir", metavar="FOLDER", help="of the images of PATH, where they are not found near it")
+    add("--image_dir", metavar="FOLDER", help="the folder of the images of PATH, if they are not found")
     add(
         "--output_dir",
         default="output/check_data",
@@ -56,16 +57,15 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--fix",
         metavar="OUT.json",
-        help="write a cleaned COCO annotation file of TrainDataset, or of PATH: what is safe to repair is "
-        "repaired, what cannot be is left out",
+        help="write a COCO annotation file of TrainDataset, or of PATH, without the issues that can be fixed",
     )
-    add("--accept", nargs="+", default=[], metavar="KIND", help="kinds of findings that are known and right")
+    add("--accept", nargs="+", default=[], metavar="TYPE", help="issue types that are known and accepted")
     add(
         "--workers",
-        type=_from_zero,
+        type=_non_negative,
         default=environment.available_cores(),
         metavar="N",
-        help="processes that read images; 0 reads without any (default: one a core, %(default)s)",
+        help="processes that decode images; 0 uses none (default: one per core, %(default)s)",
     )
     return parser
 
@@ -74,41 +74,35 @@ def check(options: argparse.Namespace) -> int:
     """Check the data that the command line names.
 
     Args:
-        options: of `build_parser`.
+        options: Of `build_parser`.
 
     Returns:
-        CLEAN or FINDINGS.
+        CLEAN or ISSUES.
 
     Raises:
-        PPFCOSError: it cannot be done.
+        PPFCOSError: The check is impossible.
     """
     environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.data.check.check import check_data
+        from ppfcos.data.issues import ISSUE_TYPES
     from ppfcos.visualize.data_report import text_report
 
-    _check_kinds(options.accept)
-    cfg, geometry = _what_to_check(options)
+    unknown = [kind for kind in options.accept if kind not in ISSUE_TYPES]
+    if unknown:
+        raise ConfigError(f"--accept {unknown[0]} is not an issue type; choose from {', '.join(ISSUE_TYPES)}")
+    cfg, geometry = _select_data(options)
     _refuse_to_overwrite(options.fix, cfg)
     report = check_data(cfg, geometry, options.workers)
     console.show(text_report(report, options.accept))
     _write_reports(report, Path(options.output_dir), options.config or options.path, options.accept)
     if options.fix:
-        _write_cleaned(report, Path(options.fix))
-    return FINDINGS if any(finding.kind not in options.accept for finding in report.issues) else CLEAN
+        _write_fixed(report, Path(options.fix))
+    return ISSUES if any(issue.kind not in options.accept for issue in report.issues) else CLEAN
 
 
-def _check_kinds(accepted: Sequence[str]) -> None:
-    from ppfcos.data.issues import ISSUE_TYPES
-
-    unknown = [kind for kind in accepted if kind not in KINDS]
-    if unknown:
-        raise ConfigError(f"--accept {unknown[0]}: there is no such kind; there are {', '.join(KINDS)}")
-
-
-def _what_to_check(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geometry]:
-    """A configuration, the user's own or one that is made for a path, and at which sizes to look at boxes."""
-    from ppfcos.data.check.levels import Geometry, geometry_of
+def _select_data(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geometry]:
+    """The user's configuration, or one that is made for a path, and the geometry of the model."""
     from ppfcos.data.formats.layouts import find_sections
 
     if bool(options.path) == bool(options.config):
@@ -119,23 +113,70 @@ def _what_to_check(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geom
         if options.image_dir:
             raise ConfigError("--image_dir goes with a path; with -c it is -o TrainDataset.image_dir=FOLDER")
         cfg = load_config(options.config, options.opt)
-        return cfg, geometry_of(cfg, _strides(cfg))
+        return cfg, configured_geometry(cfg)
     if options.opt:
-        raise ConfigError("-o changes keys of a configuration; a path has none: leave out -o, or take -c")
-    return find_sections(Path(options.path), Path(options.image_dir) if options.image_dir else None), Geometry()
+        raise ConfigError("-o changes keys of a configuration; a path has none: leave out -o, or use -c")
+    image_dir = Path(options.image_dir) if options.image_dir else None
+    return find_sections(Path(options.path), image_dir), default_geometry()
 
 
-def _strides(cfg: Mapping[str, Any]) -> list[int]:
-    """Of the levels, as the parts of the model themselves say."""
+def configured_geometry(cfg: Mapping[str, Any]) -> Geometry:
+    """The geometry of a configuration, with the assigner of its model."""
     from ppdet.core.workspace import create
 
+    from ppfcos.data.check.levels import input_geometry
     from ppfcos.engine.model import construction_errors
 
-    architecture = cfg[cfg["architecture"]]
     with construction_errors(cfg):
-        backbone = create(architecture["backbone"])
-        neck = create(architecture["neck"], input_shape=backbone.out_shape)
-    return [shape.stride for shape in neck.out_shape]
+        model = create(cfg["architecture"])
+    strides = model.head.strides
+    return input_geometry(cfg, count_points_of(model.assign, strides), strides, model.targets)
+
+
+def default_geometry(radius: float = 1.5) -> Geometry:
+    """The geometry of the default configuration."""
+    from ppfcos.data.check.levels import Geometry
+    from ppfcos.modeling.assigner import PPFCOSTargets
+    from ppfcos.modeling.fcos import center_grid
+
+    assigner = PPFCOSTargets(list(SIZE_RANGES), radius)
+
+    def assign(batch: Mapping[str, Any]) -> Any:
+        height, width = batch["image"].shape[2:]
+        points = [center_grid(-(-height // s), -(-width // s), s).locations() for s in STRIDES]
+        return assigner(points, list(STRIDES), batch["gt_bbox"], batch["gt_class"], 1)
+
+    return Geometry(count_points_of(assign, STRIDES), STRIDES, size_ranges=SIZE_RANGES, radius=radius)
+
+
+def count_points_of(assign: Callable[[Mapping[str, Any]], Any], strides: Sequence[int]) -> CountPoints:
+    """Count the points that an assigner assigns to each box on each level.
+
+    Args:
+        assign: Gives the targets of a batch, as `PPFCOS.assign`.
+        strides: Of the levels.
+    """
+    import numpy as np
+    import paddle
+
+    def count(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+        images, number = boxes.shape[:2]
+        # each box has a class of its own, so that the label of a point names its box
+        labels = np.tile(np.arange(number), (images, 1))
+        batch = {
+            "image": SimpleNamespace(shape=[images, 3, height, width]),
+            "gt_bbox": paddle.to_tensor(boxes),
+            "gt_class": paddle.to_tensor(labels),
+        }
+        targets = assign(batch)
+        positives, all_labels = targets.positives.numpy(), targets.labels.numpy()
+        image = positives // (len(all_labels) // images)
+        level = np.searchsorted(strides, targets.strides.numpy())
+        counts = np.zeros((images, number, len(strides)), dtype=np.int64)
+        np.add.at(counts, (image, all_labels[positives], level), 1)
+        return counts
+
+    return count
 
 
 def _refuse_to_overwrite(fixed: str | None, cfg: Mapping[str, Any]) -> None:
@@ -158,54 +199,47 @@ def _write_reports(report: DataReport, folder: Path, title: str, accepted: Seque
     logger.info("reports: %s and %s", folder / JSON_FILE, folder / PAGE_FILE)
 
 
-def _write_cleaned(report: DataReport, path: Path) -> None:
+def _write_fixed(report: DataReport, path: Path) -> None:
     from ppfcos.data.check.fix import clean
     from ppfcos.data.issues import ISSUE_TYPES
     from ppfcos.fileio import replacing
 
-    raw = report.sections[0].raw
+    data = report.sections[0].dataset
     content = clean(report)
     if not content["images"]:
-        raise DataError(f"--fix {path}: none of the images of {raw.source} would stay; nothing is written")
+        raise DataError(f"--fix {path}: none of the images of {data.source} would stay; nothing is written")
     with replacing(path) as unfinished:
         unfinished.write_text(to_json(content), encoding="utf-8")
     left = 0
-    for kind, section, findings in report.by_type():
+    for kind, section, issues in report.by_type():
         if section is report.sections[0] and ISSUE_TYPES[kind].fix:
-            logger.info("--fix: %s: %d; it %s", kind, len(findings), ISSUE_TYPES[kind].fix)
+            logger.info("--fix: %s: %d; it %s", kind, len(issues), ISSUE_TYPES[kind].fix)
         elif section is report.sections[0]:
-            left += len(findings)
+            left += len(issues)
     logger.info(
-        "%s: %d of %d images, %d of %d boxes, %d of %d classes; image_dir is %s; %d findings stay",
+        "%s: %d of %d images, %d of %d boxes, %d of %d classes; image_dir is %s; %d issues are left",
         path,
         len(content["images"]),
-        len(raw.images),
+        len(data.images),
         len(content["annotations"]),
-        sum(len(image.boxes) for image in raw.images),
+        sum(len(image.boxes) for image in data.images),
         len(content["categories"]),
-        len(raw.categories),
-        raw.image_dir,
+        len(data.categories),
+        data.image_dir,
         left,
     )
 
 
-def _from_zero(text: str) -> int:
+def _non_negative(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0")
     return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command; return the exit code."""
     try:
         return command.run(check, build_parser(), argv)
-    except Exception:  # Python's own exit code for it, 1, says here that the data was read
+    except Exception:  # Python's own exit code for it, 1, means here that there are issues
         console.complain(traceback.format_exc(), keep="\n")
         return COULD_NOT_RUN

@@ -1,4 +1,4 @@
-"""`tools/convert_data.py`: a data set from one annotation format into another."""
+"""`tools/convert_data.py`: convert a data set from one annotation format into another."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ppfcos.cli import command
 logger = logging.getLogger(__name__)
 
 FORMATS = ("coco", "voc", "yolo")
-PICTURES = ("link", "copy", "none")
+PLACED = {"link": "linked", "copy": "copied", "none": "placed"}
 
 DESCRIPTION = (
-    "Convert a data set between COCO's JSON, Pascal VOC's XML and YOLO's text labels. The new data set is a "
-    "folder with annotations and pictures, and is there as a whole or not at all. What its format cannot "
-    "hold is printed, with numbers. Boxes stay what they are, to a millionth of a pixel."
+    "Convert a data set between COCO's JSON, Pascal VOC's XML and YOLO's text labels. The new folder holds "
+    "annotations and images and is written completely or not at all. What the new format cannot hold is "
+    "printed with its number. Boxes keep their place to a millionth of a pixel."
 )
 EXAMPLE = """
     python tools/convert_data.py dataset/coco --to voc -o dataset/coco_as_voc
@@ -29,35 +29,25 @@ EXAMPLE = """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line.
-
-    Returns:
-        Its parser.
-    """
+    """The command line."""
     parser = command.plain_parser(DESCRIPTION, EXAMPLE)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "source",
         metavar="SOURCE",
         type=Path,
-        help="the data set's folder; or COCO's .json file, or YOLO's data.yaml",
+        help="the data set's folder, a COCO .json file, or a YOLO data.yaml",
     )
-    parser.add_argument(
-        "--from", dest="source_format", choices=FORMATS, help="its format (default: what it looks like)"
-    )
-    parser.add_argument(
-        "--to", dest="target_format", choices=FORMATS, required=True, help="the format that is wanted"
-    )
-    parser.add_argument(
-        "-o", "--output", metavar="FOLDER", type=Path, required=True, help="the new data set's folder"
-    )
-    parser.add_argument(
+    add("--from", dest="source_format", choices=FORMATS, help="its format (default: detected)")
+    add("--to", dest="target_format", choices=FORMATS, required=True, help="the new format")
+    add("-o", "--output", metavar="FOLDER", type=Path, required=True, help="the new data set's folder")
+    add(
         "--images",
-        dest="pictures",
-        choices=PICTURES,
+        choices=PLACED,
         default="link",
-        help="put symbolic links to the pictures into it, or copies, or none (default: %(default)s)",
+        help="put symbolic links to the images into it, copies, or none (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--split",
         dest="splits",
         nargs="+",
@@ -66,31 +56,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="convert only these, such as train2017 (of instances_train2017.json), trainval (of "
         "ImageSets/Main/trainval.txt) or train (of data.yaml)",
     )
-    parser.add_argument(
-        "--image_dir", metavar="FOLDER", type=Path, help="where the pictures are, if they are not found"
-    )
-    parser.add_argument(
+    add("--image_dir", metavar="FOLDER", type=Path, help="the folder of the images, if they are not found")
+    add(
         "--class_names",
         metavar="FILE",
         type=Path,
-        help="a class a line, in the order of the labels, where a VOC or YOLO data set has no such list",
+        help="one class per line in the order of the labels, for a VOC or YOLO data set without such a list",
     )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace the new folder, and all that it holds, if it is there",
-    )
+    add("--overwrite", action="store_true", help="replace the new folder and all its contents if it exists")
     return parser
 
 
 def convert_data(options: argparse.Namespace) -> None:
-    """Convert as the command line says.
+    """Convert a data set.
 
     Args:
-        options: of `build_parser`.
+        options: Of `build_parser`.
 
     Raises:
-        PPFCOSError: it cannot be done.
+        PPFCOSError: The conversion is impossible.
     """
     with environment.quiet_imports():
         import yaml
@@ -103,32 +87,30 @@ def convert_data(options: argparse.Namespace) -> None:
         options.target_format,
         options.output,
         options.source_format,
-        options.pictures,
+        options.images,
         options.splits,
         options.image_dir,
         read_names(options.class_names) if options.class_names else (),
         options.overwrite,
     )
-    for remark in done.remarks:
-        logger.info("note: %s", remark)
-    for loss in done.dropped:
-        logger.info("lost: %s", loss)
+    for line in done.notes:
+        logger.info("note: %s", line)
+    for line in done.dropped:
+        logger.info("lost: %s", line)
     if not done.dropped:
         logger.info("nothing is lost")
-    how = {"link": "linked", "copy": "copied", "none": "placed"}[options.pictures]
-    logger.info("%s written to %s, %d pictures %s", options.target_format, options.output, done.images, how)
+    logger.info(
+        "%s written to %s, %d images %s",
+        options.target_format,
+        options.output,
+        done.images,
+        PLACED[options.images],
+    )
     for split, section in done.sections.items():
         text = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
         logger.info("to read %s, set TrainDataset or EvalDataset: %s", split, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command; return the exit code."""
     return command.run(convert_data, build_parser(), argv)

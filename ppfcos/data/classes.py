@@ -1,4 +1,4 @@
-"""What the classes are called: read from files that only name them, counted, and compared."""
+"""Class names: read from text files, counted and compared."""
 
 from __future__ import annotations
 
@@ -17,43 +17,46 @@ _SHOWN = 5  # names that a message lists
 
 
 def set_num_classes(cfg: MutableMapping[str, Any], class_names: Sequence[str], source: str) -> None:
-    """Sets `num_classes` to what the data has, or sees that it is what the configuration says.
+    """Set `num_classes` in the configuration from the data, or check it if it is set.
 
-    To be called before the model is built: PaddleDetection's workspace gives the key to the parts of the
-    model, and a default of 80 where nobody has set it.
+    Call this before the model is built: PaddleDetection's workspace passes the key to the parts of the model,
+    with a default of 80.
 
     Args:
-        cfg: The configuration; `num_classes` may be absent or null.
-        class_names: TrainDataset's for a training, EvalDataset's for an evaluation, or a checkpoint's.
-        source: What names them, such as a file; for messages.
+        cfg: The configuration, which is changed.
+        class_names: TrainDataset's for training, EvalDataset's for evaluation, or a checkpoint's.
+        source: The file that names them, for messages.
 
     Raises:
-        DataError: The configuration says another number.
+        DataError: The configuration has another number.
     """
-    found, wanted = len(class_names), cfg.get("num_classes")
-    if wanted is None:
-        cfg["num_classes"] = found
-        logger.info("num_classes: %d (%s), from %s", found, shown(class_names), source)
-    elif wanted != found:
+    check_num_classes(cfg.get("num_classes"), class_names, source)
+    if cfg.get("num_classes") is None:
+        cfg["num_classes"] = len(class_names)
+        logger.info("num_classes: %d (%s), from %s", len(class_names), shown(class_names), source)
+
+
+def check_num_classes(num_classes: int | None, class_names: Sequence[str], source: str) -> None:
+    """Raise a DataError if `num_classes` is set and is not the number of class names."""
+    found = len(class_names)
+    if num_classes not in (None, found):
         raise DataError(
-            f"{source} has {found} classes, but num_classes is {wanted}: "
+            f"{source} has {found} classes, but num_classes is {num_classes}: "
             f"set num_classes: {found}, or leave it out, or name the right file"
         )
 
 
 def check_same_classes(known: Sequence[str], where: str, found: Sequence[str], there: str) -> None:
-    """Sees that two lists of classes are the same, in the same order: a label is a position in them.
-
-    Otherwise a model would be compared with classes that it was not trained on, and found to know none.
+    """Check that two lists of classes are equal, including their order: a label is a position in them.
 
     Args:
-        known: The names by which the model is, or is to be, trained.
-        where: What says so, such as a file; for the message.
-        found: The other names.
-        there: What says those.
+        known: The class names of the model.
+        where: The source of these, such as a file; for the message.
+        found: The other class names.
+        there: The source of those.
 
     Raises:
-        DataError: They differ; the message says where.
+        DataError: They differ.
     """
     known, found = list(known), list(found)
     if known == found:
@@ -75,22 +78,16 @@ def check_same_classes(known: Sequence[str], where: str, found: Sequence[str], t
 
 
 def shown(names: Sequence[str]) -> str:
-    """Names for a message, the first few of them."""
+    """The first few names, for a message."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
 def read_names(path: Path) -> list[str]:
-    """The class names in a text file, one a line (label_list.txt, classes.txt, obj.names).
-
-    Args:
-        path: The file.
-
-    Returns:
-        The names; the position is the label.
+    """The class names in a text file with one per line (label_list.txt, classes.txt, obj.names).
 
     Raises:
-        DataError: It cannot be read, has no names, or has one twice.
+        DataError: The file cannot be read, has no names, or has one twice.
     """
     try:
         lines = read_text(path).splitlines()
@@ -100,14 +97,10 @@ def read_names(path: Path) -> list[str]:
 
 
 def checked_names(names: Sequence[Any], source: str) -> list[str]:
-    """Class names as text.
-
-    Args:
-        names: What a file or a configuration lists.
-        source: Where, for messages.
+    """Class names as text; `source` is for messages.
 
     Raises:
-        DataError: There are none, or one is there twice.
+        DataError: There are none, or one occurs twice.
     """
     texts = [str(name) for name in names]
     if not texts:

@@ -1,32 +1,29 @@
-"""From a section of the configuration (TrainDataset, EvalDataset, TestDataset) to records."""
+"""Read the data set of a configuration section: TrainDataset, EvalDataset or TestDataset."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ppdet.core.workspace import global_config
+from ppdet.core.workspace import global_config, register, serializable
 from ppdet.data.source.coco import COCODataSet
+from ppdet.data.source.dataset import DetDataset
 
 from ppfcos.data.annotation_cache import AnnotationCache
-from ppfcos.data.classes import read_names, set_num_classes
+from ppfcos.data.classes import check_num_classes, read_names
 from ppfcos.data.formats import coco
-from ppfcos.data.formats.concat import PPFCOSJoinedDataSet, join, join_categories
+from ppfcos.data.formats.concat import concatenate, merge_categories
 from ppfcos.data.formats.voc import PPFCOSVOCDataSet
 from ppfcos.data.formats.yolo import PPFCOSYOLODataSet
 from ppfcos.data.images import IMAGE_SUFFIXES, list_images
 from ppfcos.data.records import (
-    MIN_BOX_SIDE,
     DetectionData,
     EpochSampling,
     Record,
     RecordStore,
-    clip_boxes,
     drop_boxes_without_area,
     numbered,
     separate_crowds,
@@ -38,27 +35,70 @@ from ppfcos.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _DATA_FIELDS = ["image", "gt_bbox", "gt_class", "is_crowd", "difficult"]
-# By the name of its folder, how a data set that the configurations name is got.
+# How to get a data set of the configurations, by the name of its folder.
 _WHERE_FROM = {
-    "coco": "`python dataset/coco/download_coco.py` fetches COCO 2017, or ",
-    "bccd": "`python dataset/bccd/download_bccd.py` fetches it, or ",
+    "coco": "`python dataset/coco/download_coco.py` downloads COCO 2017, or ",
+    "bccd": "`python dataset/bccd/download_bccd.py` downloads it, or ",
     "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
 }
 _LARGE_FILE = 50 << 20  # bytes, which take seconds to parse
-_OURS = (PPFCOSVOCDataSet, PPFCOSYOLODataSet, PPFCOSJoinedDataSet)
+
+
+@register
+@serializable
+class PPFCOSJoinedDataSet(DetDataset):
+    """Several data sets of any formats, concatenated.
+
+    Classes of the same name are one class. Every data set should have boxes for all classes that occur in its
+    images: an object with a box in one data set and without in another is learned as both.
+
+    Args:
+        datasets (list): Sections like TrainDataset, each with its `name` and keys; and `weight`, how often an
+            epoch of training uses its images: 2 uses each twice, 0.25 a quarter of them, another quarter in
+            the next epoch. Evaluation uses each image once.
+        class_names (list): The order of the classes; by default the order in which they are first named. A
+            class that is not in it is an error.
+        data_fields (list): Accepted for PaddleDetection; all fields are always read.
+        repeat (int): How often PaddleDetection's reader goes through the images in an epoch.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[dict[str, Any]] = (),
+        class_names: Sequence[str] | None = None,
+        data_fields: Sequence[str] = ("image", "gt_bbox", "gt_class"),
+        repeat: int = 1,
+    ):
+        super().__init__(data_fields=list(data_fields), repeat=repeat)
+        self.datasets = list(datasets)
+        self.class_names = [str(name) for name in class_names or ()]
+        self.roidbs: list[Record] | None = None
+        self.cname2cid: dict[str, int] = {}
+
+    def check_or_download_dataset(self) -> None:
+        """Do nothing: the data is the user's own."""
+
+    def parse_dataset(self) -> None:
+        """Read an epoch of all data sets into `roidbs`, for PaddleDetection's reader.
+
+        Raises:
+            ConfigError: A section is wrong.
+            DataError: A data set is wrong, or the classes do not fit class_names.
+        """
+        section = {"name": type(self).__name__, "datasets": self.datasets, "class_names": self.class_names}
+        data = build_dataset({"TrainDataset": section}, "TrainDataset")
+        self.roidbs = [data.record(position) for position in range(len(data))]
+        self.cname2cid = {name: label for label, name in enumerate(data.class_names)}
 
 
 def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
-    """Reads the data set that a section names.
+    """Read the data set of a section.
 
-    For evaluation every image counts, also one without objects: `allow_empty` is a matter of training.
+    An evaluation uses every image, whatever `allow_empty` says.
 
     Args:
         cfg: The configuration.
         section: TrainDataset, EvalDataset or TestDataset.
-
-    Returns:
-        The records and categories.
 
     Raises:
         ConfigError: The section or one of its keys is wrong.
@@ -67,14 +107,13 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     data = _read(cfg, section, cfg.get(section) or {})
     if not isinstance(data.records, RecordStore):
         data.records = RecordStore.from_records(data.records)
-    if cfg.get("num_classes") is not None:
-        set_num_classes(cfg, data.class_names, data.source)
+    check_num_classes(cfg.get("num_classes"), data.class_names, data.source)
     _log(data)
     return data
 
 
 def _log(data: DetectionData) -> None:
-    """One line: what there is, and what was done to have it so."""
+    """Log the size of a data set and what was left out or repaired."""
     changes = f"; {data.tally}" if str(data.tally) else ""
     logger.log(
         logging.WARNING if data.tally.has_faults else logging.INFO,
@@ -89,53 +128,45 @@ def _log(data: DetectionData) -> None:
 
 
 def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> DetectionData:
-    """The data set that `keys` describe, whatever `num_classes` says."""
+    """Read the data set that `keys` describe, without checking `num_classes`."""
     arguments = dict(keys)
     name = arguments.pop("name", None)
     if not name:
         raise ConfigError(f"{section} is missing or has no `name`, such as COCODataSet")
     if name == "ImageFolder":
         return _image_folder(cfg, section, arguments)
-    dataset = _construct(name, arguments, section)
+    dataset = construct_dataset(name, arguments, section)
     if _ignores_crowds(cfg) and _is_training(section) and getattr(dataset, "load_crowd", False):
         raise ConfigError(
             f"{section}.load_crowd: true makes objects of the crowds that PPFCOSTargets.ignore_crowd: true "
             "leaves out of the loss: set only one of them"
         )
     if isinstance(dataset, PPFCOSJoinedDataSet):
-        return _joined(cfg, section, dataset)
-    # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
+        return _concatenated(cfg, section, dataset)
+    # images without objects may be drawn (empty_ratio), and every process must draw the same
     with global_generators(int(cfg.get("seed") or 0)):
-        data = _parsed(cfg, dataset, section, keys)
+        if type(dataset).parse_dataset is not COCODataSet.parse_dataset:
+            data = _other(dataset, section)
+        elif cfg.get("annotation_cache"):
+            data = _cached_coco(cfg, dataset, section, keys)
+        else:
+            data = _coco(dataset, section)
     if data.has_crowds:
-        _settle_crowds(data, _ignores_crowds(cfg))
+        if not isinstance(data.records, RecordStore):
+            data.records = RecordStore.from_records(data.records)
+        if _ignores_crowds(cfg):
+            data.tally.move(LoadEvent.CROWD, LoadEvent.IGNORED_CROWD, data.records.number_of_crowds())
+        else:
+            data.records = data.records.without_crowds()
     return data
 
 
-def _parsed(cfg: Mapping[str, Any], dataset: Any, section: str, keys: Mapping[str, Any]) -> DetectionData:
-    if not isinstance(dataset, COCODataSet):
-        return _other(dataset, section)
-    if cfg.get("annotation_cache"):
-        return _cached_coco(cfg, dataset, section, keys)
-    return _coco(dataset, section)
-
-
 def _ignores_crowds(cfg: Mapping[str, Any]) -> bool:
-    """Whether a training leaves locations within crowds out of its loss."""
+    """Whether the loss ignores points in crowds."""
     return bool((cfg.get("PPFCOSTargets") or {}).get("ignore_crowd"))
 
 
-def _settle_crowds(data: DetectionData, ignored: bool) -> None:
-    """Takes the boxes around crowds away from the records, unless what is in them is to be ignored."""
-    if not isinstance(data.records, RecordStore):
-        data.records = RecordStore.from_records(data.records)
-    if ignored:
-        data.tally.move(LoadEvent.CROWD, LoadEvent.IGNORED_CROWD, data.records.number_of_crowds())
-    else:
-        data.records = data.records.without_crowds()
-
-
-def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) -> DetectionData:
+def _concatenated(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) -> DetectionData:
     parts, weights = [], []
     for number, keys in enumerate(dataset.datasets):
         arguments = dict(keys)
@@ -144,15 +175,15 @@ def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) 
         if not weights[-1] > 0:
             raise ConfigError(f"{part}.weight is {weights[-1]}: it must be above 0")
         if arguments.get("name") == "ImageFolder":
-            raise ConfigError(f"{part} is an ImageFolder: pictures without annotations cannot be joined")
+            raise ConfigError(f"{part} is an ImageFolder, which has no annotations: leave it out")
         parts.append(_read(cfg, part, arguments))
         _log(parts[-1])
     if not parts:
-        raise ConfigError(f"{section}.datasets is empty: list the data sets to be joined")
+        raise ConfigError(f"{section}.datasets is empty: list the data sets to concatenate")
     draw = None
     if _is_training(section) and any(weight != 1 for weight in weights):
         draw = EpochSampling([len(part.records) for part in parts], weights, int(cfg.get("seed") or 0))
-    return join(parts, section, dataset.class_names, draw)
+    return concatenate(parts, section, dataset.class_names, draw)
 
 
 def _is_training(section: str) -> bool:
@@ -162,12 +193,12 @@ def _is_training(section: str) -> bool:
 def dataset_of_images(
     cfg: Mapping[str, Any], images: Sequence[str], section: str = "TestDataset"
 ) -> DetectionData:
-    """Pictures to be looked at only, in the given order; class names as for an ImageFolder.
+    """A data set of images without annotations, in the given order.
 
     Args:
         cfg: The configuration.
-        images: The pictures' paths.
-        section: Where the class names come from: its `class_names` or `anno_path`, or else EvalDataset's.
+        images: The images' paths.
+        section: The section whose `class_names` or `anno_path` name the classes, or else EvalDataset's.
     """
     records: list[Record] = [
         {"im_id": np.array([number], dtype=np.int64), "im_file": str(path)}
@@ -176,14 +207,14 @@ def dataset_of_images(
     return DetectionData(section, "the given images", records, _categories_without_annotations(cfg, section))
 
 
-def _construct(name: str, arguments: dict[str, Any], section: str) -> Any:
-    """An object of a data set class registered in the workspace. (`create` takes no arguments of ours.)"""
+def construct_dataset(name: str, arguments: dict[str, Any], section: str) -> Any:
+    """Make an object of a registered data set class with these arguments."""
     schema = global_config.get(name)
     data_class = getattr(getattr(schema, "pymodule", None), name, None)
     if data_class is None or not hasattr(data_class, "parse_dataset"):
         raise ConfigError(
             f"{section}.name: {name} is not a data set: "
-            f"use COCODataSet, {', '.join(kind.__name__ for kind in _OURS)} or ImageFolder"
+            "use COCODataSet, PPFCOSVOCDataSet, PPFCOSYOLODataSet, PPFCOSJoinedDataSet or ImageFolder"
         )
     if section.partition(".")[0] == "EvalDataset":
         every_image = {"allow_empty": True, "empty_ratio": 1.0}
@@ -198,7 +229,7 @@ def _construct(name: str, arguments: dict[str, Any], section: str) -> Any:
 
 
 def _require(path: Path, section: str, key: str, folder: Path) -> None:
-    """Raises the DataError that says how to get a missing file or folder of the data set in `folder`."""
+    """Raise a DataError that says how to get a missing file or folder of the data set in `folder`."""
     if not path.exists():
         cure = _WHERE_FROM.get(folder.name, "")
         raise DataError(f"{path} is not there: {cure}set {section}.{key}")
@@ -214,30 +245,23 @@ def _coco(dataset: Any, section: str) -> DetectionData:
     for wanted, key in ((folder, "dataset_dir"), (path, "anno_path"), (image_dir, "image_dir")):
         _require(wanted, section, key, folder)
     size = path.stat().st_size
-    if size >= _LARGE_FILE:  # or nothing would be seen until it is done
+    if size >= _LARGE_FILE:
         logger.info("%s: reading %s, %d MB", section, path, size >> 20)
     content, tally = coco.read_coco(path, image_dir, section)
     if "annotations" not in content and section != "TestDataset":
         raise DataError(f"{path} has no annotations, only images: {section} needs both")
-    # the assertion is what PaddleDetection says of a file in which it finds no image to use
-    with (
-        coco.opened_for_paddledetection(content),
-        _quiet_paddledetection(),
-        contextlib.suppress(AssertionError),
-    ):
-        dataset.parse_dataset()
     of_boxes = LoadStatistics()
-    records = [_plain(record) for record in getattr(dataset, "roidbs", None) or []]
-    _count_left_out(dataset, content, records, of_boxes)
+    records = coco.make_records(content, dataset, image_dir, of_boxes)
     records = drop_boxes_without_area(records, dataset.allow_empty, of_boxes)
     if not records:
         raise DataError(
             f"{path} gives no image with objects: set {section}.allow_empty: true to train on such images"
         )
-    if _is_training(section):  # an evaluation has its boxes from the file, whatever is in the records
+    if _is_training(section):
         tally.add_all(of_boxes)
-        if not dataset.load_crowd:
-            _add_crowds(records, content)
+    if not _is_training(section) or dataset.load_crowd:  # an evaluation reads its crowds from the file
+        for record in records:
+            record.pop("gt_crowd", None)
     return DetectionData(
         section,
         str(path),
@@ -251,11 +275,11 @@ def _coco(dataset: Any, section: str) -> DetectionData:
 def _cached_coco(
     cfg: Mapping[str, Any], dataset: Any, section: str, keys: Mapping[str, Any]
 ) -> DetectionData:
-    """What `_coco` gives, from `annotation_cache` where it was read before."""
+    """As `_coco`, through `annotation_cache`."""
     folder = Path(dataset.dataset_dir)
     path, image_dir = folder / str(dataset.anno_path), folder / str(dataset.image_dir)
     if not path.is_file() or not image_dir.is_dir():
-        return _coco(dataset, section)  # which says what is wrong
+        return _coco(dataset, section)  # raises the error
     decisive = {
         "keys": dict(keys),
         "section": section,
@@ -274,47 +298,15 @@ def _cached_coco(
     )
 
 
-def _count_left_out(dataset: Any, content: dict[str, Any], records: list[Record], tally: LoadStatistics) -> None:
-    """Counts what PaddleDetection left out without a word: images without objects, and boxes."""
-    taken = {int(record["im_id"][0]) for record in records}
-    files = {image["id"]: image["file_name"] for image in content["images"]}
-    if dataset.sample_num > 0:  # it read no further than that, in the order of the ids
-        files = {number: name for number, name in files.items() if number <= max(taken, default=0)}
-    tally.add(LoadEvent.EMPTY_IMAGE, len(files.keys() - taken))
-    for note in content.get("annotations", ()):
-        if note["image_id"] not in files:
-            continue
-        if note.get("ignore"):
-            tally.add(LoadEvent.MARKED_IGNORE)
-        elif note["iscrowd"] and not dataset.load_crowd:
-            tally.add(LoadEvent.CROWD)
-        elif min(note["bbox"][2], note["bbox"][3]) <= MIN_BOX_SIDE:
-            tally.add(LoadEvent.NO_AREA, first=files[note["image_id"]])
-
-
-def _add_crowds(records: list[Record], content: dict[str, Any]) -> None:
-    """Gives each record the boxes around crowds, which PaddleDetection leaves out."""
-    crowds: dict[int, list[list[float]]] = {}
-    for note in content.get("annotations", ()):
-        if note["iscrowd"] and not note.get("ignore"):
-            x, y, width, height = note["bbox"]
-            crowds.setdefault(note["image_id"], []).append([x, y, x + width, y + height])
-    for record in records:
-        boxes = np.array(crowds.get(int(record["im_id"][0]), ()), dtype=np.float32)
-        clipped, with_area = clip_boxes(boxes, record["h"], record["w"])
-        record["gt_crowd"] = clipped[with_area]
-
-
 def _other(dataset: Any, section: str) -> DetectionData:
-    """One of our data sets, or any of PaddleDetection's that numbers class names in `cname2cid`."""
+    """A VOC or YOLO data set, or any of PaddleDetection's that numbers class names in `cname2cid`."""
     folder = Path(dataset.dataset_dir)
     images = folder / (dataset.image_dir or "") if folder.name in _WHERE_FROM else folder
     _require(images, section, "dataset_dir to the folder of your data", folder)
-    with _quiet_paddledetection():
-        try:
-            dataset.parse_dataset()
-        except (AssertionError, OSError, ValueError, KeyError, AttributeError) as error:
-            raise DataError(f"{folder} cannot be read by {type(dataset).__name__}: {error}") from None
+    try:
+        dataset.parse_dataset()
+    except (AssertionError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{folder} cannot be read by {type(dataset).__name__}: {error}") from None
     names = getattr(dataset, "cname2cid", None)
     if not names:
         raise ConfigError(f"{section}: {type(dataset).__name__} does not say which classes it has")
@@ -329,7 +321,7 @@ def _other(dataset: Any, section: str) -> DetectionData:
 
 
 def _plain(record: Record) -> Record:
-    """A record without what detection has no use for, polygons above all."""
+    """A record without what detection does not use, such as polygons."""
     kept = ("im_file", "im_id", "h", "w", "gt_bbox", "gt_class", "is_crowd", "difficult")
     return {key: record[key] for key in kept if key in record}
 
@@ -337,15 +329,15 @@ def _plain(record: Record) -> Record:
 def _image_folder(cfg: Mapping[str, Any], section: str, arguments: dict[str, Any]) -> DetectionData:
     dataset_dir = Path(arguments.get("dataset_dir") or "")
     folder = dataset_dir / (arguments.get("image_dir") or "")
-    _require(folder, section, "image_dir to a folder of pictures", dataset_dir)
+    _require(folder, section, "image_dir to a folder of images", dataset_dir)
     images = list_images(folder)
     if not images:
-        raise DataError(f"{folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}): set {section}.image_dir")
+        raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}): set {section}.image_dir")
     return dataset_of_images(cfg, images, section)
 
 
 def _categories_without_annotations(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]]:
-    """Class names for pictures without annotations: the section's, else EvalDataset's, else numbers."""
+    """The section's class names, else EvalDataset's, else numbers."""
     for name in (section, "EvalDataset"):
         found = categories_of(cfg, name)
         if found is not None:
@@ -365,27 +357,28 @@ def _categories_without_annotations(cfg: Mapping[str, Any], section: str) -> lis
 
 
 def categories_of(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]] | None:
-    """The classes of a section, without reading its annotations where something shorter names them.
+    """The classes of a section, without reading its images.
 
     Args:
         cfg: The configuration.
         section: TrainDataset, EvalDataset or TestDataset.
 
     Returns:
-        `id` and `name` of every class in the order of the labels; None where the section says nothing of
-        them, or its files are not there.
+        `id` and `name` of every class in the order of the labels; None if the section does not name them or
+        its files are missing.
 
     Raises:
         DataError: A file is wrong, or the categories contradict num_classes.
     """
     found = _named_classes(section, cfg.get(section) or {})
-    if found is not None and cfg.get("num_classes") is not None:
-        set_num_classes(cfg, found.class_names, found.source)
-    return found.categories if found is not None else None
+    if found is None:
+        return None
+    check_num_classes(cfg.get("num_classes"), found.class_names, found.source)
+    return found.categories
 
 
 def _named_classes(section: str, keys: Mapping[str, Any]) -> DetectionData | None:
-    """The classes that a section's keys lead to, as a data set without images; None where they do not."""
+    """The classes that a section's keys name, as a data set without images; None if they name none."""
     name, folder = keys.get("name"), Path(keys.get("dataset_dir") or "")
     if name == PPFCOSJoinedDataSet.__name__:
         parts = [
@@ -395,13 +388,14 @@ def _named_classes(section: str, keys: Mapping[str, Any]) -> DetectionData | Non
         if not parts or any(part is None for part in parts):
             return None
         source = " + ".join(part.source for part in parts)
-        return DetectionData(section, source, [], join_categories(parts, keys.get("class_names") or ()))
+        return DetectionData(section, source, [], merge_categories(parts, keys.get("class_names") or ()))
     if keys.get("class_names"):
         return DetectionData(section, f"{section}.class_names", [], numbered(keys["class_names"]))
     if name in (PPFCOSVOCDataSet.__name__, PPFCOSYOLODataSet.__name__):
         if not (keys.get("dataset_dir") and folder.is_dir()):
             return None
-        dataset = _construct(name, {key: value for key, value in keys.items() if key != "name"}, section)
+        arguments = {key: value for key, value in keys.items() if key != "name"}
+        dataset = construct_dataset(name, arguments, section)
         return DetectionData(section, str(folder), [], dataset.find_categories())
     path = folder / (keys.get("anno_path") or "")
     if keys.get("anno_path") and path.is_file():
@@ -410,26 +404,7 @@ def _named_classes(section: str, keys: Mapping[str, Any]) -> DetectionData | Non
 
 
 def _categories_in_file(path: Path, section: str) -> list[dict[str, Any]]:
-    """Of a COCO file, or of a text file with one name a line (PaddleDetection's label_list.txt)."""
+    """Of a COCO file, or of a text file with one name per line (PaddleDetection's label_list.txt)."""
     if path.suffix.lower() == ".json":
         return coco.load_categories(path, section)
     return numbered(read_names(path))
-
-
-@contextlib.contextmanager
-def _quiet_paddledetection() -> Iterator[None]:
-    """PaddleDetection and pycocotools report to standard output; what matters of it we log ourselves."""
-    loggers = [
-        entry
-        for name, entry in logging.root.manager.loggerDict.items()
-        if name.startswith("ppdet") and isinstance(entry, logging.Logger)
-    ]
-    before = [entry.disabled for entry in loggers]
-    for entry in loggers:
-        entry.disabled = True
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for entry, disabled in zip(loggers, before):
-            entry.disabled = disabled

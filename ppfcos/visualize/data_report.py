@@ -14,6 +14,7 @@ from ppfcos.data.check.levels import Geometry
 from ppfcos.data.issues import ISSUE_TYPES, TRAINING, Issue
 from ppfcos.data.check.rules import SIDE_BINS, SectionCheck
 from ppfcos.data.images import ImageUnreadable, read_image
+from ppfcos.data.issues import ISSUE_TYPES, TRAINING, Issue
 from ppfcos.visualize.page import escaped, page, picture_address, short
 
 EXAMPLES = 3  # of each kind in the text; the JSON has all

@@ -17,7 +17,7 @@ import pytest
 if not Path("/proc/self/clear_refs").exists():
     pytest.skip("memory is measured by Linux's /proc", allow_module_level=True)
 
-SCRIPT = Path(__file__).with_name("bad_input.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "bad_input.py"
 PROCESSES = 2
 MOST_SECONDS, MOST_MEMORY = 10, 2 << 30
 PATIENCE = 60  # seconds of a clock: a machine may have others to serve
@@ -28,7 +28,7 @@ class Reader:
 
     def __init__(self, data: Path):
         self._command = [sys.executable, str(SCRIPT), str(data)]
-        self._environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)}
+        self._environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
         self._process: subprocess.Popen | None = None
 
     def outcome(self, seed: int) -> dict[str, Any]:

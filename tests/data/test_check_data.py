@@ -29,28 +29,20 @@ from helpers.small_config import write_config
 from PIL import Image
 
 from ppfcos.cli import check_data as cli
+from ppfcos.config import load_config
 from ppfcos.data.check.check import check_data
-from ppfcos.data.check.levels import (
-    COVERED,
-    NO_LOCATION,
-    Geometry,
-    Resize,
-    count_locations,
-    geometry_of,
-    responsibility,
-)
 from ppfcos.data.check.fix import clean
-from ppfcos.data.check.images import Task, look_at, look_at_all
-from ppfcos.data.issues import ISSUE_TYPES, RARE, Outcome
-from ppfcos.data.formats.layouts import find_sections
+from ppfcos.data.check.images import ImageTask, check_image, check_images
+from ppfcos.data.check.levels import COVERED, NO_LOCATION, Resize, assign_levels, input_geometry
 from ppfcos.data.datasets import build_dataset
+from ppfcos.data.formats.layouts import find_sections
 from ppfcos.data.images import ImageUnreadable, read_image
+from ppfcos.data.issues import ISSUE_TYPES, RARE, Outcome
 from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.shapes import generate
+from ppfcos.engine.model import build_model
 from ppfcos.errors import DataError
 from ppfcos.metrics.coco import evaluate_detections
-from ppfcos.modeling.assigner import PPFCOSTargets
-from ppfcos.modeling.fcos import center_grid
 
 HEIGHT, WIDTH = 60, 80
 TRANSFORMS = [
@@ -63,7 +55,7 @@ READERS = {
     "EvalReader": {"sample_transforms": TRANSFORMS, "batch_size": 1},
     "worker_num": 0,
 }
-GEOMETRY = Geometry((Resize((96, 128), True),))
+GEOMETRY = cli.default_geometry()._replace(resizes=(Resize((96, 128), True),))
 
 
 class Made:
@@ -98,11 +90,7 @@ class Made:
         return self.pictures / "1.png"
 
     def section(self, **more):
-        content = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": self.categories,
-        }
+        content = {"images": self.images, "annotations": self.annotations, "categories": self.categories}
         (self.folder / "annotations.json").write_text(json.dumps(content))
         return {
             "name": "COCODataSet",
@@ -125,8 +113,8 @@ def made(tmp_path):
     return Made(tmp_path / "set")
 
 
-def kinds_of(report, section="TrainDataset") -> dict[str, int]:
-    return {kind: len(found) for kind, where, found in report.by_type() if where.raw.section == section}
+def issue_counts(report, section="TrainDataset") -> dict[str, int]:
+    return {kind: len(found) for kind, where, found in report.by_type() if where.dataset.section == section}
 
 
 def check(cfg, geometry=GEOMETRY):
@@ -137,12 +125,12 @@ ALWAYS = {"category-rare"}  # of eight boxes there are never enough
 
 
 def test_good_data_is_clean(made):
-    assert set(kinds_of(check(made.config()))) == ALWAYS
+    assert set(issue_counts(check(made.config()))) == ALWAYS
     made.annotations.clear()
     for number in range(2 * RARE):
         column, row = divmod(number // 4, 3)
         made.add(1 + number % 4, (7, 3)[number % 2], [2 + 18 * column, 2 + 18 * row, 14, 14])
-    assert not check(made.config()).findings
+    assert not check(made.config()).issues
 
 
 # Annotations: what is found, and what training does ------------------------------------------------
@@ -319,7 +307,7 @@ LOGGED = {
 def test_all_that_the_report_says_of_the_log_is_compared():
     told = {
         kind
-        for kind, entry in KINDS.items()
+        for kind, entry in ISSUE_TYPES.items()
         if "in the log" in entry.training and entry.outcome is not Outcome.IMAGE_REPLACED
     }
     assert told == {*LOGGED, "annotation-file-missing"}
@@ -340,8 +328,8 @@ def test_training_does_what_the_report_says(made, kind, spoil, caplog):
     if outcome is Outcome.REFUSED:
         assert refusals == [training.refused]
         return
-    left_out = [f for f in report.issues if KINDS[f.kind].outcome is Outcome.IMAGE_LEFT_OUT]
-    boxes_left_out = [f for f in report.issues if KINDS[f.kind].outcome is Outcome.BOX_LEFT_OUT]
+    left_out = [f for f in report.issues if ISSUE_TYPES[f.kind].outcome is Outcome.IMAGE_LEFT_OUT]
+    boxes_left_out = [f for f in report.issues if ISSUE_TYPES[f.kind].outcome is Outcome.BOX_LEFT_OUT]
     listed = [image for image in made.images if image["file_name"] not in [f.where for f in left_out]]
     assert len(training.images) == len(listed), "a replaced image is still one in the epoch"
     if outcome is Outcome.IMAGE_REPLACED:
@@ -362,13 +350,13 @@ def test_every_kind_has_a_case():
         "image-leak", "annotation-file-unreadable", "category-rare", "category-only-in-validation",
         "box-covered",
     }  # fmt: skip
-    assert cases | elsewhere == set(KINDS) and not cases & elsewhere
+    assert cases | elsewhere == set(ISSUE_TYPES) and not cases & elsewhere
 
 
 def test_images_without_objects_are_no_finding_where_they_are_wanted(made):
     without_objects(made)
     report = check(made.config(allow_empty=True))
-    assert "image-without-objects" not in kinds_of(report)
+    assert "image-without-objects" not in issue_counts(report)
     assert len(Training(made.config(allow_empty=True)).images) == 4
 
 
@@ -377,27 +365,27 @@ def test_crowds_are_objects_where_they_are_wanted(made):
     assert Training(made.config(load_crowd=True)).boxes == 8
     report = check(made.config(load_crowd=True))
     assert report.sections[0].counts.objects == 8
-    assert "(with load_crowd: true they are objects like any other)" in KINDS["box-crowd"].training
+    assert "(with load_crowd: true they are objects like any other)" in ISSUE_TYPES["box-crowd"].training
 
 
 def test_more_bad_images_than_allowed_are_named(made):
     cut(made)
     report = check({**made.config(), "max_bad_images": 3})
     [(_, section, _)] = [group for group in report.by_type() if group[0] == "image-truncated"]
-    assert "max_bad_images (3) of them end it" in report.consequence("image-truncated", section)
+    assert "it stops after max_bad_images (3) of them" in report.consequence("image-truncated", section)
 
 
 def test_too_few_images_for_a_batch(made):
     cfg = made.config()
     cfg["TrainReader"] = {**cfg["TrainReader"], "total_batch_size": 16}
-    [finding] = [finding for finding in check(cfg).findings if finding.kind == "refused"]
+    [finding] = [finding for finding in check(cfg).issues if finding.kind == "refused"]
     assert "too few for one batch" in finding.detail
     with pytest.raises(DataError, match="too few for one batch"):
         TrainLoader(cfg, build_dataset(cfg, "TrainDataset"))
 
 
 def test_a_wrong_number_of_classes_is_refused(made):
-    [finding] = [f for f in check({**made.config(), "num_classes": 5}).findings if f.kind == "refused"]
+    [finding] = [f for f in check({**made.config(), "num_classes": 5}).issues if f.kind == "refused"]
     assert "num_classes is 5" in finding.detail
 
 
@@ -432,8 +420,7 @@ def test_what_is_said_of_a_turn_is_what_was_done(tmp_path, suffix, orientation):
     followed = cv2.rotate(smooth, cv2.ROTATE_180 if orientation == 3 else cv2.ROTATE_90_CLOCKWISE)
     seen = {}
     for size in (followed.shape[:2], smooth.shape[:2]):
-        look = look_at(Task(str(path), size, np.zeros((0, 4), np.float32), None))
-        [(kind, _)] = look.kinds
+        [(kind, _)] = check_image(ImageTask(str(path), size)).issues
         try:
             image = read_image(path, size)
         except ImageUnreadable:
@@ -454,7 +441,7 @@ def test_a_picture_too_large_is_not_decoded(made):
     made.first.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     start = time.perf_counter()
     report = check(made.config())
-    assert kinds_of(report)["image-huge"] == 1 and time.perf_counter() - start < 5
+    assert issue_counts(report)["image-huge"] == 1 and time.perf_counter() - start < 5
     assert "30000x30000" in next(f.detail for f in report.issues if f.kind == "image-huge")
     training = Training(made.config())
     assert training.replaced == [str(made.first)], "training takes another image, as the report says"
@@ -466,46 +453,35 @@ def test_equal_pixels_in_another_format_are_a_duplicate(made):
     picture = cv2.imread(str(made.first))
     cv2.imwrite(str(made.pictures / "other.bmp"), picture)
     made.images.append({**made.images[0], "id": 50, "file_name": "other.bmp"})
-    [finding] = [f for f in check(made.config()).findings if f.kind == "image-duplicate"]
+    [finding] = [f for f in check(made.config()).issues if f.kind == "image-duplicate"]
     assert finding.where == "other.bmp" and "1.png" in finding.detail
 
 
-def test_processes_see_what_one_process_sees(made):
+def test_workers_give_the_same_results(made):
     cut(made)
-    boxes = np.array([[5, 6, 35, 41]], np.float32)
-    paths = [str(path) for path in sorted(made.pictures.iterdir())] * 5
-    tasks = [Task(path, (HEIGHT, WIDTH), boxes, GEOMETRY) for path in paths]
-    here, there = look_at_all(tasks, 0, ""), look_at_all(tasks, 2, "")
-    assert [look[:3] for look in here] == [look[:3] for look in there]
-    for one, other in zip(here, there):
-        if one.responsibility is not None:
-            np.testing.assert_array_equal(one.responsibility.levels, other.responsibility.levels)
+    tasks = [ImageTask(str(path), (HEIGHT, WIDTH)) for path in sorted(made.pictures.iterdir())] * 5
+    assert list(check_images(tasks, 0, "")) == list(check_images(tasks, 2, ""))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file that can be waited for")
-def test_a_process_that_dies_is_an_error_that_names_the_place(made):
-    os.mkfifo(made.pictures / "waits.png")  # whoever opens it waits until it is killed
-    task = Task(str(made.pictures / "waits.png"), None, np.zeros((0, 4), np.float32), None)
-    failures = []
-
-    def look():
-        try:
-            look_at_all([task], 1, "")
-        except DataError as error:
-            failures.append(str(error))
-
-    thread = threading.Thread(target=look)
+def test_a_dead_worker_is_an_error_that_names_the_image(made):
+    os.mkfifo(made.pictures / "waits.png")
     before = set(multiprocessing.active_children())
+
+    def kill_the_worker():
+        deadline = time.time() + 20
+        while not (children := set(multiprocessing.active_children()) - before) and time.time() < deadline:
+            time.sleep(0.05)
+        os.kill(children.pop().pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_the_worker)
     thread.start()
-    deadline = time.time() + 20
-    while not (children := set(multiprocessing.active_children()) - before) and time.time() < deadline:
-        time.sleep(0.05)
-    os.kill(children.pop().pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"waits\.png.*--workers"):
+        list(check_images([ImageTask(str(made.pictures / "waits.png"), None)], 1, ""))
     thread.join(20)
-    assert "waits.png" in failures[0] and "--workers" in failures[0]
 
 
-# Responsibility -----------------------------------------------------------------------------------
+# Levels -------------------------------------------------------------------------------------------
 
 
 def random_boxes(random, count, height, width):
@@ -515,48 +491,43 @@ def random_boxes(random, count, height, width):
     return (np.round(boxes * 4) / 4).astype(np.float32)  # quarters: borders and equal areas are met
 
 
-@pytest.mark.parametrize("radius", [0, 0.75, 1.5])
-def test_locations_are_those_of_the_training(radius):
-    """As many locations on every level as PPFCOSTargets gives each box, all boxes in one picture."""
-    random = np.random.RandomState(int(radius * 4))
-    height, width = 200, 330
-    padded = 224, 352
-    geometry = Geometry(radius=radius)
-    grids = [center_grid(-(-padded[0] // s), -(-padded[1] // s), s).locations() for s in geometry.strides]
-    targets = PPFCOSTargets(list(geometry.size_ranges), radius)
-    shared = 0
-    for _ in range(8):
-        boxes = random_boxes(random, 25, height, width)
-        boxes[3], boxes[4] = boxes[2], [10, 10, 10, 50]
-        found = targets(
-            grids,
-            list(geometry.strides),
-            paddle.to_tensor(boxes[None]),
-            paddle.arange(len(boxes)).unsqueeze(0),  # a class a box: the label says whose a location is
-            len(boxes),
-        )
-        labels = np.split(found.labels.numpy(), np.cumsum([len(grid) for grid in grids])[:-1])
-        wanted = np.stack([np.bincount(part, minlength=len(boxes) + 1)[:-1] for part in labels], axis=1)
-        may, does = count_locations(boxes, height, width, geometry)
-        np.testing.assert_array_equal(does, wanted)
-        shared += int((may - does).sum())
-        alone = [count_locations(box[None], height, width, geometry)[1][0] for box in boxes]
-        np.testing.assert_array_equal(may, alone)
-    assert shared, "boxes must have been in each other's way"
-
-
-def test_a_box_alone_has_the_locations_of_the_naive_loop():
+def test_points_of_a_box_are_those_of_the_naive_loop():
     random = np.random.RandomState(5)
-    geometry = Geometry()
-    points = reference.locations(96, 128, list(geometry.strides))
+    count, strides = cli.default_geometry().count_points, [8, 16, 32, 64, 128]
+    points = reference.locations(96, 128, strides)
     for box in random_boxes(random, 40, 96, 128):
         matched = [
             level
             for level, x, y in points
-            if reference.target(level, x, y, [tuple(box)], list(geometry.strides), [64, 128, 256, 512], 1.5)
+            if reference.target(level, x, y, [tuple(box)], strides, [64, 128, 256, 512], 1.5)
         ]
-        _, does = count_locations(box[None], 96, 128, geometry)
-        assert does[0].tolist() == np.bincount(matched, minlength=5).tolist()
+        assert count(box[None, None], 96, 128)[0, 0].tolist() == np.bincount(matched, minlength=5).tolist()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("PPFCOSTargets.center_sampling_radius=0.75",),
+        ("PPFCOS.locations=anchors",),
+        ("PPFCOSTargets.size_ranges=[32,64,128,256]",),
+    ],
+    ids=lambda value: value[0],
+)
+def test_points_of_a_configuration_are_those_of_its_training(root, drawn, tmp_path, overrides):
+    config = write_config(tmp_path / "small.yml", root, drawn, tmp_path / "run")
+    cfg = load_config(config, list(overrides))
+    model, geometry = build_model(cfg), cli.configured_geometry(cfg)
+    boxes = random_boxes(np.random.RandomState(0), 25, 190, 250)
+    batch = {
+        "image": paddle.zeros([1, 3, 192, 256]),
+        "gt_bbox": paddle.to_tensor(boxes[None]),
+        "gt_class": paddle.zeros([1, 25], dtype="int64"),
+    }
+    targets = model.assign(batch)
+    counts = geometry.count_points(boxes[None], 192, 256)[0]
+    strides, numbers = np.unique(targets.strides.numpy(), return_counts=True)
+    expected = dict(zip(strides.tolist(), numbers.tolist()))
+    assert counts.sum(axis=0).tolist() == [expected.get(stride, 0) for stride in geometry.strides]
 
 
 def test_sizes_after_resizing_are_the_loaders(made):
@@ -570,24 +541,27 @@ def test_sizes_after_resizing_are_the_loaders(made):
             "sample_transforms": [{"Decode": {}}, resize, {"Permute": {}}],
         }
         data = build_dataset(cfg, "TrainDataset")
-        geometry = geometry_of(cfg, (8, 16, 32, 64, 128))
+        geometry = input_geometry(cfg, GEOMETRY.count_points, GEOMETRY.strides, None)
         for [batch], record in zip(TrainLoader(cfg, data), data.records):
             boxes = batch["gt_bbox"].numpy()[0]
-            seen = responsibility(record["gt_bbox"], int(record["h"]), int(record["w"]), geometry)
+            seen = assign_levels(record["gt_bbox"], int(record["h"]), int(record["w"]), geometry)
             np.testing.assert_allclose(seen.sides, boxes[:, 2:] - boxes[:, :2], rtol=1e-6)
 
 
 def test_covered_and_lost_boxes():
     boxes = np.array([[20, 20, 40, 40], [22, 22, 38, 38], [50.4, 50.4, 51.5, 51.5]], np.float32)
-    levels = responsibility(boxes, 96, 128, Geometry(resizes=(), radius=0.6)).levels
-    assert levels.tolist() == [COVERED, 0, NO_LOCATION]
+    geometry = cli.default_geometry(radius=0.6)._replace(resizes=())
+    assert assign_levels(boxes, 96, 128, geometry).levels.tolist() == [COVERED, 0, NO_LOCATION]
 
 
-def test_a_box_counts_as_lost_only_if_it_is_so_at_every_size():
+def test_a_box_is_lost_only_if_it_is_lost_at_every_size():
     box = np.array([[50.4, 50.4, 51.5, 51.5]], np.float32)
     small, large = Resize((96, 128), True), Resize((960, 1280), True)
-    levels = [responsibility(box, 96, 128, Geometry(sizes)).levels[0] for sizes in ((small,), (small, large))]
-    assert levels[0] == NO_LOCATION and levels[1] == 0
+    levels = [
+        assign_levels(box, 96, 128, GEOMETRY._replace(resizes=sizes)).levels[0]
+        for sizes in ((small,), (small, large))
+    ]
+    assert levels == [NO_LOCATION, 0]
 
 
 def test_geometry_of_a_configuration():
@@ -597,12 +571,12 @@ def test_geometry_of_a_configuration():
             {"RandomExpand": {}},
             {"RandomResize": {"target_size": [[640, 1333], [800, 1333]], "keep_ratio": True}},
             {"Permute": {}},
-        ]
+        ],
+        "batch_transforms": [{"PadBatch": {"pad_to_stride": 64}}],
     }
-    cfg = {"TrainReader": reader, "PPFCOSTargets": {"size_ranges": [32, 64], "center_sampling_radius": 0}}
-    geometry = geometry_of(cfg, [8, 16, 32])
+    geometry = input_geometry({"TrainReader": reader}, GEOMETRY.count_points, [8, 16, 32], None)
     assert geometry.resizes == (Resize((640, 1333), True), Resize((800, 1333), True))
-    assert geometry[1:] == ((8, 16, 32), (32, 64), 0, ("RandomExpand",))
+    assert (geometry.strides, geometry.pad, geometry.left_out) == ((8, 16, 32), 64, ("RandomExpand",))
 
 
 # Training against validation, and what an evaluation does ------------------------------------------
@@ -617,7 +591,7 @@ def test_other_lists_of_classes_give_an_ap_of_nothing(made, tmp_path):
     other = Made(tmp_path / "other", first_seed=50)
     other.categories.reverse()
     cfg = {**made.config(), "EvalDataset": other.section()}
-    [finding] = [f for f in check(cfg).findings if f.kind == "categories-differ"]
+    [finding] = [f for f in check(cfg).issues if f.kind == "categories-differ"]
     assert "number 0 is 'cat' in training and 'dog' in validation" in finding.detail
     trained, tested = build_dataset(cfg, "TrainDataset"), build_dataset(cfg, "EvalDataset")
     label_of = {category["name"]: label for label, category in enumerate(trained.categories)}
@@ -641,7 +615,7 @@ def test_leaks_and_classes_of_validation_only(made, tmp_path):
     assert leak.where == "1.png" and str(other.pictures / "2.png") in leak.detail
     [missing] = [f for f in report.issues if f.kind == "category-only-in-validation"]
     assert "'dog'" in missing.where and "4 objects" in missing.detail
-    assert "category-never-seen" not in kinds_of(report)
+    assert "category-never-seen" not in issue_counts(report)
 
 
 @pytest.mark.parametrize("box", [[5, 6, 0, 20], [35, 41, -30, -35], [90, 5, 20, 20], [-20, -20, 50, 55]])
@@ -656,7 +630,7 @@ def test_an_evaluation_misses_boxes_that_it_takes_as_written(made, box):
         found.append({**truth["annotations"][0], "bbox": [0, 0, 30, 35], "score": 0.9})
     figures = evaluate_detections(truth, found).named()
     assert figures["AR100"] < 1
-    [kind] = set(kinds_of(check(cfg), "EvalDataset")) & {
+    [kind] = set(issue_counts(check(cfg), "EvalDataset")) & {
         "box-without-area", "box-upside-down", "box-outside", "box-partly-outside",
     }  # fmt: skip
     assert re.search("recall is lower|overlap is less", ISSUE_TYPES[kind].evaluation)
@@ -733,8 +707,8 @@ def voc_config(folder):
 def test_voc_does_what_the_report_says(voc, kind, objects, boxes):
     write_voc(voc, "bad", *objects, seed=9)
     report, training = check(voc_config(voc)), Training(voc_config(voc))
-    assert kinds_of(report)[kind] == 1
-    assert bool(training.refused) == (boxes is None) == ("refused" in kinds_of(report))
+    assert issue_counts(report)[kind] == 1
+    assert bool(training.refused) == (boxes is None) == ("refused" in issue_counts(report))
     if boxes is not None:
         assert training.boxes == 6 + boxes and len(training.images) == 3 + boxes
 
@@ -744,11 +718,11 @@ def test_voc_files_that_are_missing_or_broken(voc):
     (voc / "JPEGImages/no_picture.png").unlink()
     write_voc(voc, "no_xml", ("cat", 5, 6, 35, 41))
     (voc / "Annotations/no_xml.xml").unlink()
-    kinds = kinds_of(check(voc_config(voc)))
+    kinds = issue_counts(check(voc_config(voc)))
     assert kinds["image-missing"] == 1 and kinds["annotation-file-missing"] == 1
     assert len(Training(voc_config(voc)).images) == 3
     (voc / "Annotations/p0.xml").write_text("<annotation>")
-    kinds = kinds_of(check(voc_config(voc)))
+    kinds = issue_counts(check(voc_config(voc)))
     assert kinds["annotation-file-unreadable"] == 1 and kinds["refused"] == 1
     assert "p0.xml" in Training(voc_config(voc)).refused
 
@@ -776,10 +750,10 @@ def test_any_other_data_set_is_checked_by_its_records(voc, tmp_path):
     }
     report = check({**READERS, "TrainDataset": section})
     assert report.sections[0].counts.objects == 6
-    assert kinds_of(report)["image-unreadable"] == 1
+    assert issue_counts(report)["image-unreadable"] == 1
     (voc / "label_list.txt").write_text("cat\n")  # the reader meets a dog, and gives up
     report = check({**READERS, "TrainDataset": section})
-    assert set(kinds_of(report)) == {"refused"} and "'dog'" in report.issues[0].detail
+    assert set(issue_counts(report)) == {"refused"} and "'dog'" in report.issues[0].detail
 
 
 def test_voc_without_lists_and_with_crowds(voc):
@@ -791,7 +765,7 @@ def test_voc_without_lists_and_with_crowds(voc):
     cfg = voc_config(voc)
     cfg["TrainDataset"].update(image_set=None, class_names=None)
     report, training = check(cfg), Training(cfg)
-    assert kinds_of(report)["box-crowd"] == 1
+    assert issue_counts(report)["box-crowd"] == 1
     assert training.boxes == report.sections[0].counts.objects == 5
     assert set(find_sections(voc)) == {"TrainDataset"}
     assert find_sections(voc)["TrainDataset"]["class_names"] == ["cat", "dog"]
@@ -806,25 +780,29 @@ def write_yolo(folder):
         (folder / "labels" / split / f"{number}.txt").write_text("0 0.25 0.4 0.3 0.5\n1 0.7 0.5 0.4 0.6\n")
 
 
-def test_yolo_is_checked_by_its_records(tmp_path):
+def test_all_issues_of_yolo_labels_are_found(tmp_path):
     write_yolo(tmp_path)
-    (tmp_path / "labels/train/0.txt").write_text("0 0.25 0.4 0 0.5\n1 0.7 0.5 0.4 0.6\n")
+    rows = ["0 0.25 0.4 0 0.5", "1 0.7 0.5 0.4 0.6"]
+    (tmp_path / "labels/train/0.txt").write_text("\n".join(rows))
     report = check({**READERS, **find_sections(tmp_path)})
-    [warning] = [finding.detail for finding in report.issues if finding.kind == "reader-warning"]
-    assert "left out 1 box without area" in warning
-    assert kinds_of(report)["image-leak"] == 2
-    (tmp_path / "labels/train/0.txt").write_text("7 0.25 0.4 0.3 0.5\n")
-    [refused] = [
-        f.detail for f in check({**READERS, **find_sections(tmp_path)}).findings if f.kind == "refused"
-    ]
-    assert "0.txt, line 1" in refused
+    counts = issue_counts(report)
+    assert counts["box-without-area"] == 1 and counts["image-leak"] == 2 and "refused" not in counts
+    rows += ["7 0.25 0.4 0.3 0.5", "0 0.25 0.4", "0 25 40 30 50"]
+    (tmp_path / "labels/train/0.txt").write_text("\n".join(rows))
+    report = check({**READERS, **find_sections(tmp_path)})
+    counts = issue_counts(report)
+    for kind in ("annotation-of-unknown-category", "annotation-malformed", "box-malformed", "refused"):
+        assert counts[kind] == 1
+    [refused] = [issue.detail for issue in report.issues if issue.kind == "refused"]
+    assert "0.txt, line 3" in refused
+    assert report.sections[0].counts.objects == 3
 
 
 def test_joined_data_sets_are_checked_by_their_records(made, voc):
     parts = [made.section(), voc_config(voc)["TrainDataset"]]
     cut(made)
     report = check({**READERS, "TrainDataset": {"name": "PPFCOSJoinedDataSet", "datasets": parts}})
-    assert report.sections[0].counts.images == 7 and kinds_of(report)["image-truncated"] == 1
+    assert report.sections[0].counts.images == 7 and issue_counts(report)["image-truncated"] == 1
 
 
 # Cleaned files ------------------------------------------------------------------------------------
@@ -835,14 +813,14 @@ def test_joined_data_sets_are_checked_by_their_records(made, voc):
     [(kind, spoil) for kind, spoil in SPOILT if ISSUE_TYPES[kind].fix],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_cleaned_file_lacks_what_was_promised_to_be_mended(made, kind, spoil):
+def test_a_fixed_file_lacks_the_issues_that_can_be_fixed(made, kind, spoil):
     spoil(made)
     report = check(made.config())
-    assert kind in kinds_of(report)
+    assert kind in issue_counts(report)
     content = clean(report)
     again = check(fixed_config(made, content))
-    promised = {kind for kind in kinds_of(again) if ISSUE_TYPES[kind].fix}
-    assert not promised and "refused" not in kinds_of(again)
+    promised = {kind for kind in issue_counts(again) if ISSUE_TYPES[kind].fix}
+    assert not promised and "refused" not in issue_counts(again)
     assert not Training(fixed_config(made, content)).refused
 
 
@@ -851,7 +829,7 @@ def fixed_config(made, content):
     return {**READERS, "TrainDataset": {**made.section(), "anno_path": "fixed.json"}}
 
 
-def test_what_is_mended_keeps_its_meaning(made):
+def test_a_fix_keeps_the_meaning(made):
     change(bbox=["35", "41", "-30", "-35"], iscrowd="1", area="?", score=5)(made)
     made.images[1]["id"], made.annotations[2]["image_id"] = "two", "two"
     made.annotations[3]["image_id"] = "two"
@@ -934,7 +912,7 @@ def test_exit_codes(made, tmp_path):
 
 
 def test_an_unforeseen_failure_does_not_look_like_findings(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_what_to_check", lambda options: 1 / 0)
+    monkeypatch.setattr(cli, "_select_data", lambda options: 1 / 0)
     code, _, errors = run(made.folder, "--output_dir", tmp_path)
     assert code == 2 and "ZeroDivisionError" in errors
 
@@ -945,7 +923,7 @@ def test_reports_and_the_cleaned_file(made, tmp_path):
     fixed = tmp_path / "new" / "fixed.json"
     code, text, _ = run(made.folder, "--output_dir", tmp_path / "out", "--fix", fixed)
     assert code == 1 and "warning: box-without-area: 1 × box without area" in text
-    assert "the training drops the boxes" in text and "7 of 8 boxes" in text
+    assert "the training drops boxes without area" in text and "7 of 8 boxes" in text
     content = json.loads((tmp_path / "out" / "report.json").read_text())
     [finding] = [each for each in content["findings"] if each["kind"] == "box-without-area"]
     assert finding["image"] == str(made.first) and finding["box"] == [5, 6, 5, 26]

@@ -14,6 +14,7 @@ import yaml
 from helpers.small_config import write_config
 from PIL import Image, ImageOps
 from ppdet.core.workspace import global_config
+from ppdet.data.source.coco import COCODataSet
 
 from ppfcos.config import load_config
 from ppfcos.data import shapes
@@ -22,7 +23,8 @@ from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.formats import yolo as yolo_format
 from ppfcos.data.images import ImageUnreadable, image_size, list_images, read_image
 from ppfcos.data.loader import TrainLoader
-from ppfcos.data.records import EpochSampling, image_ids
+from ppfcos.data.records import EpochSampling, clip_boxes, image_ids
+from ppfcos.data.rng import global_generators
 from ppfcos.engine.model import build_model
 from ppfcos.errors import ConfigError, DataError
 from ppfcos.export.trained_model import model_categories
@@ -58,6 +60,39 @@ def boxes_by_name(data) -> dict[str, list]:
 def one_line(error) -> str:
     [line] = str(error.value).splitlines()
     return line
+
+
+# COCO ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"allow_empty": True},
+        {"allow_empty": True, "empty_ratio": 0.05},
+        {"load_crowd": True},
+        {"sample_num": 5},
+    ],
+    ids=str,
+)
+def test_records_are_those_of_paddledetection(tinycoco, options):
+    section = {
+        "dataset_dir": str(tinycoco),
+        "image_dir": "images/train2017",
+        "anno_path": "annotations/instances_train2017.json",
+        **options,
+    }
+    theirs = COCODataSet(**section, data_fields=["image", "gt_bbox", "gt_class", "is_crowd"])
+    with global_generators(0):
+        theirs.parse_dataset()
+    ours = build({"name": "COCODataSet", **section}).records
+    assert len(ours) == len(theirs.roidbs) > 0
+    for record, expected in zip(ours, theirs.roidbs):
+        for key in ("im_file", "im_id", "h", "w", "gt_class", "is_crowd"):
+            np.testing.assert_array_equal(record[key], expected[key])
+        boxes = clip_boxes(expected["gt_bbox"], expected["h"], expected["w"])[0]
+        np.testing.assert_array_equal(record["gt_bbox"], boxes)
 
 
 # YOLO ---------------------------------------------------------------------------------------------
@@ -133,7 +168,7 @@ def test_images_without_a_label_file_have_no_objects(tmp_path):
     }
     assert len(build(section, "EvalDataset")) == 2
     (tmp_path / "labels/a.txt").unlink()
-    with pytest.raises(DataError, match=r"none of 2 pictures has a label file.*labels/a\.txt.*label_dir"):
+    with pytest.raises(DataError, match=r"none of 2 images has a label file.*labels/a\.txt.*label_dir"):
         build({**section, "allow_empty": True})
 
 
@@ -170,11 +205,11 @@ def test_rows_that_can_be_read(tmp_path, row, boxes):
         ("cat 0.5 0.5 0.1 0.1", "'cat'"),
         ("0 0.5 0.5 0.1", "4 columns"),
         ("0 0.5 0.5 0.1 0.1 0.99", "6 columns"),
-        ("0 nan 0.5 0.1 0.1", "nan is no fraction"),
-        ("0 inf 0.5 0.1 0.1", "inf is no fraction"),
-        ("0 40 30 20 20", "40 is no fraction"),
-        ("0 0.5 0.5 -0.2 0.1", "-0.2 is no fraction"),
-        ("0 0.1 0.2 0.4 0.2 0.3 30", "30 is no fraction"),
+        ("0 nan 0.5 0.1 0.1", "nan is not a fraction"),
+        ("0 inf 0.5 0.1 0.1", "inf is not a fraction"),
+        ("0 40 30 20 20", "40 is not a fraction"),
+        ("0 0.5 0.5 -0.2 0.1", "-0.2 is not a fraction"),
+        ("0 0.1 0.2 0.4 0.2 0.3 30", "30 is not a fraction"),
     ],
 )
 def test_rows_that_cannot_be_right(tmp_path, row, words):
@@ -246,9 +281,9 @@ def test_lists_with_all_kinds_of_paths(tmp_path, caplog):
     text(tmp_path / "set/lists/train.txt", "\n".join(lines))
     data = build(yolo(tmp_path / "set", anno_path="lists/train.txt", class_names=NAMES))
     assert list(boxes_by_name(data)) == ["a.png", "b.png", "c.png", "d.png"]
-    assert "1 pictures are not there and are left out, the first is images/gone.png" in caplog.text
+    assert "left out 1 image that is missing (first in images/gone.png)" in caplog.text
     text(tmp_path / "set/lists/train.txt", "images/gone.png\n")
-    with pytest.raises(DataError, match=r"none of its 1 pictures is there, the first is images/gone\.png"):
+    with pytest.raises(DataError, match=r"none of its 1 images is there, the first is images/gone\.png"):
         build(yolo(tmp_path / "set", anno_path="lists/train.txt", class_names=NAMES))
 
 
@@ -587,10 +622,7 @@ def test_the_checker_knows_data_sets_in_data_sets(tmp_path):
     for keys, words in (
         ("anno: x", "run.yml:7: unknown key 'TrainDataset.datasets.1.anno'; did you mean 'anno_path'?"),
         ("weights: 2", "run.yml:7: unknown key 'TrainDataset.datasets.1.weights'; did you mean 'weight'?"),
-        (
-            "weight: 0",
-            "run.yml:7: TrainDataset.datasets.1.weight should be a number above 0",
-        ),
+        ("weight: 0", "run.yml:7: TrainDataset.datasets.1.weight should be a number above 0"),
         ("class_names: [no]", "TrainDataset.datasets.1.class_names should be a list of texts"),
     ):
         with pytest.raises(ConfigError) as error:

@@ -18,6 +18,7 @@ from ppfcos.data.classes import read_names
 from ppfcos.data.formats.layouts import detect_format
 from ppfcos.data.formats import voc, yolo
 from ppfcos.data.formats.coco import load_json
+from ppfcos.data.formats.layouts import detect_format
 from ppfcos.data.records import DetectionData
 from ppfcos.data.statistics import LoadStatistics
 from ppfcos.engine.evaluator import read_detections

@@ -711,7 +711,7 @@ def test_image_folder(tmp_path, coco):
     data = build_dataset({"num_classes": 2, "TestDataset": section}, "TestDataset")
     assert [Path(record["im_file"]).name for record in data.records] == ["a.JPG", "b.png", "c.webp"]
     assert data.class_names == ["x", "y"]
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         build_dataset({"TestDataset": {**section, "image_dir": "set/pictures"}}, "TestDataset")
     with pytest.raises(DataError, match="has 2 classes"):
         build_dataset({"num_classes": 3, "TestDataset": section}, "TestDataset")

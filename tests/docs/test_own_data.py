@@ -67,7 +67,7 @@ def checkout(folder: Path, root: Path, page: str, drawn: Path, data_format: str)
     if data_format == "coco":
         shutil.copytree(drawn, data)
     else:
-        convert(drawn, data_format, data, pictures="copy")
+        convert(drawn, data_format, data, place="copy")
     configurations = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert len(configurations) == len(FORMATS)
     (folder / "configs/mine.yml").write_text(configurations[FORMATS.index(data_format)])

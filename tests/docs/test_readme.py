@@ -22,6 +22,7 @@ from ppfcos.cli.main import COMMANDS, parser_of
 from ppfcos.config import load_config
 from ppfcos.data.issues import ISSUE_TYPES
 from ppfcos.data.datasets import build_dataset
+from ppfcos.data.issues import ISSUE_TYPES
 
 TWINS = ("README.md", "README_cn.md")
 PAGES = (*TWINS, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))

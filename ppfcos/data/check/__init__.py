@@ -1,6 +1,6 @@
-"""Finds what is wrong with a data set before a training does, and says what the training will do about it.
+"""Finds what is wrong with a data set before training does, and says what training does about it.
 
-sources.py, coco_source.py and voc_source.py read annotation files as they stand; pictures.py looks at one
-picture in a reading process; rules.py compares the two; kinds.py lists all that can be found, and what
-happens to it in training and in evaluation; cleaning.py makes an annotation file without it.
+annotations.py collects the annotations and the issues that the readers report; images.py reads one image in a
+worker; levels.py asks the model's assigner on which levels boxes have points; rules.py checks annotations
+against images, and training against validation data; fix.py makes an annotation file without the issues.
 """

@@ -1,132 +1,103 @@
-"""The whole check: annotations, pictures, and what the readers of the training say to them."""
+"""The whole check of a configuration's training and validation data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ppfcos import environment
+from ppfcos.data.check.annotations import AnnotatedData, captured_warnings, read_annotations
 from ppfcos.data.check.levels import Geometry
-from ppfcos.data.check.images import Look, Task, look_at_all
-from ppfcos.data.issues import ISSUE_TYPES, RARE, TRAINING, VALIDATION, Issue, Severity, consequence
-from ppfcos.data.check.annotations import CocoSource, RawData, RawSource, RecordsSource, VocSource, log_lines
-from ppfcos.data.check.rules import SectionCheck, between, duplicates, trained_boxes
+from ppfcos.data.check.rules import SectionCheck, compare_sections, find_duplicates
+from ppfcos.data.datasets import build_dataset
+from ppfcos.data.issues import ISSUE_TYPES, RARE, TRAINING, VALIDATION, Issue, Severity, describe_consequence
+from ppfcos.data.loader import TrainLoader
 from ppfcos.errors import ConfigError, PPFCOSError
 
 
 @dataclass
 class DataReport:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         sections: Training, validation, or both.
-        findings: All of them, those of a section together.
-        geometry: At which sizes the boxes were looked at.
-        settings: Figures that the texts of KINDS name.
+        issues: All of them, those of a section together.
+        geometry: The input and the levels of the model.
+        values: Numbers that the texts of ISSUE_TYPES name.
     """
 
     sections: list[SectionCheck]
-    findings: list[Issue]
+    issues: list[Issue]
     geometry: Geometry
-    settings: dict[str, int]
+    values: dict[str, int]
 
     def by_type(self) -> Iterator[tuple[str, SectionCheck, list[Issue]]]:
-        """The findings of one kind and section together, in the order of KINDS, worst first.
+        """The issues of one type and section together, worst first.
 
         Yields:
-            A key of KINDS, the section, and at least one finding.
+            A key of ISSUE_TYPES, the section, and at least one issue.
         """
         groups: dict[tuple[str, str], list[Issue]] = {}
-        for finding in self.findings:
-            groups.setdefault((finding.kind, finding.section), []).append(finding)
+        for issue in self.issues:
+            groups.setdefault((issue.kind, issue.section), []).append(issue)
         for severity in Severity:
-            for name, kind in KINDS.items():
+            for name, issue_type in ISSUE_TYPES.items():
                 for section in self.sections:
-                    if kind.severity is severity and (name, section.dataset.section) in groups:
+                    if issue_type.severity is severity and (name, section.dataset.section) in groups:
                         yield name, section, groups[name, section.dataset.section]
 
     def consequence(self, kind: str, section: SectionCheck) -> str:
-        """What the training, or for the validation set the evaluation, does about a kind of finding."""
-        text = consequence(kind, section.dataset.section == TRAINING, section.dataset.is_coco)
-        return text.format(**self.settings)
-
-
-_SOURCES = {"COCODataSet": CocoSource, "PPFCOSVOCDataSet": VocSource}
+        """What training, or for the validation set the evaluation, does about a type of issue."""
+        data = section.dataset
+        return describe_consequence(kind, data.section == TRAINING, data.is_coco).format(**self.values)
 
 
 def check_data(cfg: Mapping[str, Any], geometry: Geometry, workers: int) -> DataReport:
-    """Reads all of a configuration's training and validation data once.
+    """Read all training and validation data of a configuration once.
 
     Args:
-        cfg: The configuration: TrainDataset, EvalDataset or both; and TrainReader, where a batch of it is to
-            be possible.
-        geometry: Sizes and rules of responsibility.
-        workers: Processes that read images; 0 reads in this one.
-
-    Returns:
-        What was found.
+        cfg: The configuration: TrainDataset, EvalDataset or both; and TrainReader, which is checked too.
+        geometry: The input and the levels of the model.
+        workers: Processes that decode images; 0 decodes in this one.
 
     Raises:
-        ConfigError: There is no data set in the configuration, or one that cannot be understood.
+        ConfigError: The configuration has no data set, or one that cannot be understood.
         DataError: There is nothing to check, since files or folders are missing or not of their format; or a
-            reading process died.
+            worker died.
     """
     names = [name for name in (TRAINING, VALIDATION) if cfg.get(name)]
     if not names:
         raise ConfigError(f"the configuration names no data: it has neither {TRAINING} nor {VALIDATION}")
-    raws = [_source(cfg, name).read() for name in names]
-    for raw in raws:
-        _ask_the_readers(cfg, raw)
-    settings = {
+    datasets = [read_annotations(cfg, name) for name in names]
+    for data in datasets:
+        _run_reader(cfg, data)
+    values = {
         "max_bad_images": int(cfg.get("max_bad_images", 100)),
         "limit": int((cfg.get("PPFCOSDecode") or {}).get("keep_top_k", 100)),
         "rare": RARE,
     }
-    sections = []
-    for raw in raws:
-        rules = geometry if raw.section == TRAINING else None
-        sections.append(SectionCheck(raw, _look(raw, rules, workers), rules, settings["limit"]))
-    return DataReport(sections, _all_findings(sections), geometry, settings)
-
-
-def _source(cfg: Mapping[str, Any], section: str) -> RawSource:
-    arguments = {key: value for key, value in cfg[section].items() if key != "name"}
-    reader = _SOURCES.get(cfg[section].get("name"))
-    return reader(section, arguments) if reader else RecordsSource(cfg, section)
-
-
-def _ask_the_readers(cfg: Mapping[str, Any], raw: RawData) -> None:
-    """Has the training's own code read the data: what it refuses is refused, whatever is found here."""
-    with environment.quiet_imports():
-        from ppfcos.data.datasets import build_dataset
-        from ppfcos.data.loader import TrainLoader
-
-    try:
-        with log_lines():
-            data = build_dataset(cfg, raw.section)
-            if raw.section == TRAINING and cfg.get("TrainReader"):
-                TrainLoader(cfg, data)
-    except PPFCOSError as error:
-        raw.find("refused", raw.source, " ".join(str(error).split()))
-
-
-def _look(raw: RawData, geometry: Geometry | None, workers: int) -> list[Look]:
-    tasks = [Task(image.path, image.size, trained_boxes(image, raw), geometry) for image in raw.images]
-    return look_at_all(tasks, workers, raw.section)
-
-
-def _all_findings(sections: Sequence[SectionCheck]) -> list[Issue]:
-    findings = []
-    for section in sections:
-        findings += section.issues + duplicates(section)
+    sections = [
+        SectionCheck(data, geometry if data.section == TRAINING else None, values["limit"], workers)
+        for data in datasets
+    ]
+    issues = [issue for section in sections for issue in (*section.issues, *find_duplicates(section))]
     if len(sections) == 2:
-        findings += between(*sections)
-        both = {finding.where for finding in findings if finding.kind == "category-only-in-validation"}
-        findings = [
-            finding
-            for finding in findings
-            if not (finding.kind == "category-never-seen" and finding.section == TRAINING)
-            or finding.where not in both
+        issues += compare_sections(*sections)
+        in_both = {issue.where for issue in issues if issue.kind == "category-only-in-validation"}
+        issues = [
+            issue
+            for issue in issues
+            if (issue.kind, issue.section) != ("category-never-seen", TRAINING) or issue.where not in in_both
         ]
-    return findings
+    return DataReport(sections, issues, geometry, values)
+
+
+def _run_reader(cfg: Mapping[str, Any], data: AnnotatedData) -> None:
+    """Read the data as training does: what training refuses is reported, whatever else is found."""
+    try:
+        with captured_warnings():
+            read = build_dataset(cfg, data.section)
+            if data.section == TRAINING and cfg.get("TrainReader"):
+                TrainLoader(cfg, read)
+    except PPFCOSError as error:
+        data.report("refused", data.source, " ".join(str(error).split()))

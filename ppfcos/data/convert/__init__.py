@@ -1,6 +1,7 @@
-"""Annotated data sets from one format into another.
+"""Conversion of data sets between COCO, Pascal VOC and YOLO.
 
-annotated.py says what a data set is in between: COCO's own dicts, for COCO's format is the one of the three
-that has a place for everything. coco.py, voc.py and yolo.py each recognise, read and write one format,
-pictures.py puts the pictures where the new annotations expect them, and convert.py is the whole of it.
+A data set in between is COCO's dicts (annotated.py), for COCO has a place for everything. What is lost:
+
+- in Pascal VOC: image, annotation and category ids, segmentations and all other keys of COCO.
+- in YOLO: crowds, areas, image and annotation ids, and all other keys of COCO. Boxes are clipped.
 """

@@ -1,34 +1,68 @@
-"""COCO annotation files: read once, checked, and handed to PaddleDetection's COCODataSet.
+"""COCO annotation files: one parser for training, the data-set checker and the converter.
 
-PaddleDetection and pycocotools take a file as it is and stop with a KeyError where an annotation lacks
-`area`, or silently match nothing where an annotation's id is 0. Here a file is either repaired in memory or
-refused in one line.
+`parse` walks over a file once and reports every issue to a callable. Training and the converter pass a
+`RaiseOnError`, the checker collects all issues.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import math
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pycocotools.coco
+import numpy as np
+from ppdet.data.source.coco import COCODataSet
 
+from ppfcos.data.issues import RaiseOnError, Report, as_number, is_number
+from ppfcos.data.records import MIN_BOX_SIDE, Record, clip_boxes
 from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.json_files import MAX_BYTES_VARIABLE, JSONError, read_json
 
 
-def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], LoadStatistics]:
-    """Reads a COCO annotation file, checks it, and keeps what detection needs.
+class Entry(NamedTuple):
+    """A category, image or annotation: its place in the file, its JSON object, and the checked values.
 
-    Filled in: a missing `area` (or one of 0) from the box, a missing `iscrowd`, annotation ids where one is
-    missing, double or 0. Left out: images whose file is missing, annotations of unknown images, annotations
-    without a box.
+    After a lenient parse an id may be a string or None.
+    """
+
+    where: str
+    raw: dict[str, Any]
+    checked: dict[str, Any]
+
+
+class CocoFile(NamedTuple):
+    """A parsed annotation file.
+
+    Attributes:
+        categories: Their position is the label.
+        images: The images whose files exist.
+        annotations: Those of `images` that have a box of four numbers and a known category.
+        shared_ids: Image ids that two different images have.
+    """
+
+    categories: list[Entry]
+    images: list[Entry]
+    annotations: list[Entry]
+    shared_ids: set[int | str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The checked values as a COCO dict, without `info`."""
+        return {
+            key: [entry.checked for entry in getattr(self, key)]
+            for key in ("images", "annotations", "categories")
+        }
+
+
+def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], LoadStatistics]:
+    """Read and check a COCO annotation file for training or evaluation.
+
+    A missing `area`, a missing `iscrowd` and unusable annotation ids are filled in. Images whose file is
+    missing, annotations of unknown images and annotations without a box are left out.
 
     Args:
         path: The JSON file.
@@ -36,71 +70,130 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
         section: The configuration's section, for messages.
 
     Returns:
-        A COCO dict (info, images, annotations, categories) without segmentations (`annotations` is absent if
-        the file has none), and what was left out and filled in.
+        A COCO dict without segmentations (`annotations` is absent if the file has none), and what was left
+        out and filled in.
 
     Raises:
-        DataError: The file is missing, not JSON, not COCO's format, or all images are missing.
+        DataError: The file is missing, not JSON or not in COCO's format, or all images are missing.
     """
     content = load_json(path, section)
-    categories = read_categories(content, path)
-    images = read_images(content, path)
-    tally = LoadStatistics()
-    images = _existing_images(images, path, image_dir, section, tally)
-    dataset = {"info": content.get("info", {}), "images": images, "categories": categories}
+    report = RaiseOnError(f"{path}: ")
+    file = parse(content, path, report, image_dir, section)
+    if not file.images:
+        raise DataError(
+            f"{image_dir} holds none of the {len(content['images'])} images that {path} lists: "
+            f"set {section}.image_dir"
+        )
+    dataset = {"info": content.get("info", {}), **file.to_dict()}
     if "annotations" in content:
-        pairs, of_annotations = read_annotations(content, path, images, categories)
-        dataset["annotations"] = [checked for _, checked in pairs]
-        tally.add_all(of_annotations)
-    return dataset, tally
+        report.tally.add(LoadEvent.RENUMBERED, number_annotations(dataset["annotations"]))
+    else:
+        del dataset["annotations"]
+    return dataset, report.tally
+
+
+def number_annotations(annotations: list[dict[str, Any]]) -> int:
+    """Set the ids 1, 2, ... unless all are unique integers above 0; return how many were set.
+
+    pycocotools takes a match with the annotation 0 for no match.
+    """
+    ids = [annotation["id"] for annotation in annotations]
+    usable = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
+    if usable and len(set(ids)) == len(ids):
+        return 0
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    return len(annotations)
+
+
+def make_records(
+    content: dict[str, Any], dataset: COCODataSet, image_dir: Path, tally: LoadStatistics
+) -> list[Record]:
+    """Records as PaddleDetection's COCODataSet makes them, and the boxes of crowds in `gt_crowd`.
+
+    COCODataSet opens the file itself, with pycocotools; reading COCO's 450 MB twice would double the start.
+    Images without objects come last, and `empty_ratio` draws some of them from Python's global generator.
+
+    Args:
+        content: As `read_coco` gives it.
+        dataset: Its load_crowd, allow_empty, empty_ratio and sample_num are used.
+        image_dir: The folder of the images.
+        tally: Counts the images and boxes that are left out.
+    """
+    annotations: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content.get("annotations", ()):
+        annotations.setdefault(annotation["image_id"], []).append(annotation)
+    labels = {category["id"]: label for label, category in enumerate(content["categories"])}
+    records, empty = [], []
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        record = {
+            "im_file": os.path.join(image_dir, image["file_name"]),
+            "im_id": np.array([image["id"]], dtype=np.int64),
+            "h": float(image["height"]),
+            "w": float(image["width"]),
+        }
+        if "annotations" not in content:
+            records.append(record)
+        else:
+            _add_boxes(record, annotations.get(image["id"], ()), labels, dataset.load_crowd, image, tally)
+            if len(record["gt_bbox"]):
+                records.append(record)
+            elif dataset.allow_empty:
+                empty.append(record)
+            else:
+                tally.add(LoadEvent.EMPTY_IMAGE)
+        if 0 < dataset.sample_num <= len(records) + len(empty):
+            break
+    if 0 <= dataset.empty_ratio < 1:
+        wanted = int(len(records) * dataset.empty_ratio / (1 - dataset.empty_ratio))
+        drawn = random.sample(empty, min(wanted, len(empty))) if empty else []
+        tally.add(LoadEvent.EMPTY_IMAGE, len(empty) - len(drawn))
+        empty = drawn
+    return records + empty
+
+
+def _add_boxes(
+    record: Record,
+    annotations: Sequence[dict[str, Any]],
+    labels: dict[int, int],
+    load_crowd: bool,
+    image: dict[str, Any],
+    tally: LoadStatistics,
+) -> None:
+    kept, boxes, crowds = [], [], []
+    for annotation in annotations:
+        x, y, width, height = annotation["bbox"]
+        corners = [x, y, x + width, y + height]
+        if annotation.get("ignore"):
+            tally.add(LoadEvent.MARKED_IGNORE)
+        elif annotation["iscrowd"] and not load_crowd:
+            tally.add(LoadEvent.CROWD)
+            crowds.append(corners)
+        elif min(corners[2] - x, corners[3] - y) <= MIN_BOX_SIDE:
+            tally.add(LoadEvent.NO_AREA, first=image["file_name"])
+        else:
+            kept.append(annotation)
+            boxes.append([round(float(value), 3) for value in corners])
+    record["gt_bbox"] = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    record["gt_class"] = _column([labels[annotation["category_id"]] for annotation in kept])
+    record["is_crowd"] = _column([annotation["iscrowd"] for annotation in kept])
+    clipped, with_area = clip_boxes(np.array(crowds, dtype=np.float32), record["h"], record["w"])
+    record["gt_crowd"] = clipped[with_area]
+
+
+def _column(values: Sequence[int]) -> np.ndarray:
+    """[M, 1] int32."""
+    return np.array(values, dtype=np.int32).reshape(-1, 1)
 
 
 def load_categories(path: Path, section: str) -> list[dict[str, Any]]:
-    """Only the categories of a COCO file, in the file's order, which is the labels' order."""
-    return read_categories(load_json(path, section), path)
-
-
-def read_categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Checks the `categories` of an opened file; {'id', 'name'} each.
-
-    Raises:
-        DataError: There is none, one lacks its id or name, or two share an id.
-    """
-    categories, seen = [], set()
-    for position, entry in enumerate(_list_of(content, "categories", path)):
-        where = f"{path}: categories[{position}]"
-        category = {"id": _as_id(entry, "id", where), "name": _as_text(entry, "name", where)}
-        if category["id"] in seen:
-            raise DataError(
-                f"{where}: the id {category['id']} is there twice: give every category its own id"
-            )
-        seen.add(category["id"])
-        categories.append(category)
-    if not categories:
-        raise DataError(f"{path} names no categories: a detection data set needs at least one")
-    return categories
-
-
-@contextlib.contextmanager
-def opened_for_paddledetection(dataset: dict[str, Any]) -> Iterator[None]:
-    """While this lasts, PaddleDetection's COCODataSet finds `dataset` in whatever annotation file it opens.
-
-    It opens its file with pycocotools by itself, and to read COCO's 450 MB twice would double the start.
-    """
-    original = pycocotools.coco.COCO
-    index = original()
-    index.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        index.createIndex()
-    pycocotools.coco.COCO = lambda _path: index
-    try:
-        yield
-    finally:
-        pycocotools.coco.COCO = original
+    """Read only the categories of a COCO file; their order is the labels' order."""
+    content = load_json(path, section)
+    return [entry.checked for entry in _parse_categories(content, path, RaiseOnError(f"{path}: "))]
 
 
 def load_json(path: Path, section: str | None = None) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Read a JSON file that holds an object.
 
     Args:
         path: The file.
@@ -131,6 +224,43 @@ def load_json(path: Path, section: str | None = None) -> dict[str, Any]:
     return content
 
 
+def parse(
+    content: dict[str, Any],
+    path: Path,
+    report: Report,
+    image_dir: Path | None = None,
+    section: str = "TrainDataset",
+) -> CocoFile:
+    """Check the content of an annotation file.
+
+    Args:
+        content: The file's JSON object.
+        path: The file, for messages.
+        report: Called for each issue; may raise.
+        image_dir: The folder of the images; None keeps images whose files are missing.
+        section: The configuration's section, for messages.
+
+    Raises:
+        DataError: A list is missing or empty, or all images are missing.
+    """
+    categories = list(_parse_categories(content, path, report))
+    all_images = _list_of(content, "images", path)
+    listed: dict[int | str, Entry] = {}
+    shared: set[int | str] = set()
+    images = list(_parse_images(all_images, report, listed, shared))
+    if not all_images:
+        raise DataError(f"{path} lists no images: name another file")
+    if image_dir is not None:
+        images = _keep_existing(images, image_dir, section, report)
+    annotations = _list_of(content, "annotations", path) if "annotations" in content else []
+    kept = {entry.checked["id"]: entry for entry in images if entry.checked["id"] is not None}
+    labels = {entry.checked["id"] for entry in categories}
+    paths = {number: os.path.join(image_dir or "", e.checked["file_name"]) for number, e in kept.items()}
+    return CocoFile(
+        categories, images, list(_parse_annotations(annotations, report, listed, paths, labels)), shared
+    )
+
+
 def _list_of(content: dict[str, Any], key: str, path: Path) -> list[Any]:
     entries = content.get(key)
     if not isinstance(entries, list):
@@ -138,163 +268,191 @@ def _list_of(content: dict[str, Any], key: str, path: Path) -> list[Any]:
     return entries
 
 
-def _as_id(entry: Any, key: str, where: str) -> int:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DataError(f"{where}: `{key}` must be a whole number, not {value!r}")
-    if not -(2**63) <= value < 2**63:
-        raise DataError(f"{where}: `{key}` has more than 64 bits: {value}")
-    return value
+def _parse_categories(content: dict[str, Any], path: Path, report: Report) -> Iterator[Entry]:
+    names: dict[int | str, str] = {}
+    entries = _list_of(content, "categories", path)
+    if not entries:
+        raise DataError(f"{path} names no categories: a detection data set needs at least one")
+    for position, entry in enumerate(entries):
+        where = f"categories[{position}]"
+        number = _parse_id(entry, "id", where, report)
+        name = _parse_text(entry, "name")
+        if not name:
+            detail = f"`name` must be a text that can be written, not {_value(entry, 'name')!r}"
+            report("category-malformed", where, detail)
+            name = f"class {number if number is not None else position}"
+        if number in names:
+            report(
+                "category-id-twice",
+                where,
+                f"the id {number} is there twice ({names[number]!r} and {name!r}): "
+                "give every category its own id",
+            )
+            if names[number] == name:
+                continue
+        elif number is not None:
+            names[number] = name
+        if number == 0:
+            report("category-id-zero", where, f"{name!r} has the id 0")
+        yield Entry(where, _as_dict(entry), {"id": number, "name": name})
 
 
-def _as_text(entry: Any, key: str, where: str) -> str:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: `{key}` must be a text, not {value!r}")
-    if not is_unicode(value):
-        raise DataError(f"{where}: `{key}` is no text that could be written: {value!r}")
-    return value
+def _parse_images(
+    entries: list[Any], report: Report, listed: dict[int | str, Entry], shared: set[int | str]
+) -> Iterator[Entry]:
+    for position, entry in enumerate(entries):
+        where = f"images[{position}]"
+        number = _parse_id(entry, "id", where, report)
+        name = _parse_text(entry, "file_name")
+        if not name:
+            detail = f"`file_name` must be a text that can be written, not {_value(entry, 'file_name')!r}"
+            report("image-malformed", where, detail)
+            continue
+        if number is not None and number in listed:
+            report("image-id-twice", where, f"the id {number} is there twice: give every image its own id")
+            if listed[number].checked["file_name"] != name:
+                shared.add(number)
+            continue
+        # 0 stands for "not stated": the size is then read from the image
+        height, width = (
+            int(side) if is_number(side) and side > 0 else 0 for side in map(entry.get, ("height", "width"))
+        )
+        image = Entry(where, entry, {"id": number, "file_name": name, "width": width, "height": height})
+        if number is not None:
+            listed[number] = image
+        yield image
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written at all: JSON can name halves of characters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
-        return False
-
-
-def _is_box(value: Any) -> bool:
-    try:
-        x, y, width, height = value
-        return math.isfinite(x + y + width + height)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def read_images(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Checks the `images` of an opened file; {'id', 'file_name', 'width', 'height'} each, 0 if not stated.
-
-    Raises:
-        DataError: There is none, one lacks its id or name, or two share an id.
-    """
-    images, seen = [], set()
-    for position, entry in enumerate(_list_of(content, "images", path)):
-        where = f"{path}: images[{position}]"
-        image = {"id": _as_id(entry, "id", where), "file_name": _as_text(entry, "file_name", where)}
-        if image["id"] in seen:
-            raise DataError(f"{where}: the id {image['id']} is there twice: give every image its own id")
-        seen.add(image["id"])
-        for key in ("width", "height"):
-            value = entry.get(key)
-            # 0 stands for "not stated": the size is then taken from the picture itself
-            image[key] = int(value) if _is_number(value) and value > 0 else 0
-        images.append(image)
-    if not images:
-        raise DataError(f"{path} lists no images: name another file")
-    return images
-
-
-def _existing_images(
-    images: list[dict[str, Any]], path: Path, image_dir: Path, section: str, tally: LoadStatistics
-) -> list[dict[str, Any]]:
+def _keep_existing(images: list[Entry], image_dir: Path, section: str, report: Report) -> list[Entry]:
     if not image_dir.is_dir():
         raise DataError(f"{image_dir}, the folder of the images, is not there: set {section}.image_dir")
-    existing = [image for image in images if os.path.isfile(os.path.join(image_dir, image["file_name"]))]
-    missing = len(images) - len(existing)
-    if not existing:
-        raise DataError(
-            f"{image_dir} holds none of the {missing} images that {path} lists: set {section}.image_dir"
-        )
-    if missing:
-        here = {image["id"] for image in existing}
-        first = next(image["file_name"] for image in images if image["id"] not in here)
-        tally.add(LoadEvent.MISSING_IMAGE, missing, os.path.join(image_dir, first))
+    existing = []
+    for image in images:
+        name = image.checked["file_name"]
+        file = os.path.join(image_dir, name)
+        if not os.path.isfile(file):
+            report("image-missing", name, f"{file} is not there", file)
+            continue
+        if not (image.checked["height"] and image.checked["width"]):
+            stated = f"height is {image.raw.get('height')!r}, width is {image.raw.get('width')!r}"
+            report("image-size-unstated", name, stated, file)
+        existing.append(image)
     return existing
 
 
-def read_annotations(
-    content: dict[str, Any],
-    path: Path,
-    images: list[dict[str, Any]],
-    categories: list[dict[str, Any]],
-) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], LoadStatistics]:
-    """Checks the `annotations` of an opened file, and fills in what they lack.
-
-    Args:
-        content: The file's.
-        path: The file; for messages.
-        images: Of `read_images`; annotations of others are left out.
-        categories: Of `read_categories`.
-
-    Returns:
-        Each annotation as it stands in the file, and as detection needs it; and what was left out and filled
-        in.
-
-    Raises:
-        DataError: One is wrong.
-    """
-    listed = {int(entry["id"]) for entry in content["images"]}
-    here = {image["id"] for image in images}
-    known_categories = {category["id"] for category in categories}
-    pairs, tally = [], LoadStatistics()
-    for position, entry in enumerate(_list_of(content, "annotations", path)):
-        where = f"{path}: annotations[{position}]"
-        image_id = _as_id(entry, "image_id", where)
-        if image_id not in here:
-            tally.add(LoadEvent.UNKNOWN_IMAGE, int(image_id not in listed), f"annotations[{position}]")
+def _parse_annotations(
+    entries: list[Any],
+    report: Report,
+    listed: dict[int | str, Entry],
+    paths: dict[int | str, str],
+    category_ids: set[int | str],
+) -> Iterator[Entry]:
+    seen: set[int] = set()
+    for position, entry in enumerate(entries):
+        where = f"annotations[{position}]"
+        if not isinstance(entry, dict):
+            report("annotation-malformed", where, f"an annotation must be an object, not {entry!r}")
             continue
+        image_id = _parse_id(entry, "image_id", where, report)
+        if image_id not in paths:
+            if image_id is not None and image_id not in listed:
+                report("annotation-of-unknown-image", where, f"`image_id` is {image_id!r}")
+            continue
+        path = paths[image_id]
         if entry.get("bbox") in (None, []):
-            tally.add(LoadEvent.NO_BOX, first=f"annotations[{position}]")
+            report("box-missing", where, f"`bbox` is {entry.get('bbox')!r}", path)
             continue
-        if _as_id(entry, "category_id", where) not in known_categories:
-            raise DataError(
-                f"{where}: the category {entry['category_id']} is not among the file's categories: "
-                "add it there or remove the annotation"
+        category_id = _parse_id(entry, "category_id", where, report)
+        if category_id is not None and category_id not in category_ids:
+            report(
+                "annotation-of-unknown-category",
+                where,
+                f"the category {category_id} is not among the file's categories: "
+                "add it there or remove the annotation",
+                path,
             )
-        checked = _read_annotation(entry, where)
-        tally.add(LoadEvent.FILLED_AREA, int(0 < checked["area"] != entry.get("area")))
-        pairs.append((entry, checked))
-    tally.add(LoadEvent.RENUMBERED, _number_annotations([checked for _, checked in pairs]))
-    return pairs, tally
+        box = _parse_box(entry["bbox"], where, report, path)
+        annotation_id = entry.get("id")
+        _check_annotation_id(annotation_id, where, report, path, seen)
+        crowd = entry.get("iscrowd")
+        if crowd not in (None, 0, 1):
+            report("crowd-unclear", where, f"`iscrowd` is {crowd!r}", path)
+        if box is None or category_id not in category_ids:
+            continue
+        area = entry.get("area")
+        if not is_number(area) or area <= 0:
+            area = max(box[2], 0) * max(box[3], 0)
+            if area > 0:
+                report("area-missing", where, f"`area` is {entry.get('area')!r}", path)
+        annotation = {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd in (1, True)),
+        }
+        if entry.get("ignore"):
+            annotation["ignore"] = 1
+        yield Entry(where, entry, annotation)
 
 
-def _read_annotation(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    box = entry["bbox"]
-    if not _is_box(box):
-        raise DataError(f"{where}: `bbox` must be four numbers [x, y, width, height], not {box!r}")
-    area = entry.get("area")
-    if not _is_number(area) or area <= 0:
-        area = max(box[2], 0) * max(box[3], 0)
-    annotation = {
-        "id": entry.get("id"),
-        "image_id": int(entry["image_id"]),
-        "category_id": int(entry["category_id"]),
-        "bbox": box,
-        "area": area,
-        "iscrowd": int(entry.get("iscrowd") in (1, True)),
-    }
-    if entry.get("ignore"):
-        annotation["ignore"] = 1
-    return annotation
+def _check_annotation_id(number: Any, where: str, report: Report, path: str, seen: set[int]) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        report("annotation-id-missing", where, f"`id` is {number!r}", path)
+    elif number <= 0:
+        report("annotation-id-zero", where, f"`id` is {number}", path)
+    elif number in seen:
+        report("annotation-id-twice", where, f"`id` is {number}", path)
+    else:
+        seen.add(number)
 
 
-def _number_annotations(annotations: list[dict[str, Any]]) -> int:
-    """Numbers them from 1 unless their own ids will do (pycocotools takes a match with id 0 for no match).
+def _parse_id(entry: Any, key: str, where: str, report: Report) -> int | str | None:
+    """The id as an integer; where a lenient parse goes on, a text that is no integer, or None."""
+    value = _value(entry, key)
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
+        return int(value)
+    if isinstance(value, str) and value:
+        report("id-as-text", where, f"`{key}` must be a whole number, not {value!r}")
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 19 else value
+    if type(value) is int:
+        report("id-missing", where, f"`{key}` has more than 64 bits: {value}")
+    else:
+        report("id-missing", where, f"`{key}` must be a whole number, not {value!r}")
+    return None
 
-    Returns:
-        How many were numbered: all or none.
-    """
-    ids = [annotation["id"] for annotation in annotations]
-    usable = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
-    if usable and len(set(ids)) == len(ids):
-        return 0
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
-    return len(annotations)
+
+def _parse_box(box: Any, where: str, report: Report, path: str) -> list[float] | None:
+    """[x, y, width, height] as in the file, or with texts as numbers; None if it is not four numbers."""
+    try:
+        x, y, width, height = box
+        if math.isfinite(x + y + width + height):
+            return box
+    except (TypeError, ValueError, OverflowError):
+        pass
+    detail = f"`bbox` must be four numbers [x, y, width, height], not {box!r}"
+    numbers = [as_number(value) for value in box] if isinstance(box, list) else []
+    if len(numbers) == 4 and None not in numbers and any(isinstance(value, str) for value in box):
+        report("box-as-text", where, detail, path)
+        return numbers
+    report("box-malformed", where, detail, path)
+    return None
+
+
+def _value(entry: Any, key: str) -> Any:
+    return entry.get(key) if isinstance(entry, dict) else None
+
+
+def _as_dict(entry: Any) -> dict[str, Any]:
+    return entry if isinstance(entry, dict) else {}
+
+
+def _parse_text(entry: Any, key: str) -> str:
+    """A text without lone surrogates, which JSON can contain and no file can; else an empty one."""
+    value = _value(entry, key)
+    if not isinstance(value, str) or any("\ud800" <= letter <= "\udfff" for letter in value):
+        return ""
+    return value

@@ -1,13 +1,12 @@
-"""Pascal VOC: one XML file an image, and lists of names under ImageSets/Main, or no lists at all."""
+"""Pascal VOC: one XML file per image, and optional lists of image names in ImageSets/Main."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -15,8 +14,9 @@ import numpy as np
 from ppdet.core.workspace import register, serializable
 from ppdet.data.source.dataset import DetDataset
 
-from ppfcos.data.classes import checked_names, read_names
+from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter
+from ppfcos.data.issues import RaiseOnError, Report, as_number
 from ppfcos.data.records import Record, drop_boxes_without_area, numbered
 from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
@@ -32,8 +32,76 @@ CROWD = "iscrowd"
 MAX_BYTES = 64 << 20  # of the XML file of one image, which has some kilobytes
 
 
-def read_annotation(xml_file: Path) -> Element:
-    """The root of an XML annotation.
+class VOCObject(NamedTuple):
+    """An object of an XML file.
+
+    Attributes:
+        node: Its XML element.
+        label: The position of its class in the class names.
+        box: x0, y0, x1, y1 in pixels, as written.
+    """
+
+    node: Element
+    label: int
+    box: tuple[float, float, float, float]
+
+    def is_set(self, tag: str) -> bool:
+        """Whether a flag such as `difficult` is set."""
+        return (self.node.findtext(tag) or "0").strip() not in ("", "0")
+
+
+class VOCFile(NamedTuple):
+    """The XML file of one image: the root element, the stated size (0: not stated) and the objects."""
+
+    root: Element
+    height: int
+    width: int
+    objects: list[VOCObject]
+
+
+def parse(xml_file: Path, labels: Mapping[str, int], report: Report, image: str = "") -> VOCFile | None:
+    """Read and check the XML file of an image.
+
+    Args:
+        xml_file: The file.
+        labels: The label of each class.
+        report: Called for each issue; may raise.
+        image: The path of the image, for reports.
+
+    Returns:
+        None if the file is no XML.
+    """
+    try:
+        root = read_xml(xml_file)
+    except DataError as error:
+        detail = str(error)[len(str(xml_file)) + 1 :]
+        report("annotation-file-unreadable", xml_file.name, detail, image)
+        return None
+    height, width = stated_side(root, "height"), stated_side(root, "width")
+    if min(height, width) <= 0:
+        stated = [root.findtext(f"size/{key}") for key in ("height", "width")]
+        detail = f"height is {stated[0]!r}, width is {stated[1]!r}"
+        report("image-size-unstated", xml_file.name, detail, image)
+    objects = []
+    for number, node in enumerate(root.findall("object"), start=1):
+        where = f"{xml_file.name}, object {number}"
+        name = object_name(node)
+        if name not in labels:
+            detail = f"the class {name!r} is not in class_names ({shown(list(labels))}): add it there"
+            report("annotation-of-unknown-category", where, detail, image)
+            continue
+        written = [node.findtext(f"bndbox/{side}") for side in SIDES]
+        box = tuple(as_number(value) for value in written)
+        if None in box:
+            detail = f"`bndbox` of {name!r} must have four numbers, not {written}: repair or remove it"
+            report("box-malformed", where, detail, image)
+            continue
+        objects.append(VOCObject(node, labels[name], box))
+    return VOCFile(root, height, width, objects)
+
+
+def read_xml(xml_file: Path) -> Element:
+    """The root of an XML file.
 
     Raises:
         DataError: The file cannot be read or is not XML.
@@ -42,35 +110,13 @@ def read_annotation(xml_file: Path) -> Element:
         return ElementTree.fromstring(read_bytes(xml_file, MAX_BYTES))
     except (OSError, ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:  # encoding
         raise DataError(
-            f"{xml_file} is not XML that can be read ({error}): repair it or take it off the list"
+            f"{xml_file} cannot be read as XML ({error}): repair it or take it off the list"
         ) from None
 
 
 def object_name(node: Element) -> str:
     """The class of an <object>, "" where none is stated."""
     return (node.findtext("name") or "").strip()
-
-
-def object_box(node: Element, xml_file: Path) -> list[float]:
-    """The box of an <object>: [x0, y0, x1, y1] in pixels.
-
-    Raises:
-        DataError: A side is missing or no number.
-    """
-    try:
-        box = [float(node.findtext(f"bndbox/{side}")) for side in SIDES]
-    except (TypeError, ValueError):
-        box = [math.nan]
-    if not all(math.isfinite(side) for side in box):
-        raise DataError(
-            f"{xml_file}: an object {object_name(node)!r} lacks a number in its bndbox: repair or remove it"
-        )
-    return box
-
-
-def is_set(node: Element, tag: str) -> bool:
-    """Whether a mark such as `difficult` is set in an <object>."""
-    return (node.findtext(tag) or "0").strip() not in ("", "0")
 
 
 def stated_side(annotation: Element, side: str) -> int:
@@ -82,10 +128,10 @@ def stated_side(annotation: Element, side: str) -> int:
 
 
 def image_names(list_file: Path) -> list[str]:
-    """The names in an image set, without the second column (-1, 0, 1) that VOC's lists of one class have.
+    """The image names in an image set, without the second column (-1, 0, 1) of VOC's lists of one class.
 
     Raises:
-        DataError: It is no text.
+        DataError: The file is no text.
     """
     names: dict[str, None] = {}
     for line in _lines(list_file):
@@ -96,7 +142,7 @@ def image_names(list_file: Path) -> list[str]:
 
 
 def is_list_of_one_class(list_file: Path) -> bool:
-    """Whether an image set says of every image whether a class is in it, as VOC's `aeroplane_train.txt`."""
+    """Whether an image set states for every image whether it has a class, as `aeroplane_train.txt`."""
     rows = [line.split() for line in _lines(list_file) if line.strip()]
     return bool(rows) and all(has_mark(parts) for parts in rows)
 
@@ -113,8 +159,8 @@ def _lines(list_file: Path) -> list[str]:
         raise DataError(f"{list_file} cannot be read as a list of names: {error}") from None
 
 
-def pictures_by_stem(image_dir: Path) -> dict[str, str]:
-    """{name without suffix: file name} of the pictures in a folder."""
+def images_by_stem(image_dir: Path) -> dict[str, str]:
+    """{name without suffix: file name} of the images in a folder."""
     found: dict[str, str] = {}
     for name in sorted(os.listdir(image_dir)):
         stem, suffix = os.path.splitext(name)
@@ -132,17 +178,18 @@ def annotated_names(anno_dir: Path) -> list[str]:
     )
 
 
-def class_names(folder: Path, anno_dir: Path) -> tuple[list[str], str]:
-    """The classes of a data set: those of its list if it has one, else all that its XML files name, sorted.
+def class_names(folder: Path, anno_dir: Path, skip_unreadable: bool = False) -> tuple[list[str], str]:
+    """The classes in a data set's list if it has one, else all that its XML files name, sorted.
 
-    Every XML file counts, in a list or not, so that training and validation agree.
+    Every XML file counts, in an image set or not, so that training and validation agree.
 
     Args:
         folder: The data set's, where a label_list.txt, labels.txt or classes.txt may be.
         anno_dir: The XML files' folder.
+        skip_unreadable: Whether XML files that cannot be read are skipped.
 
     Returns:
-        The names, and what says so.
+        The names, and the file or folder that they come from.
 
     Raises:
         DataError: A file cannot be read, or there are no classes.
@@ -150,41 +197,40 @@ def class_names(folder: Path, anno_dir: Path) -> tuple[list[str], str]:
     for name in NAME_FILES:
         if (folder / name).is_file():
             return read_names(folder / name), str(folder / name)
-    files = (anno_dir / f"{name}.xml" for name in annotated_names(anno_dir))
-    return checked_names(sorted(_classes_in(files)), str(anno_dir)), str(anno_dir)
-
-
-def _classes_in(xml_files: Iterable[Path]) -> set[str]:
-    found = {
-        object_name(node) for xml_file in xml_files for node in read_annotation(xml_file).findall("object")
-    }
-    return found - {""}
+    found: set[str] = set()
+    for name in annotated_names(anno_dir):
+        try:
+            found.update(map(object_name, read_xml(anno_dir / f"{name}.xml").findall("object")))
+        except DataError:
+            if not skip_unreadable:
+                raise
+    return checked_names(sorted(found - {""}), str(anno_dir)), str(anno_dir)
 
 
 @register
 @serializable
 class PPFCOSVOCDataSet(DetDataset):
-    """A data set of XML files in Pascal VOC's form, read as its annotation tools wrote them.
+    """A data set of XML files in Pascal VOC's format.
 
-    Boxes are (xmin, ymin, xmax, ymax) as they stand in the XML, clipped to the image; those without area are
-    dropped. `difficult` boxes are kept and marked. What is left out is counted in `tally`.
+    Boxes are (xmin, ymin, xmax, ymax) as written, clipped to the image; boxes without area are dropped.
+    `difficult` boxes are kept and marked. `tally` counts what is left out.
 
-    Plain folders, without ImageSets, are read with `image_set: null`; where XML files and pictures lie in
-    one folder, with `image_dir: .` and `anno_dir: .` besides.
+    Use `image_set: null` for folders without ImageSets, and `image_dir: .` and `anno_dir: .` where XML files
+    and images are in one folder.
 
     Args:
         dataset_dir (str): The folder that holds ImageSets, Annotations and JPEGImages.
         image_set (str): The list ImageSets/Main/<image_set>.txt, one image name a line; null reads every
             XML file in anno_dir.
-        class_names (list): The classes; the position is the label. Where they are not given they come from
+        class_names (list): The classes; the position is the label. By default they come from
             label_list.txt, labels.txt or classes.txt in dataset_dir, else from all XML files in anno_dir,
             sorted.
-        allow_empty (bool): Whether images without objects are kept, as negatives.
+        allow_empty (bool): Whether images without objects are kept as background.
         image_dir (str): The images' folder in dataset_dir.
         anno_dir (str): The XML files' folder in dataset_dir.
-        sample_num (int): Read only so many images; -1 reads all.
-        data_fields (list): Understood for PaddleDetection's sake; all fields are always read.
-        repeat (int): How often an epoch goes through the images when PaddleDetection's reader is used.
+        sample_num (int): Read at most this many images; -1 reads all.
+        data_fields (list): Accepted for PaddleDetection; all fields are always read.
+        repeat (int): How often PaddleDetection's reader goes through the images in an epoch.
     """
 
     def __init__(
@@ -217,61 +263,78 @@ class PPFCOSVOCDataSet(DetDataset):
         self.tally = LoadStatistics()
 
     def check_or_download_dataset(self) -> None:
-        """There is nothing to download: the data is the user's own."""
+        """Do nothing: the data is the user's own."""
 
-    def find_categories(self) -> list[dict[str, Any]]:
-        """`id` and `name` of every class, given or found; `cname2cid` numbers them from then on.
+    def find_categories(self, skip_unreadable: bool = False) -> list[dict[str, Any]]:
+        """Set and return `categories`, the id and name of every class, and set `cname2cid`.
 
         Raises:
-            DataError: A file is missing or wrong, or a class is there twice.
+            DataError: A file is missing or wrong, or a class occurs twice.
         """
         folder = Path(self.dataset_dir)
         if self.class_names:
             names = checked_names(self.class_names, "class_names of PPFCOSVOCDataSet")
         else:
             self._require(folder / self.anno_dir)
-            names, source = class_names(folder, folder / self.anno_dir)
+            names, source = class_names(folder, folder / self.anno_dir, skip_unreadable)
             logger.info("classes from %s: %s", source, ", ".join(names))
         self.cname2cid = {name: label for label, name in enumerate(names)}
         self.categories = numbered(names)
         return self.categories
 
     def parse_dataset(self) -> None:
-        """Reads the list and its XML files into `roidbs`.
+        """Read the image set and its XML files into `roidbs`.
 
         Raises:
-            DataError: A folder or the list is missing, an XML file cannot be read, or a class is not in
+            DataError: A folder or the image set is missing, an XML file cannot be read, or a class is not in
                 class_names.
         """
         folder = Path(self.dataset_dir)
-        source, image_dir = folder / self.anno_path, folder / self.image_dir
-        self._require(image_dir)
-        names = self._names(source, folder / self.anno_dir)
+        self._require(folder / self.image_dir)
+        report = RaiseOnError(f"{folder / self.anno_dir}{os.sep}")
         self.find_categories()
-        pictures = pictures_by_stem(image_dir)
-        records, missing = [], []
-        self.tally = LoadStatistics()
-        for image_id, name in enumerate(names):
-            if 0 < self.sample_num <= len(records):
-                break
-            xml_file = folder / self.anno_dir / f"{name}.xml"
-            picture = pictures.get(name)
-            if picture is None or not xml_file.is_file():
-                missing.append(str(xml_file if picture else image_dir / name))
-                continue
-            record = self._read_record(xml_file, os.path.join(image_dir, picture), image_id)
+        records: list[Record] = []
+        self.tally = report.tally
+        for image_id, image, file in self.parse(report):
+            record = _record(file, image, image_id)
             if self.allow_empty or len(record["gt_bbox"]):
                 records.append(record)
             else:
                 self.tally.add(LoadEvent.EMPTY_IMAGE)
-        self.tally.add(LoadEvent.MISSING_IMAGE, len(missing), missing[0] if missing else "")
+            if 0 < self.sample_num <= len(records):
+                break
         records = drop_boxes_without_area(records, self.allow_empty, self.tally)
         if not records:
+            missing = self.tally.count(LoadEvent.MISSING_IMAGE)
             raise DataError(
-                f"{source} gives no usable image: {len(missing)} are missing from {image_dir} or "
-                f"{folder / self.anno_dir}, the others have no objects"
+                f"{folder / self.anno_path} gives no usable image: {missing} are missing from "
+                f"{folder / self.image_dir} or {folder / self.anno_dir}, the others have no objects"
             )
         self.roidbs = records
+
+    def parse(self, report: Report) -> Iterator[tuple[int, str, VOCFile]]:
+        """Position, image path and annotation of every listed image; `find_categories` goes first.
+
+        Args:
+            report: Called for each issue; may raise.
+        """
+        folder = Path(self.dataset_dir)
+        image_dir, anno_dir = folder / self.image_dir, folder / self.anno_dir
+        self._require(image_dir)
+        names = self._names(folder / self.anno_path, anno_dir)
+        images = images_by_stem(image_dir)
+        for position, name in enumerate(names):
+            xml_file = anno_dir / f"{name}.xml"
+            if name not in images:
+                missing = os.path.join(image_dir, name)
+                report("image-missing", name, f"{image_dir} has no image of this name", missing)
+            elif not xml_file.is_file():
+                report("annotation-file-missing", name, f"{xml_file} is not there", str(xml_file))
+            else:
+                image = os.path.join(image_dir, images[name])
+                file = parse(xml_file, self.cname2cid, report, image)
+                if file is not None:
+                    yield position, image, file
 
     def _require(self, wanted: Path) -> None:
         if not wanted.is_dir():
@@ -291,29 +354,19 @@ class PPFCOSVOCDataSet(DetDataset):
             )
         return image_names(source)
 
-    def _read_record(self, xml_file: Path, image_file: str, image_id: int) -> Record:
-        annotation = read_annotation(xml_file)
-        nodes = annotation.findall("object")
-        boxes = [object_box(node, xml_file) for node in nodes]
-        return {
-            "im_file": image_file,
-            "im_id": np.array([image_id], dtype=np.int64),
-            "h": stated_side(annotation, "height"),
-            "w": stated_side(annotation, "width"),
-            "gt_bbox": np.array(boxes, dtype=np.float32).reshape(-1, 4),
-            "gt_class": _column([self._label(node, xml_file) for node in nodes]),
-            "is_crowd": _column([is_set(node, CROWD) for node in nodes]),
-            "difficult": _column([is_set(node, "difficult") for node in nodes]),
-        }
 
-    def _label(self, node: Element, xml_file: Path) -> int:
-        name = object_name(node)
-        if name not in self.cname2cid:
-            raise DataError(
-                f"{xml_file} names a class {name!r} that is not in class_names "
-                f"({', '.join(self.cname2cid)}): add it there, and to num_classes"
-            )
-        return self.cname2cid[name]
+def _record(file: VOCFile, image: str, image_id: int) -> Record:
+    objects = file.objects
+    return {
+        "im_file": image,
+        "im_id": np.array([image_id], dtype=np.int64),
+        "h": file.height,
+        "w": file.width,
+        "gt_bbox": np.array([each.box for each in objects], dtype=np.float32).reshape(-1, 4),
+        "gt_class": _column([each.label for each in objects]),
+        "is_crowd": _column([each.is_set(CROWD) for each in objects]),
+        "difficult": _column([each.is_set("difficult") for each in objects]),
+    }
 
 
 def _column(values: Sequence[int]) -> np.ndarray:

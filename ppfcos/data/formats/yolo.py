@@ -1,4 +1,4 @@
-"""YOLO's text labels: a text file an image, and the class names in a data.yaml or a classes.txt."""
+"""YOLO labels: one text file per image, and the class names in a data.yaml or a classes.txt."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ppdet.data.source.dataset import DetDataset
 from ppfcos import yaml_files
 from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import ImageUnreadable, image_size, is_clutter, list_images
+from ppfcos.data.issues import RaiseOnError, Report
 from ppfcos.data.records import Record, drop_boxes_without_area, image_ids, numbered
 from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
@@ -37,8 +38,8 @@ class Row(NamedTuple):
 
     Attributes:
         label: The class, from 0.
-        box: x0, y0, x1, y1 as fractions of the picture's sides.
-        is_polygon: Whether the row held a polygon, whose bounding box this is.
+        box: x0, y0, x1, y1 as fractions of the image's sides.
+        is_polygon: Whether the row held a polygon, whose bounding box it is.
     """
 
     label: int
@@ -46,48 +47,68 @@ class Row(NamedTuple):
     is_polygon: bool
 
 
-def read_rows(label_file: str | Path, num_classes: int) -> list[Row]:
-    """The objects in a label file; none where there is no such file, as is the custom.
+def read_rows(
+    label_file: str | Path, num_classes: int, report: Report | None = None, image: str = ""
+) -> list[Row]:
+    """Read the objects in a label file; a missing file has none.
 
     Args:
         label_file: The file.
-        num_classes: The number of classes; a row of another one is an error.
+        num_classes: The number of classes.
+        report: Called for each issue; may raise. By default every issue raises.
+        image: The path of the image, for reports.
 
     Raises:
         DataError: The file cannot be read, or a row is wrong; the message names its line.
     """
+    report = report or RaiseOnError("")
     try:
         lines = read_text(label_file, MAX_LABEL_BYTES).splitlines()
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{label_file} cannot be read as YOLO labels: {error}") from None
+        report(
+            "annotation-file-unreadable", str(label_file), f"cannot be read as YOLO labels: {error}", image
+        )
+        return []
     rows = []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            rows.append(_row(line.split(), num_classes, f"{label_file}, line {number}"))
+        columns = line.split()
+        if columns:
+            try:
+                rows.append(_parse_row(columns, num_classes))
+            except _RowError as error:
+                report(error.kind, f"{label_file}, line {number}", error.detail, image)
     return rows
 
 
-def _row(columns: list[str], num_classes: int, where: str) -> Row:
+class _RowError(ValueError):
+    def __init__(self, kind: str, detail: str):
+        super().__init__(detail)
+        self.kind, self.detail = kind, detail
+
+
+def _parse_row(columns: list[str], num_classes: int) -> Row:
     is_polygon = len(columns) >= _LEAST_POLYGON_COLUMNS and len(columns) % 2 == 1
     if len(columns) != _BOX_COLUMNS and not is_polygon:
-        raise DataError(
-            f"{where}: {len(columns)} columns, but a box has 5 (class, centre x and y, width, height) "
-            "and a polygon 7, 9, 11, ..."
+        raise _RowError(
+            "annotation-malformed",
+            f"{len(columns)} columns, but a box has 5 (class, center x and y, width, height) "
+            "and a polygon 7, 9, 11, ...",
         )
     try:
         label, *values = (float(column) for column in columns)
     except ValueError as error:
-        raise DataError(f"{where}: {error}") from None
+        raise _RowError("annotation-malformed", str(error)) from None
     if not (label.is_integer() and 0 <= label < num_classes):
-        raise DataError(
-            f"{where}: the class is {columns[0]}, but there are {num_classes} classes, counted from 0: "
-            "add its name to the class names, or repair the row"
+        raise _RowError(
+            "annotation-of-unknown-category",
+            f"the class is {columns[0]}, but there are {num_classes} classes, counted from 0: "
+            "add its name to the class names, or correct the row",
         )
     outside = [value for value in values if not -_TOLERANCE <= value <= 1 + _TOLERANCE]  # NaN is, too
     if outside:
-        raise DataError(f"{where}: {outside[0]:g} is no fraction of the picture's side, from 0 to 1")
+        raise _RowError("box-malformed", f"{outside[0]:g} is not a fraction of the image's side, from 0 to 1")
     return Row(int(label), _bounding_box(values) if is_polygon else _corners(*values), is_polygon)
 
 
@@ -99,17 +120,13 @@ def _bounding_box(polygon: Sequence[float]) -> tuple[float, float, float, float]
     return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
 
 
-def label_path(picture: str) -> str:
-    """Where YOLO's tools look for a picture's labels.
+def label_path(image: str) -> str:
+    """Where YOLO's tools look for the labels of an image; the file need not exist.
 
-    Args:
-        picture: The picture's path.
-
-    Returns:
-        The path with its last folder `images` made `labels`, or beside the picture where there is no such
-        folder, and the suffix .txt. Whether the file is there is another matter.
+    That is the image's path with its last folder `images` replaced by `labels`, or beside the image if there
+    is no such folder, and the suffix .txt.
     """
-    head, tail = os.path.split(os.path.splitext(picture)[0] + ".txt")
+    head, tail = os.path.split(os.path.splitext(image)[0] + ".txt")
     beside = os.path.join(head, tail)
     while os.path.basename(head) not in (_IMAGES, ""):
         head, inner = os.path.split(head)
@@ -118,17 +135,10 @@ def label_path(picture: str) -> str:
 
 
 def read_list(list_file: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """The pictures in a list such as train.txt, one path a line.
+    """The unique paths of existing images in a list such as train.txt, and the lines of missing ones.
 
-    Paths are taken as they are, or from the list's folder, or from the data set's. A path into a folder that
-    was elsewhere when the list was written is found again by what follows `images` in it.
-
-    Args:
-        list_file: The list.
-        folder: The data set's.
-
-    Returns:
-        The paths of the pictures that are there, each once, and the lines of those that are not.
+    Paths are absolute, or relative to the list's or the data set's folder. A path into a folder that was
+    elsewhere when the list was written is found by what follows `images` in it.
 
     Raises:
         DataError: The list cannot be read as text.
@@ -136,21 +146,21 @@ def read_list(list_file: Path, folder: Path) -> tuple[list[str], list[str]]:
     try:
         lines = read_text(list_file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{list_file} cannot be read as a list of pictures: {error}") from None
+        raise DataError(f"{list_file} cannot be read as a list of images: {error}") from None
     found, missing = {}, []
     for line in dict.fromkeys(line.strip() for line in lines):
         if not line:
             continue
-        places = (os.path.normpath(place) for place in _places(line, list_file, folder))
-        picture = next((place for place in places if os.path.isfile(place)), None)
-        if picture is None:
+        places = (os.path.normpath(place) for place in _candidates(line, list_file, folder))
+        image = next((place for place in places if os.path.isfile(place)), None)
+        if image is None:
             missing.append(line)
         else:
-            found[picture] = None
+            found[image] = None
     return list(found), missing
 
 
-def _places(line: str, list_file: Path, folder: Path) -> Iterator[str]:
+def _candidates(line: str, list_file: Path, folder: Path) -> Iterator[str]:
     yield os.path.join(list_file.parent, line)  # `line` itself, if that is absolute
     yield os.path.join(folder, line)
     _, separator, tail = line.rpartition(f"/{_IMAGES}/")
@@ -158,30 +168,30 @@ def _places(line: str, list_file: Path, folder: Path) -> Iterator[str]:
         yield os.path.join(folder, _IMAGES, tail)
 
 
-def pictures_at(place: Path, folder: Path) -> list[str]:
-    """The pictures of a folder or of a list, sorted or in the list's order.
+def images_at(place: Path, folder: Path, report: Report | None = None) -> list[str]:
+    """The images of a folder (sorted) or of a list (in its order).
 
     Args:
         place: The folder or list.
         folder: The data set's.
+        report: Called for each missing image; by default they are logged.
 
     Raises:
-        DataError: It is not there, or none of its pictures is.
+        DataError: The place does not exist, or none of its images does.
     """
     if not place.exists():
-        raise DataError(f"{place} is not there: a folder of pictures, or a list of them, was expected")
-    pictures, missing = (list_images(place), []) if place.is_dir() else read_list(place, folder)
-    if not pictures:
-        what = f"none of its {len(missing)} pictures is there" if missing else "there are no pictures in it"
+        raise DataError(f"{place} is not there: a folder of images, or a list of them, was expected")
+    images, missing = (list_images(place), []) if place.is_dir() else read_list(place, folder)
+    if not images:
+        what = f"none of its {len(missing)} images is there" if missing else "there are no images in it"
         raise DataError(f"{place}: {what}{f', the first is {missing[0]}' if missing else ''}")
-    if missing:
+    for line in missing if report else ():
+        report("image-missing", line, f"{place} lists it", line)
+    if missing and not report:
         logger.warning(
-            "%s: %d pictures are not there and are left out, the first is %s",
-            place,
-            len(missing),
-            missing[0],
+            "%s: %d images are not there and are left out, the first is %s", place, len(missing), missing[0]
         )
-    return pictures
+    return images
 
 
 class Description(NamedTuple):
@@ -197,13 +207,7 @@ class Description(NamedTuple):
 
 
 def read_description(path: Path) -> Description | None:
-    """Reads a data.yaml.
-
-    Args:
-        path: A YAML file.
-
-    Returns:
-        None if it is one of something else, without `names`.
+    """Read a data.yaml; None if it has no `names` and so is another kind of file.
 
     Raises:
         DataError: It cannot be read, or contradicts itself.
@@ -215,7 +219,7 @@ def read_description(path: Path) -> Description | None:
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
         return None
     if "kpt_shape" in content:
-        raise DataError(f"{path} has kpt_shape: its labels are keypoints, which are not read")
+        raise DataError(f"{path} has kpt_shape: its labels are keypoints, which are not supported")
     categories = _categories(content, path)
     return Description(categories, {key: _split(content, key, path) for key in SPLITS if content.get(key)})
 
@@ -323,25 +327,24 @@ def descriptions_in(folder: Path) -> dict[Path, Description]:
 class PPFCOSYOLODataSet(DetDataset):
     """A data set with YOLO's text labels.
 
-    The labels of `images/train2017/x.jpg` are in `labels/train2017/x.txt`, or beside the picture where no
-    folder is called `images`. A picture without a label file has no objects. Rows of segmentation become the
-    bounding box of their polygon. Boxes are clipped to the image; those without area are dropped. What is
-    left out is counted in `tally`.
+    The labels of `images/train2017/x.jpg` are in `labels/train2017/x.txt`, or beside the image if no folder
+    is called `images`. An image without a label file has no objects. Polygons become their bounding boxes.
+    Boxes are clipped to the image; boxes without area are dropped. `tally` counts what is left out.
 
-    Which pictures there are is said by one of `image_dir`, `anno_path` and `image_set`.
+    One of `image_dir`, `anno_path` and `image_set` selects the images.
 
     Args:
-        dataset_dir (str): The data set's folder; all other paths are in it.
-        image_dir (str): The folder of the pictures, with those below it, such as images/train2017.
-        anno_path (str): A list of pictures, one path a line, such as train2017.txt.
-        image_set (str): train, val or test, as the data.yaml in dataset_dir has it.
-        label_dir (str): The folder of the label files, if it is not found as above; only with image_dir.
-        class_names (list): The classes; the position is the label. Where they are not given they come from
-            the *.yaml, classes.txt or *.names in dataset_dir, or the classes.txt among the labels.
-        allow_empty (bool): Whether images without objects are kept, as negatives.
-        sample_num (int): Read only so many images; -1 reads all.
-        data_fields (list): Understood for PaddleDetection's sake; all fields are always read.
-        repeat (int): How often an epoch goes through the images when PaddleDetection's reader is used.
+        dataset_dir (str): The data set's folder; all other paths are relative to it.
+        image_dir (str): A folder of images, including its subfolders, such as images/train2017.
+        anno_path (str): A list of images, one path per line, such as train2017.txt.
+        image_set (str): train, val or test, as in the data.yaml in dataset_dir.
+        label_dir (str): The folder of the label files, if they are elsewhere; only with image_dir.
+        class_names (list): The classes; the position is the label. By default they come from the *.yaml,
+            classes.txt or *.names in dataset_dir, or the classes.txt among the labels.
+        allow_empty (bool): Whether images without objects are kept as background.
+        sample_num (int): Read at most this many images; -1 reads all.
+        data_fields (list): Accepted for PaddleDetection; all fields are always read.
+        repeat (int): How often PaddleDetection's reader goes through the images in an epoch.
     """
 
     def __init__(
@@ -375,10 +378,10 @@ class PPFCOSYOLODataSet(DetDataset):
         self.tally = LoadStatistics()
 
     def check_or_download_dataset(self) -> None:
-        """There is nothing to download: the data is the user's own."""
+        """Do nothing: the data is the user's own."""
 
     def find_categories(self) -> list[dict[str, Any]]:
-        """`id` and `name` of every class; `cname2cid` numbers them from then on.
+        """Set and return `categories`, the id and name of every class, and set `cname2cid`.
 
         Raises:
             DataError: No file names the classes, or two contradict each other.
@@ -396,53 +399,53 @@ class PPFCOSYOLODataSet(DetDataset):
         return self.categories
 
     def parse_dataset(self) -> None:
-        """Reads the pictures' sizes and labels into `roidbs`.
+        """Read the images' sizes and labels into `roidbs`.
 
         Raises:
-            DataError: A folder or a list is missing, a label file is wrong, or no picture has objects.
+            DataError: A folder or a list is missing, a label file is wrong, or no image has objects.
         """
-        pictures, source = self._pictures()
+        report = RaiseOnError("")
+        self.tally = report.tally
+        images, source = self.find_images(report)
         num_classes = len(self.find_categories())
-        records, labelled = [], 0
-        self.tally = LoadStatistics()
-        for number, picture in zip(image_ids(pictures), pictures):
+        records, labeled = [], 0
+        for number, image in zip(image_ids(images), images):
             if 0 < self.sample_num <= len(records):
                 break
-            label_file = self._label_file(picture)
-            labelled += os.path.isfile(label_file)
-            rows = read_rows(label_file, num_classes)
+            label_file = self.label_file(image)
+            labeled += os.path.isfile(label_file)
+            rows = read_rows(label_file, num_classes, report, image)
             if not rows and not self.allow_empty:
                 self.tally.add(LoadEvent.EMPTY_IMAGE)
                 continue
             try:
-                records.append(_record(picture, number, rows))
+                records.append(_record(image, number, rows))
             except ImageUnreadable as error:
                 self.tally.add(LoadEvent.UNREADABLE_IMAGE, first=str(error))
         records = drop_boxes_without_area(records, self.allow_empty, self.tally)
-        if not labelled:
+        if not labeled:
             raise DataError(
-                f"{source}: none of {len(pictures)} pictures has a label file, the first would be "
-                f"{self._label_file(pictures[0])}: set label_dir"
+                f"{source}: none of {len(images)} images has a label file, the first would be "
+                f"{self.label_file(images[0])}: set label_dir"
             )
         if not records:
-            raise DataError(f"{source} gives no image with objects: set allow_empty: true to read it still")
+            raise DataError(f"{source} has no image with objects: set allow_empty: true to read it anyway")
         self.roidbs = records
 
-    def _pictures(self) -> tuple[list[str], str]:
-        """The pictures' paths, and what says so."""
+    def find_images(self, report: Report) -> tuple[list[str], str]:
+        """The images' paths, and the folders or lists that they come from."""
         given = [key for key in ("image_dir", "anno_path", "image_set") if getattr(self, key)]
         if len(given) != 1:
             raise DataError(
                 f"PPFCOSYOLODataSet of {self.dataset_dir} needs one of image_dir (a folder), anno_path (a "
                 f"list) and image_set (of data.yaml), and has {' and '.join(given) or 'none of them'}"
             )
-        folder, places = Path(self.dataset_dir), []
-        if self.image_set:
-            places = self._places_of_split(folder)
-        else:
-            places = [folder / (self.image_dir or self.anno_path)]
-        pictures = [picture for place in places for picture in pictures_at(place, folder)]
-        return list(dict.fromkeys(pictures)), ", ".join(map(str, places))
+        folder = Path(self.dataset_dir)
+        places = (
+            self._places_of_split(folder) if self.image_set else [folder / (self.image_dir or self.anno_path)]
+        )
+        images = [image for place in places for image in images_at(place, folder, report)]
+        return list(dict.fromkeys(images)), ", ".join(map(str, places))
 
     def _places_of_split(self, folder: Path) -> list[Path]:
         described = descriptions_in(folder) if folder.is_dir() else {}
@@ -452,22 +455,28 @@ class PPFCOSYOLODataSet(DetDataset):
         files = ", ".join(map(str, described)) or f"a data.yaml in {folder}"
         raise DataError(f"image_set is {self.image_set!r}, which is no split of {files}")
 
-    def _label_file(self, picture: str) -> str:
+    def label_file(self, image: str) -> str:
+        """Where the labels of an image are, if it has any."""
         if not self.label_dir:
-            return label_path(picture)
-        inner = os.path.relpath(picture, os.path.join(self.dataset_dir, self.image_dir or ""))
+            return label_path(image)
+        inner = os.path.relpath(image, os.path.join(self.dataset_dir, self.image_dir or ""))
         return os.path.join(self.dataset_dir, self.label_dir, os.path.splitext(inner)[0] + ".txt")
 
 
-def _record(picture: str, number: int, rows: Sequence[Row]) -> Record:
-    height, width = image_size(picture)
-    boxes = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
+def _record(image: str, number: int, rows: Sequence[Row]) -> Record:
+    height, width = image_size(image)
     return {
-        "im_file": picture,
+        "im_file": image,
         "im_id": np.array([number], dtype=np.int64),
         "h": height,
         "w": width,
-        "gt_bbox": (boxes * [width, height, width, height]).astype(np.float32),
+        "gt_bbox": boxes_in_pixels(rows, height, width),
         "gt_class": np.array([row.label for row in rows], dtype=np.int32).reshape(-1, 1),
         "is_crowd": np.zeros((len(rows), 1), dtype=np.int32),
     }
+
+
+def boxes_in_pixels(rows: Sequence[Row], height: int, width: int) -> np.ndarray:
+    """[M, 4] float32 x0, y0, x1, y1 of an image of this size."""
+    boxes = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
+    return (boxes * [width, height, width, height]).astype(np.float32)
