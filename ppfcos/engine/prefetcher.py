@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.engine import distributed
 from ppfcos.engine.profiling import DATA_WAIT, NoProfiler, StepProfiler
 from ppfcos.errors import DataError, PPFCOSError
@@ -38,7 +38,7 @@ class BatchFeed:
         self._loader = loader
         self._max_bad_images = max_bad_images
         self._bad_images: set[str] = set()
-        self._changes = Tally()
+        self._changes = LoadStatistics()
         self._steps: Iterator[list[dict]] = iter(())
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class BatchFeed:
         bad = [image for batch in self.current for image in batch["bad_images"]]
         for batch in self.current:
             for name in batch["changes"]:
-                self._changes.add(Change[name])
+                self._changes.add(LoadEvent[name])
         sizes = [batch["image"].shape[2:] for batch in self.current]
         news = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]
         rows = distributed.gather_rows(paddle.concat([values.detach(), paddle.to_tensor(news, "float32")]))
@@ -97,10 +97,10 @@ class BatchFeed:
 
     def report_changes(self) -> None:
         """Say what reading did to the pictures since this was last called; all processes must call it."""
-        changes = Tally()
+        changes = LoadStatistics()
         for found in distributed.gather(self._changes.changes()):
-            changes.add_all(Tally.of(found))
-        self._changes = Tally()
+            changes.add_all(LoadStatistics.from_dict(found))
+        self._changes = LoadStatistics()
         if str(changes):
             logger.info("TrainDataset: %s", changes)
 

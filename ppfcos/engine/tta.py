@@ -20,7 +20,7 @@ from ppfcos.boxes import box_areas
 from ppfcos.config.keys import NESTED_KEYS
 from ppfcos.data.samples import pad_images
 from ppfcos.data.transforms.pipeline import pad_stride
-from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.transforms.uint8 import UInt8Resize
 from ppfcos.errors import ConfigError
 from ppfcos.modeling.postprocess import Candidates
 
@@ -134,7 +134,7 @@ class AugmentedModel(nn.Layer):
             )
         self.model = model
         self._stride = stride
-        self._resizes = [PixelResize(list(size), True, interp) for size in target_size]
+        self._resizes = [UInt8Resize(list(size), True, interp) for size in target_size]
         self._ranges = size_ranges or [None] * len(target_size)
         self._mirrorings = (False, True) if flip else (False,)
         self._vote_iou = vote_iou if merge == "vote" else None
@@ -159,7 +159,7 @@ class AugmentedModel(nn.Layer):
         }
 
     def _looks(
-        self, images: list[np.ndarray], resize: PixelResize, size_range: Sequence[float] | None
+        self, images: list[np.ndarray], resize: UInt8Resize, size_range: Sequence[float] | None
     ) -> Iterator[list[Candidates]]:
         """The candidates of every image in one size, as it is and mirrored."""
         samples = [resize.apply({"image": image}) for image in images]

@@ -35,7 +35,7 @@ from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.records import clip_boxes
-from ppfcos.data.sampler import GlobalBatches, images_at_once
+from ppfcos.data.sampler import GlobalBatchSampler, micro_batch_size
 from ppfcos.data.samples import Collate, TrainingSamples, pad_images, pad_rows
 from ppfcos.data.transforms.pipeline import SampleTransforms, pad_stride
 from ppfcos.errors import ConfigError, DataError
@@ -333,7 +333,7 @@ def test_ignored_crowds_of_voc_are_counted(tmp_path, caplog):
     cfg = {"num_classes": 2, "TrainDataset": voc_section(tmp_path), "PPFCOSTargets": {"ignore_crowd": True}}
     [record] = build_dataset(cfg, "TrainDataset").records
     assert record["gt_crowd"].tolist() == [[1, 2, 30, 40]] and len(record["gt_bbox"]) == 1
-    assert "ignores what is in 1 crowd box" in caplog.text
+    assert "ignores points inside 1 crowd box" in caplog.text
     caplog.clear()
     [record] = build_dataset({**cfg, "PPFCOSTargets": None}, "TrainDataset").records
     assert "gt_crowd" not in record and "left out 1 crowd box" in caplog.text
@@ -852,7 +852,7 @@ def test_random_crops_keep_boxes_right(ten):
         ([], "begin with Decode"),
         ([RESIZE, {"Permute": {}}], "begin with Decode"),
         ([{"Decode": {}}, RESIZE], "end with Permute"),
-        ([{"Decode": {}}, {"NormalizeImage": {}}, {"Permute": {}}], "the model normalises"),
+        ([{"Decode": {}}, {"NormalizeImage": {}}, {"Permute": {}}], "the model normalizes"),
         ([{"Decode": {}}, {"Resise": {}}, {"Permute": {}}], "no transform Resise"),
         ([{"Decode": {}}, {"Resize": {"size": 3}}, {"Permute": {}}], "Resize does not take"),
         ([{"Decode": {}}, {"RandomFlip": {"prob": "often"}}, {"Permute": {}}], "RandomFlip does not take"),
@@ -938,11 +938,13 @@ def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch,
     shapes = None if upright is None else lambda _: [int(index < upright) for index in range(images)]
     if drop_last and images < total:
         with pytest.raises(DataError, match=f"{images} images"):
-            GlobalBatches(images, total)
+            GlobalBatchSampler(images, total)
         return
 
     def steps(world_size, rank, accumulate_steps, epoch=epoch):
-        made = GlobalBatches(images, total, world_size, rank, seed, True, drop_last, accumulate_steps, shapes)
+        made = GlobalBatchSampler(
+            images, total, world_size, rank, seed, True, drop_last, accumulate_steps, shapes
+        )
         made.epoch = epoch
         assert len(made) == len(list(made))
         return list(made)
@@ -966,7 +968,7 @@ def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch,
 
 def test_images_of_one_shape_make_a_batch_as_far_as_they_go():
     upright = np.random.default_rng(0).random(103) < 0.3
-    batches = GlobalBatches(103, 4, drop_last=False, shapes=lambda _: upright.astype(int))
+    batches = GlobalBatchSampler(103, 4, drop_last=False, shapes=lambda _: upright.astype(int))
     kinds = [[bool(upright[index]) for index in batch] for (batch,) in batches]
     mixed = [number for number, batch in enumerate(kinds) if len(set(batch)) > 1]
     # Of each kind three or fewer are left, and the first ones fill the last batch: at the end of the epoch.
@@ -977,25 +979,25 @@ def test_images_of_one_shape_make_a_batch_as_far_as_they_go():
 
 
 def test_batches_in_order():
-    assert list(GlobalBatches(5, 2, shuffle=False, drop_last=False)) == [[[0, 1]], [[2, 3]], [[4, 0]]]
-    assert list(GlobalBatches(2, 5, shuffle=False, drop_last=False)) == [[[0, 1, 0, 1, 0]]]
-    in_parts = GlobalBatches(8, 8, world_size=2, rank=1, shuffle=False, accumulate_steps=2)
+    assert list(GlobalBatchSampler(5, 2, shuffle=False, drop_last=False)) == [[[0, 1]], [[2, 3]], [[4, 0]]]
+    assert list(GlobalBatchSampler(2, 5, shuffle=False, drop_last=False)) == [[[0, 1, 0, 1, 0]]]
+    in_parts = GlobalBatchSampler(8, 8, world_size=2, rank=1, shuffle=False, accumulate_steps=2)
     assert list(in_parts) == [[[4, 5], [6, 7]]]
 
 
 def test_a_batch_that_cannot_be_shared():
-    assert images_at_once(16, 8) == 2
-    assert images_at_once(16, 2, 4) == 2
+    assert micro_batch_size(16, 8) == 2
+    assert micro_batch_size(16, 2, 4) == 2
     with pytest.raises(ConfigError) as error:
-        images_at_once(16, 3)
+        micro_batch_size(16, 3)
     assert "15 or 18" in one_line(error) and "1, 2, 4, 8, 16 processes" in one_line(error)
     with pytest.raises(ConfigError, match="set it to 3, or start one of 1, 2 processes"):
-        images_at_once(2, 3)
+        micro_batch_size(2, 3)
     with pytest.raises(ConfigError) as error:
-        images_at_once(16, 2, 3)
+        micro_batch_size(16, 2, 3)
     assert "set it to 12 or 18, or set TrainReader.accumulate_steps to one of 1, 2, 4, 8" in one_line(error)
     with pytest.raises(ConfigError, match=r"set it to 12 or 24$"):
-        images_at_once(16, 6, 2)
+        micro_batch_size(16, 6, 2)
 
 
 # Loaders ------------------------------------------------------------------------------------------
@@ -1051,8 +1053,8 @@ def test_batches_do_not_depend_on_the_reading_processes(ten):
 
 
 def test_batches_larger_than_the_shared_buffers(ten, monkeypatch):
-    monkeypatch.setattr(workers, "_ROOM_FOR_BOXES", 1000)
-    monkeypatch.setattr(SampleTransforms, "largest_bytes", lambda _self: 0)
+    monkeypatch.setattr(workers, "_BOX_BYTES", 1000)
+    monkeypatch.setattr(SampleTransforms, "max_image_bytes", lambda _self: 0)
     assert_same(batches_of(ten), batches_of(ten, worker_num=2))
 
 
@@ -1390,3 +1392,15 @@ def test_readers_that_cannot_be_right(ten, section, key, value, words):
     with pytest.raises(ConfigError, match=words):
         data = ten.build()
         TrainLoader(cfg, data, 2) if section == "TrainReader" else EvalLoader(cfg, data, section)
+
+
+def test_removed_keys_are_accepted_with_a_notice(ten, caplog):
+    cfg = config()
+    expected = batches_of(ten)
+    cfg["TrainReader"].update(
+        image_cache="memory", image_cache_gb=8, image_cache_dir=None, reduced_decoding=False
+    )
+    loader = TrainLoader(cfg, ten.build(allow_empty=True))
+    assert [record.message for record in caplog.records] == ["TrainReader.image_cache is no longer used"]
+    for [batch], wanted in zip(loader, expected):
+        np.testing.assert_array_equal(batch["image"].numpy(), wanted["image"])

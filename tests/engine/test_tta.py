@@ -215,7 +215,7 @@ def test_mirrored_pictures_have_mirrored_boxes(detector):
     _, model, _ = detector
     augmented = AugmentedModel(model, target_size=[[96, 128]], **{**PLAIN, "flip": True, "merge": "vote"})
     augmented.eval()
-    picture = small_detector.draw_picture(96, 128, seed=3)
+    picture = small_detector.draw_image(96, 128, seed=3)
     found, mirrored = (
         augmented(batch_of(each))["bbox"].numpy()
         for each in (picture, np.ascontiguousarray(picture[:, ::-1]))

@@ -15,7 +15,7 @@ import paddle
 import pytest
 import yaml
 from conftest import needs_export, skip_without_export
-from helpers.small_detector import draw_picture, spread_scores
+from helpers.small_detector import draw_image, spread_scores
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -130,7 +130,7 @@ def folder(tmp_path, root, monkeypatch):
 
 
 def pictures(count: int, seed: int) -> paddle.Tensor:
-    drawn = [draw_picture(SIDE, SIDE, seed + i)[:, :, ::-1].transpose(2, 0, 1) for i in range(count)]
+    drawn = [draw_image(SIDE, SIDE, seed + i)[:, :, ::-1].transpose(2, 0, 1) for i in range(count)]
     return paddle.to_tensor(np.stack(drawn).astype(np.float32))
 
 
@@ -509,7 +509,7 @@ def test_the_bundle_finds_the_checkpoints_boxes(whole):
     checkpoint, plain = CheckpointRuntime(model), CheckpointRuntime(float_copy(model))
     for precision, runtime in (("fp32", "paddle"), ("fp32", "onnxruntime"), ("int8", "onnxruntime")):
         predictor = Predictor(bundle, runtime, precision, 2, device="cpu")
-        batches = [predictor.preprocess([draw_picture(SIDE, SIDE, seed)]) for seed in range(200, 206)]
+        batches = [predictor.preprocess([draw_image(SIDE, SIDE, seed)]) for seed in range(200, 206)]
         for reference, same in ((plain, precision == "fp32"), (checkpoint, precision == "int8")):
             # Integers where Paddle has floats: what is near the middle of two steps may become the other one.
             agreement = compare(reference, predictor.runtime, batches, Tolerance(2, 0.02))

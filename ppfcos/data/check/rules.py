@@ -12,7 +12,7 @@ from ppfcos.data.check.coverage import COVERED, NO_LOCATION, Geometry
 from ppfcos.data.check.images import Look
 from ppfcos.data.check.issues import OUTSIDE_TOLERANCE, RARE, Finding
 from ppfcos.data.check.raw import RawBox, RawData, RawImage
-from ppfcos.data.records import SHORTEST_SIDE, clip_boxes
+from ppfcos.data.records import MIN_BOX_SIDE, clip_boxes
 
 _BACKGROUND = ("background", "__background__", "_background_", "bg")
 
@@ -121,7 +121,7 @@ class SectionCheck:
         if x1 < x0 or y1 < y0:
             self._find("box-upside-down", image, named, box)
             return False
-        if min(x1 - x0, y1 - y0) <= SHORTEST_SIDE:
+        if min(x1 - x0, y1 - y0) <= MIN_BOX_SIDE:
             self._find("box-without-area", image, named, box)
             return False
         if size is None:
