@@ -1,11 +1,11 @@
-"""Loading of ours and of PaddleDetection 2.6.0's FCOS reader: images a second, bytes, padding, memory.
+"""Compares our loader with PaddleDetection 2.6.0's FCOS reader: images a second, bytes, padding, memory.
 
-    python benchmarks/loader.py FOLDER     # of photographs, such as COCO's val2017 or a piece of it
+    python benchmarks/loader.py FOLDER     # of photographs, such as COCO's val2017 or a part of it
 
-Every variant is a process of its own; all get the same photographs with the same boxes (seven each, drawn at
-random), resize them to 800×1333, and take turns of a few seconds, so that whatever else the machine does
-falls on all of them. The stock reader makes FCOS's targets, too, since its model wants them from it; ours
-makes them on the device. `cached`: image_cache in memory, full. The million records are generated.
+Each variant runs in its own process. All load the same photographs with the same boxes (seven each, drawn at
+random), resize them to 800×1333, and take turns of a few seconds, so that other load on the machine affects
+all of them. The stock reader also computes FCOS's targets, which our model computes on the device. The
+million records are generated.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ SIZE = [800, 1333]
 BATCH = 2  # images
 BOXES = 7
 SECONDS = 3  # of a turn
-WARM_UP = 4  # batches at the start of a turn: some were read while others had theirs
+WARM_UP = 4  # batches at the start of a turn: some were loaded during other turns
 VARIANTS = {
-    "stock": ("stock", 0), "ours": ("ours", 0), "ours, cached": ("cached", 0),
+    "stock": ("stock", 0), "ours": ("ours", 0),
     "stock, 1 worker": ("stock", 1), "ours, 1 worker": ("ours", 1),
     "stock, 2 workers": ("stock", 2), "ours, 2 workers": ("ours", 2),
 }  # fmt: skip
 
 
 def prepare():
-    """Import Paddle as ppfcos does; both sides run in the same environment."""
+    """Import Paddle as ppfcos does, for both sides."""
     from ppfcos import environment
 
     environment.configure_process()
@@ -72,8 +72,8 @@ def write_annotations(folder: Path, path: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-def our_batches(annotations: Path, workers: int, cache: str | None) -> Iterator[dict]:
-    """The parts of our training loader's steps, without end."""
+def our_batches(annotations: Path, workers: int) -> Iterator[dict]:
+    """The batches of our TrainLoader, without end."""
     from ppfcos.config import load_config
     from ppfcos.data.datasets import build_dataset
     from ppfcos.data.loader import TrainLoader
@@ -82,7 +82,7 @@ def our_batches(annotations: Path, workers: int, cache: str | None) -> Iterator[
     cfg["TrainDataset"] = {
         "name": "COCODataSet", "dataset_dir": "/", "image_dir": "", "anno_path": str(annotations),
     }  # fmt: skip
-    reader = {**cfg["TrainReader"], "total_batch_size": BATCH, "image_cache": cache}
+    reader = {**cfg["TrainReader"], "total_batch_size": BATCH}
     cfg = {**cfg, "TrainReader": reader, "worker_num": workers}
     loader = TrainLoader(cfg, build_dataset(cfg, "TrainDataset"))
     for epoch in range(100000):
@@ -109,7 +109,7 @@ def stock_batches(annotations: Path, workers: int) -> Iterator[dict]:
 
 
 def work(variant: str, annotations: Path) -> None:
-    """Tell how long the first batch took; then read for a turn for each line on standard input."""
+    """Print how long the first batch took; then load for one turn for each line on standard input."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print must not mix with the answers
     prepare()
@@ -118,12 +118,9 @@ def work(variant: str, annotations: Path) -> None:
     if side == "stock":
         batches = stock_batches(annotations, workers)
     else:
-        batches = our_batches(annotations, workers, "memory" if side == "cached" else None)
+        batches = our_batches(annotations, workers)
     next(batches)
     first = time.perf_counter() - start
-    if side == "cached":  # twice through all images
-        for _ in range(2 * len(json.loads(annotations.read_text())["images"]) // BATCH):
-            next(batches)
     print(json.dumps({"first": first}), file=answers, flush=True)
     for _ in sys.stdin:
         for _ in range(WARM_UP):
@@ -153,7 +150,7 @@ def measure(annotations: Path, rounds: int) -> dict[str, dict]:
             process.stdin.flush()
             answers[variant].append(json.loads(process.stdout.readline()))
     for process in processes.values():
-        os.killpg(process.pid, signal.SIGKILL)  # its reading processes, too
+        os.killpg(process.pid, signal.SIGKILL)  # and its workers
         process.wait()
     for variant, given in answers.items():
         for key in ("rate", "bytes"):
@@ -162,7 +159,7 @@ def measure(annotations: Path, rounds: int) -> dict[str, dict]:
 
 
 def padding(annotations: Path, grouped: bool, batch: int = 16, images: int = 8000) -> float:
-    """The share of a batch's pixels that is padding, for images of the sizes of the photographs."""
+    """The ratio of padding in a batch's pixels, for images of the photographs' sizes."""
     import numpy as np
 
     from ppfcos.data.sampler import GlobalBatchSampler
@@ -172,8 +169,8 @@ def padding(annotations: Path, grouped: bool, batch: int = 16, images: int = 800
     resize = UInt8Resize(SIZE, True)
     sizes = np.array([resize.size_of(image["height"], image["width"]) for image in listed])
     sizes = sizes[np.random.default_rng(0).integers(0, len(sizes), images)]
-    upright = sizes[:, 0] > sizes[:, 1]
-    order = GlobalBatchSampler(images, batch, shapes=(lambda _epoch: upright) if grouped else None)
+    portrait = sizes[:, 0] > sizes[:, 1]
+    order = GlobalBatchSampler(images, batch, shapes=(lambda _epoch: portrait) if grouped else None)
     padded = -(-sizes[order.global_batches()].max(axis=1) // 32) * 32
     pixels = sizes[order.global_batches()].prod(axis=2).sum()
     return float(1 - pixels / (padded.prod(axis=1).sum() * batch))
@@ -203,23 +200,23 @@ def generated_records(count: int):
 
 
 def private_bytes() -> int:
-    """Of this process: the memory that it shares with no other."""
+    """The memory of this process that no other process shares."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
 
 
-def growth_of_a_worker(records, looks: int = 100_000) -> float:
-    """MB that a forked process comes to hold for itself by looking at so many of the records."""
+def growth_of_a_worker(records, reads: int = 100_000) -> float:
+    """MB of private memory that a forked process gains by reading so many records."""
     import numpy as np
 
-    def look(answer) -> None:
+    def read(answer) -> None:
         before = private_bytes()
-        for index in np.random.default_rng(0).integers(0, len(records), looks):
+        for index in np.random.default_rng(0).integers(0, len(records), reads):
             records[int(index)]["gt_bbox"].sum()
         answer.send((private_bytes() - before) / 1e6)
 
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    worker = multiprocessing.get_context("fork").Process(target=look, args=(sending,))
+    worker = multiprocessing.get_context("fork").Process(target=read, args=(sending,))
     worker.start()
     growth = receiving.recv()
     worker.join()
@@ -227,12 +224,12 @@ def growth_of_a_worker(records, looks: int = 100_000) -> float:
 
 
 def no_need():
-    """What the annotation cache is to call where it is no use."""
+    """Fail where the annotation cache is not used."""
     raise AssertionError("the cache was not opened")
 
 
 def print_records(folder: Path) -> None:
-    """Memory and opening of generated data sets; a list of dicts, PaddleDetection's way, for comparison."""
+    """Print memory and opening time of generated data sets, and of a list of dicts as in PaddleDetection."""
     from ppfcos.data.annotation_cache import AnnotationCache
     from ppfcos.data.statistics import LoadStatistics
 
@@ -273,14 +270,14 @@ def main() -> None:
         print(f"\n| {BATCH} images a batch | images/s | to stock | MB a batch | to stock | first batch |")
         print("|---|---|---|---|---|---|")
         for variant, figures in found.items():
-            stock = found[variant.replace("ours", "stock").replace(", cached", "")]
+            stock = found[variant.replace("ours", "stock")]
             print(
                 f"| {variant} | {figures['rate']:.1f} | {figures['rate'] / stock['rate']:.1f} "
                 f"| {figures['bytes'] / 1e6:.1f} | {figures['bytes'] / stock['bytes']:.2f} "
                 f"| {figures['first']:.2f} s |"
             )
-        shares = [padding(annotations, grouped) for grouped in (False, True)]
-        print("\npadded pixels in batches of 16: {:.1%} in a random order, {:.1%} grouped".format(*shares))
+        ratios = [padding(annotations, grouped) for grouped in (False, True)]
+        print("\npadded pixels in batches of 16: {:.1%} in a random order, {:.1%} grouped".format(*ratios))
         print_records(Path(folder))
 
 

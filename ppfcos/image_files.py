@@ -1,8 +1,7 @@
-"""The one place that decides which image files are decoded, and that decodes them.
+"""Checks the headers of image files and decodes them, for training, the data-set checker and deployment.
 
-The size is read from the header before any decoder sees the file, because a few hundred bytes can claim
-billions of pixels. Training, the data-set checker and deployment all use `ImageFile`; nothing here imports
-Paddle or, unless it is needed for WebP, Pillow.
+Sizes are checked before a decoder sees the file, because a few hundred bytes can claim billions of pixels.
+Nothing here imports Paddle, or Pillow unless OpenCV's WebP decoder is unsafe.
 """
 
 from __future__ import annotations
@@ -20,24 +19,23 @@ import numpy as np
 from ppfcos.errors import one_line
 from ppfcos.fileio import read_bytes, require_regular
 
-# Pixels of one image. 2**28 covers phone photographs of 200 megapixels; decoded, they take 0.8 GB. A decoder
-# that holds the whole image in other forms, too, takes a multiple of that: there the limit is a part of it.
+# Of one image. 2**28 pixels are enough for phone photographs of 200 megapixels, and take 0.8 GB. For decoders
+# that hold several copies of the image, the limit is divided by their number.
 MAX_PIXELS = 2**28
 _COPIES_OF_SCANS, _COPIES_OF_WEBP = 2, 4
 MAX_PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 MAX_FILE_BYTES = 2**30
-# Every scan of a progressive JPEG walks over the whole image, even if it has no data: 0.5 ms a megapixel.
-# Encoders write about 10 scans, at most 100; 100 scans are accepted up to 43 megapixels.
+# Each scan of a progressive JPEG takes 0.5 ms a megapixel, even if it has no data. Encoders write about 10
+# scans, at most 100; 100 scans are accepted up to 43 megapixels.
 MAX_SCANS = 100
 MAX_SCAN_PIXELS = 16 * MAX_PIXELS
 
+# Other formats that OpenCV or Pillow know (JPEG 2000, EPS, ...) are never passed to a decoder.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WebP", "PNM")
-# Other formats that OpenCV or Pillow would recognize (JPEG 2000, EPS, ...) are never handed to a decoder.
-PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 
 # The first OpenCV whose wheels hold a libwebp without CVE-2023-4863 (opencv-python 4.8.1.78), and Pillow's.
 SAFE_OPENCV, SAFE_PILLOW = (4, 8, 1), (10, 0, 1)
-_WEBP_CURE = "pip install 'opencv-python>=4.8.1.78' or 'Pillow>=10.0.1'"
+_WEBP_HINT = "pip install 'opencv-python>=4.8.1.78' or 'Pillow>=10.0.1'"
 
 _RAW_VP8 = b"\x9d\x01\x2a"  # libwebp decodes a frame without its RIFF container, too
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither a stuffed zero nor a restart marker
@@ -47,13 +45,16 @@ _ARITHMETIC_FRAMES = frozenset(range(0xC9, 0xD0))
 _MAX_SEGMENTS = 100_000  # of a JPEG or a PNG; an ICC profile takes up to 255
 _DEFLATE_RATIO = 1032  # the most bytes that one byte of deflated data can become
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-# What decides the pixels. The others may hold 8 MB each in some kilobytes, and libpng keeps 1000 of them.
+# Those that decide the pixels. The others can expand to 8 MB each, and libpng keeps 1000 of them.
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))
 _PNM_NUMBER = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,10})")
 
 
+_TRUNCATED = "the image is cut short"
+
+
 class ImageFileError(Exception):
-    """An image file that is not decoded; the message is the reason, one line without the file's name."""
+    """An image file that is not decoded; the message is one line without the file's name."""
 
 
 class TruncatedImageError(ImageFileError):
@@ -65,12 +66,12 @@ class TooLargeImageError(ImageFileError):
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version, such as (4, 8, 1) of 4.8.1-dev."""
+    """The leading numbers of a version: (4, 8, 1) of 4.8.1-dev."""
     return tuple(int(number) for number in re.match(r"\d+(?:\.\d+)*|", text).group().split(".") if number)
 
 
 def max_pixels() -> int:
-    """The largest number of pixels that is decoded: MAX_PIXELS, or what MAX_PIXELS_VARIABLE says."""
+    """The largest number of pixels that is decoded: MAX_PIXELS, or the environment's MAX_PIXELS_VARIABLE."""
     found = re.fullmatch(r"([0-9]{1,19})(kb|mb)?", os.environ.get(MAX_PIXELS_VARIABLE, ""), re.IGNORECASE)
     if found is None:
         return MAX_PIXELS
@@ -101,38 +102,35 @@ class ImageFile:
         data: The content of the file.
         format: One of FORMATS.
         width: In pixels, before an EXIF orientation is applied.
-        height: Likewise.
+        height: The same.
 
     Raises:
         TruncatedImageError: The file is too short for its pixels.
-        TooLargeImageError: It has more than `max_pixels()` pixels (a JPEG of several scans: a half of them, a
-            WebP: a quarter), or too many scans.
-        ImageFileError: It is of no known format, or its header is damaged.
+        TooLargeImageError: It has more than `max_pixels()` pixels (half of that for a JPEG of several scans,
+            a quarter for a WebP), or too many scans.
+        ImageFileError: Its format is unknown, or its header is damaged.
     """
 
     def __init__(self, data: bytes):
         self.data = data
-        self.format = _format(data)
+        self.format = image_format(data)
         try:
             self.width, self.height = _SIZES[self.format](data)
         except (struct.error, IndexError, OverflowError):
-            raise TruncatedImageError("the image is cut short") from None
+            raise TruncatedImageError(_TRUNCATED) from None
 
     def decode(self, apply_orientation: bool = True) -> np.ndarray:
-        """Decodes the image.
+        """Decode to [H, W, 3] uint8, BGR.
 
         Args:
-            apply_orientation: Whether an EXIF orientation is applied, in the formats in which OpenCV does.
-
-        Returns:
-            [H, W, 3] uint8, BGR.
+            apply_orientation: Whether to apply an EXIF orientation, in the formats in which OpenCV does.
 
         Raises:
-            ImageFileError: The decoder refuses it.
+            ImageFileError: The decoder fails.
         """
         if self.format == "WebP" and _version(cv2.__version__) < SAFE_OPENCV:
             return _decode_webp(self.data)
-        data = b"".join(_png_parts(self.data)) if self.format == "PNG" else self.data
+        data = b"".join(_png_chunks(self.data)) if self.format == "PNG" else self.data
         flags = cv2.IMREAD_COLOR if apply_orientation else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -143,7 +141,8 @@ class ImageFile:
         return image
 
 
-def _format(data: bytes) -> str:
+def image_format(data: bytes) -> str:
+    """The format, one of FORMATS, by the first bytes of a file; raises ImageFileError for any other."""
     if not data:
         raise ImageFileError("the file is empty")
     if data[3:6] != _RAW_VP8:
@@ -175,11 +174,11 @@ def _check_size(width: int, height: int, copies: int = 1) -> tuple[int, int]:
 
 def _require_bytes(data: bytes, needed: float) -> None:
     if len(data) < needed:
-        raise TruncatedImageError("the image is cut short")
+        raise TruncatedImageError(_TRUNCATED)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The markers after the first, each with the data of its segment, as libjpeg would come upon them.
+    """The markers after the first with the data of their segments, as libjpeg finds them.
 
     Raises:
         ImageFileError: There are too many.
@@ -189,9 +188,9 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     for _ in range(_MAX_SEGMENTS):
         found = _MARKER.search(data, position)
         if found is None:
-            # OpenCV fills what is missing with gray and does not say so
+            # OpenCV silently fills what is missing with gray
             if not data.endswith(bytes((0xFF, _EOI))):
-                raise TruncatedImageError("the image is cut short")
+                raise TruncatedImageError(_TRUNCATED)
             return
         marker, position = found[1][0], found.end()
         if marker == _EOI:
@@ -229,8 +228,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return size if scans == 1 else _check_size(*size, _COPIES_OF_SCANS)
 
 
-def _png_parts(data: bytes) -> Iterator[memoryview]:
-    """The signature and the chunks that decide the pixels.
+def _png_chunks(data: bytes) -> Iterator[memoryview]:
+    """The signature and the chunks of a PNG that decide its pixels.
 
     Raises:
         TruncatedImageError: A chunk or the end is missing.
@@ -257,7 +256,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
     size = _check_size(width, height)
     bits = depth * {2: 3, 4: 2, 6: 4}.get(color, 1)
     _require_bytes(data, width * height * bits / 8 / _DEFLATE_RATIO)
-    for _ in _png_parts(data):
+    for _ in _png_chunks(data):
         pass
     return size
 
@@ -277,7 +276,7 @@ def _bmp_size(data: bytes) -> tuple[int, int]:
 
 _TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 277, 322, 323
-_PIECES = {273: 279, 324: 325}  # where the strips or tiles are, and the bytes of each
+_PIECES = {273: 279, 324: 325}  # offsets and byte counts of strips and tiles
 
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
@@ -307,7 +306,7 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
             _require_bytes(data, where + number * dtype.itemsize)
             pieces[tag] = np.frombuffer(data, dtype, number, where).astype(np.float64)
     size = _check_size(tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0))
-    # libtiff makes room for the bytes of a strip before it reads them
+    # libtiff allocates the bytes of a strip before it reads them
     for starts, lengths in _PIECES.items():
         if lengths in pieces:
             same = len(pieces.get(starts, ())) == len(pieces[lengths])
@@ -365,13 +364,13 @@ _SIZES = {
 
 
 def _decode_webp(data: bytes) -> np.ndarray:
-    """Decodes a WebP with Pillow, because this OpenCV has a libwebp that writes past its memory."""
+    """Decode a WebP with Pillow, because this OpenCV has an unsafe libwebp."""
     if _safe_pillow() is None:
-        raise ImageFileError(f"is a WebP image, which cannot be decoded safely: {_WEBP_CURE}")
+        raise ImageFileError(f"is a WebP image, which cannot be decoded safely: {_WEBP_HINT}")
     try:
         from PIL import WebPImagePlugin
 
-        # not by Image.open, whose limit of pixels is a setting of the whole process
+        # Image.open has a limit of pixels that is a setting of the process
         with WebPImagePlugin.WebPImageFile(io.BytesIO(data)) as image:
             return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except Exception as error:  # Pillow raises anything on damaged files
@@ -379,14 +378,14 @@ def _decode_webp(data: bytes) -> np.ndarray:
 
 
 def webp_decoder() -> str:
-    """What decodes WebP here, or why nothing does and what to install."""
+    """The decoder of WebP on this machine, or why there is none and what to install."""
     if _version(cv2.__version__) >= SAFE_OPENCV:
         return f"OpenCV {cv2.__version__}"
     unsafe = f"OpenCV {cv2.__version__} has a libwebp with CVE-2023-4863"
     pillow = _safe_pillow()
     if pillow is not None:
         return f"Pillow {pillow}, because {unsafe}"
-    return f"none, because {unsafe}: {_WEBP_CURE}"
+    return f"none, because {unsafe}: {_WEBP_HINT}"
 
 
 def _safe_pillow() -> str | None:

@@ -272,16 +272,10 @@ READER_KEYS = {
             "parts in which each process takes its share of them, one after the other", whole(1, 100_000), 1
         ),
         "aspect_ratio_grouping": PlainKey("upright and wide images in batches of their own", YES_NO, True),
-        "reduced_decoding": PlainKey("decode large JPEGs at a half or less of their scale", YES_NO, False),
-        "image_cache": PlainKey(
-            "where decoded, resized images are kept; null: nowhere", or_none(one_of("memory", "disk"))
-        ),
-        "image_cache_gb": PlainKey(
-            "the most that it takes, in each training process (memory) or in the file (disk)",
-            number(0, 10**6, above=True),
-            8,
-        ),
-        "image_cache_dir": PlainKey("the folder of the file", or_none(TEXT)),
+        "reduced_decoding": PlainKey("no longer used", YES_NO),
+        "image_cache": PlainKey("no longer used", or_none(one_of("memory", "disk"))),
+        "image_cache_gb": PlainKey("no longer used", number(0, 10**6, above=True)),
+        "image_cache_dir": PlainKey("no longer used", or_none(TEXT)),
         "shuffle": PlainKey("another order in each epoch", YES_NO, True),
         "drop_last": PlainKey("leave out what does not fill a batch at the end of an epoch", YES_NO, True),
     },

@@ -1,36 +1,37 @@
-"""Batches as Paddle tensors, read by processes of their own where the configuration wants it."""
+"""Training and evaluation loaders: sampler → workers → collate → batches of Paddle tensors."""
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from ppfcos.data.image_cache import FirstResize, ImageCache
-from ppfcos.data.records import DetectionData, RecordStore
+from ppfcos.data.records import DetectionData
 from ppfcos.data.sampler import GlobalBatchSampler
 from ppfcos.data.samples import Collate, EvaluationSamples, TrainingSamples
 from ppfcos.data.transforms.pipeline import SampleTransforms, pad_stride
-from ppfcos.data.transforms.uint8 import UInt8Resize
-from ppfcos.data.workers import Batch, Items, Source, open_source
+from ppfcos.data.workers import Batch, Batches, Items, open_batches
 from ppfcos.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_REMOVED_KEYS = ("image_cache", "reduced_decoding")  # old configurations may still set them
 
 
 class TrainLoader:
-    """One process's part of every training batch.
+    """The part of one process of every training batch.
 
-    A batch is the same, to the pixel, whatever worker_num is; and the parts of all processes, one after the
-    other, hold the same images and boxes whatever the number of processes and of parts is (each part has its
-    own padding).
+    Batches are the same, to the pixel, for any worker_num. Together, the parts of all processes hold the same
+    images and boxes for any number of processes and micro-batches; each micro-batch has its own padding.
 
-    The reading processes live on from epoch to epoch, and work ahead into the next one.
+    The workers live through all epochs, and load the next epoch ahead.
 
     Args:
-        cfg: The configuration: TrainReader, worker_num, seed; epoch, behind which nothing is read ahead.
-        data: What to train on.
-        world_size: The number of training processes.
-        rank: This process, from 0.
+        cfg: The configuration: TrainReader, worker_num, seed, and epoch, the number of epochs.
+        data: The training data.
+        world_size: Number of training processes.
+        rank: Of this process.
 
     Raises:
         ConfigError: TrainReader is wrong, or the processes cannot share its batch evenly.
@@ -39,13 +40,17 @@ class TrainLoader:
 
     def __init__(self, cfg: Mapping[str, Any], data: DetectionData, world_size: int = 1, rank: int = 0):
         reader, seed = _reader(cfg, "TrainReader"), int(cfg.get("seed") or 0)
+        for key in _REMOVED_KEYS:
+            if reader.get(key):
+                logger.warning("TrainReader.%s is no longer used", key)
         total = reader.get("total_batch_size")
         if not isinstance(total, int) or total < 1:
             raise ConfigError(
-                "TrainReader.total_batch_size is missing: the images of a step over all processes"
+                "TrainReader.total_batch_size is missing: set it to the images of a step over all processes"
             )
         shuffle = reader.get("shuffle", True)
-        self._indices = GlobalBatchSampler(
+        self._parts = reader.get("accumulate_steps", 1)
+        self._sampler = GlobalBatchSampler(
             len(data),
             total,
             world_size,
@@ -53,79 +58,71 @@ class TrainLoader:
             seed,
             shuffle,
             reader.get("drop_last", True),
-            reader.get("accumulate_steps", 1),
+            self._parts,
             data.is_portrait if shuffle and reader.get("aspect_ratio_grouping", True) else None,
         )
         transforms = SampleTransforms(reader, "TrainReader")
-        self._parts = reader.get("accumulate_steps", 1)
         self._open = functools.partial(
-            open_source,
-            _training_samples(reader, data, transforms, seed),
+            open_batches,
+            TrainingSamples(data, transforms, seed),
             collate=Collate(pad_stride(reader, "TrainReader")),
             workers=_worker_num(cfg),
-            batch_bytes=total // world_size // self._parts * transforms.largest_bytes(),
+            batch_bytes=total // world_size // self._parts * transforms.max_image_bytes(),
         )
         self._epochs = cfg.get("epoch")
         self._epoch = self._first_step = 0
-        self._ahead: tuple[int, Source] | None = None  # an epoch, and what stands at its beginning
+        self._ahead: tuple[int, Batches] | None = None  # an epoch, and its batches from the first one on
 
     def __len__(self) -> int:
         """Steps in an epoch."""
-        return len(self._indices)
+        return len(self._sampler)
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:
-        """Chooses the order and the augmentation of the next iteration, and where in the epoch it starts.
-
-        Args:
-            epoch: From 0.
-            first_step: How many of the epoch's steps are left out.
-        """
+        """Set the epoch, from 0, and the first step of the next iteration."""
         self._epoch, self._first_step = epoch, first_step
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """The steps of the epoch.
 
         Yields:
-            The parts of this process's share of a global batch, `accumulate_steps` of them, each with the
-            tensors image [B, 3, H, W] uint8, im_shape and scale_factor [B, 2] float32, im_id [B, 1] int64,
-            gt_bbox [B, M, 4] float32, gt_class [B, M, 1] int32; where crowds are ignored gt_crowd [B, K, 4]
-            float32; bad_images, a list of 'path: reason'; and changes, a list of names of what reading did to
-            pictures, told in the first epoch only.
+            `accumulate_steps` micro-batches, each with the tensors image [B, 3, H, W] uint8, im_shape and
+            scale_factor [B, 2] float32, im_id [B, 1] int64, gt_bbox [B, M, 4] float32, gt_class [B, M, 1]
+            int32; where crowds are ignored gt_crowd [B, K, 4] float32; bad_images, a list of 'path: reason';
+            and changes, names of LoadEvents, in the first epoch only.
 
         Raises:
-            DataError: Images cannot be transformed or too many cannot be read, or a reading process died.
+            DataError: An image cannot be transformed, too many cannot be read, or a worker died.
         """
         epoch, first_step = self._epoch, self._first_step
-        source = self._source_at(epoch, first_step)
+        batches = self._batches_from(epoch, first_step)
         try:
             for _ in range(first_step, len(self)):
-                yield [next(source) for _ in range(self._parts)]
-        except BaseException:  # the iteration is given up, too
-            source.close()
+                yield [next(batches) for _ in range(self._parts)]
+        except BaseException:  # also where the iteration is abandoned
+            batches.close()
             raise
         if epoch + 1 == self._epochs:
-            source.close()
+            batches.close()
         else:
-            self._ahead = epoch + 1, source
+            self._ahead = epoch + 1, batches
 
-    def _source_at(self, epoch: int, first_step: int) -> Source:
-        """The batches from there on: those that are being read ahead already, or else from the beginning."""
+    def _batches_from(self, epoch: int, first_step: int) -> Batches:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             if (epoch, first_step) == (ahead[0], 0):
                 return ahead[1]
             ahead[1].close()
-        return self._open(_items(self._indices, epoch, first_step, self._epochs))
+        return self._open(_items(self._sampler, epoch, first_step, self._epochs))
 
 
-def _items(indices: GlobalBatchSampler, epoch: int, first_step: int, epochs: int | None) -> Iterator[Items]:
-    """The parts of all steps from there on, over all the epochs that follow; (epoch, index) each.
+def _items(sampler: GlobalBatchSampler, epoch: int, first_step: int, epochs: int | None) -> Iterator[Items]:
+    """The micro-batches from a step on, through all following epochs, as lists of (epoch, index).
 
-    No method of the loader: what the reading processes are fed with must not keep alive who ends them.
+    This is no method: workers end when the loader is deleted, so their items must not refer to it.
     """
     while True:
-        indices.epoch = epoch
-        for step in list(indices)[first_step:]:
+        sampler.epoch = epoch
+        for step in list(sampler)[first_step:]:
             yield from ([(epoch, index) for index in part] for part in step)
         epoch, first_step = epoch + 1, 0
         if epoch == epochs:
@@ -133,17 +130,17 @@ def _items(indices: GlobalBatchSampler, epoch: int, first_step: int, epochs: int
 
 
 class EvalLoader:
-    """Every image of a data set once; of several processes, each takes every world_size-th.
+    """Every image of a data set once; each of several processes loads every world_size-th image.
 
     Args:
         cfg: The configuration: the reader's section, worker_num.
         data: The images.
         reader_section: EvalReader or TestReader.
-        world_size: The number of processes.
-        rank: This process, from 0.
+        world_size: Number of processes.
+        rank: Of this process.
 
     Attributes:
-        bad_images: 'path: reason' of the unreadable pictures that the latest iteration left out.
+        bad_images: 'path: reason' of each unreadable image that the latest iteration left out.
 
     Raises:
         ConfigError: The reader's section is wrong.
@@ -165,36 +162,33 @@ class EvalLoader:
         self._indices = [mine[start : start + size] for start in range(0, len(mine), size)]
         transforms = SampleTransforms(reader, reader_section)
         self._open = functools.partial(
-            open_source,
+            open_batches,
             EvaluationSamples(data, transforms),
             collate=Collate(pad_stride(reader, reader_section)),
             workers=min(_worker_num(cfg), len(self._indices)),
-            batch_bytes=size * transforms.largest_bytes(),
+            batch_bytes=size * transforms.max_image_bytes(),
         )
         self.bad_images: list[str] = []
 
     def __len__(self) -> int:
-        """The number of batches, if every picture can be read."""
+        """The number of batches, if every image can be read."""
         return len(self._indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches.
-
-        Yields:
-            image, im_shape, scale_factor and im_id as TrainLoader does.
+        """Batches with image, im_shape, scale_factor and im_id as in `TrainLoader`.
 
         Raises:
-            DataError: An image cannot be transformed, or a reading process died.
+            DataError: An image cannot be transformed, or a worker died.
         """
         self.bad_images = []
-        source = self._open(self._indices)
+        batches = self._open(self._indices)
         try:
-            for batch in source:
+            for batch in batches:
                 self.bad_images += batch.pop("bad_images")
                 if batch:
                     yield batch
         finally:
-            source.close()
+            batches.close()
 
 
 def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -202,35 +196,6 @@ def _reader(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     if not reader:
         raise ConfigError(f"{section} is missing: it says how images are transformed and batched")
     return reader
-
-
-def _training_samples(
-    reader: Mapping[str, Any], data: DetectionData, transforms: SampleTransforms, seed: int
-) -> TrainingSamples:
-    """The samples, read as `image_cache` and `reduced_decoding` say."""
-    place, reduced = reader.get("image_cache"), reader.get("reduced_decoding", False)
-    if place is None and not reduced:
-        return TrainingSamples(data, transforms, seed)
-    split = transforms.without_leading_resize()
-    if split is None:
-        raise ConfigError(
-            f"TrainReader.{'reduced_decoding' if place is None else 'image_cache'} needs Resize right behind "
-            "Decode in TrainReader.sample_transforms: put it there, or leave the key out"
-        )
-    resize, rest = split
-    cache = _image_cache(reader, data, resize) if place is not None else None
-    return TrainingSamples(data, rest, seed, FirstResize(resize, cache, reduced))
-
-
-def _image_cache(reader: Mapping[str, Any], data: DetectionData, resize: UInt8Resize) -> ImageCache:
-    path = None
-    if reader["image_cache"] == "disk":
-        if not reader.get("image_cache_dir"):
-            raise ConfigError("TrainReader.image_cache is disk: set TrainReader.image_cache_dir to a folder")
-        path = Path(reader["image_cache_dir"]) / f"{Path(data.source).stem}.images"
-    records = data.records if isinstance(data.records, RecordStore) else RecordStore.from_records(data.records)
-    limit = reader.get("image_cache_gb", 8) * 1e9
-    return ImageCache(records, resize, limit, path, reader.get("reduced_decoding", False))
 
 
 def _worker_num(cfg: Mapping[str, Any]) -> int:

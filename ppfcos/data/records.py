@@ -1,4 +1,11 @@
-"""What every data set becomes: a list of records, one an image, and the categories behind the labels."""
+"""Records: one dict an image, stored as arrays; and the data set that they make with its categories.
+
+A record is PaddleDetection's dict of one image:
+    im_file str, im_id int64 [1], h and w in pixels (0: unknown), gt_bbox float32 [M, 4] x0y0x1y1 in pixels,
+    gt_class int32 [M, 1], is_crowd int32 [M, 1], and from Pascal VOC difficult int32 [M, 1].
+With PPFCOSTargets.ignore_crowd, all records also have gt_crowd float32 [K, 4], the boxes of crowds.
+Records of an ImageFolder have im_file and im_id only.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +23,14 @@ from ppfcos.errors import DataError
 
 Record = dict[str, Any]
 
-# What a record may lack, in the order of the bits that say what it has.
+# A box with a shorter side (pixels) has no area: PaddleDetection's limit for COCO.
+MIN_BOX_SIDE = 1e-5
+# The keys of a record and of a sample with one row a box.
+PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
+
+# Optional keys of a record, in the order of the bits in the column `has`.
 _OPTIONAL = ("h", "w", "gt_bbox", "gt_class", "is_crowd", "difficult", "gt_crowd")
-_PER_BOX = {
+_BOX_COLUMNS = {  # dtype and width
     "gt_bbox": (np.float32, 4),
     "gt_class": (np.int32, 1),
     "is_crowd": (np.int32, 1),
@@ -27,51 +39,45 @@ _PER_BOX = {
 
 
 class RecordStore(Sequence):
-    """Records (see `ppfcos.data.records.Record`) that are made anew whenever one is asked for.
-
-    To change a record that was given out changes nothing here.
+    """Records in a few arrays, which forked workers share; each access creates a new dict.
 
     Args:
-        columns: What `columns` gave, or a file of them.
-
-    Attributes:
-        columns: N records and M boxes of all of them, one record's behind another's: folder, uint8, and
-            names, uint8, the text that all paths begin with and what follows it; name_ends [N] int64; im_id
-            [N] int64; h, w [N]; has [N] uint8, a bit for each key that a record has; box_ends [N] int64;
-            gt_bbox [M, 4] float32; gt_class, is_crowd, difficult [M], as small as their values allow; and
-            apart from these crowd_ends [N] int64 and gt_crowd [K, 4] float32.
+        columns: N records with M boxes in all, one record after another: folder, uint8, the common prefix
+            of all paths; names, uint8, the rest of each path; name_ends [N] int64; im_id [N] int64;
+            h, w [N]; has [N] uint8, one bit for each optional key of a record; box_ends [N] int64; gt_bbox
+            [M, 4] float32; gt_class, is_crowd, difficult [M] in the smallest dtype that holds their values;
+            crowd_ends [N] int64; gt_crowd [K, 4] float32.
     """
 
     def __init__(self, columns: dict[str, np.ndarray]):
         self.columns = columns
-        self._folder = columns["folder"].tobytes().decode("utf-8", "surrogateescape")
-        self._bits = [(1 << bit, key) for bit, key in enumerate(_OPTIONAL)]
+        self._folder = _text(columns["folder"])
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> RecordStore:
-        """Puts records into arrays; the order stays."""
+    def from_records(cls, records: Iterable[Record]) -> RecordStore:
+        """Store records in their order."""
         records = list(records)
         paths = [str(record["im_file"]) for record in records]
-        folder = os.path.commonprefix(paths)  # noqa: RUF071 - any text that all begin with will do
+        folder = os.path.commonprefix(paths)  # noqa: RUF071 - a prefix of characters, not of folders
         names = [path[len(folder) :].encode("utf-8", "surrogateescape") for path in paths]
         boxes = [len(record.get("gt_bbox", ())) for record in records]
+        crowds = [len(record.get("gt_crowd", ())) for record in records]
         has = [sum((key in record) << bit for bit, key in enumerate(_OPTIONAL)) for record in records]
         columns = {
-            "folder": _bytes(folder.encode("utf-8", "surrogateescape")),
-            "names": _bytes(b"".join(names)),
+            "folder": np.frombuffer(folder.encode("utf-8", "surrogateescape"), np.uint8),
+            "names": np.frombuffer(b"".join(names), np.uint8),
             "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
             "im_id": np.array([int(record["im_id"][0]) for record in records], dtype=np.int64),
             "has": np.array(has, dtype=np.uint8),
             "box_ends": np.cumsum(boxes, dtype=np.int64),
+            "crowd_ends": np.cumsum(crowds, dtype=np.int64),
+            "gt_crowd": _rows(records, crowds, "gt_crowd", np.float32, 4),
         }
         for key in ("h", "w"):
             sizes = np.array([record.get(key, 0) for record in records])
             columns[key] = sizes.astype(np.int32 if sizes.dtype.kind == "i" else np.float32)
-        for key, (kind, width) in _PER_BOX.items():
-            columns[key] = _rows(records, boxes, key, kind, width)
-        crowds = [len(record.get("gt_crowd", ())) for record in records]
-        columns["crowd_ends"] = np.cumsum(crowds, dtype=np.int64)
-        columns["gt_crowd"] = _rows(records, crowds, "gt_crowd", np.float32, 4)
+        for key, (dtype, width) in _BOX_COLUMNS.items():
+            columns[key] = _rows(records, boxes, key, dtype, width)
         return cls(columns)
 
     def __len__(self) -> int:
@@ -84,20 +90,18 @@ class RecordStore(Sequence):
         index = range(len(self))[index]
         columns = self.columns
         record: Record = {
-            "im_file": self._folder + self._name(index),
+            "im_file": self._folder + _text(columns["names"][self._span("name_ends", index)]),
             "im_id": columns["im_id"][index : index + 1].copy(),
         }
-        start, end = self._span("box_ends", index)
-        has = int(columns["has"][index])
-        for bit, key in self._bits:
-            if not has & bit:
+        boxes, has = self._span("box_ends", index), int(columns["has"][index])
+        for bit, key in enumerate(_OPTIONAL):
+            if not has >> bit & 1:
                 continue
             if key == "gt_crowd":
-                first, last = self._span("crowd_ends", index)
-                record[key] = columns[key][first:last].copy()
-            elif key in _PER_BOX:
-                kind, width = _PER_BOX[key]
-                record[key] = columns[key][start:end].reshape(-1, width).astype(kind)
+                record[key] = columns[key][self._span("crowd_ends", index)].copy()
+            elif key in _BOX_COLUMNS:
+                dtype, width = _BOX_COLUMNS[key]
+                record[key] = columns[key][boxes].reshape(-1, width).astype(dtype)
             else:
                 record[key] = columns[key][index].item()
         return record
@@ -106,55 +110,47 @@ class RecordStore(Sequence):
         return (self[index] for index in range(len(self)))
 
     def number_of_boxes(self) -> int:
-        """The boxes of all records."""
+        """The number of boxes of all records, without crowds."""
         return len(self.columns["gt_bbox"])
 
     def number_of_crowds(self) -> int:
-        """The boxes around crowds, of all records."""
+        """The number of crowd boxes of all records."""
         return len(self.columns["gt_crowd"])
 
     def without_crowds(self) -> RecordStore:
         """The same records without the key gt_crowd; all other columns are shared."""
-        rest = self.columns["has"] & np.uint8(0xFF ^ (1 << _OPTIONAL.index("gt_crowd")))
-        nothing = {
+        empty = {
             "crowd_ends": np.zeros_like(self.columns["crowd_ends"]),
             "gt_crowd": np.zeros((0, 4), np.float32),
         }
-        return RecordStore({**self.columns, **nothing, "has": rest})
+        has = self.columns["has"] & np.uint8(0xFF ^ (1 << _OPTIONAL.index("gt_crowd")))
+        return RecordStore({**self.columns, **empty, "has": has})
 
-    def _name(self, index: int) -> str:
-        start, end = self._span("name_ends", index)
-        return self.columns["names"][start:end].tobytes().decode("utf-8", "surrogateescape")
-
-    def _span(self, ends: str, index: int) -> tuple[int, int]:
+    def _span(self, ends: str, index: int) -> slice:
         column = self.columns[ends]
-        return (int(column[index - 1]) if index else 0), int(column[index])
+        return slice(int(column[index - 1]) if index else 0, int(column[index]))
 
 
 def check_columns(columns: dict[str, np.ndarray], classes: int) -> None:
-    """Whether columns belong together, and hold nothing that reading annotations does not give.
-
-    Args:
-        columns: As in `RecordStore`.
-        classes: The number of classes.
+    """Check that the columns of a RecordStore are consistent and hold valid values.
 
     Raises:
         DataError: They do not.
     """
     try:
         images, boxes, crowds = (len(columns[key]) for key in ("im_id", "gt_bbox", "gt_crowd"))
-        lengths = {
-            **dict.fromkeys(("name_ends", "has", "box_ends", "crowd_ends", "h", "w"), (images,)),
+        shapes = {
+            **dict.fromkeys(("im_id", "name_ends", "has", "box_ends", "crowd_ends", "h", "w"), (images,)),
             **dict.fromkeys(("gt_class", "is_crowd", "difficult"), (boxes,)),
-            **{"gt_bbox": (boxes, 4), "gt_crowd": (crowds, 4), "im_id": (images,)},
-            **{"names": (len(columns["names"]),), "folder": (len(columns["folder"]),)},
+            **{"gt_bbox": (boxes, 4), "gt_crowd": (crowds, 4)},
+            **{key: (len(columns[key]),) for key in ("names", "folder")},
         }
         ends = {"name_ends": len(columns["names"]), "box_ends": boxes, "crowd_ends": crowds}
-        whole = ("names", "folder", "has", "gt_class", "is_crowd", "difficult", "im_id", *ends)
-        fits = (
-            set(columns) == set(lengths)
-            and all(columns[key].shape == shape for key, shape in lengths.items())
-            and all(columns[key].dtype.kind in "iu" for key in whole)
+        integers = ("names", "folder", "has", "gt_class", "is_crowd", "difficult", "im_id", *ends)
+        is_valid = (
+            set(columns) == set(shapes)
+            and all(columns[key].shape == shape for key, shape in shapes.items())
+            and all(columns[key].dtype.kind in "iu" for key in integers)
             and all(columns[key].dtype == np.uint8 for key in ("names", "folder", "has"))
             and all(_are_ends(columns[key], total) for key, total in ends.items())
             and all(np.isfinite(columns[key]).all() for key in ("gt_bbox", "gt_crowd", "h", "w"))
@@ -163,61 +159,48 @@ def check_columns(columns: dict[str, np.ndarray], classes: int) -> None:
             and not any((columns[key] == 0).any() for key in ("names", "folder"))  # no path has a NUL
         )
     except (KeyError, TypeError):
-        fits = False
-    if not fits:
-        raise DataError("the columns of the records do not fit one another: read the annotations again")
+        is_valid = False
+    if not is_valid:
+        raise DataError("the columns of the records are inconsistent: read the annotations again")
 
 
 def _are_ends(column: np.ndarray, total: int) -> bool:
-    """Whether they divide a column of `total` entries into parts, one behind another."""
+    """Whether the column divides `total` entries into consecutive parts."""
     last = int(column[-1]) if len(column) else 0
     return last == total and bool((np.diff(column.astype(np.int64), prepend=0) >= 0).all())
 
 
 def _are_below(column: np.ndarray, end: int) -> bool:
-    """Whether they are whole numbers from 0 to before `end`."""
     return not len(column) or bool(column.min() >= 0 and column.max() < end)
 
 
-def _bytes(text: bytes) -> np.ndarray:
-    return np.frombuffer(text, dtype=np.uint8)
+def _text(characters: np.ndarray) -> str:
+    return characters.tobytes().decode("utf-8", "surrogateescape")
 
 
-def _rows(records: Sequence[Record], boxes: Sequence[int], key: str, kind: type, width: int) -> np.ndarray:
-    """One value or row for each box of all records, zeros where a record lacks the key."""
+def _rows(records: Sequence[Record], counts: Sequence[int], key: str, dtype: type, width: int) -> np.ndarray:
+    """One value or row for each box of all records; zeros where a record lacks the key."""
     parts = [
-        np.asarray(record[key]).reshape(-1, width) if key in record else np.zeros((count, width), kind)
-        for record, count in zip(records, boxes)
+        np.asarray(record[key]).reshape(-1, width) if key in record else np.zeros((count, width), dtype)
+        for record, count in zip(records, counts)
     ]
-    rows = np.concatenate(parts or [np.zeros((0, width))]).astype(kind)
+    rows = np.concatenate(parts or [np.zeros((0, width))]).astype(dtype)
     if width > 1:
         return rows
-    smallest = np.min_scalar_type(int(rows.max())) if len(rows) and rows.min() >= 0 else np.dtype(kind)
+    smallest = np.min_scalar_type(int(rows.max())) if len(rows) and rows.min() >= 0 else np.dtype(dtype)
     return rows[:, 0].astype(np.uint8 if not len(rows) else smallest)
 
 
-# A record is PaddleDetection's dict of one image:
-#   im_file str, im_id int64 [1], h and w (0: not stated), gt_bbox float32 [M, 4] x0y0x1y1 in pixels,
-#   gt_class int32 [M, 1], is_crowd int32 [M, 1], and from Pascal VOC difficult int32 [M, 1].
-# Where crowds are ignored in training, all records also have gt_crowd float32 [K, 4], boxes like gt_bbox.
-# Images to be looked at only (ImageFolder) have im_file and im_id.
-
-# A side this short (pixels) is no side: PaddleDetection's limit for COCO.
-MIN_BOX_SIDE = 1e-5
-# What a record and a sample say of each box, row by row.
-PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
-
-
 class EpochSampling:
-    """Which records an epoch of a joined data set goes through: each part as often as its weight says.
+    """Which records an epoch of a concatenated data set uses: each part as often as its weight says.
 
-    A part of weight 2 comes twice, one of weight 0.5 with half of its images. That half is another one in
-    every epoch, in an order that the seed decides, until all have had their turn.
+    A part of weight 2 is used twice, one of weight 0.5 with half of its images: another half in each epoch,
+    in an order that depends on the seed, so that all images are used equally often.
 
     Args:
-        sizes: The number of records of each part; the parts follow one another in the list of records.
-        weights: How often an epoch goes through each part.
-        seed: Decides the order in which the images of a part have their turns.
+        sizes: Number of records of each part; the parts follow one another in the list of records.
+        weights: How often an epoch uses each part.
+        seed: Decides the order in which the images of a part are used.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int):
@@ -229,11 +212,7 @@ class EpochSampling:
         return len(self._drawn[1])
 
     def positions(self, epoch: int) -> np.ndarray:
-        """Positions in the list of records, int64 [len(self)].
-
-        Args:
-            epoch: From 0.
-        """
+        """Positions in the list of records, int64 [len(self)]; `epoch` counts from 0."""
         if self._drawn[0] != epoch:
             self._drawn = (epoch, self._draw(epoch))
         return self._drawn[1]
@@ -241,25 +220,25 @@ class EpochSampling:
     def _draw(self, epoch: int) -> np.ndarray:
         drawn, start = [], 0
         for (size, weight), order in zip(self._parts, self._orders):
-            rounds, more = divmod(max(1, round(size * weight)), size)
-            turns = (epoch * more + np.arange(more)) % size
-            drawn += [np.tile(np.arange(size), rounds) + start, order[turns] + start]
+            repeats, rest = divmod(max(1, round(size * weight)), size)
+            used = (epoch * rest + np.arange(rest)) % size
+            drawn += [np.tile(np.arange(size), repeats) + start, order[used] + start]
             start += size
         return np.concatenate(drawn).astype(np.int64)
 
 
 @dataclass
 class DetectionData:
-    """The records of one data set and what their labels mean.
+    """The records of one data set and the classes of their labels.
 
     Attributes:
-        section: The configuration's section it came from, such as TrainDataset; for messages.
-        source: The annotation file or folder it came from; for messages.
-        records: One dict an image, see `Record`; a list, or a RecordStore, which makes them when asked.
+        section: The section of the configuration, such as TrainDataset; for messages.
+        source: The annotation file or folder; for messages.
+        records: A list of records or a RecordStore.
         categories: {'id', 'name'} of every class; the position is the label.
-        read_ground_truth: Reads the annotation file again, for data sets that have one in COCO's format.
-        draw: Which records an epoch of training goes through; None: each of them once.
-        tally: What the reader left out and mended.
+        read_ground_truth: Reads the annotation file again, for data sets in COCO's format.
+        draw: Which records an epoch of training uses; None: each of them once.
+        tally: What the reader left out or changed.
     """
 
     section: str
@@ -276,53 +255,42 @@ class DetectionData:
         return len(self.records) if self.draw is None else len(self.draw)
 
     def record(self, position: int, epoch: int = 0) -> Record:
-        """The record of an epoch's image.
-
-        Args:
-            position: In the epoch, from 0 to len(self) − 1.
-            epoch: From 0.
-        """
+        """The record at a position of an epoch."""
         return self.records[self.record_index(position, epoch)]
 
     def record_index(self, position: int, epoch: int = 0) -> int:
-        """Where in `records` an epoch's image stands. Arguments as of `record`."""
+        """Index in `records` of a position of an epoch."""
         return position if self.draw is None else int(self.draw.positions(epoch)[position])
 
     def is_portrait(self, epoch: int = 0) -> np.ndarray:
-        """Of each image of an epoch whether it is higher than wide, bool [len(self)]; False if not stated.
-
-        Args:
-            epoch: From 0.
-        """
+        """Whether each image of an epoch is higher than wide, bool [len(self)]; False for unknown sizes."""
         if isinstance(self.records, RecordStore):
-            upright = self.records.columns["h"] > self.records.columns["w"]
+            portrait = self.records.columns["h"] > self.records.columns["w"]
         else:
-            upright = np.array(
-                [record.get("h", 0) > record.get("w", 0) for record in self.records], dtype=bool
-            )
-        return upright if self.draw is None else upright[self.draw.positions(epoch)]
+            portrait = np.array([each.get("h", 0) > each.get("w", 0) for each in self.records], dtype=bool)
+        return portrait if self.draw is None else portrait[self.draw.positions(epoch)]
 
     @property
     def class_names(self) -> list[str]:
-        """The classes' names; the position is the label."""
+        """The names of the classes; the position is the label."""
         return [category["name"] for category in self.categories]
 
     @property
     def number_of_boxes(self) -> int:
-        """The boxes of all records."""
+        """The number of boxes of all records, without crowds."""
         if isinstance(self.records, RecordStore):
             return self.records.number_of_boxes()
         return sum(len(record.get("gt_bbox", ())) for record in self.records)
 
     @property
     def has_crowds(self) -> bool:
-        """Whether the records have the boxes around crowds, apart from those of objects."""
+        """Whether the records hold crowd boxes in gt_crowd."""
         return bool(self.records) and "gt_crowd" in self.records[0]
 
     def coco_ground_truth(self) -> dict[str, Any]:
-        """The annotations of the images in `records`, as a COCO dict (info, images, annotations, categories).
+        """A COCO dict (info, images, annotations, categories) of the images in `records`.
 
-        For a COCO data set these are the file's own (crowds included), not what training made of them.
+        For a COCO data set these are the annotations of the file, crowds included.
         """
         if self._ground_truth is None:
             if self.read_ground_truth is None:
@@ -333,52 +301,38 @@ class DetectionData:
 
 
 def stated_size(record: Record) -> tuple[int, int] | None:
-    """What an annotation says of its image's size.
-
-    Args:
-        record: of the image.
-
-    Returns:
-        Height and width in pixels; None where it says nothing.
-    """
+    """(height, width) in pixels that the annotation of an image states, if any."""
     height, width = int(record.get("h", 0)), int(record.get("w", 0))
     return (height, width) if height and width else None
 
 
 def numbered(names: Iterable[Any]) -> list[dict[str, Any]]:
-    """Categories for class names, with ids from 1."""
+    """Categories of class names, with ids from 1."""
     return [{"id": label + 1, "name": str(name)} for label, name in enumerate(names)]
 
 
 def image_ids(files: Sequence[str | Path]) -> list[int]:
-    """Numbers for pictures that have none: those in their names if all have one, as COCO's, else from 1.
-
-    Args:
-        files: The pictures, which are different files.
-
-    Returns:
-        An id for each, no two alike.
-    """
+    """Unique ids for image files: the numbers that are their names, as in COCO, or else 1, 2, 3, ..."""
     stems = [Path(file).stem for file in files]
     if all(stem.isascii() and stem.isdigit() for stem in stems):
-        found = [int(stem) for stem in stems]
-        if len(set(found)) == len(found) and max(found, default=0) < 2**53:  # exact in every JSON reader
-            return found
+        ids = [int(stem) for stem in stems]
+        if len(set(ids)) == len(ids) and max(ids, default=0) < 2**53:  # exact in every JSON reader
+            return ids
     return list(range(1, len(files) + 1))
 
 
 def separate_crowds(records: list[Record], keep_empty: bool, tally: LoadStatistics) -> list[Record]:
-    """Moves the boxes of crowds to gt_crowd, in place: they are one box around many objects.
+    """Move crowd boxes to gt_crowd, in place.
 
     Args:
-        records: The records; those without is_crowd have no crowds.
-        keep_empty: Whether an image that loses its last box stays, as an image without objects.
-        tally: Where it is counted.
+        records: Records; those without is_crowd have no crowds.
+        keep_empty: Whether an image that loses its last box is kept as one without objects.
+        tally: Counts the crowds and the images left out.
 
     Returns:
-        The records that remain.
+        The records that are kept.
     """
-    remaining = []
+    kept_records = []
     for record in records:
         boxes = record.get("gt_bbox", np.zeros((0, 4), dtype=np.float32))
         crowd = record["is_crowd"][:, 0] != 0 if "is_crowd" in record else np.zeros(len(boxes), dtype=bool)
@@ -387,9 +341,9 @@ def separate_crowds(records: list[Record], keep_empty: bool, tally: LoadStatisti
         if crowd.any():
             _keep_boxes(record, ~crowd)
         if keep_empty or not crowd.any() or not crowd.all():
-            remaining.append(record)
-    tally.add(LoadEvent.EMPTY_IMAGE, len(records) - len(remaining))
-    return remaining
+            kept_records.append(record)
+    tally.add(LoadEvent.EMPTY_IMAGE, len(records) - len(kept_records))
+    return kept_records
 
 
 def _keep_boxes(record: Record, kept: np.ndarray) -> None:
@@ -399,66 +353,60 @@ def _keep_boxes(record: Record, kept: np.ndarray) -> None:
 
 
 def clip_boxes(boxes: np.ndarray, height: float, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """Clips boxes to their image and says which of them still have an area.
+    """Clip boxes to an image.
 
     Args:
         boxes: [M, 4] x0y0x1y1 in pixels.
-        height: The image's height in pixels, 0 if it is not known; then nothing is clipped.
-        width: The same for the width.
+        height: Of the image in pixels; 0 if unknown: then nothing is clipped.
+        width: The same.
 
     Returns:
-        The clipped boxes [M, 4] float32, and bool [M].
+        The clipped boxes [M, 4] float32, and whether each of them has an area, bool [M].
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     if height > 0 and width > 0:
         limits = np.array([width, height, width, height], dtype=np.float32)
-        boxes = np.minimum(np.maximum(boxes, 0), limits)  # np.clip takes ten times as long on so few
+        boxes = np.minimum(np.maximum(boxes, 0), limits)  # ten times faster than np.clip on a few boxes
     sides = boxes[:, 2:] - boxes[:, :2]
     return boxes, (sides > MIN_BOX_SIDE).all(axis=1)
 
 
 def drop_boxes_without_area(records: list[Record], keep_empty: bool, tally: LoadStatistics) -> list[Record]:
-    """Clips all boxes to their images, in place, and drops those without an area.
+    """Clip boxes to their images and drop those without an area, in place.
 
     Args:
-        records: The records; those without gt_bbox are left alone.
-        keep_empty: Whether an image that loses its last box stays, as an image without objects.
-        tally: Where it is counted.
+        records: Records; those without gt_bbox are not changed.
+        keep_empty: Whether an image that loses its last box is kept as one without objects.
+        tally: Counts the clipped and dropped boxes and the images left out.
 
     Returns:
-        The records that remain.
+        The records that are kept.
     """
-    remaining = []
+    kept_records = []
     for record in records:
         if "gt_bbox" not in record:
-            remaining.append(record)
+            kept_records.append(record)
             continue
-        written = record["gt_bbox"]
-        record["gt_bbox"], kept = clip_boxes(written, record["h"], record["w"])
-        lost = len(kept) - int(kept.sum())
-        tally.add(LoadEvent.CLIPPED, int(((record["gt_bbox"] != written).any(axis=1) & kept).sum()))
-        if lost:
-            tally.add(LoadEvent.NO_AREA, lost, record["im_file"])
+        annotated = record["gt_bbox"]
+        record["gt_bbox"], kept = clip_boxes(annotated, record["h"], record["w"])
+        dropped = len(kept) - int(kept.sum())
+        tally.add(LoadEvent.CLIPPED, int(((record["gt_bbox"] != annotated).any(axis=1) & kept).sum()))
+        if dropped:
+            tally.add(LoadEvent.NO_AREA, dropped, record["im_file"])
             _keep_boxes(record, kept)
-        if keep_empty or not lost or kept.any():
-            remaining.append(record)
-    tally.add(LoadEvent.EMPTY_IMAGE, len(records) - len(remaining))
-    return remaining
+        if keep_empty or not dropped or kept.any():
+            kept_records.append(record)
+    tally.add(LoadEvent.EMPTY_IMAGE, len(records) - len(kept_records))
+    return kept_records
 
 
 def ground_truth_of_records(records: Sequence[Record], categories: list[dict[str, Any]]) -> dict[str, Any]:
-    """A COCO dict of the records' boxes; those marked `difficult` count like any other."""
+    """A COCO dict of the boxes of records; those marked `difficult` count like any other."""
     images, annotations = [], []
     for record in records:
         image_id = int(record["im_id"][0])
-        images.append(
-            {
-                "id": image_id,
-                "file_name": record["im_file"],
-                "width": int(record.get("w", 0)),
-                "height": int(record.get("h", 0)),
-            }
-        )
+        size = {"width": int(record.get("w", 0)), "height": int(record.get("h", 0))}
+        images.append({"id": image_id, "file_name": record["im_file"], **size})
         boxes = record.get("gt_bbox", np.zeros((0, 4)))
         for i, (x0, y0, x1, y1) in enumerate(boxes.astype(np.float64).tolist()):
             annotations.append(

@@ -1,4 +1,4 @@
-"""Randomness that depends on a key alone, whichever process draws it and in whatever order."""
+"""Random numbers that depend on a key only, such as (seed, epoch, index), not on who draws them or when."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ import numpy as np
 
 
 def generator(*key: int) -> np.random.RandomState:
-    """A generator of its own for a key of whole numbers; the same key gives the same numbers everywhere."""
+    """A generator for a key of integers."""
     return np.random.RandomState(np.random.MT19937(_sequence(key)))
 
 
 def seed_of(*key: int) -> int:
-    """One number below 2³² for a key of whole numbers, for generators that are seeded by one."""
+    """A seed below 2³² for a key of integers."""
     return int(_sequence(key).generate_state(1)[0])
 
 
 @contextlib.contextmanager
 def global_generators(*key: int) -> Iterator[None]:
-    """Python's and numpy's global generators seeded from a key, and afterwards as they were before.
-
-    PaddleDetection's transforms draw from the global ones.
-    """
+    """Seed Python's and numpy's global generators, which PaddleDetection's transforms use; then restore."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     words = _sequence(key).generate_state(8)
     random.seed(words.tobytes())

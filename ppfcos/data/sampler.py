@@ -1,4 +1,4 @@
-"""Which images make which batch, in every process of a training alike."""
+"""Which images form which batch, consistently in every process of a training."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from ppfcos.errors import ConfigError, DataError
 
 
 def micro_batch_size(total_batch_size: int, world_size: int, accumulate_steps: int = 1) -> int:
-    """How many images of the global batch one process takes at once.
+    """Images of a global batch that one process trains on at once.
 
     Args:
         total_batch_size: Images in a batch over all processes.
-        world_size: The number of processes.
-        accumulate_steps: Into how many parts each process splits its share.
-
-    Returns:
-        The images in one of these parts.
+        world_size: Number of processes.
+        accumulate_steps: Micro-batches of each process in a step.
 
     Raises:
-        ConfigError: The batch cannot be split evenly; names the numbers with which it could.
+        ConfigError: The batch cannot be divided evenly; names the numbers that work.
     """
     parts = world_size * accumulate_steps
     size, rest = divmod(total_batch_size, parts)
@@ -30,16 +27,16 @@ def micro_batch_size(total_batch_size: int, world_size: int, accumulate_steps: i
         return size
     sizes = " or ".join(str(n) for n in (size * parts, (size + 1) * parts) if n)
     if accumulate_steps == 1:
-        takers, other = f"{world_size} processes", "start one of {} processes"
+        divided, other = f"{world_size} processes", "start one of {} processes"
         numbers = _divisors(total_batch_size)
     else:
-        takers = f"{world_size} process{'es' if world_size > 1 else ''}, {accumulate_steps} times each,"
+        divided = f"{world_size} process{'es' if world_size > 1 else ''}, {accumulate_steps} times each,"
         other = "set TrainReader.accumulate_steps to one of {}"
         numbers = _divisors(total_batch_size // world_size if total_batch_size % world_size == 0 else 0)
-    cure = f", or {other.format(', '.join(map(str, numbers)))}" if numbers else ""
+    alternative = f", or {other.format(', '.join(map(str, numbers)))}" if numbers else ""
     raise ConfigError(
-        f"TrainReader.total_batch_size: {takers} cannot share {total_batch_size} images evenly: "
-        f"set it to {sizes}{cure}"
+        f"TrainReader.total_batch_size: {divided} cannot share {total_batch_size} images evenly: "
+        f"set it to {sizes}{alternative}"
     )
 
 
@@ -50,29 +47,28 @@ def _divisors(number: int) -> list[int]:
 class GlobalBatchSampler:
     """The indices that one process trains on, step by step.
 
-    Global batch k of epoch e holds the same images in the same order however many processes share it and in
-    however many parts they take their shares: the order comes from (seed, epoch) alone, and each process
-    takes a contiguous share of it, each part a contiguous piece of the share. Without `drop_last`, the last
-    batch is filled up from the beginning of the epoch's order, so that every process has images in it.
+    Global batch k of epoch e holds the same images in the same order for any number of processes and
+    micro-batches: the order depends on (seed, epoch) only, and each process takes a contiguous part of it.
+    Without `drop_last`, the last batch is filled up with the first images of the epoch.
 
     Args:
-        images: The number of images.
+        images: Number of images.
         total_batch_size: Images in a batch over all processes.
-        world_size: The number of processes.
-        rank: This process, from 0.
+        world_size: Number of processes.
+        rank: Of this process.
         seed: Of the order.
-        shuffle: Whether the order changes at all.
+        shuffle: Whether each epoch has another order.
         drop_last: Whether the images that do not fill a batch are left out of the epoch.
-        accumulate_steps: Into how many parts this process splits its share of a batch.
-        shapes: For an epoch, [images] the kind of shape of each image, such as upright or wide; images of one
-            kind are put into batches together as far as they go, since all images of a batch are padded to
-            one size.
+        accumulate_steps: Micro-batches of each process in a step.
+        shapes: For an epoch, the shape group of each image [images], such as portrait or landscape. As many
+            batches as possible hold images of one group, because all images of a batch are padded to one
+            size.
 
     Attributes:
-        epoch: Chooses the order.
+        epoch: Decides the order.
 
     Raises:
-        ConfigError: The processes cannot share a batch evenly.
+        ConfigError: The batch cannot be divided evenly.
         DataError: There are too few images for one batch.
     """
 
@@ -88,7 +84,7 @@ class GlobalBatchSampler:
         accumulate_steps: int = 1,
         shapes: Callable[[int], Sequence[int]] | None = None,
     ):
-        self._part = micro_batch_size(total_batch_size, world_size, accumulate_steps)
+        self._size = micro_batch_size(total_batch_size, world_size, accumulate_steps)
         self._parts = accumulate_steps
         self._images, self._total, self._rank = images, total_batch_size, rank
         self._seed, self._shuffle = seed, shuffle
@@ -105,40 +101,35 @@ class GlobalBatchSampler:
         return self._batches
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        """The steps of the epoch.
-
-        Yields:
-            The parts of this process's share of a global batch, each a list of indices.
-        """
-        first = self._rank * self._part * self._parts
+        """For each step of the epoch the micro-batches of this process, each a list of indices."""
+        first = self._rank * self._size * self._parts
         for batch in self.global_batches():
-            share = batch[first : first + self._part * self._parts]
-            yield share.reshape(self._parts, self._part).tolist()
+            mine = batch[first : first + self._size * self._parts]
+            yield mine.reshape(self._parts, self._size).tolist()
 
     def global_batches(self) -> np.ndarray:
-        """The indices of the epoch's batches, over all processes: [steps, total_batch_size]."""
+        """The indices of the epoch's batches over all processes, [steps, total_batch_size]."""
         order = np.arange(self._images)
         if self._shuffle:
             generator(self._seed, self.epoch).shuffle(order)
         if self._shapes is not None:
             order = self._grouped(order, np.asarray(self._shapes(self.epoch)))
-        order = np.resize(order, self._batches * self._total)  # too short: from its beginning again
+        order = np.resize(order, self._batches * self._total)  # repeats it if it is too short
         return order.reshape(self._batches, self._total)
 
     def _grouped(self, order: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-        """The same images so arranged that most batches hold images of one shape.
+        """The same images, rearranged into batches of one shape group each.
 
-        Each shape's images keep their order and are cut into batches. A batch's place is that of its last
-        image, as if images were dealt out in their order and a batch left the table once it is full. The
-        images that fill no batch of their own shape come last.
+        The images of a group keep their order. Batches are sorted by their last image, so that groups stay
+        mixed over the epoch. The images that fill no batch of their group come last.
         """
-        kinds = shapes[order]
-        full, left = [], []
-        for kind in np.unique(kinds):
-            places = np.flatnonzero(kinds == kind)
+        groups = shapes[order]
+        full, rest = [], []
+        for group in np.unique(groups):
+            places = np.flatnonzero(groups == group)
             whole = len(places) // self._total * self._total
             full.append(places[:whole].reshape(-1, self._total))
-            left.append(places[whole:])
+            rest.append(places[whole:])
         batches = np.concatenate(full)
         batches = batches[np.argsort(batches[:, -1])]
-        return order[np.concatenate([batches.reshape(-1), np.sort(np.concatenate(left))])]
+        return order[np.concatenate([batches.reshape(-1), np.sort(np.concatenate(rest))])]

@@ -1,4 +1,4 @@
-"""Batches that worker processes load ahead, or that this process loads."""
+"""Loads batches in worker processes, or in this process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from multiprocessing import util
@@ -28,17 +29,15 @@ from ppfcos.errors import DataError, PPFCOSError
 
 Batch = dict[str, Any]
 
-# A batch before it is loaded: what its samples are indexed by.
-Items = list[Any]
+Items = list[Any]  # the indices of a batch's samples
 
 _PREFETCH = 2  # batches that each worker loads ahead
-_ROOM_FOR_BOXES = 1 << 20  # bytes of a buffer besides the pixels
+_BOX_BYTES = 1 << 20  # of a buffer, besides the pixels
 _ALIGNMENT = 64  # bytes, of the arrays in a buffer
 _POLL_SECONDS = 1.0
-# A worker that stays stopped this long (SIGSTOP) is an error: the other ranks wait 30 seconds for this one.
-_STOPPED_SECONDS = 20
+_STOPPED_SECONDS = 20  # until a stopped worker (SIGSTOP) is an error; other ranks wait 30 seconds
 _SHUTDOWN_SECONDS = 3.0  # until workers that do not exit by themselves are killed
-_CURE = "lower worker_num, or set it to 0 to load images in the training process"
+_HINT = "lower worker_num, or set it to 0 to load images in the training process"
 
 
 class _Worker(NamedTuple):
@@ -51,17 +50,18 @@ class _Worker(NamedTuple):
 class WorkerBatches:
     """An iterator over batches that worker processes load, in the order of the items.
 
-    Requests and small values travel through pipes, arrays through memory that the workers inherit. This
-    memory has no name: nothing is left in /dev/shm however the processes end, and its size is no limit.
+    Requests and small values are sent through pipes. Arrays are written to anonymous shared memory, which the
+    workers inherit: nothing is left in /dev/shm however the processes end, and its size does not matter.
 
-    The workers end when this object is closed or deleted, or within seconds of the end of this process.
+    The workers end when this object is closed or deleted, or within seconds of the end of this process. No
+    other process and no signal handler of this process is touched.
 
     Args:
-        samples: The dataset that the items are indices of.
-        items: The batches; may be endless.
+        samples: The dataset.
+        items: The indices of each batch; may be infinite.
         collate: Makes a batch of samples.
         workers: Number of worker processes.
-        batch_bytes: Size of the largest batch. Larger ones travel through the pipes, which is slower.
+        batch_bytes: Size of a large batch. Larger ones are sent through the pipes, which is slower.
 
     Raises:
         DataError: The workers cannot be started.
@@ -77,8 +77,8 @@ class WorkerBatches:
     ):
         self._items = iter(items)
         self._workers: list[_Worker] = []
-        self._pending: deque[tuple[_Worker, int]] = deque()  # who loads which batch, into which buffer
-        # Runs once: on close(), on deletion or at the exit of this process, and never in a fork of it.
+        self._pending: deque[tuple[_Worker, int]] = deque()  # the worker and the buffer of each batch
+        # Runs once: on close(), on deletion or at exit; not in a fork of this process.
         self.close = util.Finalize(self, _shut_down, [self._workers], exitpriority=100)
         try:
             for _ in range(workers):
@@ -86,7 +86,7 @@ class WorkerBatches:
         except (OSError, MemoryError) as error:
             self.close()
             raise DataError(
-                f"cannot start data-loading worker {len(self._workers)} of {workers} ({error}): {_CURE}"
+                f"cannot start data-loading worker {len(self._workers)} of {workers} ({error}): {_HINT}"
             ) from None
         for buffer in range(_PREFETCH):
             for worker in self._workers:
@@ -109,12 +109,12 @@ class WorkerBatches:
         batch = pickle.loads(content, buffers=[worker.buffers[buffer][start:stop] for start, stop in spans])
         if isinstance(batch, Exception):
             raise batch
-        batch = _on_device(batch)  # a copy: the worker may fill the buffer again
+        batch = _on_device(batch)  # copies: the worker reuses the buffer
         self._request(worker, buffer)
         return batch
 
     def _start_worker(self, samples: paddle.io.Dataset, collate: Collate, batch_bytes: int) -> None:
-        size = batch_bytes + _ROOM_FOR_BOXES
+        size = batch_bytes + _BOX_BYTES
         memory = memoryview(mmap.mmap(-1, _PREFETCH * size))
         buffers = [memory[start : start + size] for start in range(0, len(memory), size)]
         context = multiprocessing.get_context("fork")
@@ -131,7 +131,7 @@ class WorkerBatches:
         items = next(self._items, None)
         if items is None:
             return
-        with contextlib.suppress(OSError):  # It died. This is an error as soon as the batch is needed.
+        with contextlib.suppress(OSError):  # it died: an error once the batch is needed
             worker.connection.send((buffer, items))
         self._pending.append((worker, buffer))
 
@@ -158,37 +158,26 @@ class WorkerBatches:
     def _raise_death(self, worker: _Worker) -> NoReturn:
         worker.process.join(_SHUTDOWN_SECONDS)
         code = worker.process.exitcode
-        if code is None:  # another part of the program took the exit code
+        if code is None:  # another part of the program read the exit code
             end = "died"
         elif code >= 0:
             end = f"exited with code {code}"
         else:
             reason = "most often memory ran out" if -code == signal.SIGKILL else signal.strsignal(-code)
             end = f"was killed by signal {-code} ({reason})"
-        raise DataError(f"{self._name(worker)} {end}: {_CURE}") from None
+        raise DataError(f"{self._name(worker)} {end}: {_HINT}") from None
 
     def _name(self, worker: _Worker) -> str:
         return f"data-loading worker {worker.number} of {len(self._workers)} (pid {worker.process.pid})"
 
 
-Source = Union[WorkerBatches, Generator[Batch, None, None]]
+Batches = Union[WorkerBatches, Generator[Batch, None, None]]
 
 
-def open_source(
+def open_batches(
     samples: paddle.io.Dataset, items: Iterable[Items], collate: Collate, workers: int, batch_bytes: int
-) -> Source:
-    """The batches of these items, in this order.
-
-    Args:
-        samples: The dataset that the items are indices of.
-        items: The batches; may be endless.
-        collate: Makes a batch of samples.
-        workers: Number of worker processes. With 0, and where the system is not Linux, this process loads.
-        batch_bytes: Size of the largest batch.
-
-    Raises:
-        DataError: The workers cannot be started.
-    """
+) -> Batches:
+    """Batches as `WorkerBatches` loads them; with 0 workers, and not on Linux, this process loads them."""
     if not workers or not sys.platform.startswith("linux"):
         return _load_here(samples, items, collate)
     return WorkerBatches(samples, items, collate, workers, batch_bytes)
@@ -197,12 +186,12 @@ def open_source(
 def _load_here(
     samples: paddle.io.Dataset, items: Iterable[Items], collate: Collate
 ) -> Generator[Batch, None, None]:
-    for of_batch in items:
-        yield _on_device(collate([samples[item] for item in of_batch]))
+    for indices in items:
+        yield _on_device(collate([samples[index] for index in indices]))
 
 
 def _on_device(batch: Batch) -> Batch:
-    """Copies the arrays into tensors on the current device."""
+    """Copy arrays to tensors on the current device."""
     if "failure" in batch:
         raise DataError(batch["failure"])
     return {
@@ -212,7 +201,7 @@ def _on_device(batch: Batch) -> Batch:
 
 
 def _is_stopped(worker: _Worker) -> bool:
-    """Whether a signal stopped this process (SIGSTOP, or a debugger)."""
+    """Whether the worker is stopped by a signal or a debugger."""
     try:
         stat = Path(f"/proc/{worker.process.pid}/stat").read_text()
     except OSError:
@@ -221,13 +210,13 @@ def _is_stopped(worker: _Worker) -> bool:
 
 
 def _shut_down(workers: list[_Worker]) -> None:
-    """Ends workers. They exit when their pipe is closed, after the batch at hand."""
+    """Close the pipes, upon which workers exit after their current batch; kill those that do not."""
     for worker in workers:
         worker.connection.close()
     until = time.monotonic() + _SHUTDOWN_SECONDS
     for worker in workers:
         worker.process.join(max(0.0, until - time.monotonic()))
-        if worker.process.is_alive():  # stopped, or waiting for a file
+        if worker.process.is_alive():  # stopped, or blocked by a file
             worker.process.kill()
             worker.process.join(_SHUTDOWN_SECONDS)
 
@@ -235,23 +224,23 @@ def _shut_down(workers: list[_Worker]) -> None:
 def _work(
     number: int,
     connection: Connection,
-    not_ours: list[Connection],
+    inherited: list[Connection],
     buffers: Sequence[memoryview],
     samples: paddle.io.Dataset,
     collate: Collate,
 ) -> None:
-    """Loads what is requested until the training process closes its end of the pipe."""
-    # Ctrl-C, paddle.distributed.launch and systemd signal all processes, but only the training process is
-    # meant: it finishes its step and then closes its workers.
+    """Run a worker: load the requested batches until the training process closes the pipe."""
+    # Ctrl-C, paddle.distributed.launch and systemd signal all processes; the training process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for fatal in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
-        signal.signal(fatal, signal.SIG_DFL)  # the training process reports it, in one line
-    for other in not_ours:  # they would keep the pipes open after the end of the training process
+        signal.signal(fatal, signal.SIG_DFL)  # the training process reports it
+    for other in inherited:  # they would stay open after the end of the training process
         other.close()
     parent = multiprocessing.parent_process()
     threading.Thread(target=_exit_after, args=[parent.pid], daemon=True).start()
-    cv2.setNumThreads(0)  # the workers are the parallelism, and OpenCV's threads do not survive a fork
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
+    warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF
     while True:
         try:
             buffer, items = connection.recv()
@@ -262,7 +251,7 @@ def _work(
         except PPFCOSError as error:
             batch = error
         except MemoryError:
-            batch = DataError(f"data-loading worker {number} ran out of memory: {_CURE}")
+            batch = DataError(f"data-loading worker {number} ran out of memory: {_HINT}")
         except Exception:
             batch = RuntimeError(f"in data-loading worker {number}:\n{traceback.format_exc()}")
         try:
@@ -272,14 +261,14 @@ def _work(
 
 
 def _exit_after(parent: int) -> None:
-    """Exit within a second of the training process, even where another process holds the pipe open."""
+    """Exit when the training process has ended, even if another process holds the pipe open."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
 
 
 def _packed(batch: Any, buffer: memoryview) -> tuple[bytes, list[tuple[int, int]]]:
-    """The batch as a pickle whose arrays lie in the buffer, and where each of them starts and stops."""
+    """Write the arrays of a batch to the buffer; returns the pickled rest and the spans of the arrays."""
     arrays: list[pickle.PickleBuffer] = []
     content = pickle.dumps(batch, protocol=5, buffer_callback=arrays.append)
     views, spans, stop = [array.raw() for array in arrays], [], 0

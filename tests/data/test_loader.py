@@ -333,7 +333,7 @@ def test_ignored_crowds_of_voc_are_counted(tmp_path, caplog):
     cfg = {"num_classes": 2, "TrainDataset": voc_section(tmp_path), "PPFCOSTargets": {"ignore_crowd": True}}
     [record] = build_dataset(cfg, "TrainDataset").records
     assert record["gt_crowd"].tolist() == [[1, 2, 30, 40]] and len(record["gt_bbox"]) == 1
-    assert "ignores what is in 1 crowd box" in caplog.text
+    assert "ignores points inside 1 crowd box" in caplog.text
     caplog.clear()
     [record] = build_dataset({**cfg, "PPFCOSTargets": None}, "TrainDataset").records
     assert "gt_crowd" not in record and "left out 1 crowd box" in caplog.text
@@ -852,7 +852,7 @@ def test_random_crops_keep_boxes_right(ten):
         ([], "begin with Decode"),
         ([RESIZE, {"Permute": {}}], "begin with Decode"),
         ([{"Decode": {}}, RESIZE], "end with Permute"),
-        ([{"Decode": {}}, {"NormalizeImage": {}}, {"Permute": {}}], "the model normalises"),
+        ([{"Decode": {}}, {"NormalizeImage": {}}, {"Permute": {}}], "the model normalizes"),
         ([{"Decode": {}}, {"Resise": {}}, {"Permute": {}}], "no transform Resise"),
         ([{"Decode": {}}, {"Resize": {"size": 3}}, {"Permute": {}}], "Resize does not take"),
         ([{"Decode": {}}, {"RandomFlip": {"prob": "often"}}, {"Permute": {}}], "RandomFlip does not take"),
@@ -942,7 +942,9 @@ def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch,
         return
 
     def steps(world_size, rank, accumulate_steps, epoch=epoch):
-        made = GlobalBatchSampler(images, total, world_size, rank, seed, True, drop_last, accumulate_steps, shapes)
+        made = GlobalBatchSampler(
+            images, total, world_size, rank, seed, True, drop_last, accumulate_steps, shapes
+        )
         made.epoch = epoch
         assert len(made) == len(list(made))
         return list(made)
@@ -1051,8 +1053,8 @@ def test_batches_do_not_depend_on_the_reading_processes(ten):
 
 
 def test_batches_larger_than_the_shared_buffers(ten, monkeypatch):
-    monkeypatch.setattr(workers, "_ROOM_FOR_BOXES", 1000)
-    monkeypatch.setattr(SampleTransforms, "largest_bytes", lambda _self: 0)
+    monkeypatch.setattr(workers, "_BOX_BYTES", 1000)
+    monkeypatch.setattr(SampleTransforms, "max_image_bytes", lambda _self: 0)
     assert_same(batches_of(ten), batches_of(ten, worker_num=2))
 
 
@@ -1390,3 +1392,15 @@ def test_readers_that_cannot_be_right(ten, section, key, value, words):
     with pytest.raises(ConfigError, match=words):
         data = ten.build()
         TrainLoader(cfg, data, 2) if section == "TrainReader" else EvalLoader(cfg, data, section)
+
+
+def test_removed_keys_are_accepted_with_a_notice(ten, caplog):
+    cfg = config()
+    expected = batches_of(ten)
+    cfg["TrainReader"].update(
+        image_cache="memory", image_cache_gb=8, image_cache_dir=None, reduced_decoding=False
+    )
+    loader = TrainLoader(cfg, ten.build(allow_empty=True))
+    assert [record.message for record in caplog.records] == ["TrainReader.image_cache is no longer used"]
+    for [batch], wanted in zip(loader, expected):
+        np.testing.assert_array_equal(batch["image"].numpy(), wanted["image"])

@@ -21,6 +21,7 @@ from ppfcos.data.images import (
     ImageTruncated,
     ImageSizeMismatch,
     ImageTooLarge,
+    ImageTruncated,
     ImageUnreadable,
     color_issues,
     read_header,

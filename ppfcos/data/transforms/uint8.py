@@ -1,8 +1,7 @@
-"""PaddleDetection's commonest operators, kept to 8-bit pixels.
+"""PaddleDetection's Resize, RandomResize and RandomFlip on 8-bit images.
 
-PaddleDetection's own resize by way of 32-bit floats, four times the memory for the same pixels, and flip by a
-view that the next operator has to untangle. What they do to boxes and to the record stays theirs, and they
-draw the same numbers from the same generators; tests compare both.
+PaddleDetection resizes in 32-bit floats, which takes four times the memory for the same pixels, and flips by
+a view, which the next transform has to copy. Boxes, keys and random draws are PaddleDetection's.
 """
 
 from __future__ import annotations
@@ -18,40 +17,30 @@ Sample = dict[str, Any]
 
 
 class UInt8Resize(operators.Resize):
-    """`Resize`: to a size, or to the largest that keeps the ratio within one. Arguments as there."""
+    """`Resize`: to a size, or to the largest one within it that keeps the aspect ratio."""
 
     def apply(self, sample: Sample, context: Any = None) -> Sample:
-        """Resizes the image and all that the sample says of it."""
+        """Resize the image, its boxes, im_shape and scale_factor."""
         height, width = sample["image"].shape[:2]
-        sample["image"] = self.resized(sample["image"])
-        return self.scale_annotation(sample, height, width)
-
-    def resized(self, image: np.ndarray) -> np.ndarray:
-        """The image [H, W, 3] in its new size, by the exact factors; at least one pixel high and wide."""
-        scale_y, scale_x = self.scales(*image.shape[:2])
-        if min(image.shape[0] * scale_y, image.shape[1] * scale_x) > 0.5:
-            return self.apply_image(image, [scale_x, scale_y])
-        return cv2.resize(image, self.size_of(*image.shape[:2])[::-1], interpolation=self.interp)
-
-    def scale_annotation(self, sample: Sample, height: int, width: int) -> Sample:
-        """All of `apply` but the pixels, for an image that is resized already.
-
-        Args:
-            sample: With im_shape, scale_factor and gt_bbox of the image as it was; changed.
-            height: Of the image as it was, in pixels.
-            width: Likewise.
-        """
         scale_y, scale_x = self.scales(height, width)
         size = [scale_x * width, scale_y * height]
         before = sample.get("scale_factor", (1.0, 1.0))
+        sample["image"] = self.resized(sample["image"])
         sample["im_shape"] = np.array(size[::-1], dtype=np.float32)
         sample["scale_factor"] = np.array([before[0] * scale_y, before[1] * scale_x], dtype=np.float32)
         if len(sample.get("gt_bbox", ())):
             sample["gt_bbox"] = self.apply_bbox(sample["gt_bbox"], [scale_x, scale_y], size)
         return sample
 
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """The image [H, W, 3] resized by the exact factors, to at least one pixel."""
+        scale_y, scale_x = self.scales(*image.shape[:2])
+        if min(image.shape[0] * scale_y, image.shape[1] * scale_x) > 0.5:
+            return self.apply_image(image, [scale_x, scale_y])
+        return cv2.resize(image, self.size_of(*image.shape[:2])[::-1], interpolation=self.interp)
+
     def scales(self, height: int, width: int) -> tuple[float, float]:
-        """By how much an image of this size grows, vertically and horizontally."""
+        """The vertical and the horizontal scale factor for an image of this size."""
         if not self.keep_ratio:
             return self.target_size[0] / height, self.target_size[1] / width
         shorter, longer = min(self.target_size), max(self.target_size)
@@ -59,17 +48,17 @@ class UInt8Resize(operators.Resize):
         return scale, scale
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels of what becomes of an image of this size, at least 1."""
+        """The resized (height, width) in pixels of an image of this size, at least 1."""
         scale_y, scale_x = self.scales(height, width)
-        # halves to even, as OpenCV does
+        # rounds half to even, as OpenCV does
         return max(1, round(height * scale_y)), max(1, round(width * scale_x))
 
 
 class UInt8RandomResize(operators.RandomResize):
-    """`RandomResize`: a `Resize` to a size that is drawn anew for every image. Arguments as there."""
+    """`RandomResize`: `Resize` to a random size for each image."""
 
     def apply(self, sample: Sample, context: Any = None) -> Sample:
-        """Draws a size and resizes to it."""
+        """Draw a size and resize."""
         if self.random_range:
             (least, least_long), (most, most_long) = self.target_size
             target = [np.random.randint(least, most + 1), max(least_long, most_long + 1)]
@@ -80,17 +69,17 @@ class UInt8RandomResize(operators.RandomResize):
 
 
 class UInt8RandomFlip(operators.RandomFlip):
-    """`RandomFlip`: left to right, with a probability. Arguments as there; `prob` may be a whole number."""
+    """`RandomFlip`: swaps left and right; `prob` may be an integer."""
 
     def __init__(self, prob: float = 0.5):
         super().__init__(float(prob))
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """The mirrored picture, in one piece of memory."""
+        """The flipped image in contiguous memory."""
         return cv2.flip(image, 1)
 
 
-# By the names under which configurations know them.
+# By their names in a configuration.
 UINT8_TRANSFORMS = {
     "Resize": UInt8Resize,
     "RandomResize": UInt8RandomResize,

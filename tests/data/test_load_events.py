@@ -90,6 +90,6 @@ def test_the_log_counts_them_once(pictures, worker_num, caplog):
         feed.report_changes()
     [line] = [record.getMessage() for record in caplog.records if record.name == "ppfcos.engine.prefetcher"]
     assert line == (
-        "TrainDataset: turned 1 picture as its EXIF says; converted 3 grey pictures, "
-        "1 picture with a palette, 1 CMYK picture, 1 picture of 16 bits, 1 picture with transparency"
+        "TrainDataset: rotated 1 image with an EXIF orientation; converted 3 grayscale images, "
+        "1 palette image, 1 CMYK image, 1 16-bit image, 1 image with alpha"
     )
