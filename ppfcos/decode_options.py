@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -47,9 +48,10 @@ class DecodeOptions:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            expected = _problem(field.name, type(field.default), getattr(self, field.name))
+            value = getattr(self, field.name)
+            expected = _problem(field.name, type(field.default), value)
             if expected:
-                raise ValueError(f"`{field.name}` must be {expected}")
+                raise ValueError(f"`{field.name}` is {reprlib.repr(value)}, not {expected}")
 
     @classmethod
     def of(cls, decode: Any) -> DecodeOptions:

@@ -281,8 +281,8 @@ def test_arrays_of_all_kinds_are_the_same_picture(predictor):
         (np.zeros((8, 8, 3), np.uint16), ">> 8"),
         (np.zeros((8, 8, 3), bool), "uint8"),
         (np.zeros((0, 8, 3), np.uint8), "no pixels"),
-        (np.zeros((3, 8, 8), np.uint8), r"\[height, width, 3\]"),
-        (np.zeros((1, 8, 8, 3), np.uint8), r"\[height, width, 3\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"\[height, width, 3 or"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"\[height, width, 3 or"),
     ],
 )
 def test_an_array_that_is_no_picture_is_named(predictor, array, cure):
@@ -316,7 +316,7 @@ def test_buffers_of_another_size_are_refused():
     with pytest.raises(DataError, match=r"even height and width, not 8\.0x8"):
         NV12Image(bytes(96), 8.0, 8)
     for buffer in (None, [0] * 96, memoryview(bytes(192))[::2]):
-        with pytest.raises(DataError, match=f"not of {type(buffer).__name__}"):
+        with pytest.raises(DataError, match=f"not {type(buffer).__name__}"):
             NV12Image(buffer, 8, 8)
 
 
@@ -437,7 +437,7 @@ def test_sources_that_cannot_be_opened_are_named(predictor, tmp_path):
     for source, named in ((tmp_path / "no.mp4", "no.mp4"), (tmp_path / "x.mp4", "x.mp4"), (97, "camera 97")):
         with pytest.raises(DataError, match=named):
             predictor.stream(source)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         predictor.stream((tmp_path / "empty").mkdir() or tmp_path / "empty")
 
 
@@ -667,14 +667,14 @@ def test_a_missing_or_incomplete_bundle_is_named(copied, tmp_path):
         Predictor(tmp_path / "nowhere")
     for name in ("model.json", "model.pdiparams", onnx_file("fp32")):
         shutil.move(copied / name, tmp_path / "aside")
-        with pytest.raises(BundleError, match=f"lacks {name}"):
+        with pytest.raises(BundleError, match=f"{name} is missing"):
             Predictor(copied)
         shutil.move(tmp_path / "aside", copied / name)
     (copied / MANIFEST_FILE).unlink()
     with pytest.raises(BundleError, match=r"lacks bundle\.yml"):
         read_bundle(copied)
     (copied / CONFIG_FILE).write_text("mode: paddle\n")
-    with pytest.raises(BundleError, match=r"before bundles had a bundle\.yml; export it again"):
+    with pytest.raises(BundleError, match=r"too old, it has no bundle\.yml; export it again"):
         read_bundle(copied)
 
 
@@ -691,7 +691,7 @@ def test_a_missing_or_incomplete_bundle_is_named(copied, tmp_path):
         ({"heads": {"layout": "nchw", "distances": "pixels", "levels": [{"stride": 8}]}}, "class_logits"),
         ({"networks": {}}, "names no network"),
         ({"networks": {"onnx": {"fp32": {"file": "other.onnx"}}}}, "other.onnx"),
-        ({"files": {"../../x": {"sha256": "a", "bytes": 1}}}, r"'\.\./\.\./x' is no name"),
+        ({"files": {"../../x": {"sha256": "a", "bytes": 1}}}, r"'\.\./\.\./x' is not a file name"),
         ({"preprocess": None}, "`preprocess` is missing"),
     ],
 )

@@ -15,7 +15,6 @@ from helpers.small_network import CHANNELS, DISTANCE_SCALE, images, weights, wri
 from onnx import numpy_helper
 
 from ppfcos.errors import BundleError, ConfigError, DataError, PPFCOSError
-from ppfcos.export.integer_heads import quantize_heads
 from ppfcos.export.ptq import QuantizationSettings, evenly_chosen, quantize
 
 ANYTHING_GOES = QuantizationSettings(disagreement=1.0)
@@ -142,7 +141,7 @@ def test_a_target_out_of_reach_leaves_no_more_in_float_than_allowed(tmp_path, ca
     report = quantize(source, tmp_path / "int8.onnx", images(), settings)
     assert len(report.layers) == 8 and len(report.float_layers) <= 2
     assert 0 < report.after <= report.before
-    assert "more than the 0.000 that was asked for" in caplog.text
+    assert "more than the requested 0.000" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ def test_a_target_out_of_reach_leaves_no_more_in_float_than_allowed(tmp_path, ca
 def test_integers_times_scales_are_the_answers(tmp_path, layout, distance_scale):
     constants = {**weights(), "distance_scale": np.array([distance_scale], np.float32)}
     source = write_heads(tmp_path / "float.onnx", constants, layout=layout)
-    _, scales = quantize_heads(source, tmp_path / "integers.onnx", images(), ANYTHING_GOES)
+    scales = quantize(source, tmp_path / "integers.onnx", images(), ANYTHING_GOES, True).scales
     quantize(source, tmp_path / "qdq.onnx", images(), ANYTHING_GOES)
     qdq, batch = onnx.load(tmp_path / "qdq.onnx"), images(1, seed=5)[0]
     makers = makers_of(qdq)
@@ -182,16 +181,16 @@ def convolution_behind(makers: dict[str, onnx.NodeProto], name: str) -> onnx.Nod
 def test_layers_that_give_integers_are_never_left_in_float(tmp_path):
     settings = QuantizationSettings(disagreement=0.0, most_float=1.0)
     source = write_heads(tmp_path / "float.onnx")
-    report, scales = quantize_heads(source, tmp_path / "integers.onnx", images(), settings)
+    report = quantize(source, tmp_path / "integers.onnx", images(), settings, integer_outputs=True)
     assert len(report.float_layers) == len(report.layers) - 3 == 5
     assert not {"w_classes", "w_box", "w_quality"} & {layer.name for layer in report.float_layers}
-    assert len(scales) == 6
+    assert len(report.scales) == 6
 
 
 def test_exponential_distances_have_no_integers(tmp_path):
     source = write_heads(tmp_path / "float.onnx", distance="Exp")
-    with pytest.raises(BundleError, match=r"^distances_8: no integers can be given, for Exp is behind"):
-        quantize_heads(source, tmp_path / "integers.onnx", images(), ANYTHING_GOES)
+    with pytest.raises(BundleError, match=r"^distances_8: cannot be an integer output.*Exp"):
+        quantize(source, tmp_path / "integers.onnx", images(), ANYTHING_GOES, integer_outputs=True)
     assert not (tmp_path / "integers.onnx").exists()
 
 
@@ -228,7 +227,7 @@ def test_what_a_user_can_do_wrong(tmp_path):
     old = write_heads(tmp_path / "old.onnx", opset=12)
     wrong = [
         (DataError, "no images to calibrate with", lambda: quantize(source, target, [])),
-        (BundleError, "text.onnx: this is not a valid ONNX", lambda: quantize(text, target, images())),
+        (BundleError, "text.onnx: not a valid ONNX", lambda: quantize(text, target, images())),
         (
             BundleError,
             "absent.onnx: there is no such",
@@ -238,11 +237,11 @@ def test_what_a_user_can_do_wrong(tmp_path):
         (BundleError, "takes image, which", lambda: quantize(source, target, [{"picture": np.zeros(1)}])),
         (BundleError, "calibration batch 0", lambda: quantize(source, target, [{"image": np.zeros(1)}])),
         (ConfigError, "did you mean 'minmax'", lambda: QuantizationSettings(method="minimax")),
-        (ConfigError, "percentile of 5", lambda: QuantizationSettings(percentile=5)),
-        (ConfigError, "on 0 batches", lambda: QuantizationSettings(compared=0)),
-        (ConfigError, "a share of the layers", lambda: QuantizationSettings(most_float=2)),
-        (ConfigError, "a share of the boxes", lambda: QuantizationSettings(disagreement=-0.1)),
-        (ConfigError, "a share of the boxes", lambda: QuantizationSettings(disagreement=float("nan"))),
+        (ConfigError, "percentile must", lambda: QuantizationSettings(percentile=5)),
+        (ConfigError, "compared must", lambda: QuantizationSettings(compared=0)),
+        (ConfigError, "most_float must", lambda: QuantizationSettings(most_float=2)),
+        (ConfigError, "disagreement must", lambda: QuantizationSettings(disagreement=-0.1)),
+        (ConfigError, "disagreement must", lambda: QuantizationSettings(disagreement=float("nan"))),
         (ConfigError, "0 images are too few", lambda: evenly_chosen([1, 2], 0)),
     ]
     for kind, message, act in wrong:
@@ -256,7 +255,7 @@ def test_without_onnx_runtime_the_cure_is_named():
     program = "import sys; sys.modules['onnxruntime'] = None; import ppfcos.export.ptq"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert "MissingLibraryError: quantisation needs ONNX Runtime" in last
+    assert "MissingLibraryError: quantization needs ONNX Runtime" in last
     assert "pip install -r requirements/onnx.txt" in last
 
 

@@ -34,11 +34,10 @@ from ppfcos.engine.progress import Progress
 from ppfcos.engine.trainer import Trainer
 from ppfcos.engine.weights import read_weights
 from ppfcos.errors import BundleError, ConfigError
-from ppfcos.export.bundle import Wanted, export_bundle
-from ppfcos.export.inputs import network_input
+from ppfcos.export.bundle import ExportOptions, export_bundle
 from ppfcos.export.onnx_export import heads_model
 from ppfcos.export.parity import Tolerance, compare
-from ppfcos.export.program import HeadsForm
+from ppfcos.export.program import HeadsSpec, network_input
 from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
 from ppfcos.export.trained_model import CheckpointRuntime, trained_model
 from ppfcos.modeling.backbones import efficientnet
@@ -303,7 +302,7 @@ class Converted(NamedTuple):
 
 
 def converted(model: nn.Layer) -> Converted:
-    return Converted(model, heads_model(limited_copy(model), network_input(), HeadsForm(), 17))
+    return Converted(model, heads_model(limited_copy(model), network_input(), HeadsSpec(), 17))
 
 
 @pytest.fixture(scope="module")
@@ -527,7 +526,7 @@ def test_options_of_a_calibration_are_refused(folder, capsys, option):
 @needs_export
 def test_a_network_that_never_trained_so_has_no_ranges_to_export(folder, tmp_path):
     cfg = load_config(folder / "tiny_qat.yml", [])
-    wanted = Wanted(formats=("onnx",), precisions=("int8",), calibration=TrainedRanges())
+    wanted = ExportOptions(formats=("onnx",), precisions=("int8",), calibration=TrainedRanges())
     classes = ["circle", "rectangle", "triangle"]
     with pytest.raises(BundleError, match="no trained ranges for INT8"):
         export_bundle(build_model(cfg), cfg, classes, tmp_path / "bundle", wanted=wanted)
