@@ -226,12 +226,12 @@ def read_bundle(directory: str | os.PathLike) -> Bundle:
         )
     kind = manifest.text("kind", KINDS)
     classes = manifest.sections("classes")
-    form = _input(manifest.section("input"))
+    input_spec = _input(manifest.section("input"))
     bundle = Bundle(
         directory=folder,
         kind=kind,
-        input=form,
-        preprocess=_preprocess(manifest, form),
+        input=input_spec,
+        preprocess=_preprocess(manifest, input_spec),
         postprocess=manifest.section("postprocess").options(DecodeOptions),
         heads=_heads(manifest.section("heads"), len(classes)) if kind == HEADS else None,
         class_names=tuple(each.text("name") for each in classes),
@@ -240,6 +240,10 @@ def read_bundle(directory: str | os.PathLike) -> Bundle:
         files=_files(manifest.section("files")),
         source={} if manifest.values.get("source") is None else manifest.section("source").values,
     )
+    for files in (files for group in bundle.networks.values() for files in group.values()):
+        for name in files.values():
+            problem = f"`networks` names {shown(name)}, which is not in `files`"
+            manifest.check(name in bundle.files, problem)
     _check_files(bundle)
     return bundle
 
@@ -273,12 +277,9 @@ def _input(section: Section) -> NetworkInput:
     kind = section.text("type", INPUT_TYPES)
     default_layout = NCHW if kind == FLOAT32 else NHWC
     height, width = (section.whole(side, 1, None, MAX_SIDE) for side in ("height", "width"))
-    if (height is None) != (width is None):
-        raise BundleError(
-            f"{section.where}: height and width must both be numbers or both null; {EXPORT_AGAIN}"
-        )
-    if kind == NV12 and height is not None and (height % 2 or width % 2):
-        raise BundleError(f"{section.where}: height and width must be even for NV12; {EXPORT_AGAIN}")
+    section.check((height is None) == (width is None), "height and width must both be numbers or both null")
+    is_odd = height is not None and (height % 2 or width % 2)
+    section.check(kind != NV12 or not is_odd, "height and width must be even for NV12")
     return NetworkInput(
         type=kind,
         channels=section.text("channels", CHANNEL_ORDERS, RGB),
@@ -289,20 +290,17 @@ def _input(section: Section) -> NetworkInput:
     )
 
 
-def _preprocess(manifest: Section, form: NetworkInput) -> list[dict[str, Any]]:
+def _preprocess(manifest: Section, spec: NetworkInput) -> list[dict[str, Any]]:
     from ppfcos.deploy.preprocess import Preprocess
 
     steps = [step.values for step in manifest.sections("preprocess")]
-    if len(steps) > MAX_STEPS:
-        raise BundleError(f"{manifest.where}: `preprocess` has more than {MAX_STEPS} steps; {EXPORT_AGAIN}")
+    manifest.check(len(steps) <= MAX_STEPS, f"`preprocess` has more than {MAX_STEPS} steps")
     try:
-        largest = Preprocess(steps, form).max_pixels
+        largest = Preprocess(steps, spec).max_pixels
     except BundleError as error:
         raise BundleError(f"{manifest.where}: {error}; {EXPORT_AGAIN}") from error
-    if largest * (form.batch or 1) > MAX_PIXELS:
-        raise BundleError(
-            f"{manifest.where}: a batch of `input` has more than {MAX_PIXELS} pixels; {EXPORT_AGAIN}"
-        )
+    pixels = largest * (spec.batch or 1)
+    manifest.check(pixels <= MAX_PIXELS, f"a batch of `input` has more than {MAX_PIXELS} pixels")
     return steps
 
 
@@ -319,11 +317,8 @@ def _category_ids(classes: list[Section]) -> tuple[int, ...]:
 def _heads(section: Section, num_classes: int) -> Heads:
     levels = tuple(_level(each, num_classes) for each in section.sections("levels"))
     outputs = [name for level in levels for name in level.outputs.values()]
-    if len(levels) > MAX_LEVELS or len(set(outputs)) != len(outputs):
-        raise BundleError(
-            f"{section.where}: there must be at most {MAX_LEVELS} levels, and each output of its own name; "
-            f"{EXPORT_AGAIN}"
-        )
+    section.check(len(levels) <= MAX_LEVELS, f"there must be at most {MAX_LEVELS} levels")
+    section.check(len(set(outputs)) == len(outputs), "each output must have its own name")
     return Heads(
         layout=section.text("layout", LAYOUTS),
         locations=section.text("locations", LOCATIONS, CENTERS),
@@ -338,11 +333,8 @@ def _level(section: Section, num_classes: int) -> Level:
         listed = section.section("scales")
         scales = {kind: listed.scales(kind) for kind in HEAD_OUTPUTS}
         for kind, channels in zip(HEAD_OUTPUTS, (num_classes, 4, 1)):
-            if len(scales[kind]) != channels:
-                raise BundleError(
-                    f"{listed.where}: {kind} has {channels} channels but {len(scales[kind])} scales; "
-                    f"{EXPORT_AGAIN}"
-                )
+            count = len(scales[kind])
+            listed.check(count == channels, f"{kind} has {channels} channels but {count} scales")
     outputs = {kind: section.text(kind) for kind in HEAD_OUTPUTS}
     return Level(section.whole("stride", 1, most=MAX_STRIDE), outputs, scales)
 
@@ -350,30 +342,25 @@ def _level(section: Section, num_classes: int) -> Level:
 def _networks(section: Section) -> dict[str, dict[str, dict[str, str]]]:
     roles = {PADDLE: ("program", "weights"), ONNX: ("file",)}
     networks: dict[str, dict[str, dict[str, str]]] = {}
-    for form in FORMATS:
-        if form not in section.values:
+    for name in FORMATS:
+        if name not in section.values:
             continue
-        precisions = section.section(form)
+        precisions = section.section(name)
+        networks[name] = {}
         for precision in precisions.values:
-            if precision not in PRECISIONS:
-                raise BundleError(
-                    f"{precisions.where}: {shown(precision)} is not a precision ({', '.join(PRECISIONS)}); "
-                    f"{EXPORT_AGAIN}"
-                )
-        networks[form] = {
-            precision: {role: precisions.section(precision).text(role) for role in roles[form]}
-            for precision in precisions.values
-        }
-    if not any(networks.values()):
-        raise BundleError(f"{section.where}: names no network; {EXPORT_AGAIN}")
+            problem = f"{shown(precision)} is not a precision ({', '.join(PRECISIONS)})"
+            precisions.check(precision in PRECISIONS, problem)
+            files = precisions.section(precision)
+            networks[name][precision] = {role: files.text(role) for role in roles[name]}
+    section.check(any(networks.values()), "names no network")
     return networks
 
 
 def _files(section: Section) -> dict[str, tuple[int, str]]:
     files = {}
     for name in section.values:
-        if not _is_file_name(name):
-            raise BundleError(f"{section.where}: {reprlib.repr(name)} is not a file name; {EXPORT_AGAIN}")
+        is_file_name = is_text(name) and name not in (".", "..") and not set(name) & set("/\\")
+        section.check(is_file_name, f"{reprlib.repr(name)} is not a file name")
         entry = section.section(name)
         checksum = entry.text("sha256")
         if not re.fullmatch("[0-9a-f]{64}", checksum):
@@ -382,13 +369,8 @@ def _files(section: Section) -> dict[str, tuple[int, str]]:
     return files
 
 
-def _is_file_name(name: Any) -> bool:
-    return is_text(name) and name not in (".", "..") and not set(name) & set("/\\")
-
-
 def _check_files(bundle: Bundle) -> None:
     """Check types and sizes of the files: it is free, and finds incomplete copies."""
-    where = bundle.directory / MANIFEST_FILE
     missing = [name for name in bundle.files if not _is_file(bundle.directory / name)]
     if missing:
         raise BundleError(
@@ -398,12 +380,6 @@ def _check_files(bundle: Bundle) -> None:
     for name, (size, _) in bundle.files.items():
         if (bundle.directory / name).stat().st_size != size:
             raise _damaged(bundle.directory / name)
-    named = (name for form in bundle.networks.values() for files in form.values() for name in files.values())
-    for name in named:
-        if name not in bundle.files:
-            raise BundleError(
-                f"{where}: `networks` names {shown(name)}, which is not in `files`; {EXPORT_AGAIN}"
-            )
 
 
 def _unreadable(path: Path, error: OSError) -> BundleError:

@@ -80,6 +80,11 @@ class Section:
         except ValueError as error:
             raise BundleError(f"{self.where}: {error}; {EXPORT_AGAIN}") from error
 
+    def check(self, is_valid: bool, problem: str) -> None:
+        """Raise a `BundleError` with this problem unless the section is valid."""
+        if not is_valid:
+            raise BundleError(f"{self.where}: {problem}; {EXPORT_AGAIN}")
+
     def refuse(self, key: Any, expected: str) -> BundleError:
         """The error for a wrong value."""
         return BundleError(

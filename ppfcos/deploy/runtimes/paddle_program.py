@@ -13,7 +13,7 @@ from typing import Any
 
 from ppfcos.errors import BundleError, one_line
 
-MAX_BYTES = 16 << 20  # EfficientNet-B3's is below one megabyte
+MAX_PROGRAM_BYTES = 16 << 20  # EfficientNet-B3's is below one megabyte
 MAX_DIGITS = 20  # of 64-bit integers
 
 STRUCTURE = "combine split"
@@ -51,8 +51,10 @@ def check_program(path: Path, content: bytes) -> None:
     Raises:
         BundleError: it is not a PIR program, or has an operator that is not in `OPERATORS`.
     """
-    if len(content) > MAX_BYTES:
-        raise BundleError(f"{path}: the program is larger than {MAX_BYTES >> 20} MiB; export it again")
+    if len(content) > MAX_PROGRAM_BYTES:
+        raise BundleError(
+            f"{path}: the program is larger than {MAX_PROGRAM_BYTES >> 20} MiB; export it again"
+        )
     try:
         program = json.loads(
             content.decode("utf-8"),
