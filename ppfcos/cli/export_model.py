@@ -322,7 +322,7 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> ExportOption
         formats=formats,
         precisions=options.precision,
         opset=options.opset,
-        images=pictures,
+        pictures=pictures,
         calibration=int8,
     )
 

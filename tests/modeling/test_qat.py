@@ -529,7 +529,7 @@ def test_a_network_that_never_trained_so_has_no_ranges_to_export(folder, tmp_pat
     wanted = ExportOptions(formats=("onnx",), precisions=("int8",), calibration=TrainedRanges())
     classes = ["circle", "rectangle", "triangle"]
     with pytest.raises(BundleError, match="no trained ranges for INT8"):
-        export_bundle(build_model(cfg), cfg, classes, tmp_path / "bundle", wanted=wanted)
+        export_bundle(build_model(cfg), cfg, classes, tmp_path / "bundle", options=wanted)
 
 
 # Several processes
