@@ -41,9 +41,9 @@ from ppfcos.export.program import (
     save_program,
 )
 from ppfcos.export.trained_model import CheckpointRuntime
-from ppfcos.fileio import replacing_folder
-from ppfcos.modeling.fuse import folded_copy
-from ppfcos.modeling.qat.prepare import float_copy, limited_copy, ranges_of
+from ppfcos.fileio import replace_folder
+from ppfcos.modeling.fuse import fuse_batch_norms
+from ppfcos.modeling.qat import float_copy, clipped_copy, get_ranges
 
 if TYPE_CHECKING:  # needs the optional packages for ONNX
     from onnx import ModelProto
@@ -144,9 +144,9 @@ def export_bundle(
     preprocess = Preprocess(description["Preprocess"], options.input_spec)
     target = Path(directory)
     _check_target(target)
-    with replacing_folder(target) as folder, _evaluation_mode(model):
-        float_model = model if ranges_of(model) is None else float_copy(model)
-        folded = folded_copy(float_model)
+    with replace_folder(target) as folder, _evaluation_mode(model):
+        float_model = model if get_ranges(model) is None else float_copy(model)
+        folded = fuse_batch_norms(float_model)
         networks: dict[str, dict[str, dict[str, Any]]] = {}
         scales: dict[str, list[float]] = {}
         if names.PADDLE in options.formats:
@@ -177,8 +177,8 @@ def _check_trained_ranges(model: paddle.nn.Layer, options: ExportOptions) -> Non
         return
     from ppfcos.export.qat_export import TrainedRanges
 
-    ranges = ranges_of(model)
-    is_trained = ranges is not None and ranges.are_known()
+    ranges = get_ranges(model)
+    is_trained = ranges is not None and ranges.is_initialized()
     if isinstance(options.calibration, TrainedRanges) and not is_trained:
         raise BundleError(
             "the network has no trained ranges for INT8: train it with quantization_aware_training first, or "
@@ -285,8 +285,8 @@ def _write_int8(
 
     if not isinstance(options.calibration, TrainedRanges):
         return write_int8(network, model, target, preprocess, options.calibration)
-    limits = ranges_of(trained).limits.tolist()
-    clipped = _convert_to_onnx(limited_copy(trained), options)
+    limits = get_ranges(trained).limits.tolist()
+    clipped = _convert_to_onnx(clipped_copy(trained), options)
     return write_trained_int8(clipped, map(tuple, limits), target, options.calibration)
 
 

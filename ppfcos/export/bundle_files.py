@@ -13,7 +13,7 @@ from ppfcos import __version__
 from ppfcos.decode_options import DecodeOptions
 from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
-from ppfcos.engine.checkpoint import saved_state
+from ppfcos.engine.checkpoint import find_training_state
 from ppfcos.errors import ConfigError
 from ppfcos.export.program import HeadsSpec
 from ppfcos.fileio import sha256
@@ -187,7 +187,7 @@ def source(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if path.is_file():
         known["weights"] = path.name
         known["weights_sha256"] = sha256(path)
-        state = saved_state(path)
+        state = find_training_state(path)
         if state is not None:
             known |= {"epoch": state.epochs, "ap": state.ap}
     return known
