@@ -1,4 +1,4 @@
-# What the two scripts share: read by them, not run.
+# Common part of the two scripts, sourced by them.
 
 PROJ_DIR=${PROJ_DIR:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 CHECKPOINTS_DIR=${CHECKPOINTS_DIR:-$PROJ_DIR/output_inference}
@@ -9,14 +9,14 @@ RUNTIME=${RUNTIME:-auto}
 PRECISION=${PRECISION:-fp16}
 PYTHON=${PYTHON:-python3}
 
-# parse_options DEFAULT_BATCH OPTIONS...: sets BATCH, TARGET (empty without) and FURTHER
+# parse_options DEFAULT_BATCH OPTIONS...: sets BATCH, TARGET (or empty) and FURTHER
 parse_options() {
   BATCH=$1 TARGET= FURTHER=()
   shift
   while [ $# -gt 0 ]; do
     case $1 in
       --bs | --tgt)
-        [ $# -ge 2 ] || { echo "error: $1 needs a number behind it" >&2; exit 2; }
+        [ $# -ge 2 ] || { echo "error: $1 needs a number" >&2; exit 2; }
         if [ "$1" = --bs ]; then BATCH=$2; else TARGET=$2; fi
         shift 2 ;;
       *) FURTHER+=("$1"); shift ;;
@@ -24,7 +24,7 @@ parse_options() {
   done
 }
 
-# run_eval OPTIONS...: of tools/eval.py, besides those that the environment says
+# run_eval OPTIONS...: runs tools/eval.py with these options and those from the environment
 run_eval() {
   exec "$PYTHON" "$PROJ_DIR/tools/eval.py" -c "$CONFIG" -o EvalDataset.dataset_dir="$DATASETS_DIR" \
     --bundle "$BUNDLE" --runtime "$RUNTIME" --precision "$PRECISION" --batch "$BATCH" "$@"

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Speed of an exported FCOS in half precision: images a second from the files to the boxes, exit code 1 below
+# Speed of an exported FCOS in half precision: images per second from files to boxes, exit code 1 below
 # the target.
 #
-#   export DATASETS_DIR=/path/to/coco            # holds val2017/ and annotations/
-#   export CHECKPOINTS_DIR=/path/to/checkpoints  # holds the bundle that tools/export_model.py wrote
+#   export DATASETS_DIR=/path/to/coco            # with val2017/ and annotations/
+#   export CHECKPOINTS_DIR=/path/to/checkpoints  # with the bundle written by tools/export_model.py
 #   bash scripts/infer_fcos_fp16_performance.sh [--bs 32] [--tgt 80] [further options of tools/eval.py]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/infer_fcos_common.sh"
@@ -11,4 +11,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/infer_fcos_common.sh"
 parse_options 32 "$@"
 gate=()
 [ -n "$TARGET" ] && gate=(--require-fps "$TARGET")
-run_eval ${gate[@]+"${gate[@]}"} ${FURTHER[@]+"${FURTHER[@]}"}  # bash before 4.4 takes an empty array for unset
+run_eval ${gate[@]+"${gate[@]}"} ${FURTHER[@]+"${FURTHER[@]}"}  # bash before 4.4 treats an empty array as unset

@@ -3,10 +3,9 @@
     python tools/run_paddledetection_infer.py PaddleDetection/deploy/python/infer.py \\
         --model_dir BUNDLE --image_file photo.jpg
 
-It takes the script of PaddleDetection's branch `develop`: those of its releases up to 2.7 look for programs
-of Paddle 2 alone. The script leaves out two calls without which Paddle Inference refuses every program of the
-new format ("Not find predictor_id 0"), PaddleDetection's own models among them. They are made here, before
-its predictor is.
+Needs the script of PaddleDetection's branch `develop`: the releases up to 2.7 only find programs of Paddle 2.
+The script lacks two calls without which Paddle Inference refuses every PIR program ("Not find predictor_id
+0"), including PaddleDetection's own models. They are added here, before the predictor is created.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ import types
 import paddle.inference
 
 
-def accept_new_programs() -> None:
-    """Let Paddle Inference load programs of the new format, whoever asks for them in this process."""
+def enable_pir_programs() -> None:
+    """Make Paddle Inference load PIR programs in this process."""
     create_predictor = paddle.inference.create_predictor
 
     def create_with_new_executor(config):
@@ -32,26 +31,23 @@ def accept_new_programs() -> None:
     paddle.inference.create_predictor = create_with_new_executor
 
 
-def do_without_imgaug() -> None:
-    """Put something empty in the place of a package that is not installed.
-
-    The script's preprocessing imports it for a lane detector, and uses it for nothing else.
-    """
+def replace_missing_imgaug() -> None:
+    """Replace imgaug by an empty module if it is missing: the script only uses it for a lane detector."""
     if importlib.util.find_spec("imgaug") is None:
         for name in ("imgaug", "imgaug.augmenters"):
             sys.modules[name] = types.ModuleType(name)
 
 
 def main() -> None:
-    """Start the script with its own arguments."""
+    """Run the script with its own arguments."""
     if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
         print(
             f"error: the first argument must be PaddleDetection's deploy/python/infer.py\n{__doc__}",
             file=sys.stderr,
         )
         raise SystemExit(2)
-    accept_new_programs()
-    do_without_imgaug()
+    enable_pir_programs()
+    replace_missing_imgaug()
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
     runpy.run_path(sys.argv[0], run_name="__main__")

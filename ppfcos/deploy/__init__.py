@@ -1,8 +1,7 @@
 """From a bundle to boxes: `Predictor(bundle).predict(images)`.
 
-This package needs numpy, OpenCV, PyYAML and one runtime. It imports neither PaddleDetection nor the training
-rooms, and it imports Paddle only when a Paddle runtime is made. What it offers is imported when it is asked
-for: a command that only explains its options needs none of it.
+Needs NumPy, OpenCV, PyYAML and one runtime. Imports neither PaddleDetection nor the training packages, and
+Paddle only if a Paddle runtime is created. The names below are imported on first use, to keep `--help` fast.
 """
 
 from __future__ import annotations
@@ -15,20 +14,14 @@ from ppfcos import environment
 if TYPE_CHECKING:
     from ppfcos.deploy.detections import Detections
     from ppfcos.deploy.images import NV12Image
-    from ppfcos.deploy.predictor import Detector, Found, Predictor
+    from ppfcos.deploy.predictor import Detector, ImageDetections, Predictor
 
-__all__ = ["Detections", "Detector", "Found", "NV12Image", "Predictor"]
-_PLACES = {
-    "Detections": "detections",
-    "Detector": "predictor",
-    "Found": "predictor",
-    "NV12Image": "images",
-    "Predictor": "predictor",
-}
+__all__ = ["Detections", "Detector", "ImageDetections", "NV12Image", "Predictor"]
+_MODULES = {"Detections": "detections", "NV12Image": "images"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     environment.require_usable_opencv()
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'predictor')}"), name)

@@ -1,8 +1,8 @@
-"""What lies in a bundle folder, and how its description is read.
+"""The bundle folder and its manifest.
 
-`bundle.yml` describes the network's inputs and outputs, what is done before and after it, the classes and the
-files. `infer_cfg.yml` beside it is for PaddleDetection's own deployment scripts; nothing of it is read here.
-docs/predictor.md explains the keys.
+`bundle.yml` describes the network's inputs and outputs, the pre- and postprocessing, the classes and the
+files; docs/predictor.md explains its keys. `infer_cfg.yml` is for PaddleDetection's deployment scripts and is
+not read here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppfcos.deploy.manifest import Section, is_text, read_manifest, shown
+from ppfcos.decode_options import DecodeOptions
+from ppfcos.deploy.manifest import EXPORT_AGAIN, Section, is_text, read_manifest, shown
 from ppfcos.deploy.onnx_files import OnnxFile, checked_onnx
 from ppfcos.errors import BundleError
 from ppfcos.fileio import require_regular, sha256
@@ -40,7 +41,7 @@ PADDLE, ONNX = FORMATS = ("paddle", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 IMAGE, IM_SHAPE, SCALE_FACTOR = INPUTS = ("image", "im_shape", "scale_factor")
-# Of what a bundle may ask for; each is far above what a detector needs.
+# Limits of what a bundle may ask for, each far above what a detector needs.
 MAX_FILE_BYTES = 2**31 - 1  # an ONNX file cannot be larger
 MAX_PIXELS = 2**27  # of a resized image, and of all images of a fixed batch
 MAX_SIDE = 2**16  # of an image
@@ -55,25 +56,25 @@ CLASS_LOGITS, DISTANCES, QUALITY_LOGITS = HEAD_OUTPUTS = ("class_logits", "dista
 
 
 def onnx_file(precision: str) -> str:
-    """The name of the ONNX file of a precision: `model.onnx` for fp32, else such as `model_fp16.onnx`."""
+    """File name of the ONNX network of a precision: `model.onnx` for fp32, or such as `model_fp16.onnx`."""
     return f"{MODEL_PREFIX}.onnx" if precision == "fp32" else f"{MODEL_PREFIX}_{precision}.onnx"
 
 
-# Whatever an export may have written; a folder with other files is not a bundle's.
+# All files that an export may write; a folder with others is not replaced.
 FILES = (PROGRAM_FILE, WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE, *(onnx_file(each) for each in PRECISIONS))
 
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """The network's `image`.
+    """The network's `image` input.
 
     Attributes:
-        type: `float32`, `uint8` or `nv12`.
-        channels: `rgb` or `bgr`; of no meaning for NV12.
-        layout: `nchw` or `nhwc`; of no meaning for NV12.
-        batch: images at once; None: any number.
-        height: of the picture in pixels; None: any.
-        width: likewise.
+        type: `float32` (0 to 255), `uint8` or `nv12`.
+        channels: `rgb` or `bgr`; ignored for NV12.
+        layout: `nchw` or `nhwc`; ignored for NV12.
+        batch: fixed batch size; None: any.
+        height: fixed image height in pixels; None: any.
+        width: fixed image width in pixels; None: any.
     """
 
     type: str = FLOAT32
@@ -85,11 +86,11 @@ class NetworkInput:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of every picture, where it is fixed."""
+        """(height, width) of the images if fixed, otherwise None."""
         return None if self.height is None else (self.height, self.width)
 
-    def picture_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """(height, width) of the pictures in an `image` of this shape."""
+    def image_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(height, width) of the images in an `image` array of this shape."""
         if self.type == NV12:
             return shape[1] * 2 // 3, shape[2]
         return (shape[2], shape[3]) if self.layout == NCHW else (shape[1], shape[2])
@@ -97,13 +98,12 @@ class NetworkInput:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of the pyramid in a network of the kind `heads`.
+    """One pyramid level of a network of kind `heads`.
 
     Attributes:
         stride: in pixels.
-        outputs: the name of the network's output by what it is: `class_logits`, `distances`,
-            `quality_logits`.
-        scales: of integer outputs, by the same names: what each channel is multiplied by.
+        outputs: the names of the network's outputs, by `class_logits`, `distances` and `quality_logits`.
+        scales: factor of each channel of integer outputs, by the same keys; empty for floats.
     """
 
     stride: int
@@ -113,11 +113,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Heads:
-    """The outputs of a network of the kind `heads`.
+    """The outputs of a network of kind `heads`.
 
     Attributes:
         layout: `nchw` or `nhwc`.
-        locations: `centers` of the cells, or `anchors` as torchvision lays them (see modeling/fcos.py).
+        locations: points at the `centers` of the cells, or at torchvision's `anchors` (modeling/fcos.py).
         distances: in `pixels` of the network's input, or in `strides` of their level.
         levels: the finest first.
     """
@@ -129,24 +129,8 @@ class Heads:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """All outputs, kind by kind and level by level: their order where a program does not name them."""
+        """All outputs in the order of a Paddle program: kind by kind, level by level."""
         return tuple(level.outputs[kind] for kind in HEAD_OUTPUTS for level in self.levels)
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """The arguments of PPFCOSDecode (ppfcos/modeling/postprocess.py)."""
-
-    pre_nms_top_k: int = 1000
-    score_threshold: float = 0.025
-    nms_threshold: float = 0.6
-    keep_top_k: int = 100
-    sqrt_score: bool = False
-    class_threshold: float = 0.0
-    rank_by: str = "score"
-    class_top_k: int = -1
-    clip: str = "before"
-    inclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,16 +139,16 @@ class Bundle:
 
     Attributes:
         directory: the folder.
-        kind: `end_to_end` or `heads`.
-        input: the network's `image`.
-        preprocess: PaddleDetection's `Preprocess` list: a dict a step, its kind under `type`.
-        postprocess: what becomes a box.
-        heads: the outputs where the kind is `heads`, else None.
-        class_names: the name of every class, in the order of the labels.
-        category_ids: the number that each class has in the data set that the model was trained for.
-        networks: by format (`paddle`, `onnx`) and precision, the names of the files by their role.
+        kind: `end_to_end` (the network outputs boxes) or `heads` (it outputs the head's maps).
+        input: the network's `image` input.
+        preprocess: PaddleDetection's `Preprocess` list: one dict per step, with its name under `type`.
+        postprocess: decode options.
+        heads: the outputs of a network of kind `heads`, otherwise None.
+        class_names: by label.
+        category_ids: by label, the category of the data set.
+        networks: file names by format (`paddle`, `onnx`), precision and role.
         files: size in bytes and SHA-256 of every file but the manifest.
-        source: what is known of the training run it came from.
+        source: configuration and weights that the bundle was exported from.
     """
 
     directory: Path
@@ -181,43 +165,26 @@ class Bundle:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The network's outputs, in the order of a program that does not name them."""
+        """The network's outputs in the order of a Paddle program, which does not name them."""
         return END_TO_END_OUTPUTS if self.heads is None else self.heads.output_names
 
     def onnx_network(self, precision: str) -> OnnxFile:
-        """The content of an ONNX network. It is the file that was exported, and needs no other file.
-
-        Args:
-            precision: one that `networks["onnx"]` has.
+        """The ONNX file of a precision in `networks["onnx"]`.
 
         Raises:
-            BundleError: the file is not the one that was exported, is not ONNX, or names other files.
+            BundleError: the checksum differs, the file is not ONNX, or it refers to other files.
         """
         name = self.networks[ONNX][precision]["file"]
         return checked_onnx(self.directory / name, self._content(name))
 
     def paddle_network(self, precision: str) -> tuple[Path, Path]:
-        """The program and the weights of a Paddle network. They are the files that were exported.
-
-        Args:
-            precision: one that `networks["paddle"]` has.
-
-        Raises:
-            BundleError: a file is not the one that was exported.
-        """
+        """Program and weights files of a precision in `networks["paddle"]`; checksums are verified."""
         files = self.networks[PADDLE][precision]
         self.verify(files.values())
         return self.directory / files["program"], self.directory / files["weights"]
 
     def verify(self, names: Iterable[str] | None = None) -> None:
-        """Compare files with their checksums.
-
-        Args:
-            names: of files; None: all of them.
-
-        Raises:
-            BundleError: one is not the one that was exported.
-        """
+        """Compare files (by default all) with their checksums; a difference is a `BundleError`."""
         for name in self.files if names is None else names:
             path = self.directory / name
             try:
@@ -243,11 +210,10 @@ class Bundle:
 
 
 def read_bundle(directory: str | os.PathLike) -> Bundle:
-    """Read the description of a bundle. All files are there and of their sizes; their content is not read.
+    """Read a bundle's manifest, and check that its files exist with their sizes; their content is not read.
 
     Raises:
-        BundleError: the folder or a file of it is missing or damaged, or `bundle.yml` is not what an export
-            of this version writes.
+        BundleError: the folder or a file is missing or damaged, or `bundle.yml` is invalid.
     """
     folder = Path(directory)
     _require_bundle(folder)
@@ -256,17 +222,17 @@ def read_bundle(directory: str | os.PathLike) -> Bundle:
     if version > FORMAT_VERSION:
         raise BundleError(
             f"{folder / MANIFEST_FILE}: format_version {version} is newer than this ppfcos reads "
-            f"({FORMAT_VERSION}); install the one that wrote it, {manifest.text('ppfcos', default='unknown')}"
+            f"({FORMAT_VERSION}); install ppfcos {manifest.text('ppfcos', default='unknown')}, which wrote it"
         )
     kind = manifest.text("kind", KINDS)
     classes = manifest.sections("classes")
-    form = _input(manifest.section("input"))
+    input_spec = _input(manifest.section("input"))
     bundle = Bundle(
         directory=folder,
         kind=kind,
-        input=form,
-        preprocess=_preprocess(manifest, form),
-        postprocess=_postprocess(manifest.section("postprocess")),
+        input=input_spec,
+        preprocess=_preprocess(manifest, input_spec),
+        postprocess=manifest.section("postprocess").options(DecodeOptions),
         heads=_heads(manifest.section("heads"), len(classes)) if kind == HEADS else None,
         class_names=tuple(each.text("name") for each in classes),
         category_ids=_category_ids(classes),
@@ -274,6 +240,10 @@ def read_bundle(directory: str | os.PathLike) -> Bundle:
         files=_files(manifest.section("files")),
         source={} if manifest.values.get("source") is None else manifest.section("source").values,
     )
+    for files in (files for group in bundle.networks.values() for files in group.values()):
+        for name in files.values():
+            problem = f"`networks` names {shown(name)}, which is not in `files`"
+            manifest.check(name in bundle.files, problem)
     _check_files(bundle)
     return bundle
 
@@ -282,22 +252,20 @@ def _require_bundle(folder: Path) -> None:
     if not stat.S_ISDIR(_mode(folder)):
         raise BundleError(
             f"{folder}: there is no such bundle folder; "
-            "`python tools/export_model.py -c CONFIG -o weights=FILE` makes one"
+            "create one with `python tools/export_model.py -c CONFIG -o weights=FILE`"
         )
     if _is_file(folder / MANIFEST_FILE):
         return
     if _is_file(folder / CONFIG_FILE):
-        raise BundleError(
-            f"{folder}: this bundle was written before bundles had a {MANIFEST_FILE}; export it again"
-        )
+        raise BundleError(f"{folder}: this bundle is too old, it has no {MANIFEST_FILE}; export it again")
     raise BundleError(f"{folder}: this is not a bundle, it lacks {MANIFEST_FILE}; export it again")
 
 
 def _mode(path: Path) -> int:
-    """What lies under a name: its st_mode, links followed, or 0."""
+    """st_mode of a path, links followed; 0 if there is none."""
     try:
         return os.stat(path).st_mode
-    except (OSError, ValueError):  # also names that cannot be any, such as those that are too long
+    except (OSError, ValueError):  # ValueError: impossible names
         return 0
 
 
@@ -309,10 +277,9 @@ def _input(section: Section) -> NetworkInput:
     kind = section.text("type", INPUT_TYPES)
     default_layout = NCHW if kind == FLOAT32 else NHWC
     height, width = (section.whole(side, 1, None, MAX_SIDE) for side in ("height", "width"))
-    if (height is None) != (width is None):
-        raise BundleError(f"{section.where}: height and width are both numbers or both null; export it again")
-    if kind == NV12 and height is not None and (height % 2 or width % 2):
-        raise BundleError(f"{section.where}: an NV12 picture has an even height and width; export it again")
+    section.check((height is None) == (width is None), "height and width must both be numbers or both null")
+    is_odd = height is not None and (height % 2 or width % 2)
+    section.check(kind != NV12 or not is_odd, "height and width must be even for NV12")
     return NetworkInput(
         type=kind,
         channels=section.text("channels", CHANNEL_ORDERS, RGB),
@@ -323,20 +290,17 @@ def _input(section: Section) -> NetworkInput:
     )
 
 
-def _preprocess(manifest: Section, form: NetworkInput) -> list[dict[str, Any]]:
+def _preprocess(manifest: Section, spec: NetworkInput) -> list[dict[str, Any]]:
     from ppfcos.deploy.preprocess import Preprocess
 
     steps = [step.values for step in manifest.sections("preprocess")]
-    if len(steps) > MAX_STEPS:
-        raise BundleError(f"{manifest.where}: `preprocess` has more than {MAX_STEPS} steps; export it again")
+    manifest.check(len(steps) <= MAX_STEPS, f"`preprocess` has more than {MAX_STEPS} steps")
     try:
-        largest = Preprocess(steps, form).most_pixels
+        largest = Preprocess(steps, spec).max_pixels
     except BundleError as error:
-        raise BundleError(f"{manifest.where}: {error}; export the bundle again") from error
-    if largest * (form.batch or 1) > MAX_PIXELS:
-        raise BundleError(
-            f"{manifest.where}: a batch of `input` has more than {MAX_PIXELS} pixels; export it again"
-        )
+        raise BundleError(f"{manifest.where}: {error}; {EXPORT_AGAIN}") from error
+    pixels = largest * (spec.batch or 1)
+    manifest.check(pixels <= MAX_PIXELS, f"a batch of `input` has more than {MAX_PIXELS} pixels")
     return steps
 
 
@@ -345,35 +309,16 @@ def _category_ids(classes: list[Section]) -> tuple[int, ...]:
     known: set[int] = set()
     for each, number in zip(classes, ids):
         if number in known:
-            raise each.refuse("id", "a number that no other class has")
+            raise each.refuse("id", "a unique number")
         known.add(number)
     return tuple(ids)
-
-
-def _postprocess(section: Section) -> DecodeOptions:
-    known = DecodeOptions()
-    return DecodeOptions(
-        pre_nms_top_k=section.whole("pre_nms_top_k", 1, known.pre_nms_top_k),
-        score_threshold=section.fraction("score_threshold", known.score_threshold),
-        nms_threshold=section.fraction("nms_threshold", known.nms_threshold),
-        keep_top_k=section.whole("keep_top_k", -1, known.keep_top_k),
-        sqrt_score=section.flag("sqrt_score", known.sqrt_score),
-        class_threshold=section.fraction("class_threshold", known.class_threshold),
-        rank_by=section.text("rank_by", ("score", "class"), known.rank_by),
-        class_top_k=section.whole("class_top_k", -1, known.class_top_k),
-        clip=section.text("clip", ("before", "after", "never"), known.clip),
-        inclusive=section.flag("inclusive", known.inclusive),
-    )
 
 
 def _heads(section: Section, num_classes: int) -> Heads:
     levels = tuple(_level(each, num_classes) for each in section.sections("levels"))
     outputs = [name for level in levels for name in level.outputs.values()]
-    if len(levels) > MAX_LEVELS or len(set(outputs)) != len(outputs):
-        raise BundleError(
-            f"{section.where}: levels must be {MAX_LEVELS} at the most, no two with an output of one name; "
-            "export the bundle again"
-        )
+    section.check(len(levels) <= MAX_LEVELS, f"there must be at most {MAX_LEVELS} levels")
+    section.check(len(set(outputs)) == len(outputs), "each output must have its own name")
     return Heads(
         layout=section.text("layout", LAYOUTS),
         locations=section.text("locations", LOCATIONS, CENTERS),
@@ -386,13 +331,10 @@ def _level(section: Section, num_classes: int) -> Level:
     scales = {}
     if section.values.get("scales") is not None:
         listed = section.section("scales")
-        scales = {kind: listed.numbers(kind) for kind in HEAD_OUTPUTS}
+        scales = {kind: listed.scales(kind) for kind in HEAD_OUTPUTS}
         for kind, channels in zip(HEAD_OUTPUTS, (num_classes, 4, 1)):
-            if len(scales[kind]) != channels:
-                raise BundleError(
-                    f"{listed.where}: {kind} has {channels} channels but {len(scales[kind])} scales; "
-                    "export the bundle again"
-                )
+            count = len(scales[kind])
+            listed.check(count == channels, f"{kind} has {channels} channels but {count} scales")
     outputs = {kind: section.text(kind) for kind in HEAD_OUTPUTS}
     return Level(section.whole("stride", 1, most=MAX_STRIDE), outputs, scales)
 
@@ -400,30 +342,25 @@ def _level(section: Section, num_classes: int) -> Level:
 def _networks(section: Section) -> dict[str, dict[str, dict[str, str]]]:
     roles = {PADDLE: ("program", "weights"), ONNX: ("file",)}
     networks: dict[str, dict[str, dict[str, str]]] = {}
-    for form in FORMATS:
-        if form not in section.values:
+    for name in FORMATS:
+        if name not in section.values:
             continue
-        precisions = section.section(form)
+        precisions = section.section(name)
+        networks[name] = {}
         for precision in precisions.values:
-            if precision not in PRECISIONS:
-                raise BundleError(
-                    f"{precisions.where}: {shown(precision)} is not a precision, which are "
-                    f"{', '.join(PRECISIONS)}; export the bundle again"
-                )
-        networks[form] = {
-            precision: {role: precisions.section(precision).text(role) for role in roles[form]}
-            for precision in precisions.values
-        }
-    if not any(networks.values()):
-        raise BundleError(f"{section.where}: names no network; export the bundle again")
+            problem = f"{shown(precision)} is not a precision ({', '.join(PRECISIONS)})"
+            precisions.check(precision in PRECISIONS, problem)
+            files = precisions.section(precision)
+            networks[name][precision] = {role: files.text(role) for role in roles[name]}
+    section.check(any(networks.values()), "names no network")
     return networks
 
 
 def _files(section: Section) -> dict[str, tuple[int, str]]:
     files = {}
     for name in section.values:
-        if not _is_file_name(name):
-            raise BundleError(f"{section.where}: {reprlib.repr(name)} is no name of a file of this folder")
+        is_file_name = is_text(name) and name not in (".", "..") and not set(name) & set("/\\")
+        section.check(is_file_name, f"{reprlib.repr(name)} is not a file name")
         entry = section.section(name)
         checksum = entry.text("sha256")
         if not re.fullmatch("[0-9a-f]{64}", checksum):
@@ -432,29 +369,17 @@ def _files(section: Section) -> dict[str, tuple[int, str]]:
     return files
 
 
-def _is_file_name(name: Any) -> bool:
-    return is_text(name) and name not in (".", "..") and not set(name) & set("/\\")
-
-
 def _check_files(bundle: Bundle) -> None:
-    """Kinds and sizes only: that costs nothing, and finds what a broken copy leaves."""
-    where = bundle.directory / MANIFEST_FILE
+    """Check types and sizes of the files: it is free, and finds incomplete copies."""
     missing = [name for name in bundle.files if not _is_file(bundle.directory / name)]
     if missing:
         raise BundleError(
-            f"{bundle.directory}: this is not a complete bundle, it lacks {', '.join(missing[:5])}; "
-            "export it again"
+            f"{bundle.directory}: the bundle is incomplete, {', '.join(missing[:5])} is missing; "
+            "copy or export it again"
         )
     for name, (size, _) in bundle.files.items():
         if (bundle.directory / name).stat().st_size != size:
             raise _damaged(bundle.directory / name)
-    named = (name for form in bundle.networks.values() for files in form.values() for name in files.values())
-    for name in named:
-        if name not in bundle.files:
-            raise BundleError(
-                f"{where}: `networks` names {shown(name)}, which `files` does not have; "
-                "export the bundle again"
-            )
 
 
 def _unreadable(path: Path, error: OSError) -> BundleError:
@@ -462,4 +387,4 @@ def _unreadable(path: Path, error: OSError) -> BundleError:
 
 
 def _damaged(path: Path) -> BundleError:
-    return BundleError(f"{path}: the file is damaged, it is not the one that was exported; export it again")
+    return BundleError(f"{path}: the file is damaged, its checksum or size differs; copy or export it again")

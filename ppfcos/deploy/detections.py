@@ -1,4 +1,4 @@
-"""The boxes found in one image."""
+"""The detections of one image."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Detections:
-    """The boxes found in one image, the best first.
+    """The detections of one image, best first.
 
     Attributes:
         boxes: [N, 4] float32, x0, y0, x1, y1 in pixels of the original image.
-        scores: [N] float32 in (0, 1], falling.
-        labels: [N] int64, positions in `class_names`.
-        class_names: the name of every class.
+        scores: [N] float32 in (0, 1], descending.
+        labels: [N] int64, indices into `class_names`.
+        class_names: names of all classes.
     """
 
     boxes: np.ndarray
@@ -27,21 +27,18 @@ class Detections:
         return len(self.scores)
 
     def above(self, threshold: float) -> Detections:
-        """The detections whose score is at least `threshold`."""
+        """The detections with a score of at least `threshold`."""
         keep = self.scores >= threshold
         return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.class_names)
 
 
 def split_batch(bbox: np.ndarray, bbox_num: np.ndarray, class_names: tuple[str, ...]) -> list[Detections]:
-    """Cut the answer of a network for a batch into images.
+    """Split the output of a network by image.
 
     Args:
         bbox: [N, 6] float32: label, score, x0, y0, x1, y1; the rows of the first image first.
-        bbox_num: [B] integers, the number of rows of each image; they add up to N.
-        class_names: the name of every class.
-
-    Returns:
-        B detections.
+        bbox_num: [B] integers, the number of rows of each image; their sum is N.
+        class_names: names of all classes.
     """
     rows = np.asarray(bbox, np.float32).reshape(-1, 6)
     ends = np.cumsum(np.asarray(bbox_num).reshape(-1))

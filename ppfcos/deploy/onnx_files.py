@@ -1,9 +1,9 @@
-"""Reading ONNX files that somebody else made.
+"""Reading untrusted ONNX files.
 
-ONNX lets a tensor lie in another file, and the runtimes follow absolute paths, `..` and links, or read an
-address of memory. An exported file holds all of its tensors, so every such reference is refused, and the
-runtimes load the bytes that were checked. The onnx package need not be installed where a model only runs, so
-the few fields that matter are found in protobuf's wire format.
+An ONNX tensor may be stored in another file, and the runtimes follow absolute paths, `..` and links, or read
+a memory address. An exported file contains all its tensors, so every such reference is refused, and the
+runtimes load the checked bytes. Deployment does not need the onnx package, so the few relevant fields are
+read from protobuf's wire format.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from ppfcos.errors import BundleError
 from ppfcos.fileio import read_bytes
 
-MAX_FIELDS = 500_000  # visited in half a second; an exported network has 10,000
+MAX_FIELDS = 500_000  # half a second; an exported network has 10,000
 MAX_DEPTH = 100  # of protobuf's own readers
 
-# The fields of onnx.proto that lead to a tensor, by message: number and message of the field.
+# The fields of onnx.proto that lead to a tensor: field number and message, by message.
 MODEL, TRAINING, FUNCTION, GRAPH, NODE, ATTRIBUTE, SPARSE_TENSOR, TENSOR = range(8)
 FIELDS = {
     MODEL: {7: GRAPH, 20: TRAINING, 25: FUNCTION},
@@ -39,27 +39,18 @@ FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
 
 
 class OnnxFile(NamedTuple):
-    """An ONNX file that needs no other file.
-
-    Attributes:
-        path: where it was read, for messages.
-        content: all of it.
-    """
+    """The content of a checked ONNX file, and its path for messages."""
 
     path: Path
     content: bytes
 
 
 class _InvalidError(Exception):
-    """The content is not in protobuf's wire format, or beyond the limits."""
+    """The content is not in protobuf's wire format, or exceeds a limit."""
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read an ONNX file.
-
-    Raises:
-        BundleError: it cannot be read, is not ONNX, or names other files.
-    """
+    """Read and check an ONNX file; a `BundleError` if it cannot be read or `checked_onnx` refuses it."""
     try:
         content = read_bytes(path)
     except OSError as error:
@@ -68,31 +59,27 @@ def read_onnx(path: Path) -> OnnxFile:
 
 
 def checked_onnx(path: Path, content: bytes) -> OnnxFile:
-    """The content of an ONNX file that needs no other file.
-
-    Raises:
-        BundleError: it is not ONNX, or names other files.
-    """
+    """Check the content of an ONNX file; a `BundleError` if it is not ONNX or refers to other files."""
     try:
-        outside = _names_other_files(content)
+        has_references = _has_references(content)
     except _InvalidError as error:
-        raise BundleError(f"{path}: this is not a valid ONNX network ({error}); export it again") from error
-    if outside:
+        raise BundleError(f"{path}: not a valid ONNX network ({error}); export it again") from error
+    if has_references:
         raise BundleError(
-            f"{path}: the network refers to data outside of the file, which is refused; "
-            "export it again, into one file"
+            f"{path}: the network refers to data outside the file, which is refused; "
+            "export it again into one file"
         )
     return OnnxFile(path, content)
 
 
-def _names_other_files(content: bytes) -> bool:
+def _has_references(content: bytes) -> bool:
     pending = [(MODEL, 0, len(content), 0)]
     budget = [MAX_FIELDS]
     graphs = 0
     while pending:
         message, start, end, depth = pending.pop()
         if depth > MAX_DEPTH:
-            raise _InvalidError(f"messages are nested deeper than {MAX_DEPTH}")
+            raise _InvalidError(f"nested deeper than {MAX_DEPTH} messages")
         graphs += message == GRAPH
         inner = FIELDS[message]
         for number, wire_type, first, last in _fields(content, start, end, budget):
@@ -105,12 +92,12 @@ def _names_other_files(content: bytes) -> bool:
             elif message == NODE and number == OP_TYPE and content[first:last] == COMPILED_ELSEWHERE:
                 return True
     if not graphs:
-        raise _InvalidError("it has no graph")
+        raise _InvalidError("no graph")
     return False
 
 
 def _fields(content: bytes, start: int, end: int, budget: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, and the value of a varint or the first and last position of bytes."""
+    """Field number, wire type, and the value of a varint or the start and end of bytes."""
     position = start
     while position < end:
         budget[0] -= 1
@@ -119,7 +106,7 @@ def _fields(content: bytes, start: int, end: int, budget: list[int]) -> Iterator
         tag, position = _varint(content, position, end)
         number, wire_type = tag >> 3, tag & 7
         if not number or tag >> 32:
-            raise _InvalidError(f"a wrong field at byte {position}")
+            raise _InvalidError(f"invalid field at byte {position}")
         first = last = 0
         if wire_type == VARINT:
             first, position = _varint(content, position, end)
@@ -129,9 +116,9 @@ def _fields(content: bytes, start: int, end: int, budget: list[int]) -> Iterator
         elif wire_type in FIXED_SIZES:
             position += FIXED_SIZES[wire_type]
         else:
-            raise _InvalidError(f"a wrong field at byte {position}")
+            raise _InvalidError(f"invalid field at byte {position}")
         if position > end:
-            raise _InvalidError(f"it is cut short at byte {position}")
+            raise _InvalidError(f"truncated at byte {position}")
         yield number, wire_type, first, last
 
 
@@ -145,4 +132,4 @@ def _varint(content: bytes, position: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise _InvalidError(f"a wrong number at byte {position}")
+    raise _InvalidError(f"invalid number at byte {position}")

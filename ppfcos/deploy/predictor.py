@@ -1,4 +1,4 @@
-"""From images to boxes."""
+"""`Detector` and `Predictor`: from images to detections."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppfcos.deploy.bundle import HEADS, read_bundle
+from ppfcos.deploy.bundle import read_bundle
 from ppfcos.deploy.detections import Detections, split_batch
 from ppfcos.deploy.images import Image, NV12Image, Pixels, load
-from ppfcos.deploy.networks import DecodedHeads, EndToEnd, Runtime
+from ppfcos.deploy.networks import BundleNetwork, Runtime
 from ppfcos.deploy.preprocess import Preprocess, Sample
 from ppfcos.deploy.runtimes.choice import AUTO, open_network
 from ppfcos.deploy.sources import Name, Source, open_source
 from ppfcos.errors import BundleError, ConfigError, DataError
 
-# An image waits for others of its size until this many batches of images have come after it.
-BATCHES_WAITED = 4
+# An image waits for others of its size until this many batches of images have arrived after it.
+MAX_WAITING_BATCHES = 4
 
 
-class Found(NamedTuple):
-    """An image of a stream.
+class ImageDetections(NamedTuple):
+    """An image of a stream with its detections.
 
     Attributes:
-        name: the path of a picture's file, else the number of the frame from 0 on.
-        image: [H, W, 3] uint8, blue first; or the NV12Image that it came as.
-        detections: in it.
+        name: the path of an image file, otherwise the index of the frame.
+        image: [H, W, 3] BGR uint8; or the NV12Image.
+        detections: the detections.
     """
 
     name: Name
@@ -38,8 +38,8 @@ class Found(NamedTuple):
 
 
 @dataclass
-class _Waiting:
-    """An image on its way; `detections` come last."""
+class _Pending:
+    """A prepared image; `detections` are set when its batch has run."""
 
     name: Name
     image: Pixels
@@ -48,17 +48,17 @@ class _Waiting:
 
 
 class Detector:
-    """Preprocessing and a runtime behind one call.
+    """Preprocessing and a runtime.
 
-    Only images that have one size once they are prepared share a batch: padding one to the size of another
-    would change its boxes. So an image has the same boxes alone and in any company.
+    Only images of equal size after preprocessing share a batch, since padding to a larger size would change
+    the boxes: the detections of an image do not depend on the other images.
 
     Args:
-        preprocess: makes a batch of images.
+        preprocess: makes batches of images.
         runtime: runs a batch.
-        class_names: the name of every class, in the order of the labels.
-        category_ids: the number of every class in its data set; None numbers them from 0.
-        batch: images run at once at the most.
+        class_names: by label.
+        category_ids: by label, the category of the data set; None numbers them from 0.
+        batch: maximum batch size.
     """
 
     def __init__(
@@ -76,103 +76,91 @@ class Detector:
         self.batch = batch
 
     def predict(self, images: Iterable[Image]) -> list[Detections]:
-        """Find the objects in some images.
+        """Detect objects in a list of images.
 
         Args:
-            images: of any sizes: paths; arrays of uint8, [H, W, 3] with blue first, [H, W, 4] (alpha is
-                dropped), or grey [H, W] or [H, W, 1]; NV12Images. However many, only a few are held at once.
+            images: of any size: paths; uint8 arrays, [H, W, 3] BGR, [H, W, 4] BGRA (alpha is dropped), [H, W]
+                or [H, W, 1] grayscale; NV12Images. Only a few are in memory at a time.
 
         Returns:
-            The detections of each image, in the images' order; an empty list for an empty list.
+            The detections of each image.
 
         Raises:
-            DataError: a file is not a readable picture, or an array is not of that form.
+            DataError: a file is not a readable image, or an array has another form.
         """
         is_one = isinstance(images, (str, bytes, os.PathLike, np.ndarray, NV12Image))
         if is_one or not isinstance(images, Iterable):
-            raise DataError("predict takes a list of images: put the one image into a list")
+            raise DataError("predict takes a list of images: put a single image into a list")
         return [found.detections for found in self.detect(enumerate(images))]
 
-    def stream(self, source: Source) -> Iterator[Found]:
-        """Find the objects in what comes from somewhere, image after image in their order.
+    def stream(self, source: Source) -> Iterator[ImageDetections]:
+        """Detect objects in the images of a source, in order, reading each when it is needed.
 
         Args:
-            source: a picture's file, a folder of pictures (those that cannot be read are named in the log and
-                left out), a video's file, the number or the address (rtsp://…) of a camera, or images as
-                `predict` takes them.
-
-        Returns:
-            One after the other; the next image is read when it is asked for.
+            source: an image file, a folder of images (unreadable ones are logged and skipped), a video file,
+                the index or address (rtsp://…) of a camera, or images as `predict` takes them.
 
         Raises:
-            DataError: the source cannot be opened, or an image of it is not of a known form.
+            DataError: the source cannot be opened, or an image has another form.
         """
         return self.detect(open_source(source))
 
-    def detect(self, images: Iterable[tuple[Name, Image]]) -> Iterator[Found]:
-        """Find the objects in images that have names.
-
-        Args:
-            images: names and images.
-
-        Yields:
-            The images in their order.
-        """
-        line: deque[_Waiting] = deque()
-        groups: dict[tuple[int, int], list[_Waiting]] = {}
+    def detect(self, images: Iterable[tuple[Name, Image]]) -> Iterator[ImageDetections]:
+        """Detect objects in (name, image) pairs, in order."""
+        queue: deque[_Pending] = deque()
+        groups: dict[tuple[int, int], list[_Pending]] = {}
         for name, image in images:
-            waiting = self._prepared(name, image)
-            line.append(waiting)
-            group = groups.setdefault(waiting.sample.size, [])
-            group.append(waiting)
+            pending = self._prepare(name, image)
+            queue.append(pending)
+            group = groups.setdefault(pending.sample.size, [])
+            group.append(pending)
             if len(group) == self.batch:
-                self._run(groups.pop(waiting.sample.size))
-            elif len(line) > self.batch * BATCHES_WAITED:
-                self._run(groups.pop(line[0].sample.size))
-            yield from _finished(line)
+                self._run(groups.pop(pending.sample.size))
+            elif len(queue) > self.batch * MAX_WAITING_BATCHES:
+                self._run(groups.pop(queue[0].sample.size))
+            yield from _pop_finished(queue)
         for group in groups.values():
             self._run(group)
-        yield from _finished(line)
+        yield from _pop_finished(queue)
 
-    def _prepared(self, name: Name, image: Image) -> _Waiting:
+    def _prepare(self, name: Name, image: Image) -> _Pending:
         pixels = load(image, f"image {name} of the list" if isinstance(name, int) else str(name))
-        return _Waiting(name, pixels, self.preprocess.prepare(pixels))
+        return _Pending(name, pixels, self.preprocess.prepare(pixels))
 
-    def _run(self, group: list[_Waiting]) -> None:
-        answer = self.runtime.run(self.preprocess.batch([waiting.sample for waiting in group]))
-        for waiting, detections in zip(group, split_batch(*answer, self.class_names)):
-            waiting.detections = detections
+    def _run(self, group: list[_Pending]) -> None:
+        outputs = self.runtime.run(self.preprocess.batch([pending.sample for pending in group]))
+        for pending, detections in zip(group, split_batch(*outputs, self.class_names)):
+            pending.detections = detections
 
 
-def _finished(line: deque[_Waiting]) -> Iterator[Found]:
-    """Take those off the front that have their detections."""
-    while line and line[0].detections is not None:
-        first = line.popleft()
-        yield Found(first.name, first.image, first.detections)
+def _pop_finished(queue: deque[_Pending]) -> Iterator[ImageDetections]:
+    """Pop images from the front as long as they have detections."""
+    while queue and queue[0].detections is not None:
+        first = queue.popleft()
+        yield ImageDetections(first.name, first.image, first.detections)
 
 
 class Predictor(Detector):
-    """An exported bundle, ready to run.
+    """Runs an exported bundle.
 
-    Safe to share between threads, which need no lock: nothing of a call is kept in the predictor. Images are
-    prepared and heads decoded in the calling thread. ONNX Runtime runs the networks of several calls side by
-    side, each with `threads` threads; OpenVINO has them share its threads; Paddle Inference runs one call
-    after another. A generator that `stream` or `detect` gave belongs to one thread.
+    Thread-safe without a lock: images are preprocessed and heads decoded in the calling thread. ONNX Runtime
+    runs concurrent calls in parallel, each with `threads` threads; OpenVINO shares its threads among them;
+    Paddle Inference runs them one after another. A generator of `stream` or `detect` belongs to one thread.
 
     Args:
         bundle: the folder that `tools/export_model.py` wrote.
-        runtime: 'onnxruntime', 'openvino' or 'paddle'; 'auto' takes the first of these that is installed and
-            for which the bundle has a network.
-        precision: 'fp32', 'fp16', 'bf16' or 'int8', as far as the bundle has networks in it; 'bf16' is also
-            what OpenVINO and Paddle Inference can do with the network in fp32.
-        threads: threads of the CPU; None takes OMP_NUM_THREADS, else every core that this process may use.
-        batch: images run at once at the most; None: one, or the number that the network takes.
-        device: 'cpu', 'gpu', 'auto': the GPU if the runtime has one; or a name that the runtime knows.
+        runtime: 'onnxruntime', 'openvino' or 'paddle'; 'auto' takes the first that is installed and for which
+            the bundle has a network.
+        precision: 'fp32', 'fp16', 'bf16' or 'int8'; OpenVINO and Paddle Inference compute in 'bf16' with the
+            fp32 network.
+        threads: CPU threads; None takes OMP_NUM_THREADS, otherwise all cores available to the process.
+        batch: maximum batch size; None: 1, or the batch size that the network is fixed to.
+        device: 'cpu', 'gpu', 'auto' (the GPU if the runtime has one), or a device name of the runtime.
 
     Raises:
-        BundleError: the bundle is missing, incomplete, or has no such network, or it cannot be loaded.
-        ConfigError: there is no such runtime, precision, batch or number of threads.
-        DeviceError: the device is not there.
+        BundleError: the bundle is incomplete, has no such network, or it cannot be loaded.
+        ConfigError: an unknown runtime or precision, or an invalid batch size or number of threads.
+        DeviceError: the device is not available.
         MissingLibraryError: the runtime is not installed.
     """
 
@@ -185,20 +173,20 @@ class Predictor(Detector):
         batch: int | None = None,
         device: str = AUTO,
     ):
-        description = read_bundle(bundle)
-        fixed = description.input.batch
+        self.bundle = read_bundle(bundle)
+        fixed = self.bundle.input.batch
         for name, number in (("batch", batch), ("threads", threads)):
             if number is not None and (not isinstance(number, (int, np.integer)) or number < 1):
                 raise ConfigError(f"{name} {number!r} is not a whole number from 1")
         if fixed is not None and batch not in (None, fixed):
             raise BundleError(
-                f"{description.directory}: the network takes {fixed} images at once, not {batch}; "
-                "leave batch out, or export the model with another"
+                f"{self.bundle.directory}: the network takes {fixed} images at once, not {batch}; "
+                "leave batch out, or export the model with another --batch"
             )
-        preprocess = Preprocess(description.preprocess, description.input)
-        network = open_network(description, runtime, precision, threads, device)
-        boxes = (DecodedHeads if description.kind == HEADS else EndToEnd)(network, description)
         super().__init__(
-            preprocess, boxes, description.class_names, description.category_ids, batch or fixed or 1
+            Preprocess(self.bundle.preprocess, self.bundle.input),
+            BundleNetwork(open_network(self.bundle, runtime, precision, threads, device), self.bundle),
+            self.bundle.class_names,
+            self.bundle.category_ids,
+            batch or fixed or 1,
         )
-        self.bundle = description

@@ -1,4 +1,4 @@
-"""Where images come from: pictures, folders of them, videos, cameras."""
+"""Sources of images: files, folders, videos, cameras."""
 
 from __future__ import annotations
 
@@ -26,24 +26,26 @@ Source = Union[str, "os.PathLike[str]", int, Iterable[Image]]
 
 
 def open_source(source: Source) -> Iterator[tuple[Name, Image]]:
-    """The images of a source, one after the other.
+    """Iterate over the images of a source.
 
     Args:
-        source: a picture's file; a folder of pictures, see `read_pictures`; a video's file; the number of a
-            camera, or the address of one, such as rtsp://…; or images of any kind that can be gone through.
+        source: an image file; a folder of images, see `read_pictures`; a video file; the index of a camera,
+            or its address, such as rtsp://…; or an iterable of images.
 
     Returns:
-        Each image with its name: the path of a picture's file, else its number from 0 on.
+        (name, image) pairs: the name is the path of an image file, otherwise the index of the frame.
 
     Raises:
-        DataError: it cannot be opened.
+        DataError: the source cannot be opened.
     """
     if isinstance(source, int):
         return read_frames(source)
     if isinstance(source, (str, os.PathLike)):
         return _open_name(source)
     if isinstance(source, (bytes, np.ndarray, NV12Image)) or not isinstance(source, Iterable):
-        raise DataError("stream takes a path, a camera's number or several images: put one image into a list")
+        raise DataError(
+            "stream takes a path, a camera index or a list of images: put a single image into a list"
+        )
     return enumerate(source)
 
 
@@ -59,46 +61,39 @@ def _open_name(name: str | os.PathLike[str]) -> Iterator[tuple[Name, Image]]:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder by name; those in folders below it are not taken.
-
-    Raises:
-        DataError: there are none.
-    """
+    """The image files of a folder, sorted, without subfolders; a `DataError` if there are none."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
     if not paths:
-        raise DataError(f"{folder}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+        raise DataError(f"{folder}: contains no images ({', '.join(PICTURE_SUFFIXES)})")
     return paths
 
 
 def read_pictures(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
-    """The pictures that can be read, [H, W, 3] uint8; the others are named in the log and left out."""
+    """Read image files as [H, W, 3] BGR uint8; files that cannot be read are logged and skipped."""
     for path in paths:
         try:
             image = read_image(path)
         except DataError as error:
-            logger.warning("left out: %s", error)
+            logger.warning("skipped: %s", error)
             continue
         yield path, image
 
 
 def read_frames(source: Path | str | int) -> Iterator[tuple[int, np.ndarray]]:
-    """The frames of a video or of a camera, which never ends, with their numbers.
+    """Read the frames of a video or camera: (index, [H, W, 3] BGR uint8) pairs.
 
     Args:
-        source: the video's file, the address of a video or of a camera, or the camera's number.
-
-    Returns:
-        Numbers from 0, and [H, W, 3] uint8, blue first.
+        source: the video file, the address of a video or camera, or the index of a camera.
 
     Raises:
-        DataError: it cannot be opened; at once, not when the first frame is asked for.
+        DataError: it cannot be opened; raised by this call, not by the first frame.
     """
     return _frames(_opened(source))
 
 
 @contextlib.contextmanager
 def opened_video(source: Path | str | int) -> Iterator[cv2.VideoCapture]:
-    """A video or a camera, to be asked for its size and frame rate; closed in the end."""
+    """Open a video or camera, for its size and frame rate."""
     capture = _opened(source)
     try:
         yield capture
@@ -110,10 +105,10 @@ def _opened(source: Path | str | int) -> cv2.VideoCapture:
     if isinstance(source, Path) and not source.is_file():
         raise DataError(f"{source}: there is no such file")
     capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
-    # where no video opens, OpenCV takes x1.mp4, x2.mp4 and so on for images, which nothing here has checked
+    # If it cannot open a video, OpenCV reads x1.mp4, x2.mp4 and so on as unchecked images.
     if not capture.isOpened() or capture.getBackendName() == "CV_IMAGES":
         what = f"camera {source}" if isinstance(source, int) else f"{source}: this video"
-        raise DataError(f"{what} cannot be opened by OpenCV; see that it is there and of a known kind")
+        raise DataError(f"{what} cannot be opened by OpenCV; check that it exists and has a known format")
     return capture
 
 

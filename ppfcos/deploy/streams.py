@@ -1,4 +1,4 @@
-"""Predictors that work side by side, each in a thread of its own; the clock is read after each stage."""
+"""Predictors that run concurrently, each in its own thread, and are timed stage by stage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from ppfcos.deploy.predictor import Predictor
 
 
 class Picture(NamedTuple):
-    """A picture's file.
-
-    Attributes:
-        name: for messages.
-        content: its bytes.
-        size: height and width of what it shows, in pixels.
-    """
+    """An image file: name for messages, bytes, and (height, width) of the decoded image."""
 
     name: str
     content: bytes
@@ -29,15 +23,15 @@ class Picture(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a request took.
+    """Milliseconds that a batch takes, from image files to detections.
 
     Attributes:
-        decoding: milliseconds from the bytes of the pictures' files to pixels.
-        preprocessing: from there to the network's inputs: resizing, padding, putting the batch together.
-        network: from there to its outputs.
-        postprocessing: from there to each picture's detections.
-        end_to_end: all of it.
-        boxes: found in the pictures together.
+        decoding: bytes to pixels.
+        preprocessing: pixels to the network's inputs: resizing, padding, batching.
+        network: inputs to outputs.
+        postprocessing: outputs to the detections of each image.
+        end_to_end: the sum.
+        boxes: number of detections of all images.
     """
 
     decoding: float
@@ -52,42 +46,31 @@ STAGES = Request._fields[:-1]
 
 
 def timed_request(predictor: Predictor, pictures: Sequence[Picture]) -> Request:
-    """Find the objects in pictures, as the predictor itself does, with a look at the clock after each stage.
+    """Detect objects in one batch, with the predictor's own steps, timing each stage.
 
-    Args:
-        predictor: of a bundle.
-        pictures: one batch; of one size, or those that are smaller are padded.
-
-    Returns:
-        What it took.
+    Images of different sizes are padded.
 
     Raises:
-        DataError: a picture cannot be decoded, or does not fit into the network.
-        BundleError: the runtime stopped.
+        DataError: an image cannot be decoded, or does not fit into the network.
+        BundleError: the runtime failed.
     """
-    clock = time.perf_counter
-    started = clock()
+    times = [time.perf_counter()]
     images = [decode_image(picture.content, picture.name) for picture in pictures]
-    decoded = clock()
+    times.append(time.perf_counter())
     inputs = predictor.preprocess(images)
-    prepared = clock()
+    times.append(time.perf_counter())
     outputs = predictor.runtime.forward(inputs)
-    answered = clock()
+    times.append(time.perf_counter())
     bbox, bbox_num = predictor.runtime.boxes(outputs, inputs)
-    found = split_batch(bbox, bbox_num, predictor.class_names)[: len(pictures)]
-    ended = clock()
-    spans = ((started, decoded), (decoded, prepared), (prepared, answered), (answered, ended))
-    times = [_milliseconds(end - start) for start, end in (*spans, (started, ended))]
-    return Request(*times, boxes=sum(map(len, found)))
+    detections = split_batch(bbox, bbox_num, predictor.class_names)[: len(pictures)]
+    times.append(time.perf_counter())
+    stages = [end - start for start, end in zip(times, times[1:])]
+    milliseconds = [round(1000 * seconds, 4) for seconds in (*stages, times[-1] - times[0])]
+    return Request(*milliseconds, boxes=sum(map(len, detections)))
 
 
-def _milliseconds(seconds: float) -> float:
-    """To a tenth of a microsecond, which is what the clock is good for."""
-    return round(1000 * seconds, 4)
-
-
-class Worked(NamedTuple):
-    """When a stream started and ended, by `time.perf_counter`, and its requests in their order."""
+class StreamRun(NamedTuple):
+    """Start and end of a stream's requests, by `time.perf_counter`, and the requests in order."""
 
     started: float
     ended: float
@@ -95,38 +78,30 @@ class Worked(NamedTuple):
 
 
 class Stream:
-    """A predictor and the thread in which alone it is made and run: runtimes keep things for each thread.
+    """A predictor with the only thread that creates and runs it, since runtimes keep state per thread.
 
-    Args:
-        bundle: its folder.
-        runtime: as of Predictor.
-        precision: likewise.
-        threads: likewise.
-        device: likewise.
-
-    Raises:
-        PPFCOSError: as Predictor does.
+    The arguments and errors are those of `Predictor`.
     """
 
     def __init__(self, bundle: Path, runtime: str, precision: str, threads: int, device: str):
         self._thread = ThreadPoolExecutor(1)
         try:
-            made = self._thread.submit(Predictor, bundle, runtime, precision, threads, device=device)
-            self.predictor: Predictor = made.result()
+            created = self._thread.submit(Predictor, bundle, runtime, precision, threads, device=device)
+            self.predictor: Predictor = created.result()
         except BaseException:
             self.close()
             raise
 
-    def start(self, requests: Sequence[Sequence[Picture]], together: threading.Barrier) -> Future[Worked]:
-        """Answer requests, from the moment on at which all parties of the barrier are ready."""
-        return self._thread.submit(self._work, requests, together)
+    def start(self, requests: Sequence[Sequence[Picture]], barrier: threading.Barrier) -> Future[StreamRun]:
+        """Run requests as soon as all parties of the barrier are ready."""
+        return self._thread.submit(self._run, requests, barrier)
 
     def close(self) -> None:
-        """End the thread, once it has answered what it was asked."""
+        """Finish the pending requests and end the thread."""
         self._thread.shutdown()
 
-    def _work(self, requests: Sequence[Sequence[Picture]], together: threading.Barrier) -> Worked:
-        together.wait()
+    def _run(self, requests: Sequence[Sequence[Picture]], barrier: threading.Barrier) -> StreamRun:
+        barrier.wait()
         started = time.perf_counter()
-        answered = [timed_request(self.predictor, pictures) for pictures in requests]
-        return Worked(started, time.perf_counter(), answered)
+        done = [timed_request(self.predictor, pictures) for pictures in requests]
+        return StreamRun(started, time.perf_counter(), done)

@@ -1,4 +1,4 @@
-"""A Paddle network as an ONNX model."""
+"""Convert a model to ONNX."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import paddle
 from paddle import nn
 
 from ppfcos import environment
+from ppfcos.decode_options import DecodeOptions
 from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError, ConfigError, one_line
 from ppfcos.export.bundle_files import head_outputs
-from ppfcos.export.program import VERSIONS_THAT_CAN, CandidatesNetwork, HeadsSpec, HeadsNetwork, save_program
+from ppfcos.export.program import (
+    SUPPORTED_VERSIONS,
+    CandidatesNetwork,
+    HeadsNetwork,
+    HeadsSpec,
+    save_program,
+)
 
 with environment.quiet_imports():
     import onnx
@@ -24,114 +31,92 @@ with environment.quiet_imports():
 
     from ppfcos.export.onnx_nms import nms_graph
 
-OPSETS = range(13, 21)  # below, axes are attributes; above, ONNX Runtime 1.17 does not read it
+OPSETS = range(13, 21)  # below, axes are attributes; ONNX Runtime 1.17 does not read later ones
 
 
-def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int) -> ModelProto:
-    """Image batch in, boxes out.
-
-    Args:
-        model: a PPFCOS in evaluation mode.
-        form: of the image.
-        opset: version of ONNX's operators.
-
-    Returns:
-        A model with the outputs bbox [N, 6] and bbox_num [B].
+def end_to_end_model(model: nn.Layer, input_spec: NetworkInput, opset: int) -> ModelProto:
+    """Convert a PPFCOS to an ONNX model with the outputs bbox [N, 6] and bbox_num [B].
 
     Raises:
         BundleError: it cannot be converted.
-        ConfigError: the opset is none of `OPSETS`.
+        ConfigError: the opset is not in `OPSETS`.
     """
-    return model_with_nms(CandidatesNetwork(model, form), opset)
+    return model_with_nms(CandidatesNetwork(model, input_spec), opset)
 
 
 def model_with_nms(network: CandidatesNetwork, opset: int) -> ModelProto:
-    """A network that ends with candidates, and their suppression behind it; otherwise as `end_to_end_model`.
-
-    Args:
-        network: with a PPFCOS as its `model`.
-        opset: version of ONNX's operators.
-    """
+    """Convert a network that outputs candidates, and append NMS; otherwise as `end_to_end_model`."""
     model = network.model
-    converted = _converted(network, opset)
+    converted = _convert(network, opset)
     _rename(converted.graph, _weight_names(model))
     boxes, *shown, scores, classes = (output.name for output in converted.graph.output)
     count = len(model.head.strides) * model.decode.pre_nms_top_k
-    suppression = nms_graph(model.decode, count, model.head.num_classes, converted.ir_version, opset)
-    sources = {"boxes": boxes, "shown": (shown or [boxes])[0], "scores": scores, "classes": classes}
-    joined = compose.merge_models(
-        converted, suppression, io_map=[(source, target) for target, source in sources.items()]
+    options = DecodeOptions.of(model.decode)
+    nms = nms_graph(options, count, model.head.num_classes, converted.ir_version, opset)
+    inputs = {"boxes": boxes, "shown": (shown or [boxes])[0], "scores": scores, "classes": classes}
+    merged = compose.merge_models(
+        converted, nms, io_map=[(source, target) for target, source in inputs.items()]
     )
-    return _simplified(joined)
+    return _simplify(merged)
 
 
-def heads_model(model: nn.Layer, form: NetworkInput, heads: HeadsSpec, opset: int) -> ModelProto:
-    """Image batch in, the head's answers out.
-
-    Args:
-        model: a PPFCOS in evaluation mode.
-        form: of the image.
-        heads: of the answers.
-        opset: version of ONNX's operators.
-
-    Returns:
-        A model with the outputs of `HeadsNetwork`, named by kind and stride, such as distances_8.
+def heads_model(model: nn.Layer, input_spec: NetworkInput, heads: HeadsSpec, opset: int) -> ModelProto:
+    """Convert a PPFCOS to an ONNX model with the outputs of the head, named such as distances_8.
 
     Raises:
         BundleError: it cannot be converted.
-        ConfigError: the opset is none of `OPSETS`.
+        ConfigError: the opset is not in `OPSETS`.
     """
-    network = _converted(HeadsNetwork(model, form, heads), opset)
+    converted = _convert(HeadsNetwork(model, input_spec, heads), opset)
     levels = head_outputs(model.head.strides)
-    wanted = [level[kind] for kind in names.HEAD_OUTPUTS for level in levels]
-    outputs = {output.name: name for output, name in zip(network.graph.output, wanted)}
-    _rename(network.graph, {**outputs, **_weight_names(model)})
-    return _simplified(network)
+    output_names = [level[kind] for kind in names.HEAD_OUTPUTS for level in levels]
+    outputs = {output.name: name for output, name in zip(converted.graph.output, output_names)}
+    _rename(converted.graph, {**outputs, **_weight_names(model)})
+    return _simplify(converted)
 
 
-def _converted(network: nn.Layer, opset: int) -> ModelProto:
+def _convert(network: nn.Layer, opset: int) -> ModelProto:
     if opset not in OPSETS:
-        raise ConfigError(f"--opset {opset} is not possible; take {OPSETS[0]} to {OPSETS[-1]}")
+        raise ConfigError(f"--opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / names.MODEL_PREFIX
         save_program(network, prefix)
         content = _paddle2onnx(prefix, opset)
     model = onnx.load_from_string(content)
-    _name_sizes(model.graph)
+    _name_dimensions(model.graph)
     return model
 
 
 def _paddle2onnx(prefix: Path, opset: int) -> bytes:
-    """What paddle2onnx makes of a program; its own simplification is slower than onnxslim's and left out."""
+    """Run paddle2onnx without its own simplification, which is slower than onnxslim's."""
     program, weights = (str(prefix.with_suffix(suffix)) for suffix in (".json", ".pdiparams"))
     with environment.quiet_imports():
         try:
             return paddle2onnx.export(
                 program, weights, opset_version=opset, auto_upgrade_opset=False, optimize_tool="None"
             )
-        except Exception as error:  # what it raises after having printed the reason has no common type
+        except Exception as error:  # its errors have no common base; it has printed the reason
             reason = one_line(error)
     raise BundleError(
         f"paddle2onnx {paddle2onnx.__version__} could not convert the program of Paddle {paddle.__version__} "
-        f"to opset {opset} ({reason}); take another --opset, or --formats paddle; {VERSIONS_THAT_CAN}"
+        f"to opset {opset} ({reason}); use another --opset, or --formats paddle; {SUPPORTED_VERSIONS}"
     )
 
 
-def _simplified(model: ModelProto) -> ModelProto:
-    del model.graph.value_info[:]  # sizes that the parts had before they were joined
+def _simplify(model: ModelProto) -> ModelProto:
+    del model.graph.value_info[:]  # shapes from before the graphs were merged
     try:
         model = onnxslim.slim(model)
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # the two raise errors of many types
+    except Exception as error:  # their errors have no common base
         raise BundleError(
-            f"the ONNX model is not a valid one ({one_line(error)}), so no bundle was written; "
-            f"{VERSIONS_THAT_CAN}"
+            f"the ONNX model is invalid ({one_line(error)}), so no bundle was written; {SUPPORTED_VERSIONS}"
         ) from error
     return model
 
 
-def _name_sizes(graph: GraphProto) -> None:
-    """Give the free sizes of the inputs a name that says what they are."""
+def _name_dimensions(graph: GraphProto) -> None:
+    """Name the dynamic dimensions of the inputs."""
     for value in graph.input:
         sizes = value.type.tensor_type.shape.dim
         known = ("batch", "height", "width")
@@ -143,13 +128,13 @@ def _name_sizes(graph: GraphProto) -> None:
 
 
 def _weight_names(model: nn.Layer) -> dict[str, str]:
-    """What each weight is called in the model, such as neck.lateral.0.weight, by the name Paddle gave it."""
+    """Names of the weights in the model, such as neck.lateral.0.weight, by their names in the program."""
     return {tensor.name: name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:
+def _rename(graph: GraphProto, new_names: Mapping[str, str]) -> None:
     for value in (*graph.output, *graph.initializer):
-        value.name = renamed.get(value.name, value.name)
+        value.name = new_names.get(value.name, value.name)
     for node in graph.node:
         for values in (node.input, node.output):
-            values[:] = [renamed.get(value, value) for value in values]
+            values[:] = [new_names.get(value, value) for value in values]

@@ -1,4 +1,4 @@
-"""Whether an exported network says what the model said before the export."""
+"""Parity check: does an exported network output the boxes of the model?"""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ppfcos.deploy.bundle import IM_SHAPE, IMAGE, SCALE_FACTOR, NetworkInput
 from ppfcos.deploy.detections import Detections, split_batch
 from ppfcos.deploy.networks import Runtime
 from ppfcos.deploy.preprocess import Preprocess
-from ppfcos.export.program import image_layer
+from ppfcos.export.program import pixels_layer
 
-RUNS = 3
+NUM_BATCHES = 3
 NOISE_SIZE = 256, 320
 NOISE_SCALE = 0.75
 NOISE_BLOCK = 32
@@ -22,14 +22,14 @@ NOISE_BLOCK = 32
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two answers may be apart.
+    """How much two outputs may differ.
 
     Attributes:
-        boxes: pixels that a side may be off.
-        scores: that a score may be off.
-        share: of the boxes that may have no counterpart. Two candidates whose scores differ by less than the
-            rounding may change places in the NMS, and a score may fall on the other side of the threshold.
-            That costs single boxes, whereas a wrong graph moves all.
+        boxes: difference of a coordinate, in pixels.
+        scores: difference of a score.
+        share: fraction of the boxes that may have no match. Candidates whose scores differ by less than the
+            rounding may be swapped by NMS, and a score may fall below the threshold; that affects single
+            boxes, whereas a wrong graph changes all.
     """
 
     boxes: float
@@ -40,19 +40,19 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(1e-2, 1e-4),
     "fp16": Tolerance(0.5, 1e-2),
-    # How good INT8 is the quantisation measures and says. A network that is not the model's loses nearly all.
+    # The quantization measures how good INT8 is. With a wrong graph, nearly all boxes differ.
     "int8": Tolerance(16, 0.1, share=0.5),
 }
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How two runs compare.
+class ParityCheck:
+    """The result of a comparison.
 
     Attributes:
-        boxes: found by either.
-        unmatched: those of them that the other did not find.
-        tolerated: number of these at the most.
+        boxes: number of boxes of both networks.
+        unmatched: how many of them the other network lacks.
+        tolerated: how many of them it may lack.
     """
 
     boxes: int
@@ -61,112 +61,77 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether no more than single boxes differ."""
+        """Whether the outputs are equal within the tolerance."""
         return self.unmatched <= self.tolerated
 
 
-class PixelsFirst:
-    """A model that takes images as its exported network does.
+class ExportedInputRuntime:
+    """A runtime for [B, 3, H, W] RGB float32 that takes images in the form of an exported network."""
 
-    Args:
-        form: of the network's input.
-        model: what takes [B, 3, H, W], red first.
-    """
-
-    def __init__(self, form: NetworkInput, model: Runtime):
-        self.pixels = image_layer(form)
-        self.model = model
+    def __init__(self, input_spec: NetworkInput, runtime: Runtime):
+        self.pixels = pixels_layer(input_spec)
+        self.runtime = runtime
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Run a batch that is in the network's form."""
+        """Run a batch."""
         image = self.pixels(paddle.to_tensor(inputs[IMAGE])).numpy()
-        return self.model.run({**inputs, IMAGE: image})
+        return self.runtime.run({**inputs, IMAGE: image})
 
 
 def compare(
     reference: Runtime,
     candidate: Runtime,
-    batches: Sequence[dict[str, np.ndarray]],
+    batches: Sequence[Mapping[str, np.ndarray]],
     tolerance: Tolerance = TOLERANCES["fp32"],
-) -> Agreement:
-    """Run two networks on the same batches and match their boxes by label, score and place.
-
-    Args:
-        reference: the model.
-        candidate: its export.
-        batches: network inputs.
-        tolerance: how near is the same.
-
-    Returns:
-        The counts over all batches.
-    """
+) -> ParityCheck:
+    """Run two networks on the same batches, and match their boxes by label, score and coordinates."""
     boxes = unmatched = 0
     for batch in batches:
         pairs = zip(split_batch(*reference.run(batch), ()), split_batch(*candidate.run(batch), ()))
         for expected, found in pairs:
             boxes += len(expected) + len(found)
-            unmatched += _lonely(expected, found, tolerance) + _lonely(found, expected, tolerance)
-    return Agreement(boxes, unmatched, max(1.0, tolerance.share * boxes))
+            unmatched += _count_unmatched(expected, found, tolerance)
+            unmatched += _count_unmatched(found, expected, tolerance)
+    return ParityCheck(boxes, unmatched, max(1.0, tolerance.share * boxes))
 
 
-class Remembering:
-    """A runtime that answers a batch a second time without running it.
-
-    Args:
-        runtime: what answers the first time.
-    """
+class CachedRuntime:
+    """A runtime that runs each batch once. The batches must outlive it."""
 
     def __init__(self, runtime: Runtime):
         self.runtime = runtime
-        self._answers: dict[int, tuple] = {}
+        self._outputs: dict[int, tuple] = {}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Run a batch, which must live as long as this."""
-        if id(inputs) not in self._answers:
-            self._answers[id(inputs)] = self.runtime.run(inputs)
-        return self._answers[id(inputs)]
+        """Run a batch."""
+        if id(inputs) not in self._outputs:
+            self._outputs[id(inputs)] = self.runtime.run(inputs)
+        return self._outputs[id(inputs)]
 
 
-def picture_batches(
-    preprocess: Preprocess, pictures: Sequence[np.ndarray]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Pictures as a network's batches of one and of two images, or of as many as it takes.
-
-    Args:
-        preprocess: of the bundle.
-        pictures: [H, W, 3] uint8, blue first; at least one.
-
-    Yields:
-        `RUNS` batches; the pictures come round again where there are too few.
-    """
-    position = 0
-    for run in range(RUNS):
-        count = preprocess.form.batch or 1 + run % 2
-        yield preprocess([pictures[(position + i) % len(pictures)] for i in range(count)])
-        position += count
+def image_batches(preprocess: Preprocess, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """`NUM_BATCHES` batches of 1 and 2 images in turns, or of the network's fixed size; images repeat."""
+    first = 0
+    for number in range(NUM_BATCHES):
+        count = preprocess.input_spec.batch or 1 + number % 2
+        yield preprocess([images[(first + i) % len(images)] for i in range(count)])
+        first += count
 
 
-def noise_batches(form: NetworkInput, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Batches that a detector may have something to say about: coarse blocks under fine noise.
-
-    Args:
-        form: of the network's input.
-        seed: of the noise.
-
-    Yields:
-        `RUNS` batches of images of different sizes, as if they had been made smaller.
-    """
+def noise_batches(input_spec: NetworkInput, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """`NUM_BATCHES` batches of coarse blocks with fine noise, of different sizes, with a scale factor."""
     random = np.random.default_rng(seed)
-    height, width = form.size or NOISE_SIZE
+    height, width = input_spec.size or NOISE_SIZE
     sizes = (height, width), (height * 3 // 4, width), (height, width * 3 // 4)
-    pictures = [_noise(random, *size) for size in sizes]
-    for batch in picture_batches(Preprocess([{"type": "PadStride", "stride": NOISE_BLOCK}], form), pictures):
+    images = [_noise(random, *size) for size in sizes]
+    preprocess = Preprocess([{"type": "PadStride", "stride": NOISE_BLOCK}], input_spec)
+    for batch in image_batches(preprocess, images):
         yield {**batch, SCALE_FACTOR: batch[SCALE_FACTOR] * np.float32(NOISE_SCALE)}
 
 
-def filled(form: NetworkInput, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The batch of a network that cannot tell padding from picture: the pictures fill it."""
-    size = form.picture_size(batch[IMAGE].shape)
+def without_padding(input_spec: NetworkInput, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch as a network without im_shape sees it: the padding is part of the images."""
+    size = input_spec.image_size(batch[IMAGE].shape)
     return {**batch, IM_SHAPE: np.full_like(batch[IM_SHAPE], size)}
 
 
@@ -176,11 +141,11 @@ def _noise(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.clip(blocks + random.normal(0, 20, blocks.shape), 0, 255).round().astype(np.uint8)
 
 
-def _lonely(ones: Detections, others: Detections, tolerance: Tolerance) -> int:
-    """How many of `ones` have no counterpart among `others`."""
-    if not len(ones) or not len(others):
-        return len(ones)
-    same = ones.labels[:, None] == others.labels[None]
-    same &= np.abs(ones.scores[:, None] - others.scores[None]) <= tolerance.scores
-    same &= np.abs(ones.boxes[:, None] - others.boxes[None]).max(axis=2) <= tolerance.boxes
-    return int(np.count_nonzero(~same.any(axis=1)))
+def _count_unmatched(boxes: Detections, others: Detections, tolerance: Tolerance) -> int:
+    """How many detections have no match among `others`."""
+    if not len(boxes) or not len(others):
+        return len(boxes)
+    is_match = boxes.labels[:, None] == others.labels[None]
+    is_match &= np.abs(boxes.scores[:, None] - others.scores[None]) <= tolerance.scores
+    is_match &= np.abs(boxes.boxes[:, None] - others.boxes[None]).max(axis=2) <= tolerance.boxes
+    return int(np.count_nonzero(~is_match.any(axis=1)))

@@ -1,33 +1,133 @@
-"""A model as a Paddle program: what goes in, what comes out."""
+"""A model as a Paddle program: input specs, preprocessing of pixels, and the exported networks."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 
 from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
-from ppfcos.errors import BundleError
-from ppfcos.export.program import image_layer, image_spec, pair_spec
+from ppfcos.errors import BundleError, ConfigError
+from ppfcos.modeling.fcos import STRIDE
 from ppfcos.paddle_versions import HAS_DOUBLES_IN_PROGRAMS, HAS_NEW_IR
 
-VERSIONS_THAT_CAN = "Paddle 3.0 to 3.2 can (3.2.2 is what the requirements pin)"
+DYNAMIC = -1  # a dimension of an InputSpec
+SUPPORTED_VERSIONS = "Paddle 3.0 to 3.2 can (the requirements pin 3.2.2)"
+
+
+def network_input(
+    kind: str = names.FLOAT32,
+    channels: str = names.RGB,
+    batch: int | None = None,
+    size: Sequence[int] | None = None,
+) -> NetworkInput:
+    """The spec of an exported network's `image`.
+
+    Args:
+        kind: `float32` [B, 3, H, W] from 0 to 255; `uint8` [B, H, W, 3]; `nv12` uint8 [B, H·3/2, W], the Y
+            plane followed by interleaved U and V, BT.601 in limited range.
+        channels: `rgb` or `bgr`, except for `nv12`.
+        batch: fixed batch size; None: any.
+        size: fixed height and width; None: any.
+
+    Raises:
+        ConfigError: the network cannot take that input.
+    """
+    if batch is not None and batch < 1:
+        raise ConfigError(f"--batch {batch}: a fixed batch size must be at least 1")
+    if kind == names.NV12 and channels != names.RGB:
+        raise ConfigError(f"--channels {channels}: NV12 has no channel order; leave it out")
+    if size is not None and any(side < STRIDE or side % STRIDE for side in size):
+        possible = ",".join(str(max(1, math.ceil(side / STRIDE)) * STRIDE) for side in size)
+        raise ConfigError(
+            f"--fixed_size {','.join(map(str, size))}: height and width must be multiples of {STRIDE}, "
+            f"such as {possible}"
+        )
+    height, width = (None, None) if size is None else size
+    layout = names.NCHW if kind == names.FLOAT32 else names.NHWC
+    return NetworkInput(kind, channels, layout, batch, height, width)
+
+
+def _image_spec(spec: NetworkInput) -> InputSpec:
+    batch, height, width = (
+        DYNAMIC if side is None else side for side in (spec.batch, spec.height, spec.width)
+    )
+    if spec.type == names.FLOAT32:
+        return InputSpec([batch, 3, height, width], "float32", names.IMAGE)
+    if spec.type == names.UINT8:
+        return InputSpec([batch, height, width, 3], "uint8", names.IMAGE)
+    rows = DYNAMIC if height == DYNAMIC else height * 3 // 2
+    return InputSpec([batch, rows, width], "uint8", names.IMAGE)
+
+
+def _pair_spec(spec: NetworkInput, name: str) -> InputSpec:
+    """The spec of `im_shape` or `scale_factor`."""
+    return InputSpec([DYNAMIC if spec.batch is None else spec.batch, 2], "float32", name)
+
+
+def pixels_layer(spec: NetworkInput) -> nn.Layer:
+    """The layer from `image` to RGB pixels [B, 3, H, W] float32, 0 to 255."""
+    if spec.type == names.NV12:
+        return Nv12ToRGB()
+    return PackedToRGB(spec.layout == names.NHWC, spec.channels == names.BGR)
+
+
+class PackedToRGB(nn.Layer):
+    """From [B, H, W, 3] or [B, 3, H, W] pixels, RGB or BGR, to [B, 3, H, W] RGB float32."""
+
+    def __init__(self, channels_last: bool, is_bgr: bool):
+        super().__init__()
+        self.channels_last = channels_last
+        self.is_bgr = is_bgr
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Convert a batch."""
+        image = image.astype("float32")
+        if self.channels_last:
+            image = image.transpose([0, 3, 1, 2])
+        if self.is_bgr:
+            image = image.index_select(paddle.to_tensor([2, 1, 0]), axis=1)
+        return image
+
+
+class Nv12ToRGB(nn.Layer):
+    """From NV12 [B, H·3/2, W] uint8 to [B, 3, H, W] RGB float32.
+
+    Rounds as OpenCV's COLOR_YUV2RGB_NV12 (ITU-R BT.601, limited range); four pixels share one U and V.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Convert a batch."""
+        # Three parts of H/2 rows each: the upper and lower half of Y, and U and V.
+        thirds = image.astype("float32").unsqueeze(1).reshape([0, 3, -1, 0])
+        y = thirds[:, :2].reshape([0, 1, -1, 0])
+        y = (y - 16.0).clip(min=0.0) * 1.164
+        u, v = (
+            F.interpolate(thirds[:, 2:, :, start::2] - 128.0, scale_factor=2, mode="nearest")
+            for start in (0, 1)
+        )
+        red = y + 1.596 * v
+        green = y - 0.813 * v - 0.391 * u
+        blue = y + 2.018 * u
+        return paddle.floor(paddle.concat([red, green, blue], axis=1) + 0.5).clip(0.0, 255.0)
 
 
 @dataclass(frozen=True)
 class HeadsSpec:
-    """How a network gives the head's answers.
+    """The outputs of a network of kind `heads`.
 
     Attributes:
         layout: `nchw` or `nhwc`.
         distances: in `pixels` of the network's input, or in `strides` of their level.
-        image_only: the network has no second input that says where the padding begins. A picture must fill
-            the image then, or its padding counts as black.
+        image_only: there is no input im_shape, so that images must fill the input: padding counts as black.
     """
 
     layout: str = names.NCHW
@@ -36,84 +136,70 @@ class HeadsSpec:
 
 
 class EndToEndNetwork(nn.Layer):
-    """A model with suppression and all.
+    """A PPFCOS model from `image` to boxes."""
 
-    Args:
-        model: a PPFCOS.
-        form: of the image.
-    """
-
-    def __init__(self, model: nn.Layer, form: NetworkInput):
+    def __init__(self, model: nn.Layer, input_spec: NetworkInput):
         super().__init__()
         self.model = model
-        self.form = form
-        self.pixels = image_layer(form)
+        self.input_spec = input_spec
+        self.pixels = pixels_layer(input_spec)
 
     def specs(self) -> list[InputSpec]:
-        """The inputs."""
-        return [
-            image_spec(self.form),
-            pair_spec(self.form, names.IM_SHAPE),
-            pair_spec(self.form, names.SCALE_FACTOR),
-        ]
+        """The input specs."""
+        pairs = [_pair_spec(self.input_spec, name) for name in (names.IM_SHAPE, names.SCALE_FACTOR)]
+        return [_image_spec(self.input_spec), *pairs]
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple:
-        """Boxes of a batch.
+        """Detect objects in a batch.
 
         Args:
-            image: as the form says, zeros in the padding.
-            im_shape: [B, 2] float32, height and width of each image without its padding.
-            scale_factor: [B, 2] float32, vertical and horizontal factor by which it was resized.
+            image: as of the input spec, padded with zeros.
+            im_shape: [B, 2] float32, height and width of each image without padding.
+            scale_factor: [B, 2] float32, vertical and horizontal scale of each image.
 
         Returns:
             bbox [N, 6] float32 (label, score, x0, y0, x1, y1 in pixels of the original images), bbox_num [B].
         """
-        answer = self.model(self._batch(image, im_shape, scale_factor))
-        return answer["bbox"], answer["bbox_num"]
+        outputs = self.model(self._batch(image, im_shape, scale_factor))
+        return outputs["bbox"], outputs["bbox_num"]
 
     def _batch(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> dict:
         return {"image": self.pixels(image), "im_shape": im_shape, "scale_factor": scale_factor}
 
 
 class CandidatesNetwork(EndToEndNetwork):
-    """All of an end-to-end network but the suppression."""
+    """An end-to-end network without NMS."""
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple:
-        """Boxes, boxes as shown, scores and classes (`ppfcos.modeling.postprocess.Candidates`)."""
+        """The fields of `ppfcos.modeling.postprocess.Candidates`."""
         return tuple(self.model.candidates(self._batch(image, im_shape, scale_factor)))
 
 
 class HeadsNetwork(nn.Layer):
-    """A model up to the head's answers.
+    """A PPFCOS model from `image` to the outputs of the head."""
 
-    Args:
-        model: a PPFCOS.
-        form: of the image.
-        heads: of the answers.
-    """
-
-    def __init__(self, model: nn.Layer, form: NetworkInput, heads: HeadsSpec):
+    def __init__(self, model: nn.Layer, input_spec: NetworkInput, heads: HeadsSpec):
         super().__init__()
         self.model = model
-        self.form = form
+        self.input_spec = input_spec
         self.heads = heads
-        self.pixels = image_layer(form)
+        self.pixels = pixels_layer(input_spec)
 
     def specs(self) -> list[InputSpec]:
-        """The inputs."""
-        image = image_spec(self.form)
-        return [image] if self.heads.image_only else [image, pair_spec(self.form, names.IM_SHAPE)]
+        """The input specs."""
+        image = _image_spec(self.input_spec)
+        return [image] if self.heads.image_only else [image, _pair_spec(self.input_spec, names.IM_SHAPE)]
 
     def forward(self, image: Tensor, im_shape: Tensor | None = None) -> list:
-        """The head's answers.
+        """Run the network on a batch.
 
         Args:
-            image: as the form says.
-            im_shape: [B, 2] float32, height and width of each image without its padding; None: all of it.
+            image: as of the input spec.
+            im_shape: [B, 2] float32, height and width of each image without padding; None: without padding.
 
         Returns:
-            Class logits of all levels, the finest first; distances; quality logits: [B, K, H_l, W_l] or [B,
-            H_l, W_l, K].
+            Class logits of all levels, the finest first; distances; quality logits: [B, K, H_l, W_l] or
+            [B, H_l, W_l, K].
         """
         pixels = self.pixels(image)
         if im_shape is None:
@@ -122,52 +208,40 @@ class HeadsNetwork(nn.Layer):
         distances = outputs.distances
         if self.heads.distances == names.STRIDES:
             distances = [each / stride for each, stride in zip(distances, self.model.head.strides)]
-        answers = [*outputs.class_logits, *distances, *outputs.quality_logits]
+        maps = [*outputs.class_logits, *distances, *outputs.quality_logits]
         if self.heads.layout == names.NHWC:
-            answers = [answer.transpose([0, 2, 3, 1]) for answer in answers]
-        return answers
+            maps = [each.transpose([0, 2, 3, 1]) for each in maps]
+        return maps
 
 
 def check_paddle() -> None:
-    """Refuse to begin with a Paddle that cannot export.
-
-    Raises:
-        BundleError: the version or a flag is in the way.
-    """
+    """Raise a `BundleError` if this version of Paddle, or a flag, prevents the export."""
+    problem = ""
     if not HAS_NEW_IR:
+        problem = "it has no PIR"
+    elif HAS_DOUBLES_IN_PROGRAMS:
+        problem = "it writes doubles where floats are expected"
+    if problem:
         raise BundleError(
-            f"Paddle {paddle.__version__} cannot export this model, it lacks the new IR; {VERSIONS_THAT_CAN}"
-        )
-    if HAS_DOUBLES_IN_PROGRAMS:
-        raise BundleError(
-            f"Paddle {paddle.__version__} cannot export this model, it writes doubles where floats are read; "
-            f"{VERSIONS_THAT_CAN}"
+            f"Paddle {paddle.__version__} cannot export this model, {problem}; {SUPPORTED_VERSIONS}"
         )
     if not paddle.framework.use_pir_api():
-        raise BundleError("the export needs Paddle's new IR: unset FLAGS_enable_pir_api and run it again")
+        raise BundleError("the export needs Paddle's PIR: unset FLAGS_enable_pir_api")
 
 
 def save_program(network: nn.Layer, prefix: Path) -> None:
-    """Write a network as a program.
-
-    Args:
-        network: one of this file.
-        prefix: `prefix`.json and `prefix`.pdiparams are written.
-
-    Raises:
-        BundleError: Paddle cannot do it.
-    """
+    """Save a network of this file as `prefix`.json and `prefix`.pdiparams; a `BundleError` if impossible."""
     network.eval()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of operators whose arguments PyTorch has in another order
+            warnings.simplefilter("ignore")  # about operators with another argument order in PyTorch
             program = paddle.jit.to_static(network, input_spec=network.specs(), full_graph=True)
             paddle.jit.save(program, str(prefix))
     except OSError:
         raise
-    except Exception as error:  # what Paddle's tracing and serialisation raise has no common type
+    except Exception as error:  # errors of Paddle's tracing and serialization have no common base
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BundleError(
             f"Paddle {paddle.__version__} could not export the model ({lines[-1].strip()}); "
-            f"{VERSIONS_THAT_CAN}"
+            f"{SUPPORTED_VERSIONS}"
         ) from error

@@ -1,8 +1,11 @@
-"""ONNX Runtime's quantisation, applied to the part of an FCOS network that gains by it.
+"""ONNX Runtime's QDQ quantization, applied to the part of an FCOS network that gains by it.
 
-Weights become int8 with a scale per output channel and no zero point; activations uint8 with a scale and a
-zero point per tensor. That is the pair that CPUs with VNNI or AMX multiply in one instruction, and that ONNX
-Runtime and OpenVINO give them. The file says it by QuantizeLinear and DequantizeLinear (QDQ).
+Weights are int8 with a scale per output channel and no zero point; activations are uint8 with a scale and a
+zero point per tensor. CPUs with VNNI or AMX multiply this pair in one instruction, in ONNX Runtime and
+OpenVINO.
+
+`quantize_static` calibrates in every call; the search for sensitive layers quantizes dozens of times, so its
+two steps, `create_calibrator` and `QDQQuantizer`, are called separately.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import contextlib
 import copy
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,19 +23,24 @@ import numpy as np
 from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DataError, one_line
+from ppfcos.export.onnx_graph import is_conv, values_after, values_before
 
 try:
     import onnx
     import onnxruntime
-    from onnx import GraphProto, ModelProto, NodeProto
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+    from onnx import GraphProto, ModelProto
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QDQQuantizer,
+        QuantType,
+        create_calibrator,
+        quant_pre_process,
+    )
     from onnxruntime.quantization.calibrate import TensorsData as Ranges
-    from onnxruntime.quantization.calibrate import create_calibrator
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 except ImportError as error:
     raise MissingLibraryError(
-        f"quantisation needs ONNX Runtime ({error}); pip install -r requirements/onnx.txt"
+        f"quantization needs ONNX Runtime ({error}); pip install -r requirements/onnx.txt"
     ) from error
 
 METHODS = {
@@ -40,24 +48,22 @@ METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-OLDEST_OPSET = 13  # the first whose DequantizeLinear takes a scale per channel
-CONVOLUTION = "Conv"
-SUM = "Add"
-# They only pass integers on, or are done by the limits of the integers before them.
+MIN_OPSET = 13  # the first whose DequantizeLinear takes a scale per channel
+# They only pass integers on, or are done by saturating the integers before them.
 FOLLOWING = ("Relu", "Clip", "MaxPool", "Resize")
-QUANTISED = (CONVOLUTION, SUM, *FOLLOWING)
+QUANTIZED_OPERATORS = ("Conv", "Add", *FOLLOWING)
 ONNX_DOMAINS = ("", "ai.onnx")
-WARNINGS, ERRORS_ONLY = 2, 3  # ONNX Runtime's log levels; the first is where it begins
+DEFAULT_LOG_LEVEL, ERRORS_ONLY = 2, 3  # of ONNX Runtime
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What is quantised as one, or left in float as one.
+class QuantizableLayer:
+    """Nodes that are quantized, or left in float, together.
 
     Attributes:
-        name: of the weights, or of the node where there are none.
+        name: name of the weights, or of the node if there are none.
         kind: such as `Conv 256→4 3×3`.
-        nodes: names of its nodes: a convolution of the head has one for every level.
+        nodes: names of the nodes: a convolution of the head has one per level.
     """
 
     name: str
@@ -66,36 +72,38 @@ class Layer:
 
 
 class FloatNetwork:
-    """A float network, made ready, and its layers.
-
-    Batch norms behind a convolution are folded into it, and so are sums of a convolution and a constant.
+    """A float32 ONNX network, with batch norms folded into convolutions, and its quantizable layers.
 
     Args:
         path: the ONNX file.
 
     Raises:
-        BundleError: it is not an ONNX file, its opset is too old, or it has no convolution to quantise.
+        BundleError: it is not an ONNX file, its opset is too old, or it has no convolution to quantize.
     """
 
     def __init__(self, path: Path):
         _check(path)
-        self.model = _prepared(path)
+        self.model = _prepare(path)
+        nodes = self.model.graph.node
         self.inputs = tuple(each.name for each in self.model.graph.input)
-        self.layers = _layers(self.model.graph)
-        between = _between_convolutions(self.model.graph)
-        self._following = [
-            node.name for node in self.model.graph.node if node.op_type in FOLLOWING and node.name in between
-        ]
+        self._before_convs = values_before(nodes)
+        after_convs = values_after(nodes)
+        between = {
+            node.name
+            for node in nodes
+            if after_convs.intersection(node.input) and self._before_convs.intersection(node.output)
+        }
+        self.layers = _layers(self.model.graph, between)
+        self._following = [node.name for node in nodes if node.op_type in FOLLOWING and node.name in between]
         if not self.layers:
-            raise BundleError(f"{path}: there is no convolution with constant weights in it to quantise")
+            raise BundleError(f"{path}: it has no convolution with constant weights to quantize")
 
-    def predictors(self) -> tuple[Layer, ...]:
-        """The last convolutions, which make the head's answers."""
-        convolved = _convolved_values(self.model.graph)
+    def predictors(self) -> tuple[QuantizableLayer, ...]:
+        """The last convolutions, which output class logits, distances and quality logits."""
         last = {
             node.name
             for node in self.model.graph.node
-            if node.op_type == CONVOLUTION and not convolved.intersection(node.output)
+            if is_conv(node) and not self._before_convs.intersection(node.output)
         }
         return tuple(layer for layer in self.layers if last.intersection(layer.nodes))
 
@@ -105,80 +113,61 @@ class FloatNetwork:
         """Find the ranges of the activations.
 
         Args:
-            batches: network inputs; they are run one after another, and not kept.
+            batches: network inputs, of which one is in memory at a time.
             method: of `METHODS`.
-            percentile: for that method: so many per cent of the values are inside.
-
-        Returns:
-            Smallest and largest value of every tensor, for `quantized`.
+            percentile: percentage of the values inside the range, for that method.
 
         Raises:
             DataError: there are no batches.
             BundleError: a batch lacks an input, or cannot be run.
         """
-        with tempfile.TemporaryDirectory() as folder, _silence():
+        with tempfile.TemporaryDirectory() as folder, _silenced():
             file = Path(folder) / "float.onnx"
             onnx.save(self.model, file)
             calibrator = create_calibrator(
                 file,
-                QUANTISED,
+                QUANTIZED_OPERATORS,
                 augmented_model_path=str(Path(folder) / "calibrated.onnx"),
                 calibrate_method=METHODS[method],
                 extra_options={"percentile": percentile},
             )
-            seen = 0
-            # One by one, for ONNX Runtime keeps all activations of what it is given at once.
-            for batch in batches:
+            number = -1
+            # One by one: ONNX Runtime keeps all activations of one call.
+            for number, batch in enumerate(batches):
                 inputs = self.pick_inputs(batch)
                 try:
                     calibrator.collect_data(_OneBatch(inputs))
-                except Exception as error:  # ONNX Runtime's errors have no type in common
-                    raise BundleError(f"calibration batch {seen}: {one_line(error)}") from error
-                seen += 1
-            if not seen:
-                raise DataError(
-                    "there are no images to calibrate with; name a folder or a list that has some"
-                )
+                except Exception as error:  # ONNX Runtime's errors have no common base
+                    raise BundleError(f"calibration batch {number}: {one_line(error)}") from error
+            if number < 0:
+                raise DataError("there are no images to calibrate with; name a folder or a list of images")
             return calibrator.compute_data()
 
     def pick_inputs(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Take from a batch what this network takes.
-
-        Raises:
-            BundleError: the batch lacks an input.
-        """
+        """The inputs of this network from a batch; a `BundleError` if one is missing."""
         missing = [name for name in self.inputs if name not in batch]
         if missing:
-            raise BundleError(f"the network takes {missing[0]}, which the calibration batches do not hold")
+            raise BundleError(f"the network takes {missing[0]}, which the calibration batches do not have")
         return {name: batch[name] for name in self.inputs}
 
     def quantized(self, ranges: Ranges, float_layers: Iterable[str] = ()) -> ModelProto:
-        """The network in INT8.
-
-        Args:
-            ranges: of `calibrate`.
-            float_layers: names of layers that stay as they are.
-
-        Returns:
-            A model with the same inputs and outputs.
-        """
+        """The network in INT8, except for the layers of these names."""
         model = copy.deepcopy(self.model)
-        left = set(float_layers)
-        nodes = [node for layer in self.layers if layer.name not in left for node in layer.nodes]
-        if not nodes:  # to ONNX Runtime an empty list means every node
+        in_float = set(float_layers)
+        nodes = [node for layer in self.layers if layer.name not in in_float for node in layer.nodes]
+        if not nodes:  # ONNX Runtime would take an empty list for all nodes
             return model
-        nodes += self._following
-        with _silence():
+        with _silenced():
             quantizer = QDQQuantizer(
                 model,
                 per_channel=True,
                 reduce_range=False,  # only CPUs without VNNI need 7 bits
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QUInt8,
-                tensors_range=copy.deepcopy(ranges),  # it is written to
-                nodes_to_quantize=nodes,
+                tensors_range=copy.deepcopy(ranges),  # it is modified
+                nodes_to_quantize=nodes + self._following,
                 nodes_to_exclude=[],
-                op_types_to_quantize=list(QUANTISED),
+                op_types_to_quantize=list(QUANTIZED_OPERATORS),
                 extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
             )
             quantizer.quantize_model()
@@ -187,26 +176,30 @@ class FloatNetwork:
 
 
 def known_ranges(limits: Mapping[str, tuple[float, float]]) -> Ranges:
-    """Ranges that were found elsewhere, for `FloatNetwork.quantized`.
-
-    Args:
-        limits: the smallest and the largest value of every activation, by its name.
-
-    Returns:
-        The same as ONNX Runtime wants it.
-    """
+    """Ranges for `FloatNetwork.quantized` from (min, max) by activation."""
     arrays = {name: tuple(np.float32(value) for value in pair) for name, pair in limits.items()}
     return Ranges(CalibrationMethod.MinMax, arrays)
 
 
+def run_model(model: ModelProto, batches: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The outputs of a network for every batch, by name."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    output_names = [each.name for each in session.get_outputs()]
+    return [dict(zip(output_names, session.run(output_names, dict(batch)))) for batch in batches]
+
+
 class _OneBatch(CalibrationDataReader):
-    """One batch in the form that ONNX Runtime reads."""
+    """A single batch for ONNX Runtime's calibrators."""
 
     def __init__(self, batch: dict[str, np.ndarray]):
         self._batches = iter([batch])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The batch, and then nothing."""
+        """The batch, then None."""
         return next(self._batches, None)
 
 
@@ -216,107 +209,66 @@ def _check(path: Path) -> None:
         onnx.checker.check_model(str(path))
     except FileNotFoundError as error:
         raise BundleError(f"{path}: there is no such file; export the network to ONNX first") from error
-    except Exception as error:  # of protobuf or of the checker
-        raise BundleError(f"{path}: this is not a valid ONNX file ({one_line(error)})") from error
-    read_onnx(path)  # refuses data in other files, which the optimizer would follow
+    except Exception as error:  # of protobuf or the checker
+        raise BundleError(f"{path}: not a valid ONNX file ({one_line(error)})") from error
+    read_onnx(path)  # refuses external data, which the optimizer would read
     opset = max(each.version for each in model.opset_import if each.domain in ONNX_DOMAINS)
-    if opset < OLDEST_OPSET:
+    if opset < MIN_OPSET:
         raise BundleError(
-            f"{path}: opset {opset} has no weights with a scale per channel; export with opset "
-            f"{OLDEST_OPSET} or later"
+            f"{path}: opset {opset} has no scales per channel; export with opset {MIN_OPSET} or later"
         )
 
 
-def _prepared(path: Path) -> ModelProto:
-    """Norms folded, constants computed, types of all tensors known."""
-    with tempfile.TemporaryDirectory() as folder, _silence():
+def _prepare(path: Path) -> ModelProto:
+    """Fold batch norms and constants, infer types, and name all nodes."""
+    with tempfile.TemporaryDirectory() as folder, _silenced():
         target = Path(folder) / "prepared.onnx"
         try:
-            # Symbolic shapes are for transformers, and fail where the number of boxes is not known.
+            # Symbolic shapes are for transformers, and fail for an unknown number of boxes.
             quant_pre_process(str(path), str(target), skip_symbolic_shape=True)
-        except Exception as error:  # of ONNX Runtime's optimizer, without a type in common
+        except Exception as error:  # errors of ONNX Runtime's optimizer have no common base
             raise BundleError(f"{path}: ONNX Runtime cannot prepare it ({one_line(error)})") from error
         model = onnx.load(target)
-    _keep_used_domains(model)
-    _name_nodes(model.graph)
-    return model
-
-
-def _keep_used_domains(model: ModelProto) -> None:
-    """The optimizer lists all domains that it knows, ONNX's own even twice."""
+    # The optimizer lists all domains that it knows, ONNX's own twice.
     used = {"" if node.domain in ONNX_DOMAINS else node.domain for node in model.graph.node}
     versions = {each.domain: each.version for each in model.opset_import if each.domain in used}
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(*each) for each in versions.items())
-
-
-def _name_nodes(graph: GraphProto) -> None:
-    """Nodes are picked by name, which ONNX does not ask for, and every node makes a value of its own."""
-    taken = {node.name for node in graph.node}
-    if len(taken) < len(graph.node) or "" in taken:
-        for node in graph.node:
+    node_names = {node.name for node in model.graph.node}
+    if len(node_names) < len(model.graph.node) or "" in node_names:  # names are optional in ONNX
+        for node in model.graph.node:
             node.name = f"{node.op_type}.{node.output[0]}"
+    return model
 
 
-def _layers(graph: GraphProto) -> tuple[Layer, ...]:
-    """Convolutions, those of the same weights together, and sums of maps that lie between convolutions.
+def _layers(graph: GraphProto, between: set[str]) -> tuple[QuantizableLayer, ...]:
+    """Convolutions, grouped by weights, and additions of two maps between convolutions.
 
-    Sums behind the last convolutions are arithmetic of boxes and scores, where eight bits are not enough.
+    After the last convolutions, additions compute boxes and scores, for which eight bits are not enough.
     """
     weights = {each.name: tuple(each.dims) for each in graph.initializer}
-    between = _between_convolutions(graph)
     kinds: dict[str, str] = {}
     nodes: dict[str, list[str]] = {}
     for node in graph.node:
-        if node.op_type == CONVOLUTION and node.input[1] in weights:
+        if is_conv(node) and node.input[1] in weights:
             name = node.input[1]
-            kinds[name] = _convolution_kind(weights[name])
-        elif node.name in between and node.op_type == SUM and not weights.keys() & set(node.input):
+            channels, in_channels, *kernel = weights[name]
+            kinds[name] = f"Conv {in_channels}→{channels} {'×'.join(map(str, kernel))}"
+        elif node.op_type == "Add" and node.name in between and not weights.keys() & set(node.input):
             name = node.name
-            kinds[name] = "sum of two maps"
+            kinds[name] = "Add of two maps"
         else:
             continue
         nodes.setdefault(name, []).append(node.name)
-    return tuple(Layer(name, kinds[name], tuple(nodes[name])) for name in nodes)
-
-
-def _convolution_kind(shape: Sequence[int]) -> str:
-    return f"Conv {shape[1]}→{shape[0]} {'×'.join(map(str, shape[2:]))}"
-
-
-def _between_convolutions(graph: GraphProto) -> set[str]:
-    """Names of the nodes that have convolutions both before and behind them."""
-    behind = _reached(graph.node, lambda node: (node.input, node.output))
-    ahead = _convolved_values(graph)
-    both = (
-        node for node in graph.node if behind.intersection(node.input) and ahead.intersection(node.output)
-    )
-    return {node.name for node in both}
-
-
-def _convolved_values(graph: GraphProto) -> set[str]:
-    """Values from which a path leads to a convolution."""
-    return _reached(reversed(graph.node), lambda node: (node.output, node.input))
-
-
-def _reached(
-    nodes: Iterable[NodeProto], ends: Callable[[NodeProto], tuple[Iterable[str], Iterable[str]]]
-) -> set[str]:
-    """Values that a path from a convolution leads to, when the nodes are walked in this order."""
-    reached: set[str] = set()
-    for node in nodes:
-        sources, targets = ends(node)
-        if node.op_type == CONVOLUTION or reached.intersection(sources):
-            reached.update(targets)
-    return reached
+    return tuple(QuantizableLayer(name, kinds[name], tuple(nodes[name])) for name in nodes)
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """ONNX Runtime's tools print what they do, and its sessions in them what they could not simplify."""
+def _silenced() -> Iterator[None]:
+    """Suppress what ONNX Runtime's tools print, and the warnings of their sessions."""
     onnxruntime.set_default_logger_severity(ERRORS_ONLY)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        onnxruntime.set_default_logger_severity(WARNINGS)
+        onnxruntime.set_default_logger_severity(DEFAULT_LOG_LEVEL)

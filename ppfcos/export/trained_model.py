@@ -1,4 +1,4 @@
-"""A model as it was trained, ready to export, or to run in Paddle itself."""
+"""A trained model with its classes, ready for export or for inference in Paddle."""
 
 from __future__ import annotations
 
@@ -28,12 +28,10 @@ COCO_2017_CLASSES = 80
 
 
 class CheckpointRuntime:
-    """A model behind the face of a deployment runtime.
-
-    Checkpoint and bundle thus share everything but the execution of the network.
+    """A model as a deployment runtime, so that checkpoint and bundle share all other code.
 
     Args:
-        model: a PPFCOS, or what runs one several times; it is switched to evaluation.
+        model: a PPFCOS or a test-time augmentation of one; it is set to evaluation mode.
     """
 
     def __init__(self, model: paddle.nn.Layer):
@@ -41,36 +39,27 @@ class CheckpointRuntime:
         self._model = model
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Run a batch.
-
-        Args:
-            inputs: image [B, 3, H, W], im_shape [B, 2] and scale_factor [B, 2], float32.
+        """Run a batch of image [B, 3, H, W], im_shape [B, 2] and scale_factor [B, 2], float32.
 
         Returns:
             bbox [N, 6] (label, score, x0, y0, x1, y1 in pixels of the original images) and bbox_num [B].
         """
         with paddle.no_grad():
-            answer = self._model({name: paddle.to_tensor(value) for name, value in inputs.items()})
-        return answer["bbox"].numpy(), answer["bbox_num"].numpy()
+            outputs = self._model({name: paddle.to_tensor(value) for name, value in inputs.items()})
+        return outputs["bbox"].numpy(), outputs["bbox_num"].numpy()
 
 
 def trained_model(cfg: Mapping[str, Any]) -> paddle.nn.Layer:
-    """The configured model with the weights that `weights` names.
-
-    Args:
-        cfg: the configuration.
-
-    Returns:
-        The model.
+    """The configured model with its `weights`.
 
     Raises:
         ConfigError: `weights` is not set.
-        WeightsError: the file is missing, corrupt, or another model's.
+        WeightsError: the file is missing or corrupt, or belongs to another model.
     """
     weights = cfg.get("weights")
     if not weights:
         raise ConfigError(
-            "no weights are named: add -o weights=output/CONFIG/best_model.pdparams, or your file"
+            "`weights` is not set: add -o weights=output/CONFIG/best_model.pdparams, or your file"
         )
     model = build_model(cfg)
     load_weights(model, weights)
@@ -78,17 +67,11 @@ def trained_model(cfg: Mapping[str, Any]) -> paddle.nn.Layer:
 
 
 def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
-    """The configured model with its weights, run in Paddle on the device that is set.
-
-    Args:
-        cfg: the configuration; its TestReader says how images are prepared, its `tta` in how many sizes.
-
-    Returns:
-        What answers as a bundle's Predictor does.
+    """A Detector that runs the configured model, with its TestReader and `tta`, in Paddle.
 
     Raises:
         ConfigError: `weights` is not set, or the TestReader has a transform that deployment does not know.
-        WeightsError: the file is missing, corrupt, or another model's.
+        WeightsError: the file is missing or corrupt, or belongs to another model.
     """
     preprocess = Preprocess(preprocess_steps(tta_config(cfg, "TestReader")["TestReader"]))
     categories = model_categories(cfg, saved_class_names(cfg.get("weights")))
@@ -98,21 +81,15 @@ def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
 
 
 def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The classes of the configured model; no picture is needed for it. Settles `num_classes`.
+    """`id` and `name` of the classes of the configured model, by label; sets `num_classes` of `cfg`.
 
-    Args:
-        cfg: the configuration.
-        trained: the class names that the weights were trained with, where their checkpoint tells.
-
-    Returns:
-        `id` and `name` of every class in the order of the labels: from the first of TestDataset, EvalDataset
-        and TrainDataset whose `class_names` is set or whose annotations are there; else those of the weights;
-        COCO's own where it is COCO's file that is not there; else made-up names.
+    They come from the first of TestDataset, EvalDataset and TrainDataset with `class_names` or an annotation
+    file; otherwise from the weights (`trained`, the class names in the checkpoint); otherwise they are
+    COCO's, if COCO's annotation file is configured but missing; otherwise the classes are numbered.
 
     Raises:
-        ConfigError: nothing says how many classes there are.
-        DataError: an annotation file is wrong, or two of the data, `trained` and num_classes contradict each
-            other.
+        ConfigError: the number of classes is unknown.
+        DataError: an annotation file is invalid, or data, `trained` and num_classes contradict one another.
     """
     categories, source = _data_categories(cfg)
     if categories is None and trained is not None:
@@ -142,10 +119,10 @@ def _categories_without_data(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _coco_2017_categories() -> list[dict[str, Any]]:
-    """COCO's classes, which PaddleDetection knows by heart; its warning that it has no file is expected."""
-    talker = logging.getLogger(get_categories.__module__)
-    before, talker.disabled = talker.disabled, True
+    """COCO's classes as PaddleDetection lists them, without its warning that there is no file."""
+    logger = logging.getLogger(get_categories.__module__)
+    before, logger.disabled = logger.disabled, True
     try:
         return [{"id": number, "name": name} for number, name in get_categories("COCO", None)[1].items()]
     finally:
-        talker.disabled = before
+        logger.disabled = before

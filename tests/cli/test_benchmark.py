@@ -374,7 +374,7 @@ WRONG = {
     "device": (["{heads}", "--runtime", "onnxruntime", "--device", "gpu"], "CUDAExecutionProvider"),
     "batch": (["{uint8}", "--batch", "1,4"], "takes 2 images at once and no other number; add 2"),
     "missing pictures": (["{heads}", "--images", "{photos}/none"], "--images"),
-    "no pictures": (["{heads}", "--images", "{empty}"], "holds no pictures"),
+    "no pictures": (["{heads}", "--images", "{empty}"], "contains no images"),
     "unreadable pictures": (["{heads}", "--images", "{photos}"], "none of its pictures can be read"),
     "a folder for a file": (["{heads}", "--output", "{photos}"], "is a folder; name a file in it"),
     "a file for a folder": (["{heads}", "--chart", "{photos}/a.jpg/x.html"], "--chart FILE"),

@@ -1,4 +1,4 @@
-"""Heads decoded in numpy: what a plain loop finds, and what the network's own decoding finds."""
+"""The NumPy decoder against a plain loop and against the network's own decoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ppfcos.deploy import heads_decoder
 from ppfcos.deploy.bundle import HEAD_OUTPUTS, DecodeOptions, Heads, Level
-from ppfcos.deploy.heads_decoder import HeadsDecoder, suppress
+from ppfcos.deploy.heads_decoder import HeadsDecoder, nms
 from ppfcos.errors import BundleError
 from ppfcos.modeling.fcos import anchor_grid, center_grid
 from ppfcos.modeling.head import HeadOutputs
@@ -41,7 +41,7 @@ SETTINGS = st.builds(
 
 
 def random_heads(seed: int, num_classes: int, batch: int = 2) -> dict:
-    """What a network might say: [B, channels, H_l, W_l] by the outputs' names."""
+    """Random outputs: [B, channels, H_l, W_l] by name."""
     random = np.random.default_rng(seed)
     outputs = {}
     for stride in STRIDES:
@@ -67,7 +67,7 @@ def in_order(rows: np.ndarray) -> np.ndarray:
 
 
 def naive(outputs: dict, image: int, decoding: DecodeOptions, locations: str) -> list:
-    """Label, score, box of one image, candidate by candidate."""
+    """Label, score and box of one image, computed candidate by candidate."""
     found = []
     for stride in STRIDES:
         found += naive_level(outputs, image, stride, decoding, locations)
@@ -82,7 +82,7 @@ def naive(outputs: dict, image: int, decoding: DecodeOptions, locations: str) ->
         box = (x0 / scale_x, y0 / scale_y, (x1 + one) / scale_x, (y1 + one) / scale_y)
         if decoding.clip != "before" or (box[2] - box[0]) * (box[3] - box[1]) > 0:
             candidates.append((score, label, box))
-    kept = naive_suppression(candidates, decoding)
+    kept = naive_nms(candidates, decoding)
     rows = []
     for score, label, (x0, y0, x1, y1) in kept:
         if decoding.clip == "after":
@@ -116,7 +116,7 @@ def naive_level(outputs: dict, image: int, stride: int, decoding: DecodeOptions,
     return [(label, score, box) for _, label, score, box in best if score > decoding.score_threshold]
 
 
-def naive_suppression(candidates: list, decoding: DecodeOptions) -> list:
+def naive_nms(candidates: list, decoding: DecodeOptions) -> list:
     kept, seen = [], {}
     for score, label, box in sorted(candidates, reverse=True):
         seen[label] = seen.get(label, 0) + 1
@@ -149,7 +149,7 @@ def test_a_plain_loop_finds_the_same(seed, num_classes, locations, decoding):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(["centers", "anchors"]), SETTINGS)
-def test_the_networks_own_decoding_finds_the_same(seed, locations, decoding):
+def test_matches_decoding_in_network(seed, locations, decoding):
     outputs = random_heads(seed, 3)
     rows, counts = decode(outputs, heads_of(locations=locations), decoding)
     tensors = HeadOutputs(
@@ -184,8 +184,8 @@ def test_layout_and_units_make_no_difference(seed, decoding):
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), decoding=SETTINGS, dtype=st.sampled_from([np.int8, np.int16, np.int32]))
-def test_integers_are_their_values(layout, seed, decoding, dtype):
-    """The same boxes to the last bit as from the floats that the integers stand for."""
+def test_integers_match_dequantized_floats(layout, seed, decoding, dtype):
+    """The boxes are bitwise equal to those of the dequantized outputs."""
     steps = {"class_logits": [0.05, 0.07, 0.03], "distances": [0.5, 0.6, 0.7, 0.8], "quality_logits": [0.06]}
     integers, floats = {}, {}
     for name, values in random_heads(seed, 3).items():
@@ -201,14 +201,14 @@ def test_integers_are_their_values(layout, seed, decoding, dtype):
     np.testing.assert_array_equal(rows, expected)
 
 
-def test_float16_outputs_are_read():
+def test_float16_outputs():
     outputs = {name: values.astype(np.float16) for name, values in random_heads(5, 3).items()}
     rows, _ = decode(outputs, heads_of(), DecodeOptions())
     floats = {name: values.astype(np.float32) for name, values in outputs.items()}
     np.testing.assert_array_equal(rows, decode(floats, heads_of(), DecodeOptions())[0])
 
 
-def test_nothing_but_background():
+def test_background_only():
     outputs = {name: np.full_like(values, -90) for name, values in random_heads(0, 3).items()}
     rows, counts = decode(outputs, heads_of(), DecodeOptions())
     assert rows.shape == (0, 6) and counts.tolist() == [0, 0]
@@ -216,20 +216,20 @@ def test_nothing_but_background():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 900), st.sampled_from([7, 100, -1]))
-def test_suppression_in_blocks_is_suppression_one_by_one(seed, count, most):
+def test_nms_in_blocks_matches_naive_nms(seed, count, most):
     random = np.random.default_rng(seed)
     corners = random.uniform(0, 100, (count, 2))
     boxes = np.concatenate([corners, corners + random.uniform(1, 40, (count, 2))], 1).astype(np.float32)
     scores, labels = random.uniform(0, 1, count).astype(np.float32), random.integers(0, 3, count)
     rows = np.concatenate([labels[:, None], scores[:, None], boxes], 1).astype(np.float32)
-    kept = suppress(rows, 0.5, most)
+    kept = nms(rows, 0.5, most)
     decoding = DecodeOptions(nms_threshold=0.5, keep_top_k=most)
     candidates = [(float(scores[i]), int(labels[i]), tuple(boxes[i].tolist())) for i in range(count)]
-    expected = naive_suppression(candidates, decoding)
+    expected = naive_nms(candidates, decoding)
     np.testing.assert_allclose(scores[kept], [score for score, _, _ in expected], rtol=1e-6)
 
 
-def test_grids_are_made_once_and_cannot_be_changed():
+def test_points_are_cached_and_read_only():
     grid = heads_decoder.center_grid(3, 4, 8)
     assert heads_decoder.center_grid(3, 4, 8) is grid
     assert grid[5].tolist() == [12, 12, 12, 12] and grid[3].tolist() == [28, 4, 28, 4]
@@ -237,7 +237,7 @@ def test_grids_are_made_once_and_cannot_be_changed():
         grid[0, 0] = 1
 
 
-def test_threads_share_a_decoder():
+def test_decoder_is_thread_safe():
     decoder = HeadsDecoder(heads_of(), DecodeOptions())
     inputs = [random_heads(seed, 3) for seed in range(8)]
     alone = [decoder(each, SIZE, IM_SHAPE, SCALE_FACTOR)[0] for each in inputs]
@@ -253,7 +253,7 @@ def test_threads_share_a_decoder():
                 np.testing.assert_array_equal(one, other)
 
 
-def test_outputs_of_another_form_are_named():
+def test_wrong_outputs_are_named():
     outputs = random_heads(0, 3)
     scales = {"class_logits": (1.0,) * 3, "distances": (1.0,) * 4, "quality_logits": (1.0,)}
     with pytest.raises(BundleError, match="class_logits_8 is float32, not integers"):

@@ -1,4 +1,4 @@
-"""The bundle that an export writes, and that it says what the checkpoint says."""
+"""Export of bundles, and their parity with the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ppfcos.deploy.bundle import read_bundle
 from ppfcos.errors import BundleError, ConfigError, DataError, OutputError
 from ppfcos.export.bundle import export_bundle
 from ppfcos.export.bundle_files import infer_config, preprocess_steps, source
-from ppfcos.export.program import network_input
 from ppfcos.export.parity import compare, noise_batches
+from ppfcos.export.program import network_input
 from ppfcos.export.trained_model import (
     CheckpointRuntime,
     checkpoint_detector,
@@ -48,9 +48,9 @@ def small(tmp_path_factory):
 
 
 def assert_same(expected: Detections, found: Detections, lowest_score: float = 0.0, full: int = 100) -> int:
-    """Every box of one has its own partner in the other; the number of pairs.
+    """Match the boxes one to one and return the number of pairs.
 
-    A box whose score is the threshold, or the last of a full list, may be missing on either side.
+    A box with the threshold as its score, or the last one of a full list, may be missing on either side.
     """
     if full in (len(expected), len(found)):
         lowest_score = max(lowest_score, expected.scores[-1], found.scores[-1])
@@ -74,7 +74,7 @@ def _partner(ones: Detections, i: int, others: Detections) -> int | None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_the_bundle_says_what_the_checkpoint_says(small, batch_size):
+def test_bundle_matches_checkpoint(small, batch_size):
     bundle = Predictor(small.bundle, threads=2, batch=batch_size)
     checkpoint = Detector(bundle.preprocess, CheckpointRuntime(small.model), CLASS_NAMES, batch=batch_size)
     images, pairs = pictures(), 0
@@ -100,7 +100,7 @@ OTHER_HEADS = (
 
 
 @needs_export
-def test_another_network_too(tmp_path):
+def test_bundle_of_other_head_matches_checkpoint(tmp_path):
     cfg, model = small_model(tmp_path, *OTHER_HEADS)
     bundle = Predictor(export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle"), threads=2)
     checkpoint = Detector(bundle.preprocess, CheckpointRuntime(model), CLASS_NAMES)
@@ -118,14 +118,14 @@ def test_another_network_too(tmp_path):
         ("PPFCOSDecode.inclusive=true", "PPFCOSDecode.class_top_k=50"),
     ],
 )
-def test_the_conventions_of_other_projects_are_exported(tmp_path, conventions):
+def test_decode_options_of_other_projects_are_exported(tmp_path, conventions):
     cfg, model = small_model(tmp_path, *conventions)
     bundle = export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle", CATEGORY_IDS)
-    agreement = compare(CheckpointRuntime(model), Predictor(bundle, device="cpu").runtime, NOISE)
-    assert agreement.holds and agreement.boxes > 20
+    check = compare(CheckpointRuntime(model), Predictor(bundle, device="cpu").runtime, NOISE)
+    assert check.holds and check.boxes > 20
 
 
-def test_the_bundle_holds_what_paddledetection_reads(small):
+def test_bundle_has_paddledetection_config(small):
     assert sorted(os.listdir(small.bundle)) == [
         "bundle.yml",
         "infer_cfg.yml",
@@ -149,7 +149,7 @@ def test_the_bundle_holds_what_paddledetection_reads(small):
     }
 
 
-def test_the_manifest_says_what_is_in_the_bundle(small):
+def test_manifest_describes_bundle(small):
     bundle = read_bundle(small.bundle)
     bundle.verify()
     assert sorted(bundle.files) == ["infer_cfg.yml", "model.json", "model.pdiparams"]
@@ -164,7 +164,7 @@ def test_the_manifest_says_what_is_in_the_bundle(small):
     assert bundle.networks == {"paddle": {"fp32": {"program": "model.json", "weights": "model.pdiparams"}}}
 
 
-def test_the_source_is_what_the_checkpoint_tells(tmp_path):
+def test_source_comes_from_checkpoint(tmp_path):
     weights = tmp_path / "best_model.pdparams"
     weights.write_bytes(b"weights")
     known = {
@@ -189,17 +189,17 @@ def test_the_source_is_what_the_checkpoint_tells(tmp_path):
         ({"kind": "nv12", "channels": "bgr"}, "--channels bgr"),
     ],
 )
-def test_an_input_that_cannot_be_is_named(arguments, named):
+def test_invalid_input_is_named(arguments, named):
     with pytest.raises(ConfigError, match=named):
         network_input(**arguments)
 
 
-def test_nothing_is_left_beside_the_bundle(small):
+def test_no_temporary_files_are_left(small):
     assert not [name for name in os.listdir(small.bundle.parent) if name.startswith(".")]
 
 
 @needs_export
-def test_an_export_leaves_the_model_as_it_was(tmp_path):
+def test_export_does_not_change_model(tmp_path):
     cfg, model = small_model(tmp_path)
     before = [output.numpy() for output in model(_as_tensors(NOISE[0])).values()]
     model.train()
@@ -215,7 +215,7 @@ def _as_tensors(batch: dict) -> dict:
     return {name: paddle.to_tensor(value) for name, value in batch.items()}
 
 
-def test_a_bundle_is_replaced_by_a_new_one(small, tmp_path):
+def test_existing_bundle_is_replaced(small, tmp_path):
     shutil.copytree(small.bundle, tmp_path / "bundle")
     cfg, model = small_model(tmp_path)
     export_bundle(model, cfg, ["x", "y", "z"], tmp_path / "bundle")
@@ -223,8 +223,8 @@ def test_a_bundle_is_replaced_by_a_new_one(small, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["bundle", "small.yml"]
 
 
-class SaysOtherwise(paddle.nn.Layer):
-    """A model whose exported program is wrong: its boxes are two pixels off."""
+class ExportsOtherBoxes(paddle.nn.Layer):
+    """A model whose exported program shifts its boxes by two pixels."""
 
     def __init__(self, model):
         super().__init__()
@@ -232,15 +232,15 @@ class SaysOtherwise(paddle.nn.Layer):
         self.decode = model.decode
 
     def forward(self, batch):
-        answer = self.model(batch)
+        outputs = self.model(batch)
         if not paddle.in_dynamic_mode():
             shift = paddle.to_tensor([0.0, 0.0, 2.0, 0.0, 0.0, 0.0])
-            answer = {"bbox": answer["bbox"] + shift, "bbox_num": answer["bbox_num"]}
-        return answer
+            outputs = {"bbox": outputs["bbox"] + shift, "bbox_num": outputs["bbox_num"]}
+        return outputs
 
 
-class CannotBeExported(paddle.nn.Layer):
-    """A model with an operator that programs do not have."""
+class FailsToExport(paddle.nn.Layer):
+    """A model with an operator that cannot be exported."""
 
     def __init__(self, model):
         super().__init__()
@@ -254,9 +254,9 @@ class CannotBeExported(paddle.nn.Layer):
 
 @needs_export
 @pytest.mark.parametrize(
-    ("broken", "message"), [(SaysOtherwise, "disagrees"), (CannotBeExported, "could not export")]
+    ("broken", "message"), [(ExportsOtherBoxes, "disagrees"), (FailsToExport, "could not export")]
 )
-def test_a_failed_export_leaves_the_old_bundle(tmp_path, broken, message):
+def test_failed_export_keeps_old_bundle(tmp_path, broken, message):
     cfg, model = small_model(tmp_path)
     old = tmp_path / "bundle"
     old.mkdir()
@@ -267,7 +267,7 @@ def test_a_failed_export_leaves_the_old_bundle(tmp_path, broken, message):
     assert sorted(os.listdir(tmp_path)) == ["bundle", "small.yml"]
 
 
-def test_a_difference_is_counted(small):
+def test_parity_check_counts_differences(small):
     class Shifted(CheckpointRuntime):
         def run(self, inputs):
             bbox, bbox_num = super().run(inputs)
@@ -276,12 +276,12 @@ def test_a_difference_is_counted(small):
 
     for changed, holds in ((0, True), (1, True), (1000, False)):
         Shifted.changed = changed
-        agreement = compare(CheckpointRuntime(small.model), Shifted(small.model), NOISE)
-        assert agreement.holds == holds and agreement.boxes > 40
-        assert (agreement.unmatched > 0) == (changed > 0)
+        check = compare(CheckpointRuntime(small.model), Shifted(small.model), NOISE)
+        assert check.holds == holds and check.boxes > 40
+        assert (check.unmatched > 0) == (changed > 0)
 
 
-def test_a_folder_with_other_files_is_not_replaced(small, tmp_path):
+def test_folder_with_other_files_is_not_replaced(small, tmp_path):
     cfg = {"TestReader": READER}
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "notes.txt").write_text("mine")
@@ -294,7 +294,7 @@ def test_a_folder_with_other_files_is_not_replaced(small, tmp_path):
         export_bundle(small.model, cfg, CLASS_NAMES, tmp_path / "file" / "bundle")
 
 
-def test_the_readers_transforms_become_the_preprocess_list():
+def test_reader_becomes_preprocess_steps():
     reader = {
         **READER,
         "sample_transforms": [{"Decode": None}, {"Resize": {"target_size": 64}}, {"Permute": None}],
@@ -317,12 +317,12 @@ def test_the_readers_transforms_become_the_preprocess_list():
         ({"batch_transforms": [{"PadBatch": {"pad_to_stride": 20}}]}, "pad_to_stride"),
     ],
 )
-def test_a_reader_that_cannot_be_deployed_is_named(changed, named):
+def test_unsupported_reader_is_named(changed, named):
     with pytest.raises(ConfigError, match=f"TestReader.*{named}"):
         preprocess_steps({**READER, **changed})
 
 
-def test_a_checkpoint_answers_like_its_model(small):
+def test_checkpoint_detector_matches_model(small):
     cfg = load_config(small.config, [f"weights={small.weights}"])
     detector = checkpoint_detector(cfg)
     expected = Detector(detector.preprocess, CheckpointRuntime(small.model), CLASS_NAMES).predict(
@@ -333,12 +333,12 @@ def test_a_checkpoint_answers_like_its_model(small):
     assert detector.class_names == tuple(CLASS_NAMES) and detector.category_ids == (1, 2, 3)
 
 
-def test_weights_must_be_named(small):
+def test_missing_weights_key_is_named(small):
     with pytest.raises(ConfigError, match="weights="):
         trained_model(load_config(small.config))
 
 
-def test_class_names_come_from_wherever_they_are(root, small, tinycoco, caplog):
+def test_class_names_come_from_first_source(root, small, tinycoco, caplog):
     stock = root / "configs" / "fcos_r50_fpn_1x_coco.yml"
     here = ["TestDataset.dataset_dir=nowhere", f"EvalDataset.dataset_dir={tinycoco}"]
     annotated = model_categories(load_config(stock, here))
@@ -349,15 +349,15 @@ def test_class_names_come_from_wherever_they_are(root, small, tinycoco, caplog):
     assert caplog.text == ""
     made_up = model_categories(load_config(stock, [*absent, "num_classes=2"]))
     assert [each["name"] for each in made_up] == ["class 0", "class 1"]
-    [record] = caplog.records  # it is said once
+    [record] = caplog.records  # only one message
     assert "classes are numbered" in record.message and "set TestDataset.class_names" in record.message
     with pytest.raises(DataError, match="num_classes"):
         model_categories(load_config(small.config, ["num_classes=4"]))
 
 
 @needs_export
-def test_a_network_that_finds_nothing(tmp_path, caplog):
-    """As a training begins: every score is below the threshold."""
+def test_network_without_detections(tmp_path, caplog):
+    """As at the start of training, all scores are below the threshold."""
     cfg, model = small_model(tmp_path, class_bias=(-12.0, -12.0, -12.0))
     bundle = export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle")
     assert "finds nothing in the test images" in caplog.text
@@ -375,7 +375,7 @@ def test_a_network_that_finds_nothing(tmp_path, caplog):
         (["--check_images", "nowhere"], "nowhere"),
     ],
 )
-def test_options_that_cannot_be_are_named_in_one_line(small, tmp_path, capsys, options, named):
+def test_invalid_options_are_named_in_one_line(small, tmp_path, capsys, options, named):
     arguments = ["-c", str(small.config), "-o", f"weights={small.weights}", "--output_dir", str(tmp_path)]
     assert main([*arguments, *options]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -386,7 +386,7 @@ def test_options_that_cannot_be_are_named_in_one_line(small, tmp_path, capsys, o
 @pytest.mark.skipif(
     not CANNOT_EXPORT, reason="only Paddle 2.6 and 3.3 cannot export: scripts/test_on_paddle.sh 2.6.2"
 )
-def test_a_paddle_that_cannot_export_says_which_can(tmp_path, capsys):
+def test_unsupported_paddle_names_supported_versions(tmp_path, capsys):
     model = small_model(tmp_path)[1]
     paddle.save(model.state_dict(), str(tmp_path / "weights.pdparams"))
     options = ["-c", str(write_config(tmp_path)), "--output_dir", str(tmp_path / "out")]

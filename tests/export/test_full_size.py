@@ -1,4 +1,4 @@
-"""The standard configuration at its full size, on a piece of COCO: trains, evaluates, exports."""
+"""Training, evaluation and export of the standard configuration at full size, on a subset of COCO."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ from conftest import needs_export
 
 @pytest.fixture(scope="module")
 def command(root, tinycoco):
-    """Runs one of tools/ with the standard configuration on the piece of COCO."""
-    overrides = [
-        "device=cpu",
-        "worker_num=0",
-        "pretrain_weights=null",
-        "TestDataset.dataset_dir=" + str(tinycoco),
-    ]
+    """Run one of tools/ with the standard configuration on the subset of COCO."""
+    overrides = ["device=cpu", "worker_num=0", "pretrain_weights=null", f"TestDataset.dataset_dir={tinycoco}"]
     for section, split in (("TrainDataset", "train2017"), ("EvalDataset", "val2017")):
         overrides += [f"{section}.dataset_dir={tinycoco}", f"{section}.image_dir=images/{split}"]
 
     def run(tool, *options, also=()):
-        config = root / "configs" / "fcos_r50_fpn_1x_coco.yml"
+        config = str(root / "configs" / "fcos_r50_fpn_1x_coco.yml")
         program = [
             sys.executable,
             str(root / "tools" / tool),
             "-c",
-            str(config),
+            config,
             *options,
             "-o",
             *overrides,
@@ -44,7 +39,7 @@ def command(root, tinycoco):
 
 @pytest.fixture(scope="module")
 def weights(command, tmp_path_factory):
-    """Of a training of three steps."""
+    """Weights after three training steps."""
     folder = tmp_path_factory.mktemp("trained")
     three_steps = ["epoch=1", "TrainReader.total_batch_size=1", "TrainDataset.sample_num=3", "log_iter=1"]
     three_steps += ["LearningRate.schedulers.1.steps=2", f"save_dir={folder}", "LearningRate.base_lr=0.0001"]
@@ -64,7 +59,7 @@ def test_trains_and_evaluates(command, weights, tmp_path, tinycoco):
 
 @needs_export
 def test_exports(command, weights, tmp_path):
-    """Paddle's program; ONNX at this size is in tests/export/test_onnx_export.py, and slow."""
+    """The Paddle program; tests/export/test_onnx_export.py has a slow test of ONNX at this size."""
     options = ["--formats", "paddle", "--output_dir", str(tmp_path / "exported")]
     command("export_model.py", *options, also=[f"weights={weights}"])
     bundle = tmp_path / "exported" / "fcos_r50_fpn_1x_coco"

@@ -1,4 +1,4 @@
-"""What an export writes as ONNX: every kind, input, size and precision, in ONNX Runtime and OpenVINO."""
+"""ONNX exports of every kind, input, size and precision, in ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import BundleError, ConfigError
 from ppfcos.export.bundle import ExportOptions, export_bundle
 from ppfcos.export.fp16 import convert_to_fp16
-from ppfcos.export.program import Nv12Image, network_input
 from ppfcos.export.onnx_export import OPSETS, end_to_end_model, model_with_nms
 from ppfcos.export.onnx_nms import nms_graph
-from ppfcos.export.parity import TOLERANCES, PixelsFirst, compare, noise_batches
-from ppfcos.export.program import CandidatesNetwork, HeadsSpec
+from ppfcos.export.parity import TOLERANCES, ExportedInputRuntime, compare, noise_batches
+from ppfcos.export.program import CandidatesNetwork, HeadsSpec, Nv12ToRGB, network_input
 from ppfcos.export.trained_model import CheckpointRuntime
 from ppfcos.modeling.fcos import center_grid
 from ppfcos.modeling.fuse import fuse_batch_norms
@@ -48,7 +47,7 @@ def detector(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def end_to_end(detector):
-    """The folder of a bundle with everything that can be had end to end."""
+    """A bundle with end-to-end networks in all formats and float precisions."""
     skip_without_export()
     cfg, model, folder = detector
     wanted = ExportOptions(formats=BOTH, precisions=("fp32", "fp16"))
@@ -63,25 +62,25 @@ def batches_of(bundle, count: int) -> list:
 
 
 def assert_agrees(bundle, model, runtime: str, count: int, precision: str = "fp32") -> None:
-    reference = PixelsFirst(read_bundle(bundle).input, CheckpointRuntime(model))
+    reference = ExportedInputRuntime(read_bundle(bundle).input, CheckpointRuntime(model))
     candidate = Predictor(bundle, runtime, precision, threads=2).runtime
-    agreement = compare(reference, candidate, batches_of(bundle, count), TOLERANCES[precision])
-    assert agreement.boxes > 100 and agreement.holds, agreement
-    assert precision != "fp32" or agreement.unmatched <= 2, agreement
+    check = compare(reference, candidate, batches_of(bundle, count), TOLERANCES[precision])
+    assert check.boxes > 100 and check.holds, check
+    assert precision != "fp32" or check.unmatched <= 2, check
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("count", [1, 4])
-def test_boxes_are_the_checkpoints(end_to_end, detector, runtime, count):
+def test_boxes_match_checkpoint(end_to_end, detector, runtime, count):
     assert_agrees(end_to_end, detector[1], runtime, count)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_half_precision_moves_no_box_by_half_a_pixel(end_to_end, detector, runtime):
+def test_fp16_moves_boxes_less_than_half_a_pixel(end_to_end, detector, runtime):
     assert_agrees(end_to_end, detector[1], runtime, 1, "fp16")
 
 
-def test_half_precision_is_in_the_convolutions_alone(end_to_end):
+def test_fp16_excludes_last_convolutions_and_outputs(end_to_end):
     model = onnx.load(end_to_end / "model_fp16.onnx")
     types = {each.name: each.data_type for each in model.graph.initializer}
     kernels = [types[node.input[1]] for node in model.graph.node if node.op_type == "Conv"]
@@ -96,8 +95,8 @@ def test_half_precision_is_in_the_convolutions_alone(end_to_end):
     assert (end_to_end / "model_fp16.onnx").stat().st_size < 0.6 * (end_to_end / "model.onnx").stat().st_size
 
 
-def test_a_large_sum_does_not_leave_half_precisions_range():
-    """Group norms over features of hundreds: their squares' sums are far beyond 65504."""
+def test_fp16_excludes_sums_of_normalization():
+    """The sums of squares of features in the hundreds exceed 65504."""
     image = onnx.parser.parse_graph(
         "g (float[1, 4, 64, 64] x) => (float[1, 4, 64, 64] y) { a = Conv (x, w)  s = Constant "
         "<value_floats = [1.0, 1.0, 1.0, 1.0]> ()  z = Constant <value_floats = [0.0, 0.0, 0.0, 0.0]> ()"
@@ -118,7 +117,7 @@ def test_a_large_sum_does_not_leave_half_precisions_range():
     np.testing.assert_allclose(half, whole, atol=0.01)
 
 
-FORMS = {
+SPECS = {
     "bytes": (None, network_input("uint8", "bgr", batch=2, size=(224, 320))),
     "nv12": (None, network_input("nv12")),
     "heads": (HeadsSpec("nhwc", "strides"), network_input("float32", "bgr")),
@@ -126,14 +125,14 @@ FORMS = {
 }
 
 
-SLOW_FORMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bytes", "board")]
+SLOW_SPECS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bytes", "board")]
 
 
 @needs_export
-@pytest.mark.parametrize("name", ["nv12", "heads", *SLOW_FORMS])
-def test_every_form_agrees_in_every_runtime(detector, name):
+@pytest.mark.parametrize("name", ["nv12", "heads", *SLOW_SPECS])
+def test_every_input_and_output_matches_in_every_runtime(detector, name):
     cfg, model, folder = detector
-    heads, form = FORMS[name]
+    heads, form = SPECS[name]
     bundle = export_bundle(model, cfg, CLASS_NAMES, folder / name, None, ExportOptions(heads, form, BOTH))
     assert not (bundle / "infer_cfg.yml").exists()  # PaddleDetection's script could not run it
     graph = onnx.load(bundle / "model.onnx").graph
@@ -146,29 +145,29 @@ def test_every_form_agrees_in_every_runtime(detector, name):
     }
     assert sizes == expected[name]
     whole = heads is not None and heads.image_only
-    reference = PixelsFirst(form, CheckpointRuntime(model))
+    reference = ExportedInputRuntime(form, CheckpointRuntime(model))
     for runtime in ("onnxruntime", "openvino", "paddle"):
         candidate = Predictor(bundle, runtime, threads=2).runtime
         batches = list(noise_batches(form, seed=3))[:2]
         for batch in batches:
             batch["im_shape"] = np.full_like(batch["im_shape"], 320) if whole else batch["im_shape"]
-        agreement = compare(reference, candidate, batches)
-        assert agreement.boxes > 20 and agreement.unmatched <= 1, (runtime, agreement)
+        check = compare(reference, candidate, batches)
+        assert check.boxes > 20 and check.unmatched <= 1, (runtime, check)
 
 
-def test_nv12_becomes_opencvs_pixels():
-    """Every Y with many U and V: the shades that no real picture has, too."""
+def test_nv12_conversion_matches_opencv():
+    """For every Y with many U and V."""
     random = np.random.default_rng(0)
     data = random.integers(0, 256, (96, 128), np.uint8)
     data[:16, :16] = np.arange(256).reshape(16, 16)
     expected = NV12Image(data, 64, 128).pixels()[:, :, ::-1]
-    found = Nv12Image()(paddle.to_tensor(data[None])).numpy()[0].transpose(1, 2, 0)
+    found = Nv12ToRGB()(paddle.to_tensor(data[None])).numpy()[0].transpose(1, 2, 0)
     assert np.abs(found - expected.astype(np.float32)).max() <= 1
     np.testing.assert_array_equal(expected, cv2.cvtColor(data, cv2.COLOR_YUV2RGB_NV12))
 
 
 @needs_export
-def test_no_batch_norm_is_left(tmp_path):
+def test_batch_norms_are_folded(tmp_path):
     _, model = small_model(
         tmp_path, "PPFCOSHead.norm_type=bn", "ResNet.freeze_norm=false", "ResNet.freeze_at=-1"
     )
@@ -206,8 +205,8 @@ def test_no_batch_norm_is_left(tmp_path):
         {"keep_top_k": 5},
     ],
 )
-def test_suppression_is_paddles(options):
-    """Our graph in two runtimes, beside Paddle's operator, on batches of one, four and of nothing."""
+def test_nms_matches_paddle(options):
+    """The ONNX graph in two runtimes and Paddle's operator, on batches of 1, 4 and without candidates."""
     decode = PPFCOSDecode(**{"score_threshold": 0.1, "nms_threshold": 0.5, **options})
     count, classes = 60, 3
     model = nms_graph(decode, count, classes, ir_version=8, opset=17)
@@ -228,17 +227,17 @@ def test_suppression_is_paddles(options):
             "scores": random.uniform(0, highest, (batch, count)).astype(np.float32),
             "classes": random.integers(0, classes, (batch, count)),
         }
-        expected = suppressed_by_paddle(decode, inputs, classes)
-        answer = compiled(inputs)
-        for rows, counts in (session.run(None, inputs), (answer["bbox"], answer["bbox_num"])):
+        expected = nms_of_paddle(decode, inputs, classes)
+        outputs = compiled(inputs)
+        for rows, counts in (session.run(None, inputs), (outputs["bbox"], outputs["bbox_num"])):
             assert counts.tolist() == [len(image) for image in expected]
             for image, wanted in zip(split_batch(rows, counts, ()), expected):
                 np.testing.assert_allclose(image.scores, wanted[:, 1], rtol=1e-6)
                 np.testing.assert_allclose(image.boxes, wanted[:, 2:], rtol=1e-6)
 
 
-def suppressed_by_paddle(decode: PPFCOSDecode, inputs: dict, classes: int) -> list:
-    """The rows of each image from `PPFCOSDecode` itself, the best first."""
+def nms_of_paddle(decode: PPFCOSDecode, inputs: dict, classes: int) -> list:
+    """The rows of each image from `PPFCOSDecode`, best first."""
 
     class GivenCandidates(PPFCOSDecode):
         def candidates(self, outputs, *others):
@@ -254,7 +253,7 @@ def suppressed_by_paddle(decode: PPFCOSDecode, inputs: dict, classes: int) -> li
 
 
 class OneLevel(CandidatesNetwork):
-    """The candidates of a network with one level of 512×512, of which only the class logits go in."""
+    """The candidates of one level of 512×512, with the class logits as input."""
 
     SIDE, STRIDE = 512, 8
 
@@ -271,8 +270,8 @@ class OneLevel(CandidatesNetwork):
 
 
 @needs_export
-def test_a_large_picture_has_more_pairs_than_float32_has_whole_numbers():
-    """21 million of a class and a location; ONNX divides numbers in float32 where Paddle does in integers."""
+def test_indices_above_float32_precision():
+    """21 million pairs of class and point; ONNX divides in float32 where Paddle divides integers."""
     model = paddle.nn.Layer()
     model.head = SimpleNamespace(strides=[OneLevel.STRIDE], num_classes=80)
     model.decode = PPFCOSDecode()
@@ -284,25 +283,25 @@ def test_a_large_picture_has_more_pairs_than_float32_has_whole_numbers():
         logits[(0, *place)] = 2
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     rows, _ = session.run(None, {"logits": logits, "im_shape": np.float32([[pixels, pixels]])})
-    # From the middle of its cell a box goes a stride to the left and up, or to the edge.
+    # A box extends from the center of its cell by a stride to the left and up, or to the border.
     cells = (rows[:, [3, 2]] + OneLevel.STRIDE / 2) // OneLevel.STRIDE
     assert {(int(row[0]), int(y), int(x)) for row, (y, x) in zip(rows, cells)} == expected
     assert len(rows) == len(expected)
 
 
-def test_an_impossible_opset_is_refused_with_the_range(detector):
+def test_unsupported_opset_is_named_with_the_range(detector):
     with pytest.raises(ConfigError, match=rf"12.*{OPSETS[0]} to {OPSETS[-1]}"):
         end_to_end_model(detector[1], network_input(), opset=12)
 
 
-def test_precisions_are_onnxs():
+def test_precisions_need_onnx():
     with pytest.raises(ConfigError, match="--formats"):
         ExportOptions(formats=("paddle",), precisions=("fp32", "fp16"))
 
 
 @needs_export
-def test_a_wrong_onnx_model_is_not_written(detector, tmp_path, monkeypatch):
-    """A graph that keeps fewer boxes than the model does."""
+def test_wrong_onnx_model_is_not_written(detector, tmp_path, monkeypatch):
+    """An NMS graph that keeps fewer boxes than the model."""
     cfg, model, _ = detector
 
     def stricter(decode, *sizes):
@@ -317,7 +316,7 @@ def test_a_wrong_onnx_model_is_not_written(detector, tmp_path, monkeypatch):
 @needs_export
 @pytest.mark.slow
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
-def test_the_full_network_in_the_oldest_and_the_newest_opset(root, tmp_path, opset):
+def test_full_network_in_oldest_and_newest_opset(root, tmp_path, opset):
     from ppfcos.config import load_config
 
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml")

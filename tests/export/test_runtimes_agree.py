@@ -1,7 +1,7 @@
-"""One network of every family: photographs have the same boxes in the checkpoint and in all three runtimes.
+"""One network per family: checkpoint and all three runtimes detect the same boxes in photographs.
 
-Networks have their full depth and width and have learnt nothing, but they are as well-behaved as those that
-have: see `untrained_model`. Photographs are shown at half of the usual size or less.
+The networks have full depth and width and are untrained, with the statistics of trained ones: see
+`untrained_model`. Photographs are resized to at most half the usual size.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ppfcos.export.trained_model import CheckpointRuntime
 
 PHOTOGRAPHS = 30
 PIXELS, SCORE = 0.01, 1e-4
-# Share of the boxes that are so near another one in score, or so near a threshold, that a rounding decides
-# which of them is kept.
+# Fraction of the boxes whose scores are so close to another one, or to a threshold, that rounding decides
+# which is kept.
 UNDECIDED = 0.002
-# It has several times the work of the others, and gets smaller photographs.
+# Several times slower than the others, so it gets smaller photographs.
 HEAVY = "fcos_x101_32x8d_fpn_multiscale_2x_coco"
 FAMILIES = (
     "fcos_r50_fpn_1x_coco",
@@ -44,13 +44,13 @@ FAMILIES = (
     "fcos_hrnetv2p_w18_1x_coco",
     "fcos_efficientnet_b0_512_coco",
 )
-SEEN = 8  # photographs that the network is made fit with
-# Behind a batch norm nearly all is above zero then.
+SEEN = 8  # photographs that the weights are fitted to
+# After a batch norm, nearly all values are above zero.
 SHIFT = 2.0
-# Mean and standard deviation of the logits: some hundred pairs of a location and a class are above the
-# threshold, and none of them is as good as certain, for what is has the same score as others.
+# Mean and standard deviation of the logits: some hundred candidates are above the threshold, none with a
+# score close to 1, where scores would be equal.
 CLASSES, QUALITY = (-8.0, 1.7), (0.0, 1.0)
-# Strides from a location to the farthest side of its box, at the most: every level's objects end there.
+# Maximum distance of a level's boxes, in strides.
 FARTHEST = 8
 
 
@@ -70,17 +70,16 @@ def configured(name):
             sides = step["Resize"]["target_size"]
             step["Resize"]["target_size"] = [min(side // 2, longest) for side in sides]
     for step in cfg["TestReader"]["batch_transforms"]:
-        if "PadBatch" in step:  # where it is the size itself, three quarters would be padding now
+        if "PadBatch" in step:  # a stride of the full size would be three quarters padding
             step["PadBatch"]["pad_to_stride"] = min(step["PadBatch"]["pad_to_stride"], 128)
     return cfg
 
 
 def untrained_model(cfg, preprocess, photographs):
-    """With norms, scores and distances as photographs would have taught them.
+    """A model with the norms, scores and distances of a trained one.
 
-    Random weights between batch norms magnify roundings a little more with every ReLU, a thousandfold in all
-    (Yang et al., "A mean field theory of batch normalization", ICLR 2019). Where a ReLU lets nearly
-    everything pass, they do not.
+    Random weights between batch norms amplify rounding with every ReLU, a thousandfold in all (Yang et al.,
+    "A mean field theory of batch normalization", ICLR 2019), unless nearly all values pass the ReLU.
     """
     paddle.seed(0)
     model = build_model(cfg)
@@ -102,16 +101,16 @@ def untrained_model(cfg, preprocess, photographs):
 
 
 def fit_distances(head, levels):
-    """Set the factor of each level so that nearly all of its distances are of its objects."""
+    """Set the scale of each level so that nearly all its distances are in its range."""
     for factor, distances, stride in zip(head.scales, levels, head.strides):
         farthest = float(np.quantile(distances.numpy(), 0.99)) / stride
         factor.set_value(factor * (FARTHEST / farthest))
 
 
-def without_counterpart(some, others, full):
-    """How many of some boxes are not among the others: class, score and all four sides.
+def count_unmatched(some, others, full):
+    """How many boxes have no match in class, score and coordinates among the others.
 
-    Where an image has as many as it may have, the last of them had to be better than others by a rounding.
+    In a full list, rounding decides which boxes are the last, so these are ignored.
     """
     count = 0
     last = others.scores.min() + SCORE if len(others) == full else 0.0
@@ -126,7 +125,7 @@ def without_counterpart(some, others, full):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_runtime_finds_the_checkpoints_boxes(name, photographs, tmp_path):
+def test_every_runtime_matches_checkpoint(name, photographs, tmp_path):
     cfg = configured(name)
     preprocess = Preprocess(preprocess_steps(cfg["TestReader"]))
     model = untrained_model(cfg, preprocess, photographs)
@@ -142,8 +141,8 @@ def test_every_runtime_finds_the_checkpoints_boxes(name, photographs, tmp_path):
     for runtime in runtimes:
         found = Predictor(bundle, runtime).predict(photographs)
         lost = sum(
-            without_counterpart(one, other, full) + without_counterpart(other, one, full)
+            count_unmatched(one, other, full) + count_unmatched(other, one, full)
             for one, other in zip(expected, found)
         )
-        print(f"{name} in {runtime}: {lost} of {2 * boxes} boxes without a counterpart, {cut} images full")
+        print(f"{name} in {runtime}: {lost} of {2 * boxes} boxes unmatched, {cut} images with a full list")
         assert lost <= UNDECIDED * 2 * boxes

@@ -1,4 +1,4 @@
-"""A configuration small enough to train in a second: a ResNet-18, drawn pictures of 96 pixels, two a step."""
+"""A configuration that trains in a second: ResNet-18, drawn images of 96 pixels, batches of two."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ EvalReader:
 
 
 def write_config(path: Path, root: Path, data: Path, output: Path) -> Path:
-    """Write the configuration for pictures that ppfcos.data.shapes drew."""
+    """Write the configuration for images drawn by ppfcos.data.shapes."""
     path.write_text(SMALL.format(configs=root / "configs", data=data, output=output))
     return path

@@ -1,4 +1,4 @@
-"""A small detector that has learnt nothing and yet finds dozens of boxes in a picture; and its pictures."""
+"""A small untrained detector that outputs dozens of boxes per image, and images for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppfcos.export.bundle import export_bundle
 
 CLASS_NAMES = ["circle", "square", "long triangle"]
 CATEGORY_IDS = [3, 7, 11]
-# height and width; the longest and the flattest reach the limit of the long side
+# Height and width; the long side of the most elongated ones decides on their scale.
 SHAPES = [
     (224, 320),
     (320, 224),
@@ -58,14 +58,14 @@ TestDataset:
 
 
 def write_config(folder: Path) -> Path:
-    """The configuration of the small detector as a file."""
+    """Write the configuration of the small detector."""
     path = folder / "small.yml"
     path.write_text(CONFIG, encoding="utf-8")
     return path
 
 
 def small_model(folder: Path, *overrides: str, class_bias: tuple = (-3.0, -3.0, -3.6)) -> tuple:
-    """The configuration, and its model with weights drawn at random so that scores are spread."""
+    """The configuration, and its model with random weights and spread scores."""
     cfg = load_config(write_config(folder), overrides)
     paddle.seed(7)
     model = create("PPFCOS")
@@ -76,7 +76,7 @@ def small_model(folder: Path, *overrides: str, class_bias: tuple = (-3.0, -3.0, 
 
 
 def spread_scores(model: paddle.nn.Layer) -> None:
-    """Draw what predicts anew, so that scores and boxes of a model that has learnt nothing differ widely."""
+    """Set random weights of the prediction layers, so that scores and boxes vary."""
     random = np.random.default_rng(7)
     for name, weight in model.head.named_parameters():
         if name in ("class_conv.weight", "box_conv.weight", "quality_conv.weight"):
@@ -85,7 +85,7 @@ def spread_scores(model: paddle.nn.Layer) -> None:
 
 
 def fit_logits(conv, levels, mean, deviation):
-    """Give every channel that a convolution predicts on all levels a mean and a standard deviation."""
+    """Set mean and standard deviation of the output channels of a convolution."""
     maps = [level.numpy().transpose(1, 0, 2, 3) for level in levels]
     values = np.concatenate([each.reshape(len(each), -1) for each in maps], axis=1)
     factors = deviation / values.std(axis=1)
@@ -96,7 +96,7 @@ def fit_logits(conv, levels, mean, deviation):
 
 @dataclass(frozen=True)
 class Exported:
-    """A model, the weights file it can be loaded from with `config`, and its bundle."""
+    """A model, its configuration and weights files, and its bundle."""
 
     model: paddle.nn.Layer
     config: Path
@@ -117,7 +117,7 @@ def exported(folder: Path) -> Exported:
 
 
 def pictures(seed: int = 0) -> list:
-    """Ten pictures of different shapes, drawn at random: [H, W, 3] uint8, blue first."""
+    """Ten random images of different sizes, [H, W, 3] BGR uint8."""
     return [draw_image(height, width, seed + i) for i, (height, width) in enumerate(SHAPES)]
 
 
@@ -128,10 +128,10 @@ def draw_image(height: int, width: int, seed: int) -> np.ndarray:
     picture = np.clip(ramp + random.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
     for _ in range(8):
         x, y = int(random.integers(width)), int(random.integers(height))
-        colour = [int(value) for value in random.integers(0, 256, 3)]
+        color = [int(value) for value in random.integers(0, 256, 3)]
         size = int(random.integers(8, max(9, min(height, width) // 2)))
         if random.random() < 0.5:
-            cv2.circle(picture, (x, y), size // 2, colour, cv2.FILLED)
+            cv2.circle(picture, (x, y), size // 2, color, cv2.FILLED)
         else:
-            cv2.rectangle(picture, (x, y), (x + size, y + size), colour, cv2.FILLED)
+            cv2.rectangle(picture, (x, y), (x + size, y + size), color, cv2.FILLED)
     return picture

@@ -1,4 +1,4 @@
-"""A network with FCOS's outputs as an ONNX file, small enough to be understood."""
+"""A tiny network with the outputs of FCOS as an ONNX file."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ BOXES = """
     scores = Reshape (score_map, score_rows)
     distance_map = Reshape (pixels_8, distance_rows)
     distances = Transpose <perm = [0, 2, 1]> (distance_map)
-    before, behind = Split <axis = 2> (distances)
-    smaller = Sub (locations, before)
-    larger = Add (locations, behind)
+    first_sides, last_sides = Split <axis = 2> (distances)
+    smaller = Sub (locations, first_sides)
+    larger = Add (locations, last_sides)
     boxes = Concat <axis = 2> (smaller, larger)
     selected = NonMaxSuppression (boxes, scores, kept, iou_threshold, score_threshold)
     score = GatherND (scores, selected)
@@ -83,7 +83,7 @@ LAYOUTS = {"nchw": "Identity", "nhwc": "Transpose <perm = [0, 2, 3, 1]>"}
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """The network's constants, drawn at random."""
+    """Random constants of the network."""
     random = np.random.default_rng(seed)
     outputs = {"second": CHANNELS, "third": CHANNELS, "down": CHANNELS}
     outputs |= {"classes": CLASSES, "box": 4, "quality": 1}
@@ -100,7 +100,7 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def decoding_constants() -> dict[str, np.ndarray]:
-    """What the boxes are made with; a location is two pixels from the next."""
+    """Constants of the decoding; points are two pixels apart."""
     rows, columns = np.mgrid[1:HEIGHT:2, 1:WIDTH:2]
     return {
         "locations": np.stack([columns.ravel(), rows.ravel()], axis=1)[None].astype(np.float32),
@@ -121,17 +121,9 @@ def write_heads(
     distance: str = "Relu",
     opset: int = 17,
 ) -> Path:
-    """Write the network with the answers of its head as outputs.
+    """Write the network with the outputs of its head, and return the path.
 
-    Args:
-        path: of the file.
-        constants: of `weights`.
-        layout: of the outputs.
-        distance: the operator that makes distances positive.
-        opset: version of the operators.
-
-    Returns:
-        The path.
+    `distance` is the operator that makes distances positive.
     """
     tail = HEADS.format(form=LAYOUTS[layout])
     text = NETWORK.format(opset=opset, distance=distance, outputs=HEAD_OUTPUTS, tail=tail)
@@ -139,7 +131,7 @@ def write_heads(
 
 
 def write_end_to_end(path: Path) -> Path:
-    """Write the network with the boxes of its finer level as outputs; the path."""
+    """Write the network with the boxes of its finer level as outputs, and return the path."""
     text = NETWORK.format(opset=17, distance="Relu", outputs=BOX_OUTPUTS, tail=BOXES)
     return _write(path, text, {**weights(), **decoding_constants()})
 
@@ -153,7 +145,7 @@ def _write(path: Path, text: str, constants: dict[str, np.ndarray]) -> Path:
 
 
 def images(count: int = 3, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Network inputs, an image each, of coarse blocks."""
+    """Batches of one image of coarse blocks."""
     random = np.random.default_rng(seed)
     blocks = random.uniform(0, 255, (count, 1, 3, 6, 8)).astype(np.float32)
     return [{"image": each.repeat(8, axis=2).repeat(8, axis=3)} for each in blocks]

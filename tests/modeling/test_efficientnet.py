@@ -23,6 +23,7 @@ from ppfcos.export.bundle import export_bundle
 from ppfcos.export.bundle_files import preprocess_steps
 from ppfcos.export.program import network_input
 from ppfcos.export.parity import noise_batches
+from ppfcos.export.program import network_input
 from ppfcos.modeling.backbones.efficientnet import PPFCOSEfficientNet
 
 SIZES = {

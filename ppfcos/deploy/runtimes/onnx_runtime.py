@@ -1,4 +1,4 @@
-"""ONNX Runtime: on a CPU, and with any provider that it was built with."""
+"""ONNX Runtime, on the CPU or any provider it was built with."""
 
 from __future__ import annotations
 
@@ -25,19 +25,9 @@ FATAL_ONLY = 4  # of its log levels
 
 
 class OnnxRuntime:
-    """A network in ONNX Runtime. Calls from several threads run side by side.
+    """A network in ONNX Runtime. Concurrent calls run in parallel.
 
-    Args:
-        file: the ONNX file.
-        threads: threads of the CPU that one call uses.
-        device: 'cpu'; 'gpu'; 'auto': the GPU if this ONNX Runtime has one; or the name of a provider, such as
-            'TensorrtExecutionProvider', behind which come CUDA and the CPU for what it cannot run.
-        one_size: all images have one size, so that it pays to try for it all ways to compute a convolution.
-
-    Raises:
-        MissingLibraryError: ONNX Runtime is not installed.
-        DeviceError: this ONNX Runtime lacks the provider, or the provider's libraries cannot be loaded.
-        BundleError: the file cannot be loaded.
+    Args: as of `open_session`.
     """
 
     def __init__(self, file: OnnxFile, threads: int, device: str = "auto", one_size: bool = False):
@@ -47,17 +37,7 @@ class OnnxRuntime:
         self._output_names = [each.name for each in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a batch.
-
-        Args:
-            inputs: an array for each of `input_names`.
-
-        Returns:
-            The outputs by name.
-
-        Raises:
-            BundleError: ONNX Runtime stopped, such as for lack of memory.
-        """
+        """Compute the outputs by name from the inputs in `input_names`; a `BundleError` if that fails."""
         try:
             return dict(zip(self._output_names, self._session.run(self._output_names, dict(inputs))))
         except Exception as error:
@@ -65,31 +45,31 @@ class OnnxRuntime:
 
 
 def open_session(file: OnnxFile, threads: int, device: str, one_size: bool = False, **settings: Any) -> Any:
-    """Load a network.
+    """Create an `onnxruntime.InferenceSession`.
 
     Args:
         file: the ONNX file.
-        threads: threads of the CPU that one call uses.
-        device: as for `OnnxRuntime`.
-        one_size: likewise.
-        settings: further ones of ONNX Runtime's `SessionOptions`, by their names.
-
-    Returns:
-        An `onnxruntime.InferenceSession`.
+        threads: CPU threads of one call.
+        device: 'cpu'; 'gpu'; 'auto': the GPU if this ONNX Runtime has one; or the name of a provider, such as
+            'TensorrtExecutionProvider', with CUDA and the CPU as fallbacks.
+        one_size: all images have one size, so that an exhaustive search for convolution algorithms pays off.
+        settings: further attributes of ONNX Runtime's `SessionOptions`.
 
     Raises:
-        MissingLibraryError, DeviceError, BundleError: as of `OnnxRuntime`.
+        MissingLibraryError: ONNX Runtime is not installed.
+        DeviceError: this ONNX Runtime lacks the provider, or cannot load the provider's libraries.
+        BundleError: the file cannot be loaded.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingLibraryError(
-            f"ONNX Runtime cannot be imported ({error}); `pip install onnxruntime`, or take another runtime"
+            f"ONNX Runtime cannot be imported ({error}); `pip install onnxruntime`, or use another runtime"
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = FATAL_ONLY  # errors are raised, too
-    # Without it, ONNX Runtime may take the content for its own format, which was not checked.
+    options.log_severity_level = FATAL_ONLY  # errors are raised anyway
+    # Otherwise ONNX Runtime may take the content for its own format, which has not been checked.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     for name, value in settings.items():
         setattr(options, name, value)
@@ -99,34 +79,33 @@ def open_session(file: OnnxFile, threads: int, device: str, one_size: bool = Fal
         _prepare_for_cuda(onnxruntime)
     try:
         session = onnxruntime.InferenceSession(file.content, options, providers=providers)
-    except Exception as error:  # its errors have no type in common
+    except Exception as error:  # its errors have no common base
         raise BundleError(
             f"{file.path}: ONNX Runtime {onnxruntime.__version__} cannot load it ({one_line(error)}); "
-            "export the bundle again, for this version"
+            "export the bundle again for this version"
         ) from error
-    if wanted not in session.get_providers():  # ONNX Runtime has taken the CPU, and told nobody
+    if wanted not in session.get_providers():  # ONNX Runtime silently falls back to the CPU
         problem = f"ONNX Runtime {onnxruntime.__version__} cannot load the libraries of {wanted}"
         cure = "install those it was built for: pip install onnxruntime-gpu[cuda,cudnn]"
         if device != "auto":
-            raise DeviceError(f"device {device}: {problem}; take cpu, or {cure}")
+            raise DeviceError(f"device {device}: {problem}; use cpu, or {cure}")
         logger.warning("%s and runs on the CPU; %s", problem, cure)
     return session
 
 
 def providers_for(device: str, available: Sequence[str], one_size: bool = False) -> list[Any]:
-    """The providers that run a network, the one that is wanted first.
+    """Names of execution providers, or (name, options), in order of priority.
+
+    NVIDIA's run on the GPU that the launcher assigned to this process, and CUDA computes float32 without
+    TF32.
 
     Args:
-        device: as for `OnnxRuntime`.
-        available: the names of those that there are.
-        one_size: as for `OnnxRuntime`.
-
-    Returns:
-        Names, or names with options, each behind those that may take a part of the network before it.
-        NVIDIA's run on the GPU that the launcher gave to this process, and CUDA computes float32 in float32.
+        device: as of `open_session`.
+        available: names of the available providers.
+        one_size: as of `open_session`.
 
     Raises:
-        DeviceError: the wanted one is not among them.
+        DeviceError: the requested provider is not available.
     """
     if device in ("cpu", CPU_PROVIDER):
         return [CPU_PROVIDER]
@@ -134,13 +113,13 @@ def providers_for(device: str, available: Sequence[str], one_size: bool = False)
     if wanted not in available:
         raise DeviceError(
             f"device {device}: this ONNX Runtime has no {wanted}, but {', '.join(available)}; "
-            "take cpu, or install onnxruntime-gpu"
+            "use cpu, or install onnxruntime-gpu"
         )
     cuda = [CUDA_PROVIDER] if CUDA_PROVIDER in available else []
     names = dict.fromkeys([*([] if device == "auto" else [wanted]), *cuda, CPU_PROVIDER])
     number = {"device_id": str(environment.launched_gpu())}
-    # Left alone, CUDA's convolutions have the 10 bits of TF32 from Ampere on. What was found for one size is
-    # forgotten with the next: where sizes change, a search takes several times as long as the network.
+    # By default, convolutions have the 10 bits of TF32 from Ampere on. The algorithm found for a size is
+    # forgotten with the next size: where sizes change, a search takes several times as long as the network.
     search = "EXHAUSTIVE" if one_size else "DEFAULT"
     cuda_options = {**number, "use_tf32": "0", "cudnn_conv_algo_search": search}
     options = {CUDA_PROVIDER: cuda_options, TENSORRT_PROVIDER: number}
@@ -148,10 +127,10 @@ def providers_for(device: str, available: Sequence[str], one_size: bool = False)
 
 
 def _prepare_for_cuda(onnxruntime: Any) -> None:
-    # It reports as an error each way to compute a convolution that this GPU lacks, and goes on with another.
+    # It logs an error for each convolution algorithm that this GPU lacks, and continues with another one.
     onnxruntime.set_default_logger_severity(FATAL_ONLY)
-    if hasattr(onnxruntime, "preload_dlls"):  # CUDA's libraries as Python packages are not where one looks
-        with contextlib.redirect_stdout(io.StringIO()):  # whether it worked is seen soon enough
+    if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA's libraries that are Python packages
+        with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
 
 

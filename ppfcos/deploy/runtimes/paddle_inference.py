@@ -1,4 +1,4 @@
-"""Paddle Inference: oneDNN on a CPU, CUDA where Paddle has it."""
+"""Paddle Inference: oneDNN on the CPU, CUDA if Paddle supports it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError
 from ppfcos.fileio import read_bytes
 
-# Each input shape gets its own oneDNN primitives; this many shapes are kept, for bounded memory.
+# oneDNN caches primitives per input shape; the limit bounds its memory.
 ONEDNN_SHAPES = 10
 GPU_POOL_MIB = 256
 
@@ -25,23 +25,22 @@ GPU_POOL_MIB = 256
 class PaddleInferenceRuntime:
     """A network in Paddle Inference.
 
-    Calls from several threads are safe and run one after another. On a CPU the process keeps the memory that
-    is freed in it for the next call (`ppfcos.environment.keep_freed_memory`).
+    Thread-safe: concurrent calls run one after another. On the CPU, the process keeps freed memory for the
+    next call (`ppfcos.environment.keep_freed_memory`).
 
     Args:
-        program: the program's file.
-        weights: the file of its parameters.
-        output_names: of its outputs in their order, for the program has names of its own.
-        threads: threads of the CPU.
-        device: 'cpu', 'gpu', or 'auto': the GPU if this Paddle has one; of several processes that
-            paddle.distributed.launch started, each takes its own.
-        precision: 'bf16' to compute in bfloat16 on a CPU; else in float32.
+        program: the program file.
+        weights: the weights file.
+        output_names: names of the outputs in order, which the program does not know.
+        threads: CPU threads.
+        device: 'cpu', 'gpu', or 'auto': the GPU if this Paddle has one; each process that
+            paddle.distributed.launch started takes its own.
+        precision: 'bf16' to compute in bfloat16 on the CPU; otherwise float32.
 
     Raises:
         MissingLibraryError: Paddle is not installed.
-        BundleError: Paddle cannot load the program, or is too old for such programs; or the program may do
-            more than compute.
-        DeviceError: a GPU is wanted and not there, or the CPU does not compute in bfloat16.
+        BundleError: Paddle is too old or cannot load the program, or the program may do more than compute.
+        DeviceError: there is no GPU, or the CPU does not compute in bfloat16.
     """
 
     def __init__(
@@ -65,24 +64,14 @@ class PaddleInferenceRuntime:
             self._predictor = paddle.inference.create_predictor(config)
         except Exception as error:  # Paddle raises its C++ errors as several types
             raise BundleError(
-                f"{program}: Paddle {paddle.__version__} cannot load it, it is of another version "
+                f"{program}: Paddle {paddle.__version__} cannot load it, it was written by another version "
                 f"({_reason(error)}); export the bundle again"
             ) from error
         self.input_names = tuple(self._predictor.get_input_names())
         self._outputs = dict(zip(output_names, self._predictor.get_output_names()))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a batch.
-
-        Args:
-            inputs: an array for each of `input_names`.
-
-        Returns:
-            The outputs by name.
-
-        Raises:
-            BundleError: Paddle stopped, such as for lack of memory.
-        """
+        """Compute the outputs by name from the inputs in `input_names`; a `BundleError` if that fails."""
         with self._lock:
             try:
                 return self._run(inputs)
@@ -105,7 +94,7 @@ class PaddleInferenceRuntime:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of one of Paddle's errors, which says what is wrong, without the place in its source."""
+    """The last line of a Paddle error, which states the problem, without the place in its source."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"\s*\(at [^()]*\)$", "", lines[-1].strip())
 
@@ -115,17 +104,17 @@ def _import_paddle() -> Any:
         with environment.quiet_imports():
             import paddle
             import paddle.inference
-    except MissingLibraryError:  # its message names the cure
+    except MissingLibraryError:  # it names the cure
         raise
     except ImportError as error:
         raise MissingLibraryError(
-            f"Paddle cannot be imported ({error}); `pip install paddlepaddle`, or take another runtime"
+            f"Paddle cannot be imported ({error}); `pip install paddlepaddle`, or use another runtime"
         ) from error
     return paddle
 
 
 def _versions() -> ModuleType:
-    """What differs between versions of Paddle; imports it, which nobody wants before a runtime is made."""
+    """Differences between versions of Paddle; imported late, since it imports Paddle."""
     from ppfcos import paddle_versions
 
     return paddle_versions
@@ -134,8 +123,8 @@ def _versions() -> ModuleType:
 def _check_version(paddle: Any, program: Path) -> None:
     if not _versions().HAS_NEW_IR:
         raise BundleError(
-            f"{program}: Paddle {paddle.__version__} cannot run it, it lacks the new IR; "
-            "Paddle 3.0 and newer can, or take another runtime, such as onnxruntime"
+            f"{program}: Paddle {paddle.__version__} cannot run it, it has no PIR; "
+            "install Paddle 3.0 or newer, or use another runtime, such as onnxruntime"
         )
 
 
@@ -150,16 +139,16 @@ def _check_program(program: Path) -> None:
 def _on_gpu(paddle: Any, device: str) -> bool:
     available = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if device not in ("auto", "cpu", "gpu"):
-        raise DeviceError(f"device {device!r} is not known to Paddle Inference here; take auto, cpu or gpu")
+        raise DeviceError(f"device {device!r} is unknown to Paddle Inference; use auto, cpu or gpu")
     if device == "gpu" and not available:
-        raise DeviceError("device gpu: this Paddle sees no GPU; take cpu, or install paddlepaddle-gpu")
+        raise DeviceError("device gpu: this Paddle finds no GPU; use cpu, or install paddlepaddle-gpu")
     return available and device != "cpu"
 
 
 def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: bool) -> Any:
     config = paddle.inference.Config(str(program), str(weights))
     config.disable_glog_info()
-    # A program in the new IR needs both; without them the memory optimisation cannot find the predictor.
+    # PIR programs need both; without them the memory optimization fails ("Not find predictor_id 0").
     config.enable_new_executor()
     config.enable_new_ir()
     if on_gpu:
@@ -168,7 +157,7 @@ def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: boo
         environment.keep_freed_memory()
         config.disable_gpu()
         if _versions().HAS_DOUBLES_IN_PROGRAMS:
-            config.disable_mkldnn()  # slow, but else Paddle stops
+            config.disable_mkldnn()  # slow, but Paddle 3.3 fails with it
         else:
             config.enable_mkldnn()
             config.set_mkldnn_cache_capacity(ONEDNN_SHAPES)
@@ -179,7 +168,5 @@ def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: boo
 
 def _compute_in_bfloat16(paddle: Any, config: Any, on_gpu: bool) -> None:
     if on_gpu or not paddle.base.core.supports_bfloat16() or _versions().HAS_DOUBLES_IN_PROGRAMS:
-        raise DeviceError(
-            "precision bf16: Paddle Inference 3.0 to 3.2 computes in it on CPUs that have it; take fp32"
-        )
+        raise DeviceError("precision bf16: needs Paddle 3.0 to 3.2 and a CPU with bfloat16; use fp32")
     config.enable_mkldnn_bfloat16()

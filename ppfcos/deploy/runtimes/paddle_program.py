@@ -1,7 +1,7 @@
-"""Which operators a Paddle program may have.
+"""Allowlist of operators in Paddle programs.
 
-Paddle has operators that read and write any file, open connections, print, compile code, and loop for ever. A
-network needs none of these. What is listed here computes tensors from tensors.
+Paddle has operators that read and write files, open connections, print, compile code, and loop forever. The
+operators listed here only compute tensors from tensors.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from ppfcos.errors import BundleError, one_line
 
-MAX_BYTES = 16 << 20  # EfficientNet-B3's is below one megabyte
-MAX_DIGITS = 20  # of 64 bits
+MAX_PROGRAM_BYTES = 16 << 20  # EfficientNet-B3's is below one megabyte
+MAX_DIGITS = 20  # of 64-bit integers
 
 STRUCTURE = "combine split"
 TENSORS = """
@@ -38,7 +38,7 @@ TENSORS = """
     tanh_shrink thresholded_relu tile topk transpose trilinear_interp triu tril trunc unbind unfold uniform
     unsqueeze unsqueeze_ unstack where yolo_box zeros zeros_like
 """
-# In a program's file 0 stands for Paddle's dialect `builtin` and 1 for `pd_op`; p is a parameter.
+# In the file, 0 is Paddle's dialect `builtin`, 1 is `pd_op`, and p is a parameter.
 OPERATORS = frozenset(
     ["p", *(f"0.{name}" for name in STRUCTURE.split()), *(f"1.{name}" for name in TENSORS.split())]
 )
@@ -48,15 +48,13 @@ NOT_OPERATORS = re.compile(r"[01]\.[at]_[a-z0-9_]+|(region|block)_[0-9]+")  # at
 def check_program(path: Path, content: bytes) -> None:
     """Refuse a program that may do more than compute.
 
-    Args:
-        path: of the program, for messages.
-        content: all of it.
-
     Raises:
-        BundleError: it is not a program in Paddle's new IR, or has an operator that is not in `OPERATORS`.
+        BundleError: it is not a PIR program, or has an operator that is not in `OPERATORS`.
     """
-    if len(content) > MAX_BYTES:
-        raise BundleError(f"{path}: the program is larger than {MAX_BYTES >> 20} MiB; export it again")
+    if len(content) > MAX_PROGRAM_BYTES:
+        raise BundleError(
+            f"{path}: the program is larger than {MAX_PROGRAM_BYTES >> 20} MiB; export it again"
+        )
     try:
         program = json.loads(
             content.decode("utf-8"),
@@ -65,11 +63,9 @@ def check_program(path: Path, content: bytes) -> None:
             parse_int=_int,
         )
     except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"{path}: this is not a Paddle program ({one_line(error)}); export it again"
-        ) from error
+        raise BundleError(f"{path}: not a Paddle program ({one_line(error)}); export it again") from error
     if not isinstance(program, dict) or not isinstance(program.get("program"), dict):
-        raise BundleError(f"{path}: this is not a Paddle program; export it again")
+        raise BundleError(f"{path}: not a Paddle program; export it again")
     pending: list[Any] = [program]
     while pending:
         value = pending.pop()
@@ -80,18 +76,16 @@ def check_program(path: Path, content: bytes) -> None:
             known = isinstance(name, str) and (name in OPERATORS or NOT_OPERATORS.fullmatch(name))
             if not known:
                 raise BundleError(
-                    f"{path}: the operator {str(name)[:60]!r} is refused, for it is not one of those that "
-                    f"networks consist of ({Path(__file__).name} lists them)"
+                    f"{path}: the operator {str(name)[:60]!r} is refused, it is not one of a network "
+                    f"({Path(__file__).name} lists these)"
                 )
             if name in OPERATORS and "#" in value and not _has_attributes(value):
-                raise BundleError(
-                    f"{path}: the attributes of an operator {name} are incomplete; export it again"
-                )
+                raise BundleError(f"{path}: an operator {name} lacks attributes; export it again")
             pending += value.values()
 
 
 def _has_attributes(operator: dict[str, Any]) -> bool:
-    """Whether an operator has the attributes of its outputs, which Paddle reads without a check."""
+    """Whether an operator has the attributes of its outputs, which Paddle reads unchecked."""
     attributes, outputs = operator.get("OA"), operator.get("O")
     if not isinstance(attributes, list):
         return False
@@ -105,10 +99,10 @@ def _has_attributes(operator: dict[str, Any]) -> bool:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of two equal keys another parser may take the other one.
+    # Of two equal keys, another parser may take the other one.
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return values
 
 
@@ -119,4 +113,4 @@ def _int(digits: str) -> int:
 
 
 def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not valid JSON")
