@@ -158,7 +158,7 @@ def load(name: str, folder: Path, threads: int):
     """The runtime of one side with its network."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import onnx
         import ppdet  # noqa: F401

@@ -82,7 +82,7 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.data.check.check import check_data
     from ppfcos.visualize.data_report import text_report

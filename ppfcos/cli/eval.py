@@ -159,7 +159,7 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ConfigError("--json_eval evaluates what was found before, and runs nothing: leave out --bundle")
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
         from ppfcos.data.classes import settle_num_classes

@@ -10,7 +10,7 @@ import paddle
 from paddle import nn
 from ppdet.optimizer import ModelEMA
 
-from ppfcos.modeling.qat.prepare import is_range
+from ppfcos.modeling.qat import is_range
 
 
 class InPlaceAverage(ModelEMA):

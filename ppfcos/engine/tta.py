@@ -192,7 +192,7 @@ class AugmentedModel(nn.Layer):
             return np.zeros((0, 6), np.float32)
         decode = self.model.decode
         of_batch = Candidates(*(paddle.to_tensor(part).unsqueeze(0) for part in candidates))
-        rows, where, _ = (part.numpy() for part in decode.suppress(of_batch, self.model.head.num_classes))
+        rows, where, _ = (part.numpy() for part in decode.nms(of_batch, self.model.head.num_classes))
         if self._vote_iou is not None:
             rows[:, 2:] = voted(candidates, where.flatten(), self._vote_iou)
         return rows[box_areas(rows[:, 2:]) > 0] if decode.clip == "after" else rows
@@ -209,13 +209,13 @@ def voted(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndar
     Returns:
         [N, 4].
     """
-    result = candidates.shown[kept]
-    visible = box_areas(candidates.shown) > 0
+    result = candidates.output_boxes[kept]
+    visible = box_areas(candidates.output_boxes) > 0
     for row, place in zip(result, kept):
         near = _ious(candidates.boxes[place], candidates.boxes) >= least_iou
-        voters = _only(candidates, visible & near & (candidates.classes == candidates.classes[place]))
+        voters = _only(candidates, visible & near & (candidates.labels == candidates.labels[place]))
         if len(voters.scores):  # a box without area is not even like itself
-            row[:] = np.average(voters.shown, axis=0, weights=voters.scores)
+            row[:] = np.average(voters.output_boxes, axis=0, weights=voters.scores)
     return result
 
 
@@ -236,9 +236,9 @@ def _mirrored(candidates: Candidates, width: int) -> Candidates:
     """Candidates of an image of this width, from those of its mirror image."""
     boxes, shown = (
         np.stack([width - x1, y0, width - x0, y1], axis=1)
-        for x0, y0, x1, y1 in (candidates.boxes.T, candidates.shown.T)
+        for x0, y0, x1, y1 in (candidates.boxes.T, candidates.output_boxes.T)
     )
-    return candidates._replace(boxes=boxes, shown=shown)
+    return candidates._replace(boxes=boxes, output_boxes=shown)
 
 
 def _within(candidates: Candidates, scale: np.ndarray, size_range: Sequence[float]) -> np.ndarray:

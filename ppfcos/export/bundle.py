@@ -42,8 +42,8 @@ from ppfcos.export.program import (
 )
 from ppfcos.export.trained_model import CheckpointRuntime
 from ppfcos.fileio import replacing_folder
-from ppfcos.modeling.fuse import folded_copy
-from ppfcos.modeling.qat.prepare import float_copy, limited_copy, ranges_of
+from ppfcos.modeling.fuse import fuse_batch_norms
+from ppfcos.modeling.qat import clipped_copy, float_copy, get_ranges
 
 if TYPE_CHECKING:  # without the packages for ONNX it cannot be imported
     from onnx import ModelProto
@@ -151,8 +151,8 @@ def export_bundle(
     _check_target(target)
     with replacing_folder(target) as unfinished, _evaluating(model):
         preprocess = Preprocess(description["Preprocess"], wanted.form)
-        plain = model if ranges_of(model) is None else float_copy(model)
-        folded = _Network(folded_copy(plain), model)
+        plain = model if get_ranges(model) is None else float_copy(model)
+        folded = _Network(fuse_batch_norms(plain), model)
         networks, scales = _write_networks(folded, wanted, preprocess, unfinished)
         if _paddledetection_can_run(wanted):
             _write_yaml(unfinished / names.CONFIG_FILE, description)
@@ -179,8 +179,8 @@ def _check_ranges(model: paddle.nn.Layer, wanted: Wanted) -> None:
         return
     from ppfcos.export.qat_export import TrainedRanges
 
-    ranges = ranges_of(model)
-    trained = ranges is not None and ranges.are_known()
+    ranges = get_ranges(model)
+    trained = ranges is not None and ranges.is_initialized()
     if isinstance(wanted.calibration, TrainedRanges) and not trained:
         raise BundleError(
             "the network has no trained ranges for INT8: train it with quantization_aware_training first, or "
@@ -296,8 +296,8 @@ def _write_int8(
 
     if not isinstance(wanted.calibration, TrainedRanges):
         return write_int8(network, model.plain, target, preprocess, wanted.calibration)
-    limits = ranges_of(model.trained).limits.tolist()
-    limited = _onnx_network(limited_copy(model.trained), wanted)
+    limits = get_ranges(model.trained).limits.tolist()
+    limited = _onnx_network(clipped_copy(model.trained), wanted)
     return write_trained_int8(limited, map(tuple, limits), target, wanted.calibration)
 
 

@@ -43,7 +43,7 @@ from ppfcos.deploy.bundle import read_bundle
 from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.engine.model import count_multiply_adds, count_weights
 from ppfcos.export.quantizer import FloatNetwork
-from ppfcos.modeling.fuse import folded_copy
+from ppfcos.modeling.fuse import fuse_batch_norms
 from ppfcos.visualize import network_drawing
 from ppfcos.visualize.network_drawing import layout_of
 
@@ -134,7 +134,7 @@ def test_layers_are_called_as_in_the_model(heads, model):
 
 def test_parameters_are_those_of_the_folded_model(heads, model):
     """All but the scales of levels, which are 1 here, and biases of 0: the export drops them."""
-    folded = folded_copy(model)
+    folded = fuse_batch_norms(model)
     expected = count_weights(folded).total
     gone = sum(
         int(value.size)

@@ -522,7 +522,7 @@ def test_locations_are_those_of_the_training(radius):
     height, width = 200, 330
     padded = 224, 352
     geometry = Geometry(radius=radius)
-    grids = [center_grid(-(-padded[0] // s), -(-padded[1] // s), s).locations() for s in geometry.strides]
+    grids = [center_grid(-(-padded[0] // s), -(-padded[1] // s), s).points() for s in geometry.strides]
     targets = PPFCOSTargets(list(geometry.size_ranges), radius)
     shared = 0
     for _ in range(8):

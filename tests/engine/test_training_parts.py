@@ -62,7 +62,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from ppfcos import environment
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     from ppfcos.engine import distributed

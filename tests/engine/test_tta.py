@@ -171,7 +171,7 @@ def test_a_vote_is_worth_its_score():
     np.testing.assert_allclose(voted(candidates, np.array([0, 3]), 0.6), expected, rtol=1e-6)
     np.testing.assert_array_equal(voted(candidates, np.array([0, 3]), 0.95), boxes[[0, 3]] + 1)
     # What the image's edge has left nothing of has no vote.
-    candidates.shown[1] = -1
+    candidates.output_boxes[1] = -1
     np.testing.assert_array_equal(voted(candidates, np.array([0, 3]), 0.6), boxes[[0, 3]] + 1)
 
 

@@ -32,7 +32,7 @@ from ppfcos.export.parity import TOLERANCES, PixelsFirst, compare, noise_batches
 from ppfcos.export.program import CandidatesNetwork, HeadsForm
 from ppfcos.export.trained_model import CheckpointRuntime
 from ppfcos.modeling.fcos import center_grid
-from ppfcos.modeling.fuse import folded_copy
+from ppfcos.modeling.fuse import fuse_batch_norms
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.postprocess import Candidates, PPFCOSDecode
 
@@ -181,7 +181,7 @@ def test_no_batch_norm_is_left(tmp_path):
                 (layer.weight, 0.5, 2),
             ):
                 tensor.set_value(random.uniform(low, high, tensor.shape).astype(np.float32))
-    folded = folded_copy(model)
+    folded = fuse_batch_norms(model)
     assert not [layer for layer in folded.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
     assert [layer for layer in model.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
     image = paddle.to_tensor(random.uniform(0, 255, (1, 3, 64, 96)).astype(np.float32))

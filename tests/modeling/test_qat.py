@@ -43,8 +43,14 @@ from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
 from ppfcos.export.trained_model import CheckpointRuntime, trained_model
 from ppfcos.modeling.backbones import efficientnet
 from ppfcos.modeling.backbones.efficientnet import Stage
-from ppfcos.modeling.qat.layers import Ranges, quantized_activations, quantized_weights
-from ppfcos.modeling.qat.prepare import float_copy, limited_copy, make_quantization_aware
+from ppfcos.modeling.qat import (
+    ActivationRanges,
+    clipped_copy,
+    fake_quantize_activations,
+    fake_quantize_weights,
+    float_copy,
+    prepare_qat,
+)
 
 SIDE = 64
 # A backbone of three blocks in the place of EfficientNet's sixteen, one of which is residual.
@@ -145,7 +151,7 @@ def with_ranges(model: nn.Layer) -> nn.Layer:
     with paddle.no_grad():
         for step in range(8):
             model.network(pictures(2, 10 * step), sizes(2))
-        make_quantization_aware(model, 0.5, 100)
+        prepare_qat(model, 0.5, 100)
         for step in range(3):
             model.network(pictures(2, 100 + 10 * step), sizes(2))
     # None the same as another, by which a test may tell them apart.
@@ -174,7 +180,7 @@ def test_activations_are_those_of_the_formula(values, smallest, largest):
     zero_point, scale = compute_scale_zp(*limits, np.uint8(0), np.uint8(255))
     integers = np.rint(values / scale) + np.float32(zero_point)
     x = paddle.to_tensor(values, stop_gradient=False)
-    found = quantized_activations(x, paddle.to_tensor(limits))
+    found = fake_quantize_activations(x, paddle.to_tensor(limits))
     expected = (np.clip(integers, 0, 255) - np.float32(zero_point)) * scale
     np.testing.assert_array_equal(found.numpy(), expected)
     found.sum().backward()
@@ -190,7 +196,7 @@ def test_activations_are_those_of_the_formula(values, smallest, largest):
 )
 def test_weights_are_those_of_the_formula(values):
     x = paddle.to_tensor(values, stop_gradient=False)
-    found = quantized_weights(x)
+    found = fake_quantize_weights(x)
     for channel, quantised in zip(values, found.numpy()):
         largest = np.abs(channel).max()
         _, scale = compute_scale_zp(-largest, largest, np.int8(-127), np.int8(127), symmetric=True)
@@ -203,14 +209,14 @@ def test_weights_are_those_of_the_formula(values):
 
 
 def test_ranges_are_a_moving_average_of_the_extremes_until_they_are_frozen():
-    ranges = Ranges(2, momentum=0.75, freeze_after=3)
+    ranges = ActivationRanges(2, momentum=0.75, freeze_after=3)
     random = np.random.default_rng(0)
     expected = np.zeros([2, 2])
     for step in range(5):
         batch = random.normal(step, 2, [2, 100]).astype(np.float32)
         extremes = np.stack([np.minimum(batch.min(axis=1), 0), np.maximum(batch.max(axis=1), 0)], axis=1)
         for row in range(2):
-            ranges.quantized(row, paddle.to_tensor(batch[row]))
+            ranges.quantize(row, paddle.to_tensor(batch[row]))
         if step < 3:
             expected = extremes if step == 0 else 0.75 * expected + 0.25 * extremes
         np.testing.assert_allclose(ranges.limits.numpy(), expected, rtol=1e-6)
@@ -219,10 +225,10 @@ def test_ranges_are_a_moving_average_of_the_extremes_until_they_are_frozen():
 
 @pytest.mark.parametrize("spoilt", [["nan", "inf"], ["1", "inf"], ["-inf", "1"]])
 def test_what_is_not_finite_leaves_its_range_alone(spoilt):
-    ranges = Ranges(2, momentum=0.5, freeze_after=9)
+    ranges = ActivationRanges(2, momentum=0.5, freeze_after=9)
     for values in ([1.0, 2.0], list(map(float, spoilt))):
-        ranges.quantized(0, paddle.to_tensor([-1.0, 3.0]))
-        ranges.quantized(1, paddle.to_tensor(values))
+        ranges.quantize(0, paddle.to_tensor([-1.0, 3.0]))
+        ranges.quantize(1, paddle.to_tensor(values))
     expected = [0, 1.5] if spoilt == ["-inf", "1"] else [0, 2]
     np.testing.assert_array_equal(ranges.limits.numpy(), [[-1, 3], expected])
 
@@ -254,7 +260,7 @@ def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):
 def test_weights_keep_their_names_and_float_is_what_it_was(folder):
     plain, aware = tiny_model(folder), tiny_model(folder)
     spread_scores(plain)
-    make_quantization_aware(aware, 0.5, 10)
+    prepare_qat(aware, 0.5, 10)
     new = set(aware.state_dict()) - set(plain.state_dict())
     assert new == {"quantization.limits", "quantization.observed"}
     assert set(plain.state_dict()) < set(aware.state_dict())
@@ -269,13 +275,13 @@ def test_weights_keep_their_names_and_float_is_what_it_was(folder):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("PPFCOSEfficientNet.activation=swish", r"_ef\S* cannot be trained .*activation: relu"),
+        ("PPFCOSEfficientNet.activation=swish", r"_ef\S* cannot be quantized.*activation: relu"),
         (
             "PPFCOSEfficientNet.squeeze_excitation=true",
-            r"_ef\S* cannot be trained .*squeeze_excitation: false",
+            r"_ef\S* cannot be quantized.*squeeze_excitation: false",
         ),
-        ("PPFCOSBiFPN.fusion=fast", r"neck\S* cannot be trained .*fusion: sum"),
-        ("PPFCOSHead.norm_per_level=true", r"head\S* cannot be trained .*norm_per_level: false"),
+        ("PPFCOSBiFPN.fusion=fast", r"neck\S* cannot be quantized.*fusion: sum"),
+        ("PPFCOSHead.norm_per_level=true", r"head\S* cannot be quantized.*norm_per_level: false"),
         ("amp=true", "set amp: false"),
         ("to_static=true", "set to_static: false"),
     ],
@@ -303,7 +309,7 @@ class Converted(NamedTuple):
 
 
 def converted(model: nn.Layer) -> Converted:
-    return Converted(model, heads_model(limited_copy(model), network_input(), HeadsForm(), 17))
+    return Converted(model, heads_model(clipped_copy(model), network_input(), HeadsForm(), 17))
 
 
 @pytest.fixture(scope="module")
@@ -359,10 +365,10 @@ def check_every_activation(exported: Converted, path: Path) -> None:
     image = pictures(2, 50)
     theirs, model = activations(exported.write(path), image.numpy()), exported.model
     ranges, differing, sizes_of = model.quantization, [], []
-    quantized = ranges.quantized
+    quantize = ranges.quantize
 
     def compared(row: int, x: paddle.Tensor) -> paddle.Tensor:
-        own = quantized(row, x).numpy()
+        own = quantize(row, x).numpy()
         zero_point, scale = compute_scale_zp(*ranges.limits[row].numpy(), np.uint8(0), np.uint8(255))
         same = [each for each in theirs[float(scale), int(zero_point)] if each.shape == own.shape]
         steps = np.abs(np.rint((same[0] - own) / scale))
@@ -372,7 +378,7 @@ def check_every_activation(exported: Converted, path: Path) -> None:
         return paddle.to_tensor(same[0])
 
     with pytest.MonkeyPatch.context() as patch, paddle.no_grad():
-        patch.setattr(ranges, "quantized", compared)
+        patch.setattr(ranges, "quantize", compared)
         model.network(image, sizes(2))
     assert len(differing) == len(ranges.limits)
     assert sum(differing) < 0.001 * sum(sizes_of)
@@ -539,20 +545,20 @@ TOGETHER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from ppfcos import environment
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     from ppfcos.engine import distributed
     from ppfcos.engine.device import select_device
-    from ppfcos.modeling.qat.layers import Ranges
+    from ppfcos.modeling.qat import ActivationRanges
 
 select_device({"device": "cpu"})
 distributed.start()
 rank = distributed.rank()
-ranges = Ranges(2, momentum=0.5, freeze_after=9)
+ranges = ActivationRanges(2, momentum=0.5, freeze_after=9)
 for step in range(2):
     for row in range(2):
-        ranges.quantized(row, paddle.to_tensor([-1.0 - row - 3 * rank, 2.0 + step - rank]))
+        ranges.quantize(row, paddle.to_tensor([-1.0 - row - 3 * rank, 2.0 + step - rank]))
 paddle.save({"limits": ranges.limits}, f"{sys.argv[2]}/{rank}.pdparams")
 """
 
