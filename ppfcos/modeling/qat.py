@@ -17,6 +17,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.autograd import PyLayer
 from paddle.nn.initializer import Constant
 
+from ppfcos.errors import ConfigError
 from ppfcos.modeling.fuse import example_batch, find_conv_norm_pairs, fused_weights, replace_layer
 from ppfcos.modeling.layers import Add
 from ppfcos.modeling.necks.bifpn import Fusion
@@ -269,7 +270,7 @@ def prepare_qat(model: nn.Layer, momentum: float, freeze_after: int) -> nn.Layer
         freeze_after: of ActivationRanges.
 
     Raises:
-        ValueError: a part of the network cannot be quantized.
+        ConfigError: a part of the network cannot be quantized.
     """
     training = model.training
     model.eval()
@@ -339,9 +340,9 @@ def _copy(model: nn.Layer, join: Callable[[nn.Layer, Quantizer], nn.Layer]) -> n
 def _check_layers(model: nn.Layer, fused_norms: set[nn.Layer]) -> None:
     for name, layer in model.named_sublayers():
         if isinstance(layer, Fusion) and layer.weights is not None:
-            raise ValueError(f"{name} cannot be quantized: set PPFCOSBiFPN.fusion: sum")
+            raise ConfigError(f"{name} cannot be quantized: set PPFCOSBiFPN.fusion: sum")
         if isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm)) and layer not in fused_norms:
-            raise ValueError(
+            raise ConfigError(
                 f"{name} cannot be quantized, because it does not follow exactly one convolution: "
                 "set PPFCOSHead.norm_per_level: false"
             )
@@ -370,7 +371,7 @@ def _assign_rows(
         if isinstance(call.layer, nn.Conv2D) and id(call.inputs[0]) not in produced:
             if count:
                 name = next(name for name, layer in model.named_sublayers() if layer is call.layer)
-                raise ValueError(
+                raise ConfigError(
                     f"{name} cannot be quantized: its input is not the output of a convolution, addition or "
                     "ReLU; use PPFCOSMobileNetV2, or PPFCOSEfficientNet with activation: relu and "
                     "squeeze_excitation: false"
