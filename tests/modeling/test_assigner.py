@@ -114,7 +114,7 @@ def padded(images: list) -> paddle.Tensor:
     st.lists(st.tuples(_boxes, _boxes), min_size=1, max_size=3),
     st.sampled_from([4_194_304, 2000]),
 )
-def test_what_is_counted_equals_the_loop(images, chunk):
+def test_valid_points_equal_the_loop(images, chunk):
     """All but the locations strictly inside a crowd's box that answer for no object."""
     builder = PPFCOSTargets(chunk_elements=chunk, ignore_crowd=True)
     grids = [center_grid(-(-HEIGHT // s), -(-WIDTH // s), s).points() for s in STRIDES]

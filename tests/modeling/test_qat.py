@@ -286,7 +286,7 @@ def test_weights_keep_their_names_and_float_is_what_it_was(folder):
         ("to_static=true", "set to_static: false"),
     ],
 )
-def test_what_cannot_be_trained_so_is_refused(folder, override, message):
+def test_unsupported_layers_are_config_errors(folder, override, message):
     cfg = load_config(folder / "tiny_qat.yml", [override])
     with pytest.raises(ConfigError, match=message):
         build_model(cfg)
