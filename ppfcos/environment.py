@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The process and the machine: threads, math library, memory, imports of the frameworks, processor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import datetime
 import functools
 import importlib
+import io
 import logging
 import os
 import platform
@@ -17,40 +18,40 @@ import tempfile
 import warnings
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 from ppfcos.errors import ConfigError, PPFCOSError, resource_error
 
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
 
-# The values by which Intel's library names its code paths. Both are undocumented; a path that the processor
-# lacks would end the process, so each is taken only where the processor has the instructions.
+# Values of MKL_DEBUG_CPU_TYPE, which is undocumented. A code path that the processor lacks would end the
+# process.
 MKL_AVX2 = "5"
 MKL_AVX512 = "7"
 MKL_AVX512_FLAGS = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
 MKL_AVX2_FLAGS = frozenset({"avx2", "fma"})
 
-# Remembers the number of threads that we chose, so that a child process can tell it from one that the user
-# chose.
+# Holds the number of threads that `configure_process` has set, so that a child process can tell it from the
+# user's.
 CHOSEN_THREADS = "PPFCOS_OMP_NUM_THREADS"
 
-# Taken before the imports that take seconds: the launcher may be gone behind them.
+# Read before the slow imports, during which the launcher may end.
 _PARENT = os.getppid()
 
-# glog prints from this level on: 0 information, 1 warnings, 2 errors.
+# glog's levels: 0 information, 1 warnings, 2 errors.
 GLOG_VARIABLES = {"GLOG_minloglevel": "2", "GLOG_v": "0"}
 
-# Parameters of glibc's mallopt (malloc.h), and the variables by which a user decides instead.
+# Parameters of glibc's mallopt (malloc.h), and the variables with which a user sets them.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER_TRIM = -1
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
-NEWEST_PYTHON = (3, 11)  # for which there are wheels of the numpy that PaddleDetection wants
+NEWEST_PYTHON = (3, 11)  # the newest with wheels of the numpy that PaddleDetection requires
 
 OTHER_NUMPY = "a package here was built for another numpy: pip install -r requirements.txt"
-# What a bare machine lacks or has in another version, as the import error names it, and the cure.
-CURES = {
+# Parts of import errors, and the command that fixes each.
+FIXES = {
     "libGL.so": "apt-get install libgl1 libglib2.0-0",
     "libglib-2.0.so": "apt-get install libgl1 libglib2.0-0",
     "libgthread-2.0.so": "apt-get install libgl1 libglib2.0-0",
@@ -62,79 +63,64 @@ CURES = {
     "No module named": "pip install -r requirements.txt",
 }
 
-
-# What a standard stream raises that is closed, or that this process does not have.
-NO_STREAM = (OSError, ValueError, AttributeError)
+_is_configured = False
 
 
 class MissingLibraryError(PPFCOSError, ImportError):
-    """A library that Paddle, PaddleDetection or OpenCV needs is not on this machine."""
+    """A library that Paddle, PaddleDetection or OpenCV needs is missing."""
 
 
-def prepare() -> None:
-    """Set the number of threads, the math library's code path and the log level where the user has not.
+# Configuration of the process -------------------------------------------------------------------------------
 
-    Safe to call again. Once Paddle is imported, its threads and its math library are settled and stay as they
-    are.
+
+def configure_process() -> None:
+    """Configure threads, MKL code path, log level and allocator for fast training on a CPU.
+
+    Every command calls it. Call it in a program of your own before Paddle is imported, which reads these
+    settings once. Environment variables that the user has set are kept, and further calls change nothing.
     """
+    global _is_configured
     for name, value in GLOG_VARIABLES.items():
         os.environ.setdefault(name, value)
+    keep_freed_memory()
     if "paddle" in sys.modules:
         return
+    _is_configured = True
     _set_threads(os.environ)
     code_path = _mkl_code_path(_cpu_info())
     if code_path is not None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", code_path)
 
 
-def require_usable_opencv() -> None:
-    """See that no OPENCV_ variable aborts the process when OpenCV is imported, as OPENCV_TRACE=x does.
-
-    Which variables OpenCV reads depends on its version. So another process tries the import, but only where
-    such a variable is set.
-
-    Raises:
-        ConfigError: OpenCV aborts.
-    """
-    variables = sorted(
-        f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("OPENCV_")
-    )
-    is_python = os.path.basename(sys.executable or "").lower().startswith("python")  # not so where embedded
-    if not variables or "cv2" in sys.modules or not is_python:
-        return
-    done = subprocess.run([sys.executable, "-c", "import cv2"], capture_output=True, check=False)
-    if done.returncode == -signal.SIGABRT:
-        raise ConfigError(
-            f"OpenCV cannot be imported with {', '.join(variables)} in the environment: "
-            "unset the variable, or give it a value that OpenCV knows"
+@functools.cache
+def warn_if_unconfigured() -> None:
+    """Log one warning if Paddle runs on one thread because `configure_process` was not called."""
+    if not _is_configured and os.environ.get("OMP_NUM_THREADS") == "1" and available_cores() > 1:
+        # Not by warnings.warn(): the import of PaddleDetection disables all warnings.
+        logging.getLogger(__name__).warning(
+            "Paddle was imported without ppfcos.environment.configure_process(): on a CPU it uses one thread "
+            "and may use slow code paths of MKL. Call it before the first import of Paddle."
         )
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep the memory that Paddle frees for what Paddle asks for next.
+    """Let the C library keep freed memory for the next allocation.
 
-    On a CPU every convolution takes a work space of up to hundreds of megabytes and frees it. glibc maps such
-    a block anew each time, and the system clears it page by page, which can take longer than the arithmetic
-    of the convolution. The price is that a process holds on to the most memory that it ever needed.
+    Each convolution on a CPU allocates and frees up to hundreds of megabytes. glibc maps such a block anew
+    each time, and the kernel clears its pages, which can take longer than the convolution. The process then
+    keeps its peak memory until it ends.
 
     Returns:
-        Whether it was done: on Linux with glibc, unless the user has set one of MALLOC_VARIABLES.
+        False if the C library is not glibc, or the user has set one of MALLOC_VARIABLES.
     """
-    if any(name in os.environ for name in MALLOC_VARIABLES) or not _has_glibc():
+    if any(name in os.environ for name in MALLOC_VARIABLES) or platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
     return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, NEVER_TRIM))
 
 
-def _has_glibc() -> bool:
-    try:
-        return "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
-    except (AttributeError, OSError, ValueError):  # another system, or another C library
-        return False
-
-
 def _set_threads(variables: MutableMapping[str, str]) -> None:
-    """Share the cores out among the processes that `paddle.distributed.launch` started on this machine."""
+    """Divide the cores among the processes that `paddle.distributed.launch` started on this machine."""
     chosen_by_us = variables.get("OMP_NUM_THREADS", "") == variables.get(CHOSEN_THREADS)
     if "OMP_NUM_THREADS" in variables and not chosen_by_us and not _is_launchers_default(variables):
         return
@@ -142,43 +128,11 @@ def _set_threads(variables: MutableMapping[str, str]) -> None:
     variables["OMP_NUM_THREADS"] = variables[CHOSEN_THREADS] = str(threads)
 
 
-def available_cores() -> int:
-    """Count the cores that this process may use, in a container often fewer than the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota_in_cores()
-    return cores if quota is None else max(1, min(cores, round(quota)))
-
-
-def _quota_in_cores() -> float | None:
-    """Read the limit of the container's processor time, such as 2.0 cores; None without a limit."""
-    try:
-        if (CGROUP / "cpu.max").exists():
-            limit, period = (CGROUP / "cpu.max").read_text().split()
-        else:
-            limit = (CGROUP / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (CGROUP / "cpu" / "cpu.cfs_period_us").read_text()
-        return float(limit) / float(period) if float(limit) > 0 else None
-    except (OSError, ValueError):  # no control groups, or "max", which is no limit
-        return None
-
-
-def local_processes(variables: MutableMapping[str, str] = os.environ) -> int:
-    """Count the processes that `paddle.distributed.launch` started on this machine; 1 without it."""
-    text = variables.get("PADDLE_LOCAL_SIZE", "1")
-    return max(1, int(text)) if text.isdigit() else 1
-
-
-def launched_gpu(variables: MutableMapping[str, str] = os.environ) -> int:
-    """The number of the GPU that `paddle.distributed.launch` gave to this process; 0 without it."""
-    first = variables.get("FLAGS_selected_gpus", "").split(",")[0]
-    return int(first) if first.isdigit() else 0
-
-
 def _is_launchers_default(variables: MutableMapping[str, str]) -> bool:
-    """Whether the one thread asked for is what Paddle wrote into the environment of its own launcher.
+    """Whether Paddle's launcher, not the user, has set OMP_NUM_THREADS=1.
 
-    The launcher imports Paddle, which sets OMP_NUM_THREADS=1 where the user set nothing, and hands it on. The
-    environment with which the launcher itself was started tells the two apart, where the system shows it.
+    The launcher imports Paddle, which sets it if it is unset, and passes it on. The environment that the
+    launcher was started with shows whether the user had set it.
     """
     if "PADDLE_LOCAL_SIZE" not in variables or variables.get("OMP_NUM_THREADS") != "1":
         return False
@@ -189,25 +143,8 @@ def _is_launchers_default(variables: MutableMapping[str, str]) -> bool:
     return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in started_with.split(b"\0"))
 
 
-def _cpu_info() -> str:
-    """Read the system's description of the processors; empty where there is none."""
-    try:
-        return CPU_INFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def processor_name() -> str | None:
-    """Name the processor, such as `AMD EPYC 9R14`; None where the system does not tell."""
-    for line in _cpu_info().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return None
-
-
 def _mkl_code_path(cpu_info: str) -> str | None:
-    """Choose the MKL code path for the processor that /proc/cpuinfo describes; None leaves it to MKL."""
+    """Return the MKL code path for an AMD processor described as in /proc/cpuinfo; None: MKL's choice."""
     vendor, flags = "", frozenset()
     for line in cpu_info.splitlines():
         key, _, value = line.partition(":")
@@ -223,46 +160,93 @@ def _mkl_code_path(cpu_info: str) -> str | None:
     return MKL_AVX2 if flags >= MKL_AVX2_FLAGS else None
 
 
+# Imports ----------------------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep what Paddle and PaddleDetection print while they are imported off the screen.
+    """Hide what Paddle and PaddleDetection print and warn about while they are imported.
 
-    Everything is shown after all, on the standard error, if the import fails. PaddleDetection's loggers are
-    set to warnings and above.
+    If an import fails, all of it goes to the standard error. File descriptors are not redirected, so a crash
+    of a library is always visible. In a configured process, PaddleDetection's loggers are set to warnings.
 
     Raises:
-        MissingLibraryError: a system library or a package is missing; the message names the command that
-            brings it.
-        ResourceError: the machine or a limit of the process does not let it be imported.
-        ConfigError: a variable of the environment aborts the import of OpenCV.
+        MissingLibraryError: a system library or a package is missing; the message names the fix.
+        ResourceError: the machine or a limit of the process does not allow the import.
+        ConfigError: an environment variable aborts the import of OpenCV.
     """
-    with tempfile.TemporaryFile() as record, warnings.catch_warnings():
+    output, errors = io.StringIO(), io.StringIO()
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        warnings.showwarning = functools.partial(_record_warning, record)
         try:
             require_usable_opencv()
-            with _output_to(record):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
                 import_users_of_zlib()
                 yield
         except BaseException as error:
             known = resource_error(error)
             if known is not None:
                 raise known from error
-            cure = _cure(error)
-            if cure is not None:
-                raise MissingLibraryError(f"{error}: {cure}") from error
-            record.seek(0)
-            sys.stderr.write(record.read().decode(errors="replace"))
+            fix = _fix(error)
+            if fix is not None:
+                raise MissingLibraryError(f"{error}: {fix}") from error
+            if sys.stderr is not None:
+                sys.stderr.write(output.getvalue() + errors.getvalue())
+                for each in caught:
+                    message = warnings.formatwarning(each.message, each.category, each.filename, each.lineno)
+                    sys.stderr.write(message)
             raise
         finally:
-            _quieten_loggers()
+            _restore_loggers({output: sys.stdout, errors: sys.stderr})
+
+
+def _restore_loggers(streams: dict[io.StringIO, TextIO]) -> None:
+    """Let loggers that were made during an import write to the standard streams."""
+    for logger in logging.root.manager.loggerDict.values():
+        for handler in getattr(logger, "handlers", ()):
+            if getattr(handler, "stream", None) in streams:
+                handler.setStream(streams[handler.stream])
+    if _is_configured:
+        for name in getattr(sys.modules.get("ppdet.utils.logger"), "logger_initialized", ()):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def require_usable_opencv() -> None:
+    """Check that no OPENCV_ variable aborts the process when OpenCV is imported, as OPENCV_TRACE=x does.
+
+    Which variables OpenCV reads depends on its version. If one is set, another process tries the import.
+
+    Raises:
+        ConfigError: OpenCV aborts.
+    """
+    variables = sorted(
+        f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("OPENCV_")
+    )
+    is_python = os.path.basename(sys.executable or "").lower().startswith("python")  # False if embedded
+    if not variables or "cv2" in sys.modules or not is_python:
+        return
+    done = subprocess.run([sys.executable, "-c", "import cv2"], capture_output=True, check=False)
+    if done.returncode == -signal.SIGABRT:
+        raise ConfigError(
+            f"OpenCV cannot be imported with {', '.join(variables)} in the environment: "
+            "unset the variable, or give it a value that OpenCV knows"
+        )
+
+
+def import_users_of_zlib() -> None:
+    """Import zlib and its users before Paddle 2.6, whose own copy of zlib would make them crash."""
+    if "paddle" in sys.modules:
+        return
+    for name in ("zlib", "cv2", "PIL.Image"):
+        with contextlib.suppress(ModuleNotFoundError):  # reported by the import that needs it
+            importlib.import_module(name)
 
 
 @contextlib.contextmanager
 def temporary_home() -> Iterator[None]:
-    """Give VisualDL a home directory while it is imported.
+    """Set HOME to a temporary folder.
 
-    Its import writes files to ~/.visualdl, which only its server reads, and fails where it cannot.
+    The import of VisualDL writes files for its server to ~/.visualdl, and fails if it cannot.
     """
     before = os.environ.get("HOME")
     with tempfile.TemporaryDirectory() as folder:
@@ -276,82 +260,83 @@ def temporary_home() -> Iterator[None]:
                 os.environ["HOME"] = before
 
 
-@contextlib.contextmanager
-def _output_to(record: BinaryIO) -> Iterator[None]:
-    """Send the standard output and error of this process, its C++ libraries included, into a file."""
-    saved = {}
-    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
-        with contextlib.suppress(*NO_STREAM):
-            stream.flush()
-            saved[descriptor] = os.dup(descriptor)
-            os.dup2(record.fileno(), descriptor)
-    try:
-        yield
-    finally:
-        for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
-            with contextlib.suppress(*NO_STREAM):
-                stream.flush()
-            if descriptor in saved:
-                os.dup2(saved[descriptor], descriptor)
-                os.close(saved[descriptor])
-
-
-def _record_warning(
-    record: BinaryIO,
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: object = None,
-    line: str | None = None,
-) -> None:
-    """Take the place of warnings.showwarning, whose arguments these are."""
-    record.write(warnings.formatwarning(message, category, filename, lineno, line).encode())
-    record.flush()
-
-
-def import_users_of_zlib() -> None:
-    """Import zlib and its users before Paddle, whose 2.6 has a zlib of its own that makes theirs crash."""
-    if "paddle" in sys.modules:
-        return
-    for name in ("zlib", "cv2", "PIL.Image"):
-        with contextlib.suppress(ModuleNotFoundError):  # the import that needs it says so
-            importlib.import_module(name)
-
-
-def _cure(error: BaseException) -> str | None:
-    """Find the command that brings what an import error misses; None where it is some other error."""
-    if not isinstance(error, (ImportError, ValueError)):  # the latter of a numpy that has other sizes
+def _fix(error: BaseException) -> str | None:
+    """Return the command that fixes an import error; None for other errors."""
+    if not isinstance(error, (ImportError, ValueError)):  # ValueError: numpy's sizes differ
         return None
-    cure = next((cure for name, cure in CURES.items() if name in str(error)), None)
-    if cure is not None and "pip " in cure and sys.version_info[:2] > NEWEST_PYTHON:
-        return f"PaddleDetection is not for this Python: make an environment with 3.9 to 3.11, then {cure}"
-    return cure
+    fix = next((fix for name, fix in FIXES.items() if name in str(error)), None)
+    if fix is not None and "pip " in fix and sys.version_info[:2] > NEWEST_PYTHON:
+        return f"PaddleDetection is not for this Python: make an environment with 3.9 to 3.11, then {fix}"
+    return fix
 
 
-def _quieten_loggers() -> None:
-    """Set every logger that PaddleDetection has made so far to warnings and above."""
-    logger_module = sys.modules.get("ppdet.utils.logger")
-    for name in getattr(logger_module, "logger_initialized", ()):
-        logging.getLogger(name).setLevel(logging.WARNING)
+# The launcher and the machine -------------------------------------------------------------------------------
+
+
+def local_processes(variables: MutableMapping[str, str] = os.environ) -> int:
+    """Return the number of processes that `paddle.distributed.launch` started here; 1 without it."""
+    text = variables.get("PADDLE_LOCAL_SIZE", "1")
+    return max(1, int(text)) if text.isdigit() else 1
+
+
+def launched_gpu(variables: MutableMapping[str, str] = os.environ) -> int:
+    """Return the index of the GPU that `paddle.distributed.launch` gave to this process; 0 without it."""
+    first = variables.get("FLAGS_selected_gpus", "").split(",")[0]
+    return int(first) if first.isdigit() else 0
 
 
 def launcher() -> int | None:
-    """The pid of `paddle.distributed.launch`, if it is the parent of this process; else None.
+    """Return the pid of `paddle.distributed.launch` if it is the parent of this process, else None.
 
-    The launcher makes each rank the leader of a session. A program that a shell starts is not one, even where
-    the launcher's variables are set by hand.
+    The launcher makes each rank a session leader. A program that a shell starts is none, even with the
+    launcher's variables set by hand.
     """
-    started = {"PADDLE_TRAINER_ID", "PADDLE_LOG_DIR"} <= os.environ.keys()
-    return _PARENT if started and hasattr(os, "getsid") and os.getsid(0) == os.getpid() else None
+    launched = {"PADDLE_TRAINER_ID", "PADDLE_LOG_DIR"} <= os.environ.keys()
+    return _PARENT if launched and hasattr(os, "getsid") and os.getsid(0) == os.getpid() else None
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use; in a container often fewer than there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota_in_cores()
+    return cores if quota is None else max(1, min(cores, round(quota)))
+
+
+def _quota_in_cores() -> float | None:
+    """Return the processor limit of the container, such as 2.0 cores; None without a limit."""
+    try:
+        if (CGROUP / "cpu.max").exists():
+            limit, period = (CGROUP / "cpu.max").read_text().split()
+        else:
+            limit = (CGROUP / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (CGROUP / "cpu" / "cpu.cfs_period_us").read_text()
+        return float(limit) / float(period) if float(limit) > 0 else None
+    except (OSError, ValueError):  # no control groups, or "max", which is no limit
+        return None
+
+
+def _cpu_info() -> str:
+    try:
+        return CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def processor_name() -> str | None:
+    """Return the name of the processor, such as `AMD EPYC 9R14`; None if the system does not tell."""
+    for line in _cpu_info().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return None
 
 
 def machine() -> str:
-    """Such as `2 cores of AMD EPYC`; the cores are those that this process may use."""
+    """Return cores and processor, such as `2 cores of AMD EPYC`."""
     processor = processor_name() or platform.processor() or platform.machine()
     return f"{available_cores()} cores of {processor}"
 
 
 def day_and_machine() -> str:
-    """Such as `2026-11-20, 2 cores of AMD EPYC`."""
+    """Return date and machine, such as `2026-11-20, 2 cores of AMD EPYC`."""
     return f"{datetime.date.today()}, {machine()}"

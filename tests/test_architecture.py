@@ -13,10 +13,10 @@ import pytest
 
 @pytest.fixture(scope="module")
 def allowed(root) -> dict[str, set[str]]:
-    """What each room may import, by the page's table."""
+    """What each package may import, by the page's table."""
     text = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", text, flags=re.MULTILINE)
-    return {room: set(re.findall(r"\w+", others)) for room, others in rows}
+    return {package: set(re.findall(r"\w+", others)) for package, others in rows}
 
 
 def imports(file: Path) -> set[str]:
@@ -32,45 +32,45 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-def test_every_room_is_on_the_page(root, allowed):
+def test_every_package_is_on_the_page(root, allowed):
     assert set(allowed) == {path.parent.name for path in (root / "ppfcos").glob("*/__init__.py")}
 
 
-def test_rooms_import_what_the_page_allows(root, allowed):
+def test_packages_import_what_the_page_allows(root, allowed):
     wrong = []
-    for room, others in allowed.items():
-        for file in (root / "ppfcos" / room).rglob("*.py"):
-            strangers = imports(file) & set(allowed) - others - {room}
-            wrong += [f"{file.relative_to(root)} imports {name}" for name in sorted(strangers)]
+    for package, others in allowed.items():
+        for file in (root / "ppfcos" / package).rglob("*.py"):
+            forbidden = imports(file) & set(allowed) - others - {package}
+            wrong += [f"{file.relative_to(root)} imports {name}" for name in sorted(forbidden)]
     assert wrong == []
 
 
-def test_arrows_have_no_circle(allowed):
-    """Rooms can be taken away one by one, each knowing none of those that are left."""
+def test_imports_have_no_cycle(allowed):
+    """Packages can be removed one by one, each importing none of those that are left."""
     left = dict(allowed)
     while left:
-        free = [room for room, others in left.items() if not others & set(left)]
-        assert free, f"a circle among {sorted(left)}"
-        for room in free:
-            del left[room]
+        free = [package for package, others in left.items() if not others & set(left)]
+        assert free, f"a cycle among {sorted(left)}"
+        for package in free:
+            del left[package]
 
 
-def test_single_files_know_no_room(root, allowed):
+def test_top_level_files_import_no_package(root, allowed):
     shared = [path for path in (root / "ppfcos").glob("*.py") if path.stem != "__main__"]
     assert len(shared) >= 8
     assert {path.name: imports(path) & set(allowed) for path in shared if imports(path) & set(allowed)} == {}
 
 
 @pytest.mark.parametrize(
-    ("imported", "strangers"),
+    ("imported", "forbidden"),
     [
         ("ppfcos.deploy", ("paddle", "ppdet", "ppfcos.engine", "ppfcos.modeling", "ppfcos.data")),
         ("ppfcos.modeling", ("ppfcos.engine", "ppfcos.data", "ppfcos.config")),
     ],
 )
-def test_what_an_import_brings_with_it(root, imported, strangers):
-    """In fact, not only by what the files say."""
-    script = f"import {imported}, sys; print([name for name in {strangers!r} if name in sys.modules])"
+def test_what_an_import_brings_with_it(root, imported, forbidden):
+    """At run time, not only in the source."""
+    script = f"import {imported}, sys; print([name for name in {forbidden!r} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
     )

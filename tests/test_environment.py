@@ -1,9 +1,10 @@
-"""What is set before Paddle is imported, and what its import shows."""
+"""The configuration of the process, and the imports of Paddle and PaddleDetection."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ SHOW = (
     "print(json.dumps({name: os.environ.get(name) for name in "
     "('OMP_NUM_THREADS', 'MKL_DEBUG_CPU_TYPE', 'GLOG_minloglevel', 'PPFCOS_OMP_NUM_THREADS')}))"
 )
+CONFIGURE = "from ppfcos import environment; environment.configure_process()"
 SET_BY_US = ("OMP_NUM_THREADS", "PPFCOS_OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "GLOG_minloglevel", "GLOG_v")
 
 
@@ -41,24 +43,39 @@ def cores():
     return environment.available_cores()
 
 
-def test_importing_the_package_imports_no_library(root):
-    heavy = "{'paddle', 'ppdet', 'numpy', 'cv2', 'yaml', 'PIL', 'matplotlib'}"
-    result = run(root, f"import sys, ppfcos; print(sorted({heavy} & set(sys.modules)))")
+def test_importing_the_package_changes_nothing_in_the_process(root):
+    result = run(
+        root,
+        "import os, sys\n"
+        "variables, finders = dict(os.environ), list(sys.meta_path)\n"
+        "import ppfcos\n"
+        "assert os.environ == variables and sys.meta_path == finders\n"
+        "print(sorted({'paddle', 'ppdet', 'numpy', 'cv2', 'yaml', 'PIL', 'matplotlib'} & set(sys.modules)))",
+    )
     assert result.stdout == "[]\n", result.stderr
+
+
+@pytest.mark.skipif(environment.available_cores() == 1, reason="one thread is all that there is")
+@pytest.mark.parametrize(("configure", "warnings"), [("", 1), (f"{CONFIGURE}; ", 0)])
+def test_a_model_of_an_unconfigured_process_warns_once(root, configure, warnings):
+    create = "from ppdet.core.workspace import create; create('PPFCOS'); create('PPFCOS')"
+    result = run(root, f"{configure}import ppfcos.modeling; {create}")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("without ppfcos.environment.configure_process()") == warnings
 
 
 # Threads -------------------------------------------------------------------------------------------------
 
 
 def test_threads_are_the_cores_that_this_process_may_use(root):
-    assert environment_after(root, "import ppfcos")["OMP_NUM_THREADS"] == str(cores())
+    assert environment_after(root, CONFIGURE)["OMP_NUM_THREADS"] == str(cores())
     if hasattr(os, "sched_setaffinity"):
-        one_core = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import ppfcos"
+        one_core = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); {CONFIGURE}"
         assert environment_after(root, one_core)["OMP_NUM_THREADS"] == "1"
 
 
 def test_processes_on_one_machine_share_its_cores(root, monkeypatch):
-    shared = environment_after(root, "import ppfcos", PADDLE_LOCAL_SIZE="2")
+    shared = environment_after(root, CONFIGURE, PADDLE_LOCAL_SIZE="2")
     assert shared["OMP_NUM_THREADS"] == str(max(1, cores() // 2))
     monkeypatch.setattr(environment, "available_cores", lambda: 12)
     for processes, threads in (("1", "12"), ("4", "3"), ("5", "2"), ("64", "1"), ("", "12"), ("x", "12")):
@@ -69,7 +86,7 @@ def test_processes_on_one_machine_share_its_cores(root, monkeypatch):
 
 def test_a_child_process_chooses_anew_what_its_parent_chose_for_itself(root):
     chosen = environment_after(
-        root, "import ppfcos", OMP_NUM_THREADS="64", PPFCOS_OMP_NUM_THREADS="64", PADDLE_LOCAL_SIZE="1"
+        root, CONFIGURE, OMP_NUM_THREADS="64", PPFCOS_OMP_NUM_THREADS="64", PADDLE_LOCAL_SIZE="1"
     )
     assert chosen["OMP_NUM_THREADS"] == str(cores())
 
@@ -100,7 +117,7 @@ def test_limit_of_an_older_container(tmp_path, monkeypatch, quota, limit):
 @pytest.mark.parametrize(("by_user", "threads"), [(None, None), ("1", "1")])
 def test_threads_under_paddles_launcher(root, tmp_path, by_user, threads):
     """The launcher hands one thread on where the user set nothing; what the user set stays."""
-    (tmp_path / "show.py").write_text(f"import ppfcos\n{SHOW}\n")
+    (tmp_path / "show.py").write_text(f"{CONFIGURE}\n{SHOW}\n")
     inherited = {name: value for name, value in os.environ.items() if name not in SET_BY_US}
     subprocess.run(
         [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "1", "show.py"],
@@ -154,15 +171,15 @@ def test_code_path_is_left_alone_where_the_processor_is_unknown(tmp_path, monkey
 
 def test_nothing_is_set_over_the_users_values(root):
     theirs = {"OMP_NUM_THREADS": "3", "MKL_DEBUG_CPU_TYPE": "4", "GLOG_minloglevel": "0"}
-    after = environment_after(root, "import ppfcos; ppfcos.environment.configure_process()", **theirs)
+    after = environment_after(root, CONFIGURE, **theirs)
     assert after == {**theirs, "PPFCOS_OMP_NUM_THREADS": None}
-    empty = environment_after(root, "import ppfcos", OMP_NUM_THREADS="", MKL_DEBUG_CPU_TYPE="")
+    empty = environment_after(root, CONFIGURE, OMP_NUM_THREADS="", MKL_DEBUG_CPU_TYPE="")
     assert (empty["OMP_NUM_THREADS"], empty["MKL_DEBUG_CPU_TYPE"]) == ("", "")
 
 
-def test_preparing_twice_is_preparing_once(root):
-    once = environment_after(root, "import ppfcos")
-    assert environment_after(root, "import ppfcos; ppfcos.environment.configure_process()") == once
+def test_further_calls_change_nothing(root):
+    once = environment_after(root, CONFIGURE)
+    assert environment_after(root, f"{CONFIGURE}; environment.configure_process()") == once
 
 
 def test_after_paddle_nothing_is_changed_that_paddle_has_read(monkeypatch):
@@ -176,25 +193,41 @@ def test_after_paddle_nothing_is_changed_that_paddle_has_read(monkeypatch):
 # Quiet imports -------------------------------------------------------------------------------------------
 
 
-def test_imports_show_nothing_and_the_screen_works_again_afterwards(root):
+def test_imports_print_nothing_and_streams_work_afterwards(root):
     result = run(
         root,
         "import sys, os, logging\n"
-        "from ppfcos.environment import quiet_imports\n"
-        "with quiet_imports():\n"
-        "    import ppdet\n"
+        f"{CONFIGURE}\n"
+        "with environment.quiet_imports():\n"
+        "    import ppdet.engine\n"
         "print('out'); os.write(1, b'raw out\\n')\n"
         "print('err', file=sys.stderr); os.write(2, b'raw err\\n')\n"
         "from ppdet.utils.logger import logger_initialized\n"
         "assert logger_initialized\n"
-        "assert all(logging.getLogger(n).level == logging.WARNING for n in logger_initialized)\n",
+        "assert all(logging.getLogger(n).level == logging.WARNING for n in logger_initialized)\n"
+        "logging.getLogger('ppdet.engine').warning('from a logger')\n",
     )
     assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.split("\n")) == ["", "out", "raw out"]
+    lines = result.stdout.splitlines()
+    assert sorted(lines)[-2:] == ["out", "raw out"] and len(lines) == 3
+    assert "from a logger" in result.stdout
     assert sorted(result.stderr.split("\n")) == ["", "err", "raw err"]
 
 
-def test_an_import_that_fails_shows_what_was_held_back(root, tmp_path):
+def test_a_crash_during_an_import_is_visible(root, tmp_path):
+    (tmp_path / "crash.py").write_text("import os\nos.abort()\n")
+    result = run(
+        root,
+        f"import faulthandler, sys; sys.path.insert(0, {str(tmp_path)!r}); faulthandler.enable()\n"
+        "from ppfcos.environment import quiet_imports\n"
+        "with quiet_imports():\n"
+        "    import crash\n",
+    )
+    assert result.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in result.stderr and "crash.py" in result.stderr
+
+
+def test_an_import_that_fails_prints_all_output(root, tmp_path):
     (tmp_path / "talker.py").write_text(
         "import os, warnings\n"
         "print('said on stdout')\n"
@@ -234,9 +267,9 @@ def test_an_import_that_fails_shows_what_was_held_back(root, tmp_path):
         ),
     ],
 )
-def test_what_the_machine_lacks_is_said_in_one_line(capfd, error, said):
+def test_a_missing_library_is_reported_in_one_line(capfd, error, said):
     with pytest.raises(environment.MissingLibraryError) as caught, environment.quiet_imports():
-        os.write(1, b"noise")
+        print("noise")
         raise error
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -245,7 +278,7 @@ def test_what_the_machine_lacks_is_said_in_one_line(capfd, error, said):
     assert "noise" not in "".join(capfd.readouterr())
 
 
-def test_on_a_python_that_is_too_new_it_is_python_that_is_named(monkeypatch):
+def test_a_python_that_is_too_new_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 12, 1, "final", 0))
     with pytest.raises(environment.MissingLibraryError) as caught, environment.quiet_imports():
         raise ModuleNotFoundError("No module named 'paddle'")

@@ -329,6 +329,7 @@ def run(
             warnings.filterwarnings("ignore", module="paddle")
         try:
             environment.require_usable_opencv()
+            environment.configure_process()
             code = (
                 _show_config(options) if getattr(options, "show_config", False) else command(options)
             ) or 0

@@ -158,7 +158,7 @@ def _assigned(model: Any, batch: Mapping[str, Any]) -> list:
     from ppfcos.modeling.fcos import center_grid
 
     targets, (height, width) = model.assign(batch), batch["image"].shape[2:]
-    grids = [center_grid(-(-height // s), -(-width // s), s).locations() for s in model.head.strides]
+    grids = [center_grid(-(-height // s), -(-width // s), s).points() for s in model.head.strides]
     all_points = paddle.concat(grids).numpy()
     all_levels = np.repeat(np.arange(len(grids)), [len(grid) for grid in grids])
     image, location = np.divmod(targets.positives.numpy(), len(all_points))

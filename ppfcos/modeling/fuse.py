@@ -1,4 +1,4 @@
-"""Batch norms that follow a convolution, folded into it."""
+"""Fuses batch norms into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -10,61 +10,52 @@ from paddle import Tensor, nn
 from paddle.nn.layer.norm import _BatchNormBase
 from paddle.vision.ops import DeformConv2D
 
-CONVOLUTIONS = (nn.Conv2D, DeformConv2D)
-SMALLEST_IMAGE = 64
+EXAMPLE_SIZE = 64
 
 
 def find_conv_norm_pairs(model: nn.Layer) -> list[tuple[nn.Layer, nn.Layer]]:
-    """Norms and the convolutions that they always follow, found by watching one image go through.
+    """Find batch norms that always follow the same convolution, by tracing one image.
 
     Args:
         model: a PPFCOS in evaluation mode.
 
     Returns:
-        Pairs of norm and convolution. A norm that is not behind one convolution alone is in none.
+        Pairs of norm and convolution.
     """
-    made_by: dict[int, tuple[nn.Layer, Tensor]] = {}  # holds the tensors, or a number would be given twice
-    calls, meetings = Counter(), Counter()
+    outputs: dict[int, tuple[nn.Layer, Tensor]] = {}  # keeps the tensors alive, so that ids are unique
+    calls, pairs = Counter(), Counter()
 
-    def convolved(conv: nn.Layer, inputs: tuple, output: Tensor) -> None:
+    def after_conv(conv: nn.Layer, inputs: tuple, output: Tensor) -> None:
         calls[conv] += 1
-        made_by[id(output)] = conv, output
+        outputs[id(output)] = conv, output
 
-    def normalises(norm: nn.Layer, inputs: tuple) -> None:
+    def before_norm(norm: nn.Layer, inputs: tuple) -> None:
         calls[norm] += 1
-        if id(inputs[0]) in made_by:
-            meetings[norm, made_by[id(inputs[0])][0]] += 1
+        if id(inputs[0]) in outputs:
+            pairs[norm, outputs[id(inputs[0])][0]] += 1
 
     hooks = []
     for layer in model.sublayers():
-        if isinstance(layer, CONVOLUTIONS):
-            hooks.append(layer.register_forward_post_hook(convolved))
+        if isinstance(layer, (nn.Conv2D, DeformConv2D)):
+            hooks.append(layer.register_forward_post_hook(after_conv))
         elif isinstance(layer, _BatchNormBase):
-            hooks.append(layer.register_forward_pre_hook(normalises))
+            hooks.append(layer.register_forward_pre_hook(before_norm))
     with paddle.no_grad():
         model(example_batch())
     for hook in hooks:
         hook.remove()
-    return [pair for pair, count in meetings.items() if count == calls[pair[0]] == calls[pair[1]]]
+    return [pair for pair, count in pairs.items() if count == calls[pair[0]] == calls[pair[1]]]
 
 
 def example_batch() -> dict[str, Tensor]:
-    """One black image, for watching a model at work."""
-    size = paddle.full([1, 2], float(SMALLEST_IMAGE))
-    image = paddle.zeros([1, 3, SMALLEST_IMAGE, SMALLEST_IMAGE])
+    """Return a black image for tracing a model."""
+    size = paddle.full([1, 2], float(EXAMPLE_SIZE))
+    image = paddle.zeros([1, 3, EXAMPLE_SIZE, EXAMPLE_SIZE])
     return {"image": image, "im_shape": size, "scale_factor": paddle.ones([1, 2])}
 
 
 def fused_weights(conv: nn.Layer, norm: nn.Layer) -> tuple[Tensor, Tensor]:
-    """norm(conv(x)) = (w·f) x + (b − mean)·f + shift, where f is the norm's weight by its deviation.
-
-    Args:
-        conv: the convolution.
-        norm: behind it, with the attributes of a batch norm; its stored statistics count.
-
-    Returns:
-        The kernel w·f and the bias [out_channels] of a convolution that does both.
-    """
+    """Return weight and bias of a convolution that equals norm(conv(x)) with the running statistics."""
     factor = 1 / paddle.sqrt(norm._variance + norm._epsilon)
     factor = factor if norm.weight is None else norm.weight * factor
     shift = -norm._mean if conv.bias is None else conv.bias - norm._mean
@@ -73,13 +64,7 @@ def fused_weights(conv: nn.Layer, norm: nn.Layer) -> tuple[Tensor, Tensor]:
 
 
 def replace_layer(model: nn.Layer, old: nn.Layer, new: nn.Layer) -> None:
-    """Put a layer into another's place, wherever that is in a model.
-
-    Args:
-        model: changed in place.
-        old: the layer that goes.
-        new: the one that comes, under the same name.
-    """
+    """Replace a layer everywhere in a model, in place."""
     for parent in model.sublayers(include_self=True):
         for name, child in parent.named_children():
             if child is old:
@@ -87,25 +72,17 @@ def replace_layer(model: nn.Layer, old: nn.Layer, new: nn.Layer) -> None:
 
 
 def fuse_batch_norms(model: nn.Layer) -> nn.Layer:
-    """A copy of a model for inference, in which convolutions do the work of the batch norms behind them.
+    """Return a copy of a PPFCOS, in evaluation mode, with batch norms fused into convolutions.
 
-    Args:
-        model: a PPFCOS; it stays as it is.
-
-    Returns:
-        The copy, in evaluation mode. A norm that is not behind one convolution alone stays.
+    A norm that does not follow exactly one convolution stays.
     """
     model = copy.deepcopy(model)
     model.eval()
     for norm, conv in find_conv_norm_pairs(model):
-        _fold(norm, conv)
+        weight, bias = fused_weights(conv, norm)
+        conv.weight.set_value(weight)
+        if conv.bias is None:
+            conv.bias = conv.create_parameter([len(bias)], is_bias=True)
+        conv.bias.set_value(bias)
         replace_layer(model, norm, nn.Identity())
     return model
-
-
-def _fold(norm: nn.Layer, conv: nn.Layer) -> None:
-    weight, bias = fused_weights(conv, norm)
-    conv.weight.set_value(weight)
-    if conv.bias is None:
-        conv.bias = conv.create_parameter([len(bias)], is_bias=True)
-    conv.bias.set_value(bias)

@@ -1,4 +1,4 @@
-"""The head of FCOS: for every location, classes, distances to a box's sides, and their quality.
+"""The head of FCOS: class logits, distances to the sides of a box, and quality logits at each point.
 
 Source: FCOS paper (arXiv 1904.01355), section 3.1 and figure 2; the improvements (centerness on the box
 tower, distances by ReLU times the stride) TPAMI 2021, section 3.3.
@@ -16,24 +16,17 @@ from paddle.nn.initializer import Constant, Normal
 from ppdet.core.workspace import register
 from ppdet.modeling.layers import DeformableConvV2
 
-from ppfcos.modeling.layers import (
-    BATCH_NORMS,
-    Conv2D,
-    SeparableConv,
-    batch_norm,
-    norm_relu_conv,
-    trains_on_cpu,
-)
+from ppfcos.modeling.layers import BATCH_NORMS, SeparableConv, batch_norm
 
 
 class HeadOutputs(NamedTuple):
-    """What the head says, one tensor a level, finest first.
+    """Outputs of the head, one tensor a level, finest first.
 
     Attributes:
         class_logits: L × [B, C, H_l, W_l].
-        distances: L × [B, 4, H_l, W_l] l, t, r, b in pixels of the network's input, never negative.
-        quality_logits: L × [B, 1, H_l, W_l], of the centerness or of the IoU; empty where the head has no
-            such branch.
+        distances: L × [B, 4, H_l, W_l] l, t, r, b in pixels of the network input, not negative.
+        quality_logits: L × [B, 1, H_l, W_l] of the centerness or the IoU; empty if the head has no such
+            branch.
     """
 
     class_logits: list
@@ -41,7 +34,10 @@ class HeadOutputs(NamedTuple):
     quality_logits: list
 
 
-def _norm(norm_type: str, channels: int) -> nn.Layer:
+def _norm(norm_type: str, channels: int, levels: int = 0) -> nn.Layer:
+    """Return one norm for all levels, or a list with one norm for each level."""
+    if levels:
+        return nn.LayerList([_norm(norm_type, channels) for _ in range(levels)])
     if norm_type == "gn":
         if channels % 16:
             raise ValueError(
@@ -56,15 +52,8 @@ def _norm(norm_type: str, channels: int) -> nn.Layer:
     raise ValueError(f"PPFCOSHead.norm_type is {norm_type!r}: it is gn, bn, sync_bn or none")
 
 
-def _norms(norm_type: str, channels: int, levels: int) -> nn.Layer:
-    """One norm for all levels, or a list of as many as there are levels."""
-    if levels == 0:
-        return _norm(norm_type, channels)
-    return nn.LayerList([_norm(norm_type, channels) for _ in range(levels)])
-
-
-def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> Conv2D:
-    return Conv2D(
+def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2D:
+    return nn.Conv2D(
         in_channels,
         out_channels,
         3,
@@ -75,29 +64,32 @@ def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> Conv2D:
 
 
 def _deformable_conv(channels: int) -> DeformableConvV2:
-    """It starts as half of `_conv`: offsets are 0, masks sigmoid(0) (DCNv2, arXiv 1811.11168, section 3)."""
+    """Deformable convolution. Its output starts as half of a convolution's: offsets are 0, masks 0.5.
+
+    Source: DCNv2, arXiv 1811.11168, section 3.
+    """
     return DeformableConvV2(
         channels,
         channels,
         3,
         weight_attr=ParamAttr(initializer=Normal(std=0.01)),
         bias_attr=True,
-        # The optimizer treats its bias as every other one.
+        # The optimizer treats its bias like all others.
         dcn_bias_regularizer=None,
         dcn_bias_lr_scale=1.0,
     )
 
 
 class Tower(nn.Layer):
-    """Convolutions, each with a norm and ReLU behind it, and the predictions made from them.
+    """A stack of 3x3 convolutions, each followed by a norm and ReLU.
 
     Args:
-        channels: of every convolution.
-        num_convs: how many.
+        channels: of each convolution.
+        num_convs: number of convolutions.
         norm_type: `gn`, `bn`, `sync_bn` or `none`.
-        deformable_convs: how many of them, counted from the last, are deformable.
-        separable: the others are separable.
-        norm_levels: of the pyramid that have a norm of their own behind each convolution; 0: all share one.
+        deformable_convs: how many of the last convolutions are deformable.
+        separable: whether the others are separable.
+        norm_levels: number of levels that have norms of their own; 0: all levels share them.
     """
 
     def __init__(
@@ -114,85 +106,42 @@ class Tower(nn.Layer):
         plain = [conv(channels, channels) for _ in range(num_convs - deformable_convs)]
         deformable = [_deformable_conv(channels) for _ in range(deformable_convs)]
         self.convs = nn.LayerList(plain + deformable)
-        self.norms = nn.LayerList([_norms(norm_type, channels, norm_levels) for _ in range(num_convs)])
+        self.norms = nn.LayerList([_norm(norm_type, channels, norm_levels) for _ in range(num_convs)])
         self.relu = nn.ReLU()
 
-    def features(self, feature: Tensor, level: int) -> Tensor:
-        """Run the tower.
-
-        Args:
-            feature: [B, channels, H_l, W_l].
-            level: of the pyramid, from 0.
-
-        Returns:
-            [B, channels, H_l, W_l].
-        """
-        for index, conv in enumerate(self.convs):
-            feature = self.relu(self._norm_behind(index, level)(conv(feature)))
+    def forward(self, feature: Tensor, level: int) -> Tensor:
+        """[B, channels, H_l, W_l] of a level, counted from 0 → [B, channels, H_l, W_l]."""
+        for conv, norm in zip(self.convs, self.norms):
+            norm = norm[level] if isinstance(norm, nn.LayerList) else norm
+            feature = self.relu(norm(conv(feature)))
         return feature
-
-    def _norm_behind(self, index: int, level: int) -> nn.Layer:
-        norm = self.norms[index]
-        return norm[level] if isinstance(norm, nn.LayerList) else norm
-
-    def forward(self, feature: Tensor, level: int, predictors: list) -> list:
-        """Run the tower and the convolutions that predict from its end.
-
-        Args:
-            feature: [B, channels, H_l, W_l].
-            level: of the pyramid, from 0.
-            predictors: 3x3 convolutions.
-
-        Returns:
-            What each predictor says, [B, its channels, H_l, W_l].
-        """
-        if self._keeps_one_map(feature):
-            return self._forward_keeping_one_map(feature, predictors)
-        feature = self.features(feature, level)
-        return [predictor(feature) for predictor in predictors]
-
-    def _keeps_one_map(self, feature: Tensor) -> bool:
-        group_norms = len(self.norms) > 0 and all(isinstance(norm, nn.GroupNorm) for norm in self.norms)
-        plain = all(isinstance(conv, Conv2D) for conv in self.convs)
-        return group_norms and plain and trains_on_cpu(self, feature)
-
-    def _forward_keeping_one_map(self, feature: Tensor, predictors: list) -> list:
-        """The same, with every norm and ReLU joined to the convolution behind it (see convolution.py)."""
-        feature = self.convs[0](feature)
-        for norm, conv in zip(self.norms, list(self.convs)[1:]):
-            feature = norm_relu_conv(feature, norm, conv.weight, conv.bias)
-        # All predictors as one convolution: the norm before them is then done again once, not once for each.
-        weight = paddle.concat([predictor.weight for predictor in predictors])
-        bias = paddle.concat([predictor.bias for predictor in predictors])
-        joined = norm_relu_conv(feature, self.norms[-1], weight, bias)
-        return joined.split([predictor.bias.shape[0] for predictor in predictors], axis=1)
 
 
 @register
 class PPFCOSHead(nn.Layer):
-    """Two towers of convolutions, shared by all levels, and three predictions.
+    """Two towers of convolutions that all levels share, and three predictors.
 
-    A third tower in front of them, which both share, makes a faster head: AdelaiDet's real-time models with
-    "shared towers" have all their convolutions there.
+    AdelaiDet's real-time models with "shared towers" have all their convolutions in a third tower before the
+    other two.
 
     Args:
-        in_channels: of every level; from the neck.
+        in_channels: of each level; from the neck.
         strides: of the levels in pixels; from the neck.
         num_classes: C.
-        num_convs: convolutions in each tower.
-        norm_type: `gn`, `bn`, `sync_bn` or `none`, behind each of them.
-        deformable_convs: how many of them, counted from the last, are deformable (DCNv2): 1 in the authors'
-            code, AdelaiDet and MMDetection, all 4 in PaddleDetection's `use_dcn`.
-        prior_prob: score that every class starts with (focal loss paper, section 4.1).
-        centerness_on: `box` or `class`: the tower that predicts the quality; `none`: neither does, and the
-            class alone is the score.
+        num_convs: convolutions of each tower.
+        norm_type: `gn`, `bn`, `sync_bn` or `none`, after each convolution.
+        deformable_convs: how many of the last convolutions of a tower are deformable (DCNv2): 1 in the
+            authors' code, AdelaiDet and MMDetection, all 4 with PaddleDetection's `use_dcn`.
+        prior_prob: initial score of each class (focal loss paper, section 4.1).
+        centerness_on: the tower that predicts the quality, `box` or `class`; `none`: there is no quality
+            branch, and the score is that of the class.
         distance: `relu`: distances are ReLU(scale·x)·stride; `exp`: they are exp(scale·x).
-        norm_per_level: each level has norms of its own, as batch norms want it: the statistics differ.
-        num_share_convs: convolutions in the tower that both share.
-        separable: the towers' convolutions are depthwise 3x3 and pointwise 1x1, an eighth of the work.
+        norm_per_level: each level has its own norms. Batch norms need it, since the statistics differ.
+        num_share_convs: convolutions of the shared tower.
+        separable: use depthwise 3x3 and pointwise 1x1 convolutions, with an eighth of the operations.
 
     Raises:
-        ValueError: an option is none of those named.
+        ValueError: an option has an unknown value.
     """
 
     __shared__ = ("num_classes",)
@@ -225,10 +174,10 @@ class PPFCOSHead(nn.Layer):
         self.num_classes = num_classes
         self.centerness_on = centerness_on
         self.distance = distance
-        alike = {"separable": separable, "norm_levels": len(strides) if norm_per_level else 0}
-        self.shared_tower = Tower(in_channels, num_share_convs, norm_type, **alike)
-        self.class_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, **alike)
-        self.box_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, **alike)
+        options = {"separable": separable, "norm_levels": len(strides) if norm_per_level else 0}
+        self.shared_tower = Tower(in_channels, num_share_convs, norm_type, **options)
+        self.class_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, **options)
+        self.box_tower = Tower(in_channels, num_convs, norm_type, deformable_convs, **options)
         self.class_conv = _conv(in_channels, num_classes, bias=-math.log((1 - prior_prob) / prior_prob))
         self.box_conv = _conv(in_channels, 4)
         if centerness_on != "none":
@@ -239,38 +188,27 @@ class PPFCOSHead(nn.Layer):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list) -> dict:
-        """What the workspace takes from the neck's `out_shape`."""
+        """Return the arguments that depend on the `out_shape` of the neck."""
         return {
             "in_channels": input_shape[0].channels,
             "strides": [int(shape.stride) for shape in input_shape],
         }
 
     def forward(self, features: list) -> HeadOutputs:
-        """Predict on every level.
-
-        Args:
-            features: L × [B, in_channels, H_l, W_l].
-
-        Returns:
-            The predictions.
-        """
+        """L × [B, in_channels, H_l, W_l] → the predictions of all levels."""
         outputs = HeadOutputs([], [], [])
         for level, (feature, stride, scale) in enumerate(zip(features, self.strides, self.scales)):
-            feature = self.shared_tower.features(feature, level)
-            class_logits, *class_quality = self.class_tower(feature, level, self._predictors("class"))
-            raw_distances, *box_quality = self.box_tower(feature, level, self._predictors("box"))
-            outputs.class_logits.append(class_logits)
-            with paddle.amp.auto_cast(enable=False):  # float16 ends at e to the 11.1, and bfloat16 is coarse
-                distances = self._distances(raw_distances.astype("float32") * scale, stride)
+            feature = self.shared_tower(feature, level)
+            class_feature = self.class_tower(feature, level)
+            outputs.class_logits.append(self.class_conv(class_feature))
+            if self.centerness_on == "class":
+                outputs.quality_logits.append(self.quality_conv(class_feature))
+            box_feature = self.box_tower(feature, level)
+            raw_distances = self.box_conv(box_feature)
+            if self.centerness_on == "box":
+                outputs.quality_logits.append(self.quality_conv(box_feature))
+            with paddle.amp.auto_cast(enable=False):  # exp() overflows float16, and bfloat16 is too coarse
+                scaled = raw_distances.astype("float32") * scale
+                distances = F.relu(scaled) * stride if self.distance == "relu" else paddle.exp(scaled)
             outputs.distances.append(distances)
-            outputs.quality_logits.extend(class_quality + box_quality)
         return outputs
-
-    def _predictors(self, tower: str) -> list:
-        own = self.class_conv if tower == "class" else self.box_conv
-        return [own, self.quality_conv] if self.centerness_on == tower else [own]
-
-    def _distances(self, scaled: Tensor, stride: int) -> Tensor:
-        if self.distance == "relu":
-            return F.relu(scaled) * stride
-        return paddle.exp(scaled)

@@ -4,8 +4,8 @@
       + (1/Σ centerness) Σ⁺ centerness·(1 − GIoU)
       + (1/N⁺) Σ⁺ BCE(quality logits, centerness)
 
-N⁺ and Σ centerness are sums over all processes, so that the gradients, averaged over processes, are those of
-the whole global batch, however many devices share it.
+N⁺ and Σ centerness are sums over all ranks, so the gradients, averaged over ranks, are those of the whole
+global batch and do not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ppfcos.boxes import distance_areas
 from ppfcos.modeling.assigner import Targets
 from ppfcos.modeling.head import HeadOutputs
 
-EPSILON = 1e-7  # square pixels, against a division by the area of nothing
+EPSILON = 1e-7  # square pixels; avoids a division by an area of zero
 
 
 class Normalizers(NamedTuple):
-    """What the sums over this process's locations are divided by, each a scalar tensor.
+    """Scalar tensors that the sums over the points of this rank are divided by.
 
     Attributes:
-        positives: N⁺ of all processes (at least 1), divided by the number of processes.
-        centerness: Σ centerness of all processes (at least a small ε), divided by the number of processes.
+        positives: N⁺ of all ranks (at least 1), divided by the number of ranks.
+        centerness: Σ centerness of all ranks (at least a small ε), divided by the number of ranks.
     """
 
     positives: Tensor
@@ -39,15 +39,13 @@ class Normalizers(NamedTuple):
 
 
 def global_normalizers(parts: Sequence[Targets]) -> Normalizers:
-    """Sum N⁺ and Σ centerness over the whole global batch, in one message between the processes.
+    """Sum N⁺ and Σ centerness over the global batch with one all-reduce.
+
+    The mean over the ranks of their summed losses is then exactly the loss of the global batch, also if few
+    ranks have positives.
 
     Args:
-        parts: targets of all of this process's images, however many forward passes they take.
-
-    Returns:
-        The sums over the parts of all processes, never below 1 and ε, divided by the number of processes. So
-        the mean over the processes of the sums of their parts' losses is the loss of the joined batch to the
-        last digit, also where hardly any process has a positive.
+        parts: targets of all images of this rank, one element for each forward pass.
     """
     sums = paddle.stack(
         [
@@ -55,10 +53,10 @@ def global_normalizers(parts: Sequence[Targets]) -> Normalizers:
             paddle.add_n([_sum(each.centerness, each.labels).astype("float32") for each in parts]),
         ]
     )
-    processes = dist.get_world_size() if dist.is_initialized() else 1
-    if processes > 1:
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if world_size > 1:
         dist.all_reduce(sums)
-    return Normalizers(sums[0].clip(min=1.0) / processes, sums[1].clip(min=EPSILON) / processes)
+    return Normalizers(sums[0].clip(min=1.0) / world_size, sums[1].clip(min=EPSILON) / world_size)
 
 
 def focal_loss_sum(
@@ -67,25 +65,22 @@ def focal_loss_sum(
     positives: Tensor,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    counted: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
-    """Sum of the sigmoid focal loss over all locations and classes (Lin et al., ICCV 2017, equation 5).
+    """Sum the sigmoid focal loss over all points and classes (Lin et al., ICCV 2017, equation 5).
 
-    Every entry is first taken as background; the few that are a positive's own class are then corrected. So
-    no one-hot matrix is made.
+    The sum first takes all entries as background, then corrects those of the positives' classes. It needs no
+    one-hot matrix.
 
     Args:
         logits: [B·P, C].
         labels: [B·P], C for the background.
-        positives: [N⁺] the locations that are not background.
-        alpha: weight of an entry that should be 1; 1 − alpha of one that should be 0.
-        gamma: focusing power.
-        counted: [N] the locations that are summed over, all positives among them; None: all.
-
-    Returns:
-        Scalar.
+        positives: [N⁺] indices of the points that are not background.
+        alpha: weight of entries with target 1; 1 − alpha of those with target 0.
+        gamma: focusing parameter.
+        valid: [N] indices of the points to sum over, which include all positives; None for all points.
     """
-    summed = logits if counted is None else logits.gather(counted)
+    summed = logits if valid is None else logits.gather(valid)
     background = (1 - alpha) * (_power(F.sigmoid(summed), gamma) * F.softplus(summed)).sum()
     own = logits.flatten().gather(positives * logits.shape[1] + labels.gather(positives))
     as_positive = alpha * _power(F.sigmoid(-own), gamma) * F.softplus(-own)
@@ -93,32 +88,31 @@ def focal_loss_sum(
     return background + _sum(as_positive - as_background, logits)
 
 
-def _sum(values: Tensor, chosen_from: Tensor) -> Tensor:
-    """Add up what was computed for the positives.
+def _sum(values: Tensor, source: Tensor) -> Tensor:
+    """Sum the values [N⁺] of the positives.
 
-    Args:
-        values: [N⁺]; Paddle 2.6 refuses to add up nothing.
-        chosen_from: of whatever shape. Without positives the sum is a 0 that depends on it: every weight has
-            a gradient then, which other processes, whose images have objects, wait for.
+    Without positives the result is a zero that depends on `source`: all weights then have a gradient, which
+    the other ranks wait for. (Paddle 2.6 cannot sum an empty tensor.)
     """
-    return values.sum() if values.shape[0] else (chosen_from.flatten()[:1] * 0).sum()
+    return values.sum() if values.shape[0] else (source.flatten()[:1] * 0).sum()
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
-    # pow() with a real exponent is many times dearer than one product, and 2 is what everybody uses.
+    # One product is many times faster than pow(), and 2 is the common exponent.
     return base * base if exponent == 2 else paddle.pow(base, exponent)
 
 
-def iou_of(predicted: Tensor, target: Tensor, smoothing: Tensor) -> tuple:
-    """IoU of boxes that share a location, and what GIoU subtracts from it.
+def giou_terms(predicted: Tensor, target: Tensor, smoothing: Tensor) -> tuple:
+    """Compute the IoU of boxes around the same point and the term that GIoU subtracts from it.
 
     Args:
-        predicted: [N, 4] distances l, t, r, b in pixels, none below zero.
-        target: [N, 4] likewise.
+        predicted: [N, 4] distances l, t, r, b in pixels, not negative.
+        target: [N, 4].
         smoothing: [N] square pixels that are added to intersection and union.
 
     Returns:
-        IoU [N] and the share of the enclosing box that neither covers [N] (Rezatofighi et al., CVPR 2019).
+        IoU [N], and the fraction of the enclosing box outside of the union [N] (Rezatofighi et al., CVPR
+        2019). GIoU is their difference.
     """
     intersection = distance_areas(paddle.minimum(predicted, target))
     union = distance_areas(predicted) + distance_areas(target) - intersection
@@ -135,18 +129,18 @@ class PPFCOSLoss(nn.Layer):
         focal_alpha: of the focal loss.
         focal_gamma: of the focal loss.
         box_loss: `giou` 1 − GIoU, `linear_iou` 1 − IoU, or `iou` −log IoU.
-        iou_smoothing: what is added to intersection and union of the IoU, in squared strides of the level:
-            small boxes weigh less. 1 in the authors' code (iou_loss.py in fcos_core/layers, with
-            NORM_REG_TARGETS), AdelaiDet and PaddleDetection; 0 is the papers' IoU.
-        quality: `centerness`: the second branch learns the centerness, which also weighs the box loss; `iou`:
-            it learns the IoU of the predicted box, and the box loss is not weighed. Of a head without that
-            branch, it says only whether the box loss is weighed.
+        iou_smoothing: added to intersection and union of the IoU, in squared strides of the level. Lowers the
+            weight of small boxes. 1 in the authors' code (iou_loss.py in fcos_core/layers, with
+            NORM_REG_TARGETS), AdelaiDet and PaddleDetection; 0 in the papers.
+        quality: target of the quality branch. `centerness`, which also weights the box loss; or `iou`, the
+            IoU of the predicted box, with an unweighted box loss. Without a quality branch, it only selects
+            the weights of the box loss.
         class_weight: of the classification loss in the sum.
         box_weight: of the box loss.
         quality_weight: of the quality loss.
 
     Raises:
-        ValueError: an option is none of those named, or the smoothing is below zero.
+        ValueError: an option has an unknown value, or the smoothing is negative.
     """
 
     def __init__(
@@ -177,23 +171,15 @@ class PPFCOSLoss(nn.Layer):
         self.quality_weight = quality_weight
 
     def forward(self, outputs: HeadOutputs, targets: Targets, normalizers: Normalizers) -> dict:
-        """The losses of this process's images.
-
-        Args:
-            outputs: of the head.
-            targets: of the same images.
-            normalizers: of the global batch.
-
-        Returns:
-            Scalars `loss_cls`, `loss_box`, `loss_quality` and their sum `loss`.
+        """Return the scalars `loss_cls`, `loss_box`, `loss_quality` and their sum `loss` for this rank.
 
         Raises:
-            ValueError: the targets are of other locations than the outputs.
+            ValueError: targets and outputs have different numbers of points.
         """
         class_logits = _flatten_levels(outputs.class_logits)
         if class_logits.shape[0] != targets.labels.shape[0]:
             raise ValueError(
-                f"targets of {targets.labels.shape[0]} locations for outputs at {class_logits.shape[0]}"
+                f"targets of {targets.labels.shape[0]} points for outputs at {class_logits.shape[0]}"
             )
         class_sum = focal_loss_sum(
             class_logits,
@@ -201,40 +187,40 @@ class PPFCOSLoss(nn.Layer):
             targets.positives,
             self.focal_alpha,
             self.focal_gamma,
-            targets.counted,
+            targets.valid,
         )
         distances = _flatten_levels(outputs.distances)
-        box_loss, iou = self._box_losses(distances.gather(targets.positives), targets)
+        box_losses, iou = self._box_losses(distances.gather(targets.positives), targets)
         if self.quality == "centerness":
-            quality, box_sum = targets.centerness, _sum(box_loss * targets.centerness, distances)
-            box_divisor = normalizers.centerness
+            quality, box_sum = targets.centerness, _sum(box_losses * targets.centerness, distances)
+            box_normalizer = normalizers.centerness
         else:
-            quality, box_sum = iou.detach(), _sum(box_loss, distances)
-            box_divisor = normalizers.positives
-        quality_sum = self._quality_loss(outputs.quality_logits, targets.positives, quality)
+            quality, box_sum = iou.detach(), _sum(box_losses, distances)
+            box_normalizer = normalizers.positives
+        quality_sum = self._quality_sum(outputs.quality_logits, targets.positives, quality)
         losses = {
             "loss_cls": self.class_weight * class_sum / normalizers.positives,
-            "loss_box": self.box_weight * box_sum / box_divisor,
+            "loss_box": self.box_weight * box_sum / box_normalizer,
             "loss_quality": self.quality_weight * quality_sum / normalizers.positives,
         }
         losses["loss"] = losses["loss_cls"] + losses["loss_box"] + losses["loss_quality"]
         return losses
 
     @staticmethod
-    def _quality_loss(levels: list, positives: Tensor, quality: Tensor) -> Tensor:
-        """Sum over the positives; 0 of a head that predicts no quality."""
-        if not levels:
+    def _quality_sum(quality_logits: list, positives: Tensor, quality: Tensor) -> Tensor:
+        """Sum the binary cross-entropy over the positives; 0 without a quality branch."""
+        if not quality_logits:
             return paddle.zeros([])
-        all_logits = _flatten_levels(levels).flatten()
+        all_logits = _flatten_levels(quality_logits).flatten()
         logits = all_logits.gather(positives)
         return _sum(F.softplus(logits) - logits * quality, all_logits)
 
     def _box_losses(self, predicted: Tensor, targets: Targets) -> tuple:
-        """Loss [N⁺] and IoU [N⁺] of each positive, of its predicted distances [N⁺, 4]."""
+        """Return loss [N⁺] and IoU [N⁺] of the predicted distances [N⁺, 4] of the positives."""
         smoothing = self.iou_smoothing * targets.strides * targets.strides
-        iou, uncovered = iou_of(predicted, targets.distances, smoothing)
+        iou, outside = giou_terms(predicted, targets.distances, smoothing)
         if self.box_loss == "giou":
-            return 1 - iou + uncovered, iou
+            return 1 - iou + outside, iou
         if self.box_loss == "linear_iou":
             return 1 - iou, iou
         return -paddle.log(iou.clip(min=EPSILON)), iou

@@ -36,7 +36,7 @@ def assigned(builder: PPFCOSTargets, images: list, labels: list, size=(HEIGHT, W
     for i, (boxes, names) in enumerate(zip(images, labels)):
         padded[i, : len(boxes)] = np.reshape(boxes, [-1, 4])
         classes[i, : len(boxes)] = names
-    grids = [center_grid(-(-size[0] // s), -(-size[1] // s), s).locations() for s in strides]
+    grids = [center_grid(-(-size[0] // s), -(-size[1] // s), s).points() for s in strides]
     return builder(grids, strides, paddle.to_tensor(padded), paddle.to_tensor(classes), CLASSES)
 
 
@@ -114,10 +114,10 @@ def padded(images: list) -> paddle.Tensor:
     st.lists(st.tuples(_boxes, _boxes), min_size=1, max_size=3),
     st.sampled_from([4_194_304, 2000]),
 )
-def test_what_is_counted_equals_the_loop(images, chunk):
+def test_valid_points_equal_the_loop(images, chunk):
     """All but the locations strictly inside a crowd's box that answer for no object."""
     builder = PPFCOSTargets(chunk_elements=chunk, ignore_crowd=True)
-    grids = [center_grid(-(-HEIGHT // s), -(-WIDTH // s), s).locations() for s in STRIDES]
+    grids = [center_grid(-(-HEIGHT // s), -(-WIDTH // s), s).points() for s in STRIDES]
     boxes, crowds = ([pair[part] for pair in images] for part in (0, 1))
     labels = paddle.zeros([len(images), max(1, *map(len, boxes))], dtype="int32")
     found = builder(grids, STRIDES, padded(boxes), labels, CLASSES, padded(crowds))
@@ -130,13 +130,13 @@ def test_what_is_counted_equals_the_loop(images, chunk):
             if match is not None or not in_crowd:
                 expected.append(image * len(points) + number)
     if len(expected) == len(images) * len(points):
-        assert found.counted is None
+        assert found.valid is None
     else:
-        assert found.counted.numpy().tolist() == expected
+        assert found.valid.numpy().tolist() == expected
     plain = PPFCOSTargets(chunk_elements=chunk)(
         grids, STRIDES, padded(boxes), labels, CLASSES, padded(crowds)
     )
-    assert plain.counted is None
+    assert plain.valid is None
     for name in ("labels", "positives", "distances", "centerness"):
         np.testing.assert_array_equal(getattr(found, name).numpy(), getattr(plain, name).numpy())
 
@@ -189,7 +189,7 @@ import numpy as np, paddle
 from ppfcos.modeling.fcos import center_grid
 from ppfcos.modeling.assigner import PPFCOSTargets
 strides = [8, 16, 32, 64, 128]
-grids = [center_grid(-(-800 // s), -(-1344 // s), s).locations() for s in strides]
+grids = [center_grid(-(-800 // s), -(-1344 // s), s).points() for s in strides]
 assert sum(grid.shape[0] for grid in grids) == 22400
 rng = np.random.default_rng(0)
 corner = rng.uniform(0, 700, [1, 1000, 2])

@@ -160,9 +160,7 @@ def test_losses_and_the_slopes_of_all_weights(centerness_on, distance, kind, rad
     labels = rng.integers(0, CLASSES, (2, 7))
     image = rng.normal(0, 1, (2, 3, HEIGHT, WIDTH)).astype(np.float32)
 
-    ours_locations = [
-        center_grid(HEIGHT // stride, WIDTH // stride, stride).locations() for stride in STRIDES
-    ]
+    ours_locations = [center_grid(HEIGHT // stride, WIDTH // stride, stride).points() for stride in STRIDES]
     assign = PPFCOSTargets(RANGES, radius)
     targets = assign(ours_locations, STRIDES, paddle.to_tensor(boxes), paddle.to_tensor(labels), CLASSES)
     loss = PPFCOSLoss(box_loss=kind, iou_smoothing=ones)

@@ -10,8 +10,8 @@ import pytest
 from ppdet.core.workspace import create
 from ppdet.modeling.backbones.resnet import ResNet
 
-from ppfcos.modeling.backbones.frozen_norm import fold_frozen_norms
 from ppfcos.modeling.head import PPFCOSHead
+from ppfcos.modeling.layers import fold_frozen_norms
 from ppfcos.modeling.necks.fpn import PPFCOSFPN
 
 

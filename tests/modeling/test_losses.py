@@ -152,26 +152,26 @@ def test_losses_and_gradients(seed, positives, kind, quality, smoothing):
             np.testing.assert_allclose(tensor.grad.numpy(), slope, rtol=2e-3, atol=2e-5)
 
 
-def test_what_is_not_counted_has_no_part_in_the_class_loss():
+def test_invalid_points_are_not_in_the_class_loss():
     rng = np.random.default_rng(4)
     outputs, labels, indices, distances = _case(rng, 5)
     ignored = np.setdiff1d(np.arange(len(labels)), indices)[::3]
-    counted = np.setdiff1d(np.arange(len(labels)), ignored)
+    valid = np.setdiff1d(np.arange(len(labels)), ignored)
     targets = _targets(labels, indices, distances)
     results = []
-    for some in (targets, targets._replace(counted=paddle.to_tensor(counted))):
+    for some in (targets, targets._replace(valid=paddle.to_tensor(valid))):
         tensors = HeadOutputs(*(_tensors(levels) for levels in outputs))
         losses = PPFCOSLoss()(tensors, some, global_normalizers([some]))
         losses["loss"].backward()
         results.append((losses, _flat([level.grad.numpy() for level in tensors.class_logits])))
     (plain, plain_slope), (losses, slope) = results
-    logits = _flat(outputs.class_logits)[counted]
-    expected = reference.focal(logits, labels[counted], 0.25, 2.0) / len(indices)
+    logits = _flat(outputs.class_logits)[valid]
+    expected = reference.focal(logits, labels[valid], 0.25, 2.0) / len(indices)
     assert float(losses["loss_cls"]) == pytest.approx(expected, rel=1e-5)
     for name in ("loss_box", "loss_quality"):
         assert float(losses[name]) == float(plain[name])
     assert (slope[ignored] == 0).all() and (plain_slope[ignored] != 0).any()
-    np.testing.assert_allclose(slope[counted], plain_slope[counted], rtol=1e-6)
+    np.testing.assert_allclose(slope[valid], plain_slope[valid], rtol=1e-6)
 
 
 def test_weights_of_the_losses():

@@ -139,15 +139,15 @@ def test_boxes_in_the_padding_are_no_boxes():
 
 @pytest.mark.parametrize("stride", [8, 128])
 def test_locations_are_the_centres_of_the_cells(stride):
-    found = center_grid(3, 2, stride).locations().numpy().tolist()
+    found = center_grid(3, 2, stride).points().numpy().tolist()
     expected = [[(i + 0.5) * stride, (j + 0.5) * stride] for j in range(3) for i in range(2)]
     assert found == expected
 
 
 def test_anchors_begin_at_the_corner_and_are_whole_pixels_apart():
     # 160 pixels on a level of stride 128 are two cells, 80 pixels apart; 96 are one.
-    assert anchor_grid(1, 2, 96, 160).locations().numpy().tolist() == [[0, 0], [80, 0]]
-    assert anchor_grid(2, 2, 16, 16).locations().numpy().tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
+    assert anchor_grid(1, 2, 96, 160).points().numpy().tolist() == [[0, 0], [80, 0]]
+    assert anchor_grid(2, 2, 16, 16).points().numpy().tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
 
 
 class Decoding(paddle.nn.Layer):

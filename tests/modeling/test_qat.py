@@ -43,8 +43,14 @@ from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
 from ppfcos.export.trained_model import CheckpointRuntime, trained_model
 from ppfcos.modeling.backbones import efficientnet
 from ppfcos.modeling.backbones.efficientnet import Stage
-from ppfcos.modeling.qat import Ranges, fake_quantize_activations, fake_quantize_weights
-from ppfcos.modeling.qat import float_copy, clipped_copy, prepare_qat
+from ppfcos.modeling.qat import (
+    ActivationRanges,
+    clipped_copy,
+    fake_quantize_activations,
+    fake_quantize_weights,
+    float_copy,
+    prepare_qat,
+)
 
 SIDE = 64
 # A backbone of three blocks in the place of EfficientNet's sixteen, one of which is residual.
@@ -203,14 +209,14 @@ def test_weights_are_those_of_the_formula(values):
 
 
 def test_ranges_are_a_moving_average_of_the_extremes_until_they_are_frozen():
-    ranges = Ranges(2, momentum=0.75, freeze_after=3)
+    ranges = ActivationRanges(2, momentum=0.75, freeze_after=3)
     random = np.random.default_rng(0)
     expected = np.zeros([2, 2])
     for step in range(5):
         batch = random.normal(step, 2, [2, 100]).astype(np.float32)
         extremes = np.stack([np.minimum(batch.min(axis=1), 0), np.maximum(batch.max(axis=1), 0)], axis=1)
         for row in range(2):
-            ranges.quantized(row, paddle.to_tensor(batch[row]))
+            ranges.quantize(row, paddle.to_tensor(batch[row]))
         if step < 3:
             expected = extremes if step == 0 else 0.75 * expected + 0.25 * extremes
         np.testing.assert_allclose(ranges.limits.numpy(), expected, rtol=1e-6)
@@ -219,10 +225,10 @@ def test_ranges_are_a_moving_average_of_the_extremes_until_they_are_frozen():
 
 @pytest.mark.parametrize("spoilt", [["nan", "inf"], ["1", "inf"], ["-inf", "1"]])
 def test_what_is_not_finite_leaves_its_range_alone(spoilt):
-    ranges = Ranges(2, momentum=0.5, freeze_after=9)
+    ranges = ActivationRanges(2, momentum=0.5, freeze_after=9)
     for values in ([1.0, 2.0], list(map(float, spoilt))):
-        ranges.quantized(0, paddle.to_tensor([-1.0, 3.0]))
-        ranges.quantized(1, paddle.to_tensor(values))
+        ranges.quantize(0, paddle.to_tensor([-1.0, 3.0]))
+        ranges.quantize(1, paddle.to_tensor(values))
     expected = [0, 1.5] if spoilt == ["-inf", "1"] else [0, 2]
     np.testing.assert_array_equal(ranges.limits.numpy(), [[-1, 3], expected])
 
@@ -269,18 +275,18 @@ def test_weights_keep_their_names_and_float_is_what_it_was(folder):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("PPFCOSEfficientNet.activation=swish", r"_ef\S* cannot be trained .*activation: relu"),
+        ("PPFCOSEfficientNet.activation=swish", r"_ef\S* cannot be quantized.*activation: relu"),
         (
             "PPFCOSEfficientNet.squeeze_excitation=true",
-            r"_ef\S* cannot be trained .*squeeze_excitation: false",
+            r"_ef\S* cannot be quantized.*squeeze_excitation: false",
         ),
-        ("PPFCOSBiFPN.fusion=fast", r"neck\S* cannot be trained .*fusion: sum"),
-        ("PPFCOSHead.norm_per_level=true", r"head\S* cannot be trained .*norm_per_level: false"),
+        ("PPFCOSBiFPN.fusion=fast", r"neck\S* cannot be quantized.*fusion: sum"),
+        ("PPFCOSHead.norm_per_level=true", r"head\S* cannot be quantized.*norm_per_level: false"),
         ("amp=true", "set amp: false"),
         ("to_static=true", "set to_static: false"),
     ],
 )
-def test_what_cannot_be_trained_so_is_refused(folder, override, message):
+def test_unsupported_layers_are_config_errors(folder, override, message):
     cfg = load_config(folder / "tiny_qat.yml", [override])
     with pytest.raises(ConfigError, match=message):
         build_model(cfg)
@@ -359,10 +365,10 @@ def check_every_activation(exported: Converted, path: Path) -> None:
     image = pictures(2, 50)
     theirs, model = activations(exported.write(path), image.numpy()), exported.model
     ranges, differing, sizes_of = model.quantization, [], []
-    quantized = ranges.quantized
+    quantize = ranges.quantize
 
     def compared(row: int, x: paddle.Tensor) -> paddle.Tensor:
-        own = quantized(row, x).numpy()
+        own = quantize(row, x).numpy()
         zero_point, scale = compute_scale_zp(*ranges.limits[row].numpy(), np.uint8(0), np.uint8(255))
         same = [each for each in theirs[float(scale), int(zero_point)] if each.shape == own.shape]
         steps = np.abs(np.rint((same[0] - own) / scale))
@@ -372,7 +378,7 @@ def check_every_activation(exported: Converted, path: Path) -> None:
         return paddle.to_tensor(same[0])
 
     with pytest.MonkeyPatch.context() as patch, paddle.no_grad():
-        patch.setattr(ranges, "quantized", compared)
+        patch.setattr(ranges, "quantize", compared)
         model.network(image, sizes(2))
     assert len(differing) == len(ranges.limits)
     assert sum(differing) < 0.001 * sum(sizes_of)
@@ -544,15 +550,15 @@ with environment.quiet_imports():
     import paddle
     from ppfcos.engine import distributed
     from ppfcos.engine.device import select_device
-    from ppfcos.modeling.qat import Ranges
+    from ppfcos.modeling.qat import ActivationRanges
 
 select_device({"device": "cpu"})
 distributed.start()
 rank = distributed.rank()
-ranges = Ranges(2, momentum=0.5, freeze_after=9)
+ranges = ActivationRanges(2, momentum=0.5, freeze_after=9)
 for step in range(2):
     for row in range(2):
-        ranges.quantized(row, paddle.to_tensor([-1.0 - row - 3 * rank, 2.0 + step - rank]))
+        ranges.quantize(row, paddle.to_tensor([-1.0 - row - 3 * rank, 2.0 + step - rank]))
 paddle.save({"limits": ranges.limits}, f"{sys.argv[2]}/{rank}.pdparams")
 """
 

@@ -160,7 +160,7 @@ def test_without_centerness_the_class_is_the_score():
 def test_without_centerness_the_other_losses_are_as_they_were(quality):
     rng = np.random.default_rng(1)
     with_branch = some_outputs(rng, quality=True)
-    points = [center_grid(4, 6, 8).locations(), center_grid(2, 3, 16).locations()]
+    points = [center_grid(4, 6, 8).points(), center_grid(2, 3, 16).points()]
     boxes, labels = paddle.to_tensor([[[4.0, 4.0, 40.0, 28.0]]]), paddle.to_tensor([[1]])
     targets = PPFCOSTargets(size_ranges=[16])(points, [8, 16], boxes, labels, 3)
     assert targets.positives.shape[0] > 0

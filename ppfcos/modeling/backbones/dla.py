@@ -1,7 +1,7 @@
-"""Deep layer aggregation with 34 layers, the backbone of AdelaiDet's real-time FCOS.
+"""DLA-34, the backbone of AdelaiDet's real-time FCOS.
 
 Source: Deep Layer Aggregation (Yu et al., CVPR 2018, arXiv 1707.06484). The network is PaddleDetection's,
-which tells a neck no strides and gives it all levels.
+which returns all levels and does not report their strides.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ppdet.modeling.shape_spec import ShapeSpec
 @register
 @serializable
 class PPFCOSDLA(DLA):
-    """PaddleDetection's DLA in front of a feature pyramid.
+    """PaddleDetection's DLA for a feature pyramid.
 
     Args:
         depth: 34.
-        norm_type: `bn`, or `sync_bn`: in training, batch norms take their statistics over all processes.
-        return_idx: the levels that the neck gets, of six with the strides 1, 2, 4, 8, 16, 32.
+        norm_type: `bn`, or `sync_bn` for batch statistics over all ranks.
+        return_idx: the returned levels, of six with the strides 1, 2, 4, 8, 16, 32.
 
     Raises:
         ValueError: `norm_type` is neither.
@@ -37,12 +37,12 @@ class PPFCOSDLA(DLA):
         self.norm_type = norm_type
         self.return_idx = list(return_idx)
         for layer in self.sublayers():
-            if isinstance(layer, nn.Conv2D):  # as its authors begin; with PaddleDetection's, features vanish
+            if isinstance(layer, nn.Conv2D):  # as the authors; with PaddleDetection's, features vanish
                 outputs, _, height, width = layer.weight.shape
                 Normal(std=math.sqrt(2 / (outputs * height * width)))(layer.weight)
             if isinstance(layer, Tree) and layer.level > 1:
-                # Its inner trees project for themselves: nothing uses the result, and no gradient reaches it,
-                # which a training in several processes would wait for.
+                # Its inner trees have their own projections. This one is unused and gets no gradient, which
+                # distributed training would wait for.
                 layer.project = None
 
     @property
@@ -51,13 +51,6 @@ class PPFCOSDLA(DLA):
         return [ShapeSpec(channels=self.channels[i], stride=2**i) for i in self.return_idx]
 
     def forward(self, inputs: dict) -> list:
-        """Run the network.
-
-        Args:
-            inputs: `image` [B, 3, H, W].
-
-        Returns:
-            The levels of `return_idx`, [B, channels, H / stride, W / stride] each.
-        """
+        """`image` [B, 3, H, W] → the levels of `return_idx`, [B, channels, H / stride, W / stride] each."""
         levels = DLA.forward(self, inputs)  # not super(), which Paddle 2.6 cannot compile
         return [levels[i] for i in self.return_idx]

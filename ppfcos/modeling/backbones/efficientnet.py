@@ -1,10 +1,9 @@
 """EfficientNet B0 to B7 (Tan and Le, arXiv 1905.11946), without the classifier.
 
-The weights have the names that PaddleClas gives them (ppcls/arch/backbone/model_zoo/efficientnet.py), dots
-within names and all, so that its ImageNet weights fit as they are published. The padding is PaddleClas's,
-too: TensorFlow's "SAME" at the image size that each network was trained with, a constant of each layer
-whatever the size of the image. Where a layer with stride 2 met an even size then, it pads one more at the
-bottom and the right; where an odd one, all sides alike.
+Weight names, with dots within names, and padding are those of PaddleClas
+(ppcls/arch/backbone/model_zoo/efficientnet.py), so its ImageNet weights load by name. The padding is
+TensorFlow's "SAME" at the image size that each network was trained with, and does not depend on the actual
+image size: a layer with stride 2 pads one pixel more at the bottom and right if its training size was even.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from paddle.nn.initializer import KaimingNormal
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.layers import BATCH_NORMS, Sum, batch_norm
+from ppfcos.modeling.layers import BATCH_NORMS, Add, batch_norm
 
 
 class Scale(NamedTuple):
-    """What B1 to B7 have more of than B0: factors of channels and of depth, and the size trained with."""
+    """Width and depth multipliers of B1 to B7, and the image size of the ImageNet training."""
 
     width: float
     depth: float
@@ -30,7 +29,7 @@ class Scale(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Blocks of one kind (table 1 of the paper); the first has the stride, the others 1."""
+    """A stage (table 1 of the paper). Its first block has the stride, the others have stride 1."""
 
     repeats: int
     kernel_size: int
@@ -59,42 +58,27 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
-ENDS = {3: 8, 5: 16, 7: 32}  # stages, from 1, that end a feature map, and its stride
-SQUEEZE = 4  # a block's input channels to those that its squeeze-and-excitation has inside
+ENDS = {3: 8, 5: 16, 7: 32}  # stages, from 1, whose outputs are feature maps, and their strides
+SQUEEZE = 4  # ratio of input channels to squeeze-and-excitation channels
 NORM = {"momentum": 0.99, "epsilon": 1e-3}
 ACTIVATIONS = {"swish": nn.Swish, "relu": nn.ReLU, "relu6": nn.ReLU6}
 
 
 def scaled_channels(channels: int, scale: Scale) -> int:
-    """Channels of B0 in another network: the nearest multiple of 8, and no more than 10 % less.
-
-    Args:
-        channels: in B0.
-        scale: of the network.
-
-    Returns:
-        Its channels.
-    """
+    """Scale the channels of B0 to the nearest multiple of 8 that is at most 10 % less."""
     wanted = channels * scale.width
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
 def _padding(kernel_size: int, stride: int, size: int) -> list:
-    """Top, bottom, left, right: what TensorFlow adds to sides of `size` for outputs of ⌈size / stride⌉."""
+    """Return TensorFlow's "SAME" padding of an image of `size`: top, bottom, left, right."""
     total = max(kernel_size - (size % stride or stride), 0)
     return [total // 2, total - total // 2] * 2
 
 
 class ConvNorm(nn.Layer):
-    """Convolution without bias, and batch norm.
-
-    Args:
-        in_channels: of the input.
-        out_channels: of the output.
-        norm_type: `bn` or `sync_bn`.
-        geometry: further arguments of the convolution.
-    """
+    """Convolution without bias, and batch norm. `geometry` are further arguments of the convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_type: str, **geometry):
         super().__init__()
@@ -109,13 +93,7 @@ class ConvNorm(nn.Layer):
 
 
 class SqueezeExcitation(nn.Layer):
-    """Weighs each channel by what all of them hold on average (Hu et al., CVPR 2018).
-
-    Args:
-        channels: of the feature map.
-        squeezed: channels between the two convolutions.
-        activation: behind the first.
-    """
+    """Squeeze-and-excitation (Hu et al., CVPR 2018) with `squeezed` channels between its convolutions."""
 
     def __init__(self, channels: int, squeezed: int, activation: str):
         super().__init__()
@@ -124,20 +102,20 @@ class SqueezeExcitation(nn.Layer):
         self.add_sublayer("activate", ACTIVATIONS[activation]())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, channels, H, W] → likewise."""
+        """[B, channels, H, W] → [B, channels, H, W]."""
         reduce, expand, activate = list(self.children())
         return inputs * F.sigmoid(expand(activate(reduce(F.adaptive_avg_pool2d(inputs, 1)))))
 
 
 class Block(nn.Layer):
-    """Inverted bottleneck: expand, convolve each channel by itself, weigh the channels, project.
+    """Inverted bottleneck: expansion, depthwise convolution, squeeze-and-excitation, projection.
 
     Args:
         in_channels: of the input.
-        stage: whose block it is; its `stride` is this block's.
-        size: side of the input in the images that the network was trained with; settles the padding.
-        activation: of ACTIVATIONS.
-        squeeze_excitation: whether the channels are weighed.
+        stage: of the block; its `stride` is that of the block.
+        size: of the input in the ImageNet training, which determines the padding.
+        activation: one of ACTIVATIONS.
+        squeeze_excitation: whether the block has it.
         norm_type: `bn` or `sync_bn`.
     """
 
@@ -153,7 +131,7 @@ class Block(nn.Layer):
         super().__init__()
         inner = in_channels * stage.expansion
         self.activate = ACTIVATIONS[activation]()
-        self.add = Sum() if stage.stride == 1 and in_channels == stage.channels else None
+        self.add = Add() if stage.stride == 1 and in_channels == stage.channels else None
         self._ecn = self._se = None
         if stage.expansion != 1:
             self._ecn = ConvNorm(in_channels, inner, norm_type, kernel_size=1)
@@ -186,17 +164,17 @@ def _initialized() -> ParamAttr:
 class PPFCOSEfficientNet(nn.Layer):
     """EfficientNet's feature maps C3, C4 and C5.
 
-    As published it has `swish` and squeeze-and-excitation. Integer hardware wants neither: swish takes a
-    table, and the excitation a sigmoid, and products of two things that are both computed.
+    The published networks have `swish` and squeeze-and-excitation, which suit integer hardware badly: both
+    need a sigmoid and products of two activations.
 
     Args:
         scale: `b0` to `b7`.
         activation: `swish`, `relu` or `relu6`.
-        squeeze_excitation: whether every block weighs its channels by their averages.
+        squeeze_excitation: whether each block has squeeze-and-excitation.
         norm_type: `bn` or `sync_bn`.
 
     Raises:
-        ValueError: an option is none of those named.
+        ValueError: an option has an unknown value.
     """
 
     def __init__(
@@ -219,7 +197,7 @@ class PPFCOSEfficientNet(nn.Layer):
         stem = ConvNorm(3, channels, norm_type, kernel_size=3, stride=2, padding=_padding(3, 2, size))
         self.add_sublayer("_ef._conv_stem", stem)
         size = math.ceil(size / 2)
-        self.ends: dict[int, ShapeSpec] = {}  # by the number of the block that ends a feature map
+        self.ends: dict[int, ShapeSpec] = {}  # by the index of the block that returns the feature map
         count = 0
         for number, stage in enumerate(STAGES, start=1):
             stage = stage._replace(channels=scaled_channels(stage.channels, factors))
@@ -239,14 +217,7 @@ class PPFCOSEfficientNet(nn.Layer):
         return list(self.ends.values())
 
     def forward(self, inputs: dict) -> list:
-        """Compute the feature maps.
-
-        Args:
-            inputs: `image` [B, 3, H, W], normalised; H and W multiples of 32.
-
-        Returns:
-            C3, C4, C5: [B, channels, H / stride, W / stride].
-        """
+        """`image` [B, 3, H, W] → C3, C4, C5: [B, channels, H / stride, W / stride]; H, W multiples of 32."""
         stem, *blocks, activate = list(self.children())
         x = activate(stem(inputs["image"]))
         features = []

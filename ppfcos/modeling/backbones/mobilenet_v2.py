@@ -1,6 +1,6 @@
-"""MobileNetV2 (Sandler et al., arXiv 1801.04381, table 2), which PaddleDetection does not have.
+"""MobileNetV2 (Sandler et al., arXiv 1801.04381, table 2).
 
-The layers are those of `paddle.vision`, under the same names, so that its ImageNet weights load by name.
+The layers and their names are those of `paddle.vision`, so its ImageNet weights load by name.
 """
 
 from __future__ import annotations
@@ -10,26 +10,22 @@ from paddle.vision.models import MobileNetV2
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.layers import Sum
+from ppfcos.modeling.layers import Add
 
 LAST_OF_STAGE = (3, 6, 13, 17)  # the last layer of each stride, as in the FCOS authors' mobilenet.py
 STRIDES = (4, 8, 16, 32)
 
 
 class Residual(nn.Layer):
-    """A block of `paddle.vision` whose input is added to what its convolutions make.
-
-    Args:
-        conv: the convolutions.
-    """
+    """An inverted residual block of `paddle.vision` with a skip connection."""
 
     def __init__(self, conv: nn.Layer):
         super().__init__()
         self.conv = conv
-        self.add = Sum()
+        self.add = Add()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, channels, H, W] → likewise."""
+        """[B, channels, H, W] → [B, channels, H, W]."""
         return self.add(inputs, self.conv(inputs))
 
 
@@ -38,10 +34,10 @@ class PPFCOSMobileNetV2(nn.Layer):
     """MobileNetV2 without its last 1x1 convolution and classifier.
 
     Args:
-        scale: of the number of channels everywhere.
-        norm_type: `bn`, or `sync_bn` for statistics over all processes (the trainer sees to it).
+        scale: width multiplier.
+        norm_type: `bn`, or `sync_bn` for statistics over all ranks (set by the trainer).
         freeze_norm: whether batch norms keep their statistics and weights.
-        freeze_at: the last stage that keeps its weights, 0 to 3 for C2 to C5; -1: none.
+        freeze_at: the last frozen stage, 0 to 3 for C2 to C5; -1: none.
         return_idx: the stages whose feature maps are returned, 0 to 3 for C2 to C5.
 
     Raises:
@@ -76,28 +72,18 @@ class PPFCOSMobileNetV2(nn.Layer):
     @property
     def out_shape(self) -> list:
         """Channels and stride of each feature map, finest first."""
-        # A block ends with a convolution and its norm.
+        # A block ends with a batch norm.
         channels = [self.features[LAST_OF_STAGE[i]].conv[-1].weight.shape[0] for i in self.return_idx]
         return [ShapeSpec(channels=c, stride=STRIDES[i]) for c, i in zip(channels, self.return_idx)]
 
     def forward(self, inputs: dict) -> list:
-        """Make the feature maps.
-
-        Args:
-            inputs: `image` [B, 3, H, W], normalised.
-
-        Returns:
-            [B, channels, H_l, W_l] of each stage in `return_idx`, finest first.
-        """
-        return [out for i, out in enumerate(self._stages(inputs["image"])) if i in self.return_idx]
-
-    def _stages(self, feature: Tensor) -> list:
-        outputs = []
+        """`image` [B, 3, H, W], normalized → [B, channels, H_l, W_l] of each stage in `return_idx`."""
+        feature, stages = inputs["image"], []
         for i, layer in enumerate(self.features):
             feature = layer(feature)
             if i in LAST_OF_STAGE:
-                outputs.append(feature)
-        return outputs
+                stages.append(feature)
+        return [stages[i] for i in sorted(self.return_idx)]
 
 
 def _freeze_norms(features: nn.Layer) -> None:

@@ -1,8 +1,8 @@
-"""The weighted bidirectional feature pyramid: P3 to P5 from the backbone, P6 and P7 pooled above them.
+"""Weighted bidirectional feature pyramid: P3 to P5 from the backbone, and P6 and P7 pooled from P5.
 
-Source: EfficientDet (Tan et al., arXiv 1911.09070), section 3. The paper leaves open how a feature map is
-halved: here, as in Horizon Robotics' networks, by the largest of the four cells that a coarser one covers.
-(PaddleDetection's BiFPN takes P6 from a dense 3x3 convolution of C5, and has no norm over all processes.)
+Source: EfficientDet (Tan et al., arXiv 1911.09070), section 3. The paper leaves the downsampling open; this
+is 2x2 max pooling as in Horizon Robotics' networks. (PaddleDetection's BiFPN takes P6 from a dense 3x3
+convolution of C5, and has no synchronized batch norm.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 from paddle.nn.initializer import Constant
 from ppdet.core.workspace import register
 
-from ppfcos.modeling.layers import BATCH_NORMS, SeparableConv, Sum, batch_norm
+from ppfcos.modeling.layers import BATCH_NORMS, Add, SeparableConv, batch_norm
 from ppfcos.modeling.necks.fpn import Pyramid
 
 FUSIONS = ("fast", "sum")
@@ -22,12 +22,12 @@ EPSILON = 1e-4  # of the fast normalised fusion, section 3.3
 
 
 class Fusion(nn.Layer):
-    """One node of the pyramid: feature maps of one size into one, ReLU, separable convolution, batch norm.
+    """A node of the pyramid: weighted sum of feature maps, ReLU, separable convolution, batch norm.
 
     Args:
-        num_inputs: feature maps that arrive.
+        num_inputs: number of feature maps.
         channels: of each.
-        fusion: `fast`: Σ wᵢ·xᵢ / (ε + Σ wᵢ) with learnt wᵢ ≥ 0, one for each input; `sum`: Σ xᵢ.
+        fusion: `fast`: Σ wᵢ·xᵢ / (ε + Σ wᵢ) with a learned wᵢ ≥ 0 for each input; `sum`: Σ xᵢ.
         norm_type: `bn` or `sync_bn`.
     """
 
@@ -38,32 +38,25 @@ class Fusion(nn.Layer):
             self.weights = self.create_parameter([num_inputs], default_initializer=Constant(1.0))
         self.conv = SeparableConv(channels, channels)
         self.norm = batch_norm(norm_type, channels)
-        self.add = Sum()
+        self.add = Add()
         self.relu = nn.ReLU()
 
     def forward(self, inputs: list) -> Tensor:
         """num_inputs × [B, channels, H_l, W_l] → [B, channels, H_l, W_l]."""
         if self.weights is not None:
             weights = F.relu(self.weights)
-            shares = weights / (weights.sum() + EPSILON)
-            inputs = [share * each for share, each in zip(shares.unbind(), inputs)]
+            weights = weights / (weights.sum() + EPSILON)
+            inputs = [weight * each for weight, each in zip(weights.unbind(), inputs)]
         return self.norm(self.conv(self.relu(functools.reduce(self.add, inputs))))
 
 
 class BiFPNLayer(nn.Layer):
-    """Once down from the coarsest level to the finest, and up again (figure 2d).
-
-    Args:
-        num_levels: L.
-        channels: of every level.
-        fusion: of each node, as `Fusion` takes it.
-        norm_type: likewise.
-    """
+    """A top-down and a bottom-up pass over L levels (figure 2d)."""
 
     def __init__(self, num_levels: int, channels: int, fusion: str, norm_type: str):
         super().__init__()
-        inner = num_levels - 2  # levels that are met on the way down and on the way up
-        self.downward = nn.LayerList(
+        inner = num_levels - 2  # levels with a node in both passes
+        self.downward = nn.LayerList(  # the checkpoint has these names
             [Fusion(2, channels, fusion, norm_type) for _ in range(inner + 1)]  # finest first
         )
         self.upward = nn.LayerList(
@@ -72,26 +65,26 @@ class BiFPNLayer(nn.Layer):
         )
 
     def forward(self, levels: list) -> list:
-        """L × [B, channels, H_l, W_l], finest first → likewise."""
-        middle = [levels[-1]]
+        """L × [B, channels, H_l, W_l], finest first → the same shapes."""
+        top_down = [levels[-1]]
         for level, fusion in zip(levels[-2::-1], reversed(list(self.downward))):
-            middle.insert(0, fusion([level, _enlarged(middle[0], level)]))
-        outputs = [middle[0]]
-        for level, met, fusion in zip(levels[1:-1], middle[1:-1], self.upward):
-            outputs.append(fusion([level, met, _halved(outputs[-1])]))
-        # The coarsest level was not met on the way down.
-        return [*outputs, self.upward[-1]([levels[-1], _halved(outputs[-1])])]
+            top_down.insert(0, fusion([level, _upsample(top_down[0], level)]))
+        outputs = [top_down[0]]
+        for level, node, fusion in zip(levels[1:-1], top_down[1:-1], self.upward):
+            outputs.append(fusion([level, node, _downsample(outputs[-1])]))
+        # The coarsest level has no node in the top-down pass.
+        return [*outputs, self.upward[-1]([levels[-1], _downsample(outputs[-1])])]
 
 
-def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Each cell of `coarse` four times, cut to the size of `fine`: one less than twice where that is odd."""
-    # To enlarge by 5/3 or the like is not the same in all runtimes: oneDNN looks for another nearest cell.
+def _upsample(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Upsample by 2 and crop to the size of `fine`, which may be odd."""
+    # Runtimes agree on factors of 2 only: for 5/3, oneDNN selects other nearest cells.
     height, width = fine.shape[2:]
     return F.interpolate(coarse, scale_factor=2, mode="nearest")[:, :, :height, :width]
 
 
-def _halved(fine: Tensor) -> Tensor:
-    """Half the size, rounded up: the largest of the four cells, at an odd edge of the two or the one."""
+def _downsample(fine: Tensor) -> Tensor:
+    """Downsample by 2, rounded up, with 2x2 max pooling."""
     return F.max_pool2d(fine, 2, 2, ceil_mode=True)
 
 
@@ -101,15 +94,15 @@ class PPFCOSBiFPN(Pyramid):
 
     Args:
         in_channels: of the backbone's feature maps, finest first; from the backbone.
-        strides: of these feature maps in pixels; from the backbone.
-        out_channels: of every level.
-        num_layers: how many times down and up.
-        extra_levels: levels above the backbone's, each half the size of the one before.
-        fusion: `fast`: weighted by learnt shares of 1; `sum`: unweighted, so that nothing is multiplied.
+        strides: of the feature maps in pixels; from the backbone.
+        out_channels: of each level.
+        num_layers: number of BiFPN layers.
+        extra_levels: number of levels after the backbone's, each half the size of the one before.
+        fusion: `fast`: weighted sums with learned weights; `sum`: unweighted sums, which need no products.
         norm_type: `bn` or `sync_bn`.
 
     Raises:
-        ValueError: an option is none of those named.
+        ValueError: an option has an unknown value.
     """
 
     def __init__(
@@ -132,7 +125,7 @@ class PPFCOSBiFPN(Pyramid):
         self.strides = list(strides) + [strides[-1] * 2 ** (i + 1) for i in range(extra_levels)]
         if len(self.strides) < 2:
             raise ValueError("PPFCOSBiFPN needs two levels or more: increase extra_levels")
-        # One for each level of the backbone, and one for what the extra levels are pooled from.
+        # One for each level of the backbone, and one for the input of the extra levels.
         sources = list(in_channels) + ([in_channels[-1]] if extra_levels else [])
         self.laterals = nn.LayerList(
             [
@@ -147,20 +140,12 @@ class PPFCOSBiFPN(Pyramid):
         )
 
     def forward(self, features: list) -> list:
-        """Make the pyramid.
-
-        Args:
-            features: of the backbone, finest first, each [B, in_channels, H_l, W_l], each half the size of
-                the one before.
-
-        Returns:
-            L feature maps [B, out_channels, H_l, W_l], finest first; sizes of the extra levels round up.
-        """
+        """Feature maps of the backbone, finest first → L × [B, out_channels, H_l, W_l]; sizes round up."""
         levels = [lateral(feature) for lateral, feature in zip(self.laterals, features)]
         if self.extra_levels:
-            levels.append(_halved(self.laterals[-1](features[-1])))
+            levels.append(_downsample(self.laterals[-1](features[-1])))
         for _ in range(self.extra_levels - 1):
-            levels.append(_halved(levels[-1]))
+            levels.append(_downsample(levels[-1]))
         for layer in self.layers:
             levels = layer(levels)
         return levels

@@ -1,25 +1,25 @@
-"""The feature pyramid of FCOS: P3 to P5 from the backbone, P6 and P7 above them.
+"""Feature pyramid network of FCOS: P3 to P5 from the backbone, and the extra levels P6 and P7.
 
-Source: FPN (Lin et al., CVPR 2017); the extra levels as in the FCOS paper, section 3.2, which takes them from
-P5 (RetinaNet takes them from C5).
+Source: FPN (Lin et al., CVPR 2017); extra levels as in the FCOS paper, section 3.2, from P5 (RetinaNet: from
+C5).
 """
 
 from __future__ import annotations
 
 import paddle.nn.functional as F
-from paddle import ParamAttr, Tensor, nn
+from paddle import ParamAttr, nn
 from paddle.nn.initializer import KaimingUniform
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.layers import Conv2D, Sum
+from ppfcos.modeling.layers import Add
 
 
 class Pyramid(nn.Layer):
-    """A neck whose levels have the same number of channels.
+    """Base class of necks whose levels have the same number of channels.
 
     Attributes:
-        out_channels: of every level.
+        out_channels: of each level.
         strides: of the levels in pixels, finest first.
     """
 
@@ -28,16 +28,16 @@ class Pyramid(nn.Layer):
 
     @classmethod
     def from_config(cls, cfg, input_shape: list) -> dict:
-        """What the workspace takes from the backbone's `out_shape`.
+        """Return the arguments that depend on the `out_shape` of the backbone.
 
         Raises:
-            ValueError: a feature map has not twice the stride of the one before.
+            ValueError: the strides do not double from one feature map to the next.
         """
         strides = [shape.stride for shape in input_shape]
         if any(second != 2 * first for first, second in zip(strides, strides[1:])):
             raise ValueError(
-                f"the backbone's feature maps have the strides {strides}, and each should be twice the one "
-                "before: change the backbone's return_idx"
+                f"the backbone's feature maps have the strides {strides}; each must be twice the one before: "
+                "change the backbone's return_idx"
             )
         return {
             "in_channels": [shape.channels for shape in input_shape],
@@ -50,21 +50,11 @@ class Pyramid(nn.Layer):
         return [ShapeSpec(channels=self.out_channels, stride=stride) for stride in self.strides]
 
 
-def pyramid_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> Conv2D:
-    """A convolution of a feature pyramid, padded by half its kernel.
-
-    Args:
-        in_channels: of its input.
-        out_channels: of its output.
-        kernel_size: odd.
-        stride: of the convolution.
-
-    Returns:
-        The layer.
-    """
-    # Uniform within ±sqrt(3 / fan_in), as the authors' code initialises its pyramid.
+def pyramid_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
+    """Return a convolution with "same" padding, initialized as in the authors' feature pyramid."""
+    # Uniform within ±sqrt(3 / fan_in).
     initializer = KaimingUniform(negative_slope=1.0, nonlinearity="leaky_relu")
-    return Conv2D(
+    return nn.Conv2D(
         in_channels,
         out_channels,
         kernel_size,
@@ -79,12 +69,12 @@ class PPFCOSFPN(Pyramid):
     """Feature pyramid network with extra levels.
 
     Args:
-        in_channels: of the backbone's feature maps, finest first; from the backbone.
-        strides: of these feature maps in pixels; from the backbone.
-        out_channels: of every level.
-        extra_levels: levels above the backbone's, each of twice the stride of the one before.
-        extra_source: `p5` (FCOS) or `c5` (RetinaNet): what the first extra level is made of, the coarsest
-            level of the pyramid or that of the backbone.
+        in_channels: of the feature maps, finest first; from the backbone.
+        strides: of the feature maps in pixels; from the backbone.
+        out_channels: of each level.
+        extra_levels: number of levels after the backbone's, each with twice the stride of the one before.
+        extra_source: input of the first extra level: `p5`, the coarsest level of the pyramid (FCOS), or `c5`,
+            that of the backbone (RetinaNet).
 
     Raises:
         ValueError: `extra_source` is neither.
@@ -108,22 +98,14 @@ class PPFCOSFPN(Pyramid):
         self.outputs = nn.LayerList([pyramid_conv(out_channels, out_channels, 3) for _ in in_channels])
         first = out_channels if extra_source == "p5" else in_channels[-1]
         sources = [first] + [out_channels] * (extra_levels - 1)
-        self.add = Sum()
+        self.add = Add()
         self.relu = nn.ReLU()
         self.extras = nn.LayerList(
             [pyramid_conv(source, out_channels, 3, stride=2) for source in sources[:extra_levels]]
         )
 
     def forward(self, features: list) -> list:
-        """Make the pyramid.
-
-        Args:
-            features: of the backbone, finest first, each [B, in_channels, H_l, W_l], each half the size of
-                the one before.
-
-        Returns:
-            L feature maps [B, out_channels, H_l, W_l], finest first.
-        """
+        """Feature maps of the backbone, finest first → L × [B, out_channels, H_l, W_l]."""
         inner = self.laterals[-1](features[-1])
         levels = [self.outputs[-1](inner)]
         for i in range(len(features) - 2, -1, -1):
@@ -131,10 +113,7 @@ class PPFCOSFPN(Pyramid):
                 self.laterals[i](features[i]), F.interpolate(inner, scale_factor=2, mode="nearest")
             )
             levels.insert(0, self.outputs[i](inner))
-        return levels + self._extra_levels(levels[-1] if self.extra_source == "p5" else features[-1])
-
-    def _extra_levels(self, source: Tensor) -> list:
-        levels = []
+        source = levels[-1] if self.extra_source == "p5" else features[-1]
         for i, conv in enumerate(self.extras):
             source = conv(source if i == 0 else self.relu(source))
             levels.append(source)

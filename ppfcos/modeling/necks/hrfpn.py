@@ -1,7 +1,7 @@
-"""The feature pyramid of HRNet: all its resolutions joined at the finest, and averaged down from there.
+"""Feature pyramid of HRNet: concatenates all resolutions at the finest one, then pools to each level.
 
 Source: High-Resolution Representations for Labeling Pixels and Regions (Sun et al., arXiv 1904.04514).
-PaddleDetection's begins at stride 4; FCOS begins at 8, in MMDetection by convolutions of stride 2.
+PaddleDetection's HRFPN starts at stride 4. FCOS starts at 8, with convolutions of stride 2 as in MMDetection.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from ppfcos.modeling.necks.fpn import Pyramid, pyramid_conv
 
 @register
 class PPFCOSHRFPN(Pyramid):
-    """Feature pyramid of a network that keeps its resolution.
+    """Feature pyramid of a high-resolution network.
 
     Args:
-        in_channels: of the backbone's feature maps, finest first; from the backbone.
-        strides: of these feature maps in pixels, each twice the one before; from the backbone.
-        out_channels: of every level.
-        num_levels: how many; the first has twice the backbone's finest stride, each other one twice that of
-            the one before.
+        in_channels: of the feature maps, finest first; from the backbone.
+        strides: of the feature maps in pixels; from the backbone.
+        out_channels: of each level.
+        num_levels: number of levels; the first has twice the finest stride of the backbone.
     """
 
     def __init__(self, in_channels: list, strides: list, out_channels: int = 256, num_levels: int = 5):
@@ -36,33 +35,17 @@ class PPFCOSHRFPN(Pyramid):
         )
 
     def level_sizes(self, height: int, width: int) -> list:
-        """Sizes of the levels for an image: averaging drops what does not fill its window.
-
-        Args:
-            height: H in pixels, a multiple of the backbone's coarsest stride.
-            width: W in pixels, likewise.
-
-        Returns:
-            L × (H_l, W_l).
-        """
-        cells = [2**i for i in range(len(self.outputs))]
-        sides = [[2 * side // self.strides[0] // count for count in cells] for side in (height, width)]
+        """Return the L × (H_l, W_l) of an image. Pooling rounds down, the convolutions after it round up."""
+        pooling = [2**i for i in range(len(self.outputs))]
+        sides = [[2 * side // self.strides[0] // size for size in pooling] for side in (height, width)]
         return [(-(-rows // 2), -(-columns // 2)) for rows, columns in zip(*sides)]
 
     def forward(self, features: list) -> list:
-        """Make the pyramid.
-
-        Args:
-            features: of the backbone, finest first, each [B, in_channels, H_l, W_l], each half the size of
-                the one before.
-
-        Returns:
-            L feature maps [B, out_channels, H_l, W_l], finest first.
-        """
-        widened = [
+        """Feature maps of the backbone, finest first → L × [B, out_channels, H_l, W_l]."""
+        upsampled = [
             F.interpolate(feature, scale_factor=2 ** (i + 1), mode="bilinear")
             for i, feature in enumerate(features[1:])
         ]
-        joined = self.reduction(paddle.concat([features[0], *widened], axis=1))
-        averaged = [joined, *(F.avg_pool2d(joined, 2**i, stride=2**i) for i in range(1, len(self.outputs)))]
-        return [output(level) for output, level in zip(self.outputs, averaged)]
+        fused = self.reduction(paddle.concat([features[0], *upsampled], axis=1))
+        pooled = [fused, *(F.avg_pool2d(fused, 2**i, stride=2**i) for i in range(1, len(self.outputs)))]
+        return [output(level) for output, level in zip(self.outputs, pooled)]
