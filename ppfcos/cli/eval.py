@@ -217,13 +217,13 @@ def _write_report(
 ) -> None:
     from ppfcos.engine import distributed
     from ppfcos.visualize.evaluation_report import write_report
-    from ppfcos.visualize.gallery import RecordPictures
+    from ppfcos.visualize.gallery import RecordImages
 
     judged = (cfg.get("output_eval") or ".") if options.json_eval else options.bundle or cfg.get("weights")
     title = " · ".join(str(part) for part in (Path(options.config).stem, judged) if part)
     with distributed.together():
         if distributed.is_main():
-            pictures = RecordPictures(data.records)
+            pictures = RecordImages(data.records)
             page = write_report(options.report, title, data.coco_ground_truth(), found, figures, pictures)
             logger.info("report: %s", page)
 

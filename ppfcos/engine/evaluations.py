@@ -20,8 +20,8 @@ from ppfcos.engine.evaluator import evaluate
 from ppfcos.engine.run_folder import BEST, best_whole
 from ppfcos.engine.summary import Evaluation
 from ppfcos.engine.writer import VisualDLLog
-from ppfcos.metrics.coco import CocoFigures
-from ppfcos.visualize.drawing import draw_detections, draw_truth, shrink
+from ppfcos.metrics.coco import CocoMetrics
+from ppfcos.visualize.drawing import draw_detections, draw_ground_truth, shrink
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ class ValidationPictures:
                 continue
             image, factor = shrink(image, LONGEST_SIDE)
             found = _detections(rows[int(record["im_id"][0])], self.categories, factor)
-            picture = draw_detections(draw_truth(image, record["gt_bbox"] * factor), found, LOWEST_SCORE)
+            picture = draw_detections(
+                draw_ground_truth(image, record["gt_bbox"] * factor), found, LOWEST_SCORE
+            )
             yield f"{position}_{Path(record['im_file']).name}", picture
 
 
@@ -125,7 +127,7 @@ class Evaluations:
 
     def evaluate(
         self, model: nn.Layer, precision: Precision, epochs: int, curves: VisualDLLog | None
-    ) -> CocoFigures:
+    ) -> CocoMetrics:
         """Measure the model, and say, note and draw what came out.
 
         Args:

@@ -21,7 +21,7 @@ from ppfcos.engine.amp import Precision
 from ppfcos.errors import DataError
 from ppfcos.fileio import replacing
 from ppfcos.json_files import JSONError, read_json
-from ppfcos.metrics.coco import CocoFigures, evaluate_detections
+from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def evaluate(
     precision: Precision,
     backend: str = "faster_coco_eval",
     uses: Sequence[Callable[[list[dict]], object]] = (),
-) -> CocoFigures:
+) -> CocoMetrics:
     """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
 
     Args:
@@ -65,7 +65,7 @@ def compared(
     data: Any,
     backend: str,
     uses: Sequence[Callable[[list[dict]], object]] = (),
-) -> CocoFigures:
+) -> CocoMetrics:
     """The figures of what all processes detected. All of them must call it, and all get the figures.
 
     Args:
@@ -217,7 +217,7 @@ def _report_unreadable(images: list[str], total: int) -> None:
 
 def evaluate_bundle(
     detector: Detector, data: Any, backend: str, uses: Sequence[Callable[[list[dict]], object]] = ()
-) -> tuple[CocoFigures, float]:
+) -> tuple[CocoMetrics, float]:
     """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
 
     Args:

@@ -228,7 +228,7 @@ def test_the_screen_shows_the_figures(both, small):
     assert first.startswith(both.content["date"]) and both.content["machine"] in first
     assert f"onnxruntime {both.content['versions']['onnxruntime']}" in second
     lines = both.printed.splitlines()
-    assert "4 drawn pictures of 224x320" in both.printed
+    assert "4 synthetic images of 224x320" in both.printed
     names, rule, *cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
     ]

@@ -33,10 +33,10 @@ from onnx import numpy_helper
 from onnx.parser import parse_model
 from selenium.webdriver.common.by import By
 
-from ppfcos.analysis.graph import NetworkGraph
 from ppfcos.analysis.info import NetworkInfo
 from ppfcos.analysis.layers import Layers
-from ppfcos.analysis.timing import NodeTime, layer_times, onnx_runtime_times
+from ppfcos.analysis.network import Network
+from ppfcos.analysis.timing import NodeTime, layer_times, time_onnx_runtime
 from ppfcos.cli import main as program
 from ppfcos.cli.model_info import main
 from ppfcos.deploy.bundle import read_bundle
@@ -45,7 +45,7 @@ from ppfcos.engine.model import count_multiply_adds, count_weights
 from ppfcos.export.quantizer import FloatNetwork
 from ppfcos.modeling.fuse import folded_copy
 from ppfcos.visualize import network_drawing
-from ppfcos.visualize.network_drawing import layout_of
+from ppfcos.visualize.network_drawing import place_layers
 
 SIZE = (64, 96)  # of pictures for networks of a free size
 
@@ -91,7 +91,7 @@ def tiny(heads, tmp_path_factory) -> Path:
 
 
 def figures_of(bundle: Path, precision: str | None = None, size: tuple | None = None) -> dict:
-    return NetworkInfo(read_bundle(bundle), precision, size).figures()
+    return NetworkInfo(read_bundle(bundle), precision, size).describe()
 
 
 def layer_of(figures: dict, name: str) -> dict:
@@ -118,7 +118,7 @@ def test_work_is_that_of_the_trained_model(kind, base, heads, trained_work, tmp_
     parts = Counter(layer["part"] for layer in figures["layers"])
     assert set(parts) - {"decode"} == {"input", "backbone", "neck", "head"} and parts["input"] == 1
     assert parts["head"] == 5 * 5  # two towers of one convolution and three answers on each of five levels
-    assert parts["decode"] == (5 + 1 if kind == "end to end" else 0)
+    assert parts["decode"] == (kind == "end to end")
 
 
 def test_layers_are_called_as_in_the_model(heads, model):
@@ -184,7 +184,7 @@ def test_shapes_and_bytes_are_those_of_a_run(kind, base, heads, tiny):
         "int8": (tiny, "int8"),
     }[kind]
     network = NetworkInfo(read_bundle(bundle), precision, None if kind == "int8" else SIZE)
-    figures = network.figures()
+    figures = network.describe()
     values = run_with_all_values(network.file.path, network.inputs)
     seen = 0
     for layer in figures["layers"]:
@@ -246,7 +246,7 @@ def test_sizes_that_are_computed_from_other_maps(tmp_path):
         network.graph.initializer.append(numpy_helper.from_array(value, name))
     onnx.save(network, tmp_path / "pyramid.onnx")
     image = np.random.default_rng(0).random((1, 3, 5, 7), np.float32)
-    graph = NetworkGraph(read_onnx(tmp_path / "pyramid.onnx"), {"image": image.shape})
+    graph = Network(read_onnx(tmp_path / "pyramid.onnx"), {"image": image.shape})
     values = run_with_all_values(tmp_path / "pyramid.onnx", {"image": image})
     assert {name: graph.value(name).shape for name in values} == {
         name: array.shape for name, array in values.items()
@@ -315,7 +315,7 @@ def test_integer_heads_have_their_scales(heads, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_convolution_has_a_time(tiny, runtime, precision):
     network = NetworkInfo(read_bundle(tiny), precision)
-    figures = network.timed_figures(runtime, threads=1)
+    figures = network.describe_with_times(runtime, threads=1)
     untimed = [
         layer["name"]
         for layer in figures["layers"]
@@ -333,12 +333,14 @@ def test_every_convolution_has_a_time(tiny, runtime, precision):
 def test_what_a_device_does_not_take_is_named(tiny):
     """The times are real, of the CPU; the device that was to do it all is one that is not here."""
     network = NetworkInfo(read_bundle(tiny), "fp32")
-    nodes, _ = onnx_runtime_times(network.file, network.inputs, 1, "cpu")
-    graph = NetworkGraph(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
+    nodes, _ = time_onnx_runtime(network.file, network.inputs, 1, "cpu")
+    graph = Network(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
     first, *others = nodes
-    on_device = NodeTime(first.kind, first.names, first.makes, first.milliseconds, "CUDAExecutionProvider")
+    on_device = NodeTime(
+        first.operator, first.names, first.outputs, first.milliseconds, "CUDAExecutionProvider"
+    )
     times = layer_times([on_device, *others], graph, Layers(graph, HEIGHT), "CUDAExecutionProvider")
-    assert times.kinds_on_cpu == dict(Counter(node.kind for node in others))
+    assert times.kinds_on_cpu == dict(Counter(node.operator for node in others))
 
 
 # The command
@@ -361,7 +363,7 @@ def test_table_json_and_drawing(heads, tmp_path, capsys):
         assert any(
             line.startswith(f"{layer['name']} ") and layer["kind"] in line for line in printed.splitlines()
         )
-    assert f"{figures['parameters']:,}" in printed and "GFLOPs (multiply-adds)" in printed
+    assert f"{figures['parameters']:,}" in printed and "GMACs (multiply-adds)" in printed
     page = (tmp_path / "drawn" / "network.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     drawing = ElementTree.parse(tmp_path / "drawn" / "network.svg").getroot()
@@ -380,13 +382,13 @@ def test_table_json_and_drawing(heads, tmp_path, capsys):
     [
         (["nowhere"], "no such bundle"),
         (["{heads}", "--precision", "int8"], "no ONNX network in int8; it has fp32"),
-        (["{heads}", "--size", "100,96"], "--size 100,96: height and width are multiples of 32, such as 128"),
+        (["{heads}", "--size", "100,96"], "height and width must be multiples of 32, such as 128"),
         (["{heads}", "--size", "100"], "'100' is not HEIGHT,WIDTH"),
-        (["{tiny}", "--size", "64,96"], "takes pictures of 48,64 alone"),
-        (["{heads}", "--device", "gpu"], "--device is for --time: add --time, or leave it out"),
+        (["{tiny}", "--size", "64,96"], "takes only images of 48,64"),
+        (["{heads}", "--device", "gpu"], "--device requires --time: add --time or omit --device"),
         (["{heads}", "--time", "--device", "gpu", "--size", "64,64"], "has no CUDAExecutionProvider"),
         (["{heads}", "--json", "{tmp}"], "name a file"),
-        (["{paddle}"], "has no ONNX network to look into, only Paddle's program; export the model again"),
+        (["{paddle}"], "has no ONNX network, only Paddle's program; export the model again"),
         (["{broken}"], "model.onnx: this is not a valid ONNX network"),
     ],
 )  # fmt: skip
@@ -470,19 +472,18 @@ def test_help_brings_nothing_heavy(root):
 @pytest.mark.parametrize("seed", range(3))
 def test_four_hundred_layers_lie_beside_one_another(seed):
     layers = wild_layers(400, random.Random(seed))
-    layout = layout_of(layers)
-    boxes = [(*panel.corner(number), number) for panel in layout.panels for number in panel.layers]
+    layout = place_layers(layers)
+    boxes = [(*corner, number) for number, corner in layout.corners.items()]
     assert sorted(number for *_, number in boxes) == list(range(400))
     taken = np.zeros((int(layout.height) + 1, int(layout.width) + 1), np.uint8)
     for x, y, _ in boxes:
         area = taken[int(y) : int(y) + network_drawing.HEIGHT, int(x) : int(x) + network_drawing.WIDTH]
         assert area.size == network_drawing.HEIGHT * network_drawing.WIDTH and not area.any()
         area[:] = 1
-    places = {number: (panel, panel.corner(number)[1]) for panel in layout.panels for number in panel.layers}
     for number, layer in enumerate(layers):
         for source in layer["sources"]:
-            if places[source][0] is places[number][0]:
-                assert places[source][1] < places[number][1]
+            if layout.panel_of[source] == layout.panel_of[number]:
+                assert layout.corners[source][1] < layout.corners[number][1]
 
 
 def wild_layers(count: int, chance: random.Random) -> list:
@@ -502,7 +503,7 @@ def test_the_page_in_a_browser(tiny, tmp_path, browser, capsys):
     figures = figures_of(tiny, "int8")
     browser.get((tmp_path / "network.html").as_uri())
     shapes = browser.find_elements(By.CSS_SELECTOR, "svg.network .layer")
-    rows = browser.find_elements(By.CSS_SELECTOR, ".classes tbody tr")
+    rows = browser.find_elements(By.CSS_SELECTOR, ".sortable tbody tr")
     assert len(shapes) == len(rows) == len(figures["layers"])
     assert all(shape.is_displayed() for shape in shapes)
     colours = Counter(shape.get_attribute("class").split()[1] for shape in shapes)

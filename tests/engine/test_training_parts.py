@@ -34,7 +34,7 @@ from ppfcos.engine.run_folder import newest_whole
 from ppfcos.engine.state_file import read_state
 from ppfcos.engine.trainer import Trainer
 from ppfcos.errors import ConfigError, DataError, TrainingError
-from ppfcos.metrics.coco import CocoFigures, evaluate_detections
+from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 
 
 @pytest.fixture
@@ -542,7 +542,7 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
     )
     trainer.train()
     ((epochs, figures),) = trainer.evaluations.made
-    assert epochs == 1 and isinstance(figures, CocoFigures)
+    assert epochs == 1 and isinstance(figures, CocoMetrics)
     folder = tmp_path / "output" / "small"
     assert sorted(path.name for path in folder.glob("*model*")) == sorted(
         f"{name}.{suffix}"

@@ -37,8 +37,8 @@ from ppfcos.engine.evaluations import ValidationPictures
 from ppfcos.engine.progress import Report
 from ppfcos.engine.writer import CHOSEN, VisualDLLog, settings_of
 from ppfcos.errors import OutputError
-from ppfcos.metrics.coco import FIGURE_NAMES, CocoFigures, evaluate_detections
-from ppfcos.visualize.drawing import TRUTH_COLOUR, class_colour
+from ppfcos.metrics.coco import METRIC_NAMES, CocoMetrics, evaluate_detections
+from ppfcos.visualize.drawing import GROUND_TRUTH_COLOR, class_color
 
 STEPS = 10  # an epoch
 
@@ -116,7 +116,7 @@ def test_an_evaluation_is_read_back(tmp_path, classes):
     expected = _precision_at_50(truth, found, tmp_path)
     figures = evaluate_detections(truth, found)
     VisualDLLog(tmp_path / "log", {}).add_evaluation(figures, epochs=3)
-    shown = {f"eval/{name}": value for name, value in zip(FIGURE_NAMES, figures.stats)}
+    shown = {f"eval/{name}": value for name, value in zip(METRIC_NAMES, figures.stats)}
     shown.update({f"eval_AP_of_class/{name}": value for name, value in figures.per_class.items()})
     assert shown[f"eval_AP_of_class/class {classes}"] == -1
     assert curves(tmp_path / "log") == {tag: [(3, pytest.approx(value))] for tag, value in shown.items()}
@@ -199,7 +199,7 @@ def test_no_setting_is_chosen_that_no_configuration_has(root):
 def test_a_resumed_run_carries_its_curves_on(tmp_path):
     """Steps and evaluations that the interrupted run made after the checkpoint appear once, as made anew."""
     log = VisualDLLog(tmp_path, {"epoch": 2})
-    figures = CocoFigures(tuple(np.linspace(0, 0.75, 12)))
+    figures = CocoMetrics(tuple(np.linspace(0, 0.75, 12)))
     for step in range(2, 21, 2):
         log.add_step(report(step, 100.0 + step))
         if step % STEPS == 0:
@@ -315,10 +315,10 @@ def test_truth_and_detections_are_drawn_where_they_are(tmp_path):
     assert large.shape == (640, 512, 3)
     for picture, scale in ((small, 1), (large, 1.6)):
         for x, y in ((80, 150), (160, 150), (120, 200)):
-            assert _has(picture, TRUTH_COLOUR, round(x * scale), round(y * scale))
+            assert _has(picture, GROUND_TRUTH_COLOR, round(x * scale), round(y * scale))
         for x, y in ((200, 300), (300, 300), (250, 360)):
-            assert _has(picture, class_colour(1), round(x * scale), round(y * scale))
-        assert not (picture == class_colour(0)).all(axis=2).any()
+            assert _has(picture, class_color(1), round(x * scale), round(y * scale))
+        assert not (picture == class_color(0)).all(axis=2).any()
 
 
 def test_the_same_images_are_shown_every_time_spread_over_the_set(tmp_path):
@@ -447,7 +447,7 @@ def two_runs(tmp_path_factory) -> Path:
             log.add_step(report(step, 100 * rate * (0.1 + math.exp(-step / 8)), gradient_norm=4.0))
         precision = dict.fromkeys(ODD_NAMES, tuple(np.linspace(20 * rate, 0, 101)))
         for epochs in (1, 2):
-            figures = CocoFigures((25 * rate * epochs,) * 12, dict.fromkeys(ODD_NAMES, rate), precision)
+            figures = CocoMetrics((25 * rate * epochs,) * 12, dict.fromkeys(ODD_NAMES, rate), precision)
             log.add_evaluation(figures, epochs)
             log.add_pictures([("1_a.jpg", np.full((90, 120, 3), (0, 128, 255), np.uint8))], epochs)
     return folder

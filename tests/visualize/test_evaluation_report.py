@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import Select
 from ppfcos.cli import eval as cli
 from ppfcos.data import shapes
 from ppfcos.metrics.coco import CURVE_NAMES, RECALLS, evaluate_detections
-from ppfcos.metrics.error_types import KINDS, MISSED, find_errors
+from ppfcos.metrics.error_types import ERROR_TYPES, MISSED, find_errors
 from ppfcos.metrics.matching import NONE, image_order, match
 from ppfcos.visualize.evaluation_report import write_report
 from ppfcos.visualize.gallery import Case, draw_cases, worst_cases
@@ -75,7 +75,7 @@ def text(made) -> str:
 
 def test_the_file_has_the_figures_of_the_evaluation(made, content):
     detections = made.detections(0)
-    figures = evaluate_detections(made.truth, detections, "pycocotools")
+    figures = evaluate_detections(made.truth, detections)
     known = {name: None if value == -1 else value for name, value in figures.named().items()}
     assert content["figures"] == pytest.approx(known, abs=1e-12)
     errors = find_errors(match(made.truth, detections))
@@ -93,7 +93,7 @@ def test_the_file_has_the_figures_of_the_evaluation(made, content):
 
 
 def test_the_page_draws_the_mean_curve(content, text):
-    points = re.search(r"<polyline class='line first' points='([^']+)'", text)[1]
+    points = re.search(r'<polyline class="line first" points="([^"]+)"', text)[1]
     drawn = np.array([point.split(",") for point in points.split()], float)
     assert (drawn[:, 0] - drawn[0, 0]) / (drawn[-1, 0] - drawn[0, 0]) == pytest.approx(RECALLS, abs=1e-3)
     mean = np.mean([entry["curves"]["0.50"] for entry in content["classes"]], axis=0)
@@ -116,7 +116,7 @@ def test_the_page_needs_nothing_but_itself_and_takes_no_name_for_html(text):
 
 
 def test_coco_s_table_is_there_to_the_letter(made, text):
-    table = evaluate_detections(made.truth, made.detections(0), "pycocotools").table()
+    table = evaluate_detections(made.truth, made.detections(0)).table()
     assert table in Tags(text).text
 
 
@@ -150,22 +150,22 @@ def test_the_worst_cases_are_the_worst(monkeypatch):
     truth = random_truth(rng, images=60)
     matching = match(truth, random_detections(rng, truth))
     errors = find_errors(matching)
-    monkeypatch.setattr("ppfcos.visualize.gallery.MOST_OF_A_KIND", 10)
+    monkeypatch.setattr("ppfcos.visualize.gallery.MOST_OF_A_TYPE", 10)
     monkeypatch.setattr("ppfcos.visualize.gallery.FEWEST_OF_A_CLASS", 3)
     cases = worst_cases(matching, errors)
     for kind in range(MISSED):
         expected, taken = [], np.zeros(matching.classes, int)
-        rows = np.flatnonzero(errors.kinds == kind)
-        for score, row in sorted(((matching.found.scores[d], d) for d in rows), reverse=True):
-            label = matching.found.labels[row]
+        rows = np.flatnonzero(errors.types == kind)
+        for score, row in sorted(((matching.detections.scores[d], d) for d in rows), reverse=True):
+            label = matching.detections.labels[row]
             taken[label] += 1
             if taken[label] <= 3 and len(expected) < 10:
                 expected.append((row, score))
-        assert [case.found for case in cases if case.kind == kind] == [row for row, _ in expected]
-    missed = [case for case in cases if case.kind == MISSED]
-    areas = [matching.truth.areas[case.truth] for case in missed]
+        assert [case.detection for case in cases if case.type == kind] == [row for row, _ in expected]
+    missed = [case for case in cases if case.type == MISSED]
+    areas = [matching.ground_truth.areas[case.object] for case in missed]
     assert len(areas) == 10 and areas == sorted(areas, reverse=True)
-    assert errors.missed[[case.truth for case in missed]].all()
+    assert errors.missed[[case.object for case in missed]].all()
 
 
 @pytest.mark.parametrize("box", [[100, 60, 40, 30], [0, 0, 300, 200], [290, 180, 10, 20], [5, 5, 3, 3]])
@@ -188,23 +188,23 @@ def test_boxes_are_drawn_where_the_object_is(box):
 
     cases = [Case(0, 0, 0, 0, 1.0), Case(MISSED, 0, NONE, 0, 0.0)]
     both, missed = draw_cases(cases, matching, image_order(truth), One())
-    assert missed.found is None and len(missed.other_found) == 1 and len(both.other_found) == 0
+    assert missed.detection is None and len(missed.other_detections) == 1 and len(both.other_detections) == 0
     for drawing in (both, missed):
-        red = drawing.picture[..., 2] > 128
+        red = drawing.image[..., 2] > 128
         rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
         where = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        assert drawing.truth == pytest.approx(where, abs=2)
-        assert drawing.picture.shape[0] <= 225 and drawing.picture.shape[1] <= 300
-    assert both.found == pytest.approx(both.truth)
+        assert drawing.ground_truth == pytest.approx(where, abs=2)
+        assert drawing.image.shape[0] <= 225 and drawing.image.shape[1] <= 300
+    assert both.detection == pytest.approx(both.ground_truth)
 
 
 def test_the_page_has_the_boxes_of_the_file(content, text):
     figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
     assert len(figures) == len(content["gallery"])
-    assert {entry["kind"] for entry in content["gallery"]} <= set(KINDS)
+    assert {entry["kind"] for entry in content["gallery"]} <= set(ERROR_TYPES)
     for figure, entry in zip(figures, content["gallery"]):
-        assert (figure.count("<rect class='found'") == 1) == (entry["found"] is not None)
-        assert (figure.count("<rect class='truth'") == 1) == (entry["truth"] is not None)
+        assert (figure.count('<rect class="detection"') == 1) == (entry["found"] is not None)
+        assert (figure.count('<rect class="ground-truth"') == 1) == (entry["truth"] is not None)
         assert entry["image"] in figure
 
 
@@ -221,7 +221,7 @@ def opened(made, browser):
 
 
 def shown_cases(browser) -> list:
-    for group in browser.find_elements(By.CSS_SELECTOR, ".of-kind"):
+    for group in browser.find_elements(By.CSS_SELECTOR, ".error-type"):
         browser.execute_script("arguments[0].open = true", group)
     return [case for case in browser.find_elements(By.CSS_SELECTOR, ".case") if case.is_displayed()]
 
@@ -293,15 +293,16 @@ def test_the_confusion_matrix_is_that_of_the_chosen_score(opened, content):
 
 
 def test_boxes_can_be_hidden_and_pictures_enlarged(opened):
-    picture = opened.find_element(By.CSS_SELECTOR, ".of-kind[open] .case svg")
+    picture = opened.find_element(By.CSS_SELECTOR, ".error-type[open] .case svg")
     truth, found = (
-        picture.find_element(By.CSS_SELECTOR, f"rect.{sort}:not(.other)") for sort in ("truth", "found")
+        picture.find_element(By.CSS_SELECTOR, f"rect.{kind}:not(.other)")
+        for kind in ("ground-truth", "detection")
     )
     assert truth.is_displayed() and found.is_displayed()
-    opened.find_element(By.ID, "show-truth").click()
+    opened.find_element(By.ID, "show-ground-truth").click()
     assert not truth.is_displayed() and found.is_displayed()
-    opened.find_element(By.ID, "show-truth").click()
-    opened.find_element(By.ID, "show-found").click()
+    opened.find_element(By.ID, "show-ground-truth").click()
+    opened.find_element(By.ID, "show-detections").click()
     assert truth.is_displayed() and not found.is_displayed()
     before = picture.rect["width"]
     picture.click()
@@ -360,7 +361,7 @@ def test_without_scripts_all_is_there_but_the_controls(made, browser, appearance
     browser.get((made.runs[0] / "report.html").as_uri())
     controls = browser.find_elements(By.CSS_SELECTOR, ".control")
     assert controls and not any(control.is_displayed() for control in controls)
-    for part in ("#overview", "#errors", "#precision polyline", "#classes tbody tr", ".right", ".case"):
+    for part in ("#overview", "#errors", "#precision polyline", "#classes tbody tr", ".correct", ".case"):
         assert any(element.is_displayed() for element in browser.find_elements(By.CSS_SELECTOR, part)), part
 
 
@@ -417,7 +418,7 @@ def test_a_comparison_of_other_data_says_so(made, tmp_path):
 def test_the_documentation_names_all_kinds_and_commands_that_work(root):
     text = (root / "docs" / "evaluation_report.md").read_text(encoding="utf-8")
     table = text[text.index("| kind |") : text.index("## The other parts")]
-    assert sorted(re.findall(r"^\| (\w+) \| ", table, re.M)) == sorted([*KINDS, "kind"])
+    assert sorted(re.findall(r"^\| (\w+) \| ", table, re.M)) == sorted([*ERROR_TYPES, "kind"])
     commands = re.findall(r"^    python tools/eval\.py (.*)$", text, re.M)
     assert len(commands) == 3
     for command in commands:
@@ -442,7 +443,12 @@ def test_what_cannot_be_compared_is_named(made, tmp_path, capsys):
             (tmp_path / name / "report.json").write_text(content)
     content = json.loads((made.runs[0] / "report.json").read_text(encoding="utf-8"))
     (tmp_path / "old" / "report.json").write_text(json.dumps({**content, "version": 0}))
-    expected = {"nothing": "cannot be read", "text": "no JSON", "other": "no report", "old": "of version 0"}
+    expected = {
+        "nothing": "cannot be read",
+        "text": "not valid JSON",
+        "other": "not an evaluation report",
+        "old": "version 0",
+    }
     for name, said in expected.items():
         out = ("--report", tmp_path / "out")
         message = error_of(capsys, "--compare", made.runs[0], tmp_path / name, *out)
