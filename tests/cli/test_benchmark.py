@@ -293,7 +293,7 @@ def test_real_pictures_are_taken(small, tmp_path, capsys):
     arguments = ["--images", tmp_path / "photos", "--output", tmp_path / "figures.json"]
     assert run(small.heads, *QUICK, "--batch", 2, *arguments) == 0
     printed = capsys.readouterr().out
-    assert "left out" in printed and "broken.jpg" in printed and "3 pictures of" in printed
+    assert "left out" in printed and "broken.jpg" in printed and "3 images of" in printed
     content = figures(tmp_path / "figures.json")
     assert content["images"]["sizes"] == [[97, 203], [200, 150], [97, 203]]
     assert content["rows"][0]["images"] == 2 * content["rows"][0]["requests"]
