@@ -133,8 +133,10 @@ def _metrics(evaluation: Any, names: dict[int, str]) -> CocoMetrics:
 
     def values(classes: slice) -> tuple:
         stats = []
+        precisions = np.ascontiguousarray(precision[:, :, classes])  # of one class: much faster
+        recalls = np.ascontiguousarray(recall[:, classes])
         for metric in _METRICS.values():
-            array = precision[:, :, classes] if metric.is_precision else recall[:, classes]
+            array = precisions if metric.is_precision else recalls
             if metric.iou is not None:
                 array = array[np.isclose(params.iouThrs, metric.iou)]
             area, limit = params.areaRngLbl.index(metric.area), params.maxDets.index(metric.max_detections)

@@ -30,13 +30,16 @@ def render(template: str, **context: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=_printable,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters.update(
-        short=short, percent=percent, thousands="{:,}".format, jpeg_url=jpeg_url, printable=printable
-    )
+    environment.filters.update(short=short, percent=percent, thousands="{:,}".format, jpeg_url=jpeg_url)
     return environment.get_template(template).render(context)
+
+
+def _printable(value: Any) -> Any:
+    """Escape control characters of strings; markup and numbers stay."""
+    return value if type(value) is not str or value.isprintable() else printable(value)
 
 
 def short(name: str, length: int = 26) -> str:
