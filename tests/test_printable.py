@@ -108,7 +108,7 @@ def test_no_picture_or_box_is_lost_by_a_name(yolo, tmp_path, target):
     for number, wanted in enumerate((target, "coco")):
         done = convert(source, wanted, tmp_path / str(number))
         source = tmp_path / str(number)
-        assert done.pictures == len(NAMES) and [loss for loss in done.losses if "<folder>" not in loss] == []
+        assert done.images == len(NAMES) and [loss for loss in done.dropped if "<folder>" not in loss] == []
     [file] = (source / "annotations").iterdir()
     content = json.loads(file.read_text(encoding="utf-8"))
     assert sorted(note["bbox"][2] for note in content["annotations"]) == widths

@@ -217,7 +217,7 @@ def _read_pictures(folder: Path) -> list[Picture]:
 def _drawn_pictures(bundle: Path) -> list[Picture]:
     """Shapes on backgrounds, as JPEG."""
     from ppfcos.data.rng import generator
-    from ppfcos.data.shapes import draw_picture
+    from ppfcos.data.shapes import draw_image
     from ppfcos.deploy.bundle import read_bundle
     from ppfcos.deploy.preprocess import Preprocess
     from ppfcos.deploy.streams import Picture
@@ -227,7 +227,7 @@ def _drawn_pictures(bundle: Path) -> list[Picture]:
     size = Preprocess(description.preprocess, description.input).natural_size or SIZE_OF_ANY
     pictures = []
     for number in range(DRAWN):
-        pixels, _ = draw_picture(max(size), generator(SEED, number))
+        pixels, _ = draw_image(max(size), generator(SEED, number))
         content = encode_image(pixels[: size[0], : size[1]], ".jpg")
         pictures.append(Picture(f"drawn picture {number}", content, size))
     return pictures

@@ -54,7 +54,7 @@ def evaluate(
         OutputError: one of `uses` cannot write.
     """
     share: list[dict] = []
-    with distributed.together():
+    with distributed.collective_error_check():
         share += detect(model, loader, data.categories, precision)
     return compared(share, loader.bad_images, data, backend, uses)
 
@@ -81,13 +81,13 @@ def compared(
     """
     found, unreadable = _gathered(share), _gathered(bad_images)
     figures = None
-    with distributed.together():
+    with distributed.collective_error_check():
         if distributed.is_main():
             _report_unreadable(unreadable, len(data))
             for use in uses:
                 use(found)
             figures = evaluate_detections(data.coco_ground_truth(), found, backend)
-    return distributed.from_main(figures)
+    return distributed.broadcast_object(figures)
 
 
 def detect(model: nn.Layer, loader: Any, categories: Sequence[dict], precision: Precision) -> list[dict]:
@@ -205,7 +205,7 @@ def _is_detection(entry: Any) -> bool:
 
 
 def _gathered(share: list) -> list:
-    return [item for part in distributed.gather(share) for item in part]
+    return [item for part in distributed.all_gather_object(share) for item in part]
 
 
 def _report_unreadable(images: list[str], total: int) -> None:
@@ -238,14 +238,14 @@ def evaluate_bundle(
     positions = range(distributed.rank(), len(data), distributed.world_size())
     share: list[dict] = []
     bad_images: list[str] = []
-    with distributed.together():
+    with distributed.collective_error_check():
         _warm_up(detector, data, positions)
         started = time.perf_counter()
         share += _detect(detector, data, positions, bad_images)
         seconds = time.perf_counter() - started
     figures = compared(share, bad_images, data, backend, uses)
-    slowest = max(distributed.gather(seconds))
-    decoded = len(data) - sum(distributed.gather(len(bad_images)))
+    slowest = max(distributed.all_gather_object(seconds))
+    decoded = len(data) - sum(distributed.all_gather_object(len(bad_images)))
     return figures, decoded / slowest
 
 

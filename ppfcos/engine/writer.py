@@ -55,7 +55,7 @@ CHOSEN = (
 )
 
 
-def settings_of(cfg: Mapping[str, Any]) -> dict[str, int | float | str]:
+def select_hparams(cfg: Mapping[str, Any]) -> dict[str, int | float | str]:
     """What a configuration says of `CHOSEN`.
 
     Args:
@@ -98,7 +98,7 @@ COMPARED = ("eval/AP", "eval/AP50", "train/loss")  # curves whose last values st
 MOST_CLASS_CURVES = 20  # with more classes than these, only their mean has a precision-recall curve
 
 
-class VisualDLLog:
+class VisualDLWriter:
     """Writes records that `visualdl --logdir FOLDER` shows.
 
     VisualDL's LogWriter is not used: it can neither carry a log on nor take precision as COCO has it, and on

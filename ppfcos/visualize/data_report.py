@@ -11,8 +11,8 @@ import numpy as np
 
 from ppfcos.console import printable
 from ppfcos.data.check.check import DataReport
-from ppfcos.data.check.coverage import Geometry
-from ppfcos.data.check.issues import KINDS, TRAINING
+from ppfcos.data.check.levels import Geometry
+from ppfcos.data.issues import ISSUE_TYPES, TRAINING
 from ppfcos.data.check.rules import SIDE_BINS, SectionCheck
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.visualize.drawing import shrink
@@ -49,23 +49,23 @@ def json_report(report: DataReport, accepted: Sequence[str] = ()) -> dict[str, A
         "kinds": [
             {
                 "kind": kind,
-                "section": section.raw.section,
-                "severity": KINDS[kind].severity.value,
-                "meaning": KINDS[kind].meaning,
-                "outcome": KINDS[kind].outcome.value if section.raw.section == TRAINING else None,
+                "section": section.dataset.section,
+                "severity": ISSUE_TYPES[kind].severity.value,
+                "meaning": ISSUE_TYPES[kind].meaning,
+                "outcome": ISSUE_TYPES[kind].outcome.value if section.dataset.section == TRAINING else None,
                 "consequence": report.consequence(kind, section),
-                "fix": KINDS[kind].fix or None,
+                "fix": ISSUE_TYPES[kind].fix or None,
                 "number": len(findings),
                 "accepted": kind in accepted,
             }
-            for kind, section, findings in report.by_kind()
+            for kind, section, findings in report.by_type()
         ],
-        "findings": [finding._asdict() for finding in report.findings],
+        "findings": [finding._asdict() for finding in report.issues],
     }
 
 
 def _section_entry(section: SectionCheck, geometry: Geometry) -> dict[str, Any]:
-    raw, counts = section.raw, section.counts
+    raw, counts = section.dataset, section.counts
     entry: dict[str, Any] = {
         "section": raw.section,
         "source": raw.source,
@@ -246,9 +246,9 @@ def _unassigned_text(table: Mapping[str, Any]) -> str:
 
 def _images_by_path(report: DataReport) -> dict[tuple[str, str], tuple]:
     return {
-        (section.raw.section, image.path): (image, look)
+        (section.dataset.section, image.path): (image, look)
         for section in report.sections
-        for image, look in zip(section.raw.images, section.looks)
+        for image, look in zip(section.dataset.images, section.image_checks)
     }
 
 

@@ -43,7 +43,7 @@ from ppfcos.deploy.bundle import read_bundle
 from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.engine.model import count_multiply_adds, count_weights
 from ppfcos.export.quantizer import FloatNetwork
-from ppfcos.modeling.fuse import folded_copy
+from ppfcos.modeling.fuse import fuse_batch_norms
 from ppfcos.visualize import network_drawing
 from ppfcos.visualize.network_drawing import place_layers
 
@@ -131,7 +131,7 @@ def test_layer_names_equal_those_of_the_model(heads, model):
 
 def test_parameters_equal_those_of_the_fused_model(heads, model):
     """Except level scales, which are 1 here, and zero biases: the export drops them."""
-    folded = folded_copy(model)
+    folded = fuse_batch_norms(model)
     expected = count_weights(folded).total
     gone = sum(
         int(value.size)
