@@ -35,6 +35,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ppfcos", "ppfcos.*"]),
+    package_data={"ppfcos.visualize": ["templates/*"]},
     python_requires=">=3.9,<3.12",
     install_requires=requirements("base"),
     extras_require={

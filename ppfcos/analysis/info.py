@@ -1,88 +1,89 @@
-"""All that there is to say of a bundle's ONNX network, as plain dicts and lists."""
+"""Describes a bundle's ONNX network as plain dicts and lists: layers, shapes, sizes, costs and times."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ppfcos.analysis.layers import DECODE, INPUT, Layer, Layers, Precisions, fused_names
 from ppfcos.analysis.network import QUANTIZE, Network
-from ppfcos.analysis.layers import DECODE, INPUT, Layers, Precisions, fused_names, layer_precision
-from ppfcos.analysis.timing import LayerTimes, layer_times, onnx_runtime_times, openvino_times
+from ppfcos.analysis.timing import layer_times, time_onnx_runtime, time_openvino
 from ppfcos.deploy.bundle import ONNX, Bundle, NetworkInput
 from ppfcos.deploy.preprocess import Preprocess, Resize
 from ppfcos.errors import BundleError, ConfigError
 
-NATURAL_SIDE = 800  # of a bundle that does not resize
-STRIDE = 32  # heights and widths of networks of a free size are multiples of it
+DEFAULT_SIDE = 800  # of a bundle that does not resize
+STRIDE = 32  # of height and width of a network without a fixed size
 
 
 class NetworkInfo:
-    """A bundle's network in ONNX at one size of picture.
+    """A bundle's ONNX network at one image size.
 
     Args:
-        bundle: that it is of.
-        precision: `fp32`, `fp16` or `int8`; None: the first that the bundle has.
-        size: (height, width) of the picture; None: that of the bundle.
+        bundle: the bundle.
+        precision: `fp32`, `fp16` or `int8`; None selects the bundle's first.
+        size: (height, width) of the image; None selects the bundle's.
 
     Attributes:
-        precision: of the network.
-        file: that it is in, with its content.
-        form: of its `image`, with the size of the picture.
-        inputs: of one run, by name: pictures of noise.
+        file: the ONNX file.
+        inputs: of one run, by name: a batch of noise.
 
     Raises:
-        BundleError: the bundle has no such network, or its file cannot be read.
+        BundleError: the bundle has no such network, or its file is invalid.
         ConfigError: the network does not take this size.
     """
 
     def __init__(self, bundle: Bundle, precision: str | None = None, size: tuple[int, int] | None = None):
         self.bundle = bundle
-        self.precision = _precision(bundle, precision)
+        self.precision = _select_precision(bundle, precision)
         self.file = bundle.onnx_network(self.precision)
-        self.form = _form(bundle, size)
-        # Noise of a fixed seed, for time may depend on what is found.
-        noise = np.random.default_rng(0).integers(0, 256, (*self.form.size, 3), np.uint8)
-        self.inputs = Preprocess(bundle.preprocess, self.form)([noise] * (self.form.batch or 1))
-        self._graph = Network(self.file, {name: each.shape for name, each in self.inputs.items()})
-        self._layers = Layers(self._graph, self.form.height)
-        self._precisions = Precisions(self._graph)
-        self._is_quantised = any(node.op_type == QUANTIZE for node in self._graph.nodes)
+        self._input = _sized_input(bundle, size)
+        # Noise of a fixed seed: NMS takes more time the more boxes there are.
+        noise = np.random.default_rng(0).integers(0, 256, (*self._input.size, 3), np.uint8)
+        self.inputs = Preprocess(bundle.preprocess, self._input)([noise] * (self._input.batch or 1))
+        self._network = Network(self.file, {name: array.shape for name, array in self.inputs.items()})
+        self._layers = Layers(self._network, self._input.height)
+        self._precisions = Precisions(self._network)
+        self._is_quantized = any(node.op_type == QUANTIZE for node in self._network.nodes)
 
-    def figures(self) -> dict[str, Any]:
-        """What the network is made of: figures that JSON can hold. docs/deploy.md says what they mean."""
-        height, width = self.form.size
-        layers = [self._layer(number) for number in range(len(self._layers.all))]
+    def describe(self) -> dict[str, Any]:
+        """Describe the network; docs/deploy.md explains the entries."""
+        network, nodes = self._network, self._network.nodes
+        height, width = self._input.size
+        layers = [self._describe_layer(index, layer) for index, layer in enumerate(self._layers.all)]
+        scales = self._head_scales()
+        in_float = Counter(node.op_type for node in nodes if self._precisions.is_float(node))
         return {
             "bundle": str(self.bundle.directory),
             "kind": self.bundle.kind,
             "file": self.file.path.name,
             "file_bytes": len(self.file.content),
             "precision": self.precision,
-            "opset": self._graph.opset,
-            "batch": self.form.batch or 1,
+            "opset": network.opset,
+            "batch": self._input.batch or 1,
             "height": height,
             "width": width,
-            "inputs": [self._described(name) for name in self._graph.inputs],
+            "inputs": [self._describe_value(name) for name in network.inputs],
             "outputs": [
-                {**self._described(name), "scales": self._scales().get(name)} for name in self._graph.outputs
+                {**self._describe_value(name), "scales": scales.get(name)} for name in network.outputs
             ],
-            "operations": dict(Counter(self._graph.all_operations()).most_common()),
-            "parameters": self._parameters(range(len(layers))),
-            "weight_bytes": self._weight_bytes(range(len(layers))),
-            "activation_bytes": sum(each["activation_bytes"] or 0 for each in layers),
-            "multiply_adds": sum(each["multiply_adds"] or 0 for each in layers),
-            "uncounted_layers": sum(each["multiply_adds"] is None for each in layers),
-            "in_float": self._in_float() if self._is_quantised else None,
+            "operations": dict(Counter(network.operators).most_common()),
+            "parameters": self._parameters(self._layers.all),
+            "weight_bytes": self._weight_bytes(self._layers.all),
+            "activation_bytes": sum(layer["activation_bytes"] or 0 for layer in layers),
+            "multiply_adds": sum(layer["multiply_adds"] or 0 for layer in layers),
+            "uncounted_layers": sum(layer["multiply_adds"] is None for layer in layers),
+            "in_float": dict(in_float.most_common()) if self._is_quantized else None,
             "time": None,
             "layers": layers,
         }
 
-    def timed_figures(self, runtime: str, threads: int, device: str = "auto") -> dict[str, Any]:
-        """The same, with the time of each layer: the network is run.
+    def describe_with_times(self, runtime: str, threads: int, device: str = "auto") -> dict[str, Any]:
+        """Describe the network and measure its layers.
 
         Args:
             runtime: `onnxruntime` or `openvino`.
@@ -90,28 +91,35 @@ class NetworkInfo:
             device: `auto`, `cpu`, `gpu`, or a name that the runtime knows.
 
         Raises:
-            BundleError: the runtime cannot run it.
-            DeviceError: the device is not there.
+            BundleError: the runtime cannot run the network.
+            DeviceError: the device is not available.
             MissingLibraryError: the runtime is not installed.
         """
         if runtime == "openvino":
-            nodes, wanted = openvino_times(self.file, self.inputs, threads, device, self.precision)
+            nodes, device = time_openvino(self.file, self.inputs, threads, device, self.precision)
         else:
-            nodes, wanted = onnx_runtime_times(self.file, self.inputs, threads, device)
-        times = layer_times(nodes, self._graph, self._layers, wanted)
-        figures = self.figures()
-        for number, layer in enumerate(figures["layers"]):
-            layer["milliseconds"] = times.milliseconds.get(number)
-            layer["devices"] = sorted(times.devices.get(number, ()))
-        figures["time"] = _time(times, runtime, wanted, threads)
-        return figures
+            nodes, device = time_onnx_runtime(self.file, self.inputs, threads, device)
+        times = layer_times(nodes, self._network, self._layers, device)
+        info = self.describe()
+        for index, layer in enumerate(info["layers"]):
+            layer["milliseconds"] = times.milliseconds.get(index)
+            layer["devices"] = sorted(times.devices.get(index, ()))
+        info["time"] = {
+            "runtime": runtime,
+            "device": device,
+            "threads": threads,
+            "milliseconds": sum(times.milliseconds.values()) + times.elsewhere,
+            "elsewhere": times.elsewhere,
+            "kinds_on_cpu": times.kinds_on_cpu,
+        }
+        return info
 
-    def _layer(self, number: int) -> dict[str, Any]:
-        layer, graph = self._layers.all[number], self._graph
-        work = [graph.multiply_adds(node) for node in layer.nodes]
-        stored = self._layers.stored_outputs(number)
-        precision = layer_precision(layer, self._precisions)
-        in_float = [node.op_type for node in layer.nodes if self._precisions.fell_back(node)]
+    def _describe_layer(self, index: int, layer: Layer) -> dict[str, Any]:
+        network = self._network
+        multiply_adds = [network.multiply_adds(node) for node in layer.nodes]
+        output_bytes = [value.bytes for value in self._layers.stored_outputs(index)]
+        in_float = Counter(node.op_type for node in layer.nodes if self._precisions.is_float(node))
+        weight_scales = network.weight_scales(layer.nodes[0])
         return {
             "name": layer.name,
             "kind": layer.kind,
@@ -119,119 +127,92 @@ class NetworkInfo:
             "part": layer.part,
             "stride": layer.stride,
             "sources": layer.sources,
-            "outputs": [self._described(name) for name in self._layers.outputs(number)],
-            "precision": precision,
-            "in_float": dict(Counter(in_float)) if self._is_quantised else None,
-            "scales": self._activation_scales(number),
-            "weight_scales": self._weight_scales(number),
-            "parameters": self._parameters([number]),
-            "weight_bytes": self._weight_bytes([number]),
-            "activation_bytes": None
-            if any(each.bytes is None for each in stored)
-            else sum(each.bytes for each in stored),
-            "multiply_adds": None if None in work else sum(work),
+            "outputs": [self._describe_value(name) for name in self._layers.outputs(index)],
+            "precision": self._precisions.of_layer(layer),
+            "in_float": dict(in_float) if self._is_quantized else None,
+            "scales": self._activation_scales(layer),
+            "weight_scales": None
+            if weight_scales is None
+            else {"smallest": float(weight_scales.min()), "largest": float(weight_scales.max())},
+            "parameters": self._parameters([layer]),
+            "weight_bytes": self._weight_bytes([layer]),
+            "activation_bytes": None if None in output_bytes else sum(output_bytes),
+            "multiply_adds": None if None in multiply_adds else sum(multiply_adds),
             "operations": dict(Counter(node.op_type for node in layer.nodes)),
             "milliseconds": None,
             "devices": [],
         }
 
-    def _described(self, name: str) -> dict[str, Any]:
-        value = self._graph.value(name)
-        shape = None if value.shape is None else list(value.shape)
-        return {"name": name, "type": value.type, "shape": shape}
+    def _describe_value(self, name: str) -> dict[str, Any]:
+        value = self._network.value(name)
+        return {"name": name, "type": value.type, "shape": None if value.shape is None else list(value.shape)}
 
-    def _scales(self) -> dict[str, list[float]]:
-        """Of integer heads, by the name of the output: what each of its channels is multiplied by."""
-        heads = self.bundle.heads
-        if heads is None:
-            return {}
+    def _head_scales(self) -> dict[str, list[float]]:
+        """The scales of integer heads, per channel, by the name of the output."""
+        levels = self.bundle.heads.levels if self.bundle.heads else ()
         return {
-            level.outputs[kind]: list(scales)
-            for level in heads.levels
-            for kind, scales in level.scales.items()
+            level.outputs[kind]: list(scales) for level in levels for kind, scales in level.scales.items()
         }
 
-    def _activation_scales(self, number: int) -> list[dict[str, Any]]:
-        """What a step of each quantised value of a layer is worth, and which integer stands for 0."""
-        found = []
-        for node in self._layers.all[number].nodes:
-            if node.op_type == QUANTIZE and all(map(self._graph.is_constant, node.input[1:])):
-                scale, *zero = (self._graph.array(name) for name in node.input[1:3])
-                zero_point = int(zero[0].reshape(-1)[0]) if zero else 0
-                found.append(
-                    {"name": node.input[0], "scale": scale.reshape(-1).tolist(), "zero_point": zero_point}
-                )
-        return found
+    def _activation_scales(self, layer: Layer) -> list[dict[str, Any]]:
+        """Scale and zero point of each quantized activation of a layer."""
+        entries = []
+        for node in layer.nodes:
+            if node.op_type == QUANTIZE and all(map(self._network.is_constant, node.input[1:])):
+                scale, *zero_point = (self._network.array(name).reshape(-1) for name in node.input[1:3])
+                zero_point = int(zero_point[0][0]) if zero_point else 0
+                entries.append({"name": node.input[0], "scale": scale.tolist(), "zero_point": zero_point})
+        return entries
 
-    def _weight_scales(self, number: int) -> dict[str, float] | None:
-        """What a step of quantised weights is worth in the channels of a layer; None of float weights."""
-        scales = self._graph.kernel_scales(self._layers.all[number].nodes[0])
-        if scales is None:
-            return None
-        return {"smallest": float(scales.min()), "largest": float(scales.max())}
+    def _parameters(self, layers: Iterable[Layer]) -> int:
+        """Number of learned parameters; shared ones count once."""
+        counts: dict[str, int] = {}
+        for layer in layers:
+            if layer.part not in (INPUT, DECODE):
+                for node in layer.nodes:
+                    counts.update(self._network.parameters(node))
+        return sum(counts.values())
 
-    def _parameters(self, numbers: Iterable[int]) -> int:
-        """Numbers that were learnt: those of the layers with weights, each once however often it is used."""
-        found: dict[str, int] = {}
-        for number in numbers:
-            layer = self._layers.all[number]
-            for node in layer.nodes if layer.part not in (INPUT, DECODE) else ():
-                found.update(self._graph.parameters(node))
-        return sum(found.values())
-
-    def _weight_bytes(self, numbers: Iterable[int]) -> int:
-        nodes = (node for number in numbers for node in self._layers.all[number].nodes)
-        names = {name for node in nodes for name in self._graph.stored(node)}
-        return sum(self._graph.value(name).bytes or 0 for name in names)
-
-    def _in_float(self) -> dict[str, int]:
-        kinds = (node.op_type for node in self._graph.nodes if self._precisions.fell_back(node))
-        return dict(Counter(kinds).most_common())
+    def _weight_bytes(self, layers: Iterable[Layer]) -> int:
+        names = {name for layer in layers for node in layer.nodes for name in self._network.tensors(node)}
+        return sum(self._network.value(name).bytes or 0 for name in names)
 
 
-def _precision(bundle: Bundle, wanted: str | None) -> str:
-    there = bundle.networks.get(ONNX, {})
-    if not there:
+def _select_precision(bundle: Bundle, precision: str | None) -> str:
+    available = bundle.networks.get(ONNX, {})
+    if not available:
         raise BundleError(
-            f"{bundle.directory}: has no ONNX network to look into, only Paddle's program; export the model "
-            "again with --formats paddle,onnx"
+            f"{bundle.directory}: has no ONNX network, only Paddle's program; export the model again with "
+            "--formats paddle,onnx"
         )
-    if wanted is not None and wanted not in there:
+    if precision is not None and precision not in available:
         raise BundleError(
-            f"{bundle.directory}: has no ONNX network in {wanted}; it has {', '.join(there)}, take one of "
-            "these with --precision"
+            f"{bundle.directory}: has no ONNX network in {precision}; it has {', '.join(available)}: use "
+            "--precision with one of these"
         )
-    return wanted or next(iter(there))
+    return precision or next(iter(available))
 
 
-def _form(bundle: Bundle, size: tuple[int, int] | None) -> NetworkInput:
+def _sized_input(bundle: Bundle, size: tuple[int, int] | None) -> NetworkInput:
     fixed = bundle.input.size
     if fixed is not None and size not in (None, fixed):
         raise ConfigError(
-            f"--size {_joined(size)}: {bundle.directory} takes pictures of {_joined(fixed)} alone; "
-            "leave --size out"
+            f"--size {_joined(size)}: {bundle.directory} takes only images of {_joined(fixed)}; omit --size"
         )
     if size is not None and any(side < STRIDE or side % STRIDE for side in size):
         raise ConfigError(
-            f"--size {_joined(size)}: height and width are multiples of {STRIDE}, such as "
+            f"--size {_joined(size)}: height and width must be multiples of {STRIDE}, such as "
             f"{_joined(map(_rounded_up, size))}"
         )
-    height, width = size or fixed or natural_size(bundle)
+    height, width = size or fixed or default_size(bundle)
     return replace(bundle.input, height=height, width=width)
 
 
-def natural_size(bundle: Bundle) -> tuple[int, int]:
-    """The largest picture that a network of a free size gets: what its bundle resizes to, and pads.
-
-    Args:
-        bundle: its description.
-
-    Returns:
-        Height and width, multiples of STRIDE.
-    """
+def default_size(bundle: Bundle) -> tuple[int, int]:
+    """Height and width to which a bundle resizes, rounded up to multiples of STRIDE."""
     steps = Preprocess(bundle.preprocess, bundle.input).steps
     targets = [step.target_size for step in steps if isinstance(step, Resize)]
-    height, width = targets[-1] if targets else (NATURAL_SIDE, NATURAL_SIDE)
+    height, width = targets[-1] if targets else (DEFAULT_SIDE, DEFAULT_SIDE)
     return _rounded_up(height), _rounded_up(width)
 
 
@@ -241,14 +222,3 @@ def _rounded_up(side: int) -> int:
 
 def _joined(size: Iterable[int]) -> str:
     return ",".join(map(str, size))
-
-
-def _time(times: LayerTimes, runtime: str, device: str, threads: int) -> Mapping[str, Any]:
-    return {
-        "runtime": runtime,
-        "device": device,
-        "threads": threads,
-        "milliseconds": sum(times.milliseconds.values()) + times.elsewhere,
-        "elsewhere": times.elsewhere,
-        "kinds_on_cpu": times.kinds_on_cpu,
-    }

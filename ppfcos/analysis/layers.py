@@ -1,7 +1,7 @@
-"""The layers of an exported network: what a reader counts as one, where the file has ten nodes.
+"""Groups the nodes of an ONNX network into layers, and finds the precision in which they compute.
 
-A convolution with its bias, its norm and its activation is a layer; so is a sum, a pooling, a change of size.
-What makes pixels of the image is one, and what makes boxes of a level's answers is one more.
+A convolution with its bias, norm and activation is one layer, as is an addition, a pooling or a resize. All
+nodes before the first convolution are one layer, and so are decoding and NMS after the last ones.
 """
 
 from __future__ import annotations
@@ -11,122 +11,55 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from onnx import NodeProto, helper
-
 from ppfcos.analysis.network import (
-    CONVOLUTIONS,
     DEQUANTIZE,
     INTEGER_PRODUCTS,
     MATRIX_PRODUCTS,
+    PRODUCTS,
     QUANTIZE,
     Network,
+    NodeProto,
     Value,
+    helper,
 )
 
-INT8 = "int8"
-# Those for which ONNX Runtime and OpenVINO have integer kernels, or that pass integers on.
-INTEGER_KINDS = {
-    *("Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul"),
-    *("MaxPool", "Mul", "Pad", "Relu", "Resize", "Sigmoid", "Split"),
-}
-# They compute nothing, so that they cannot fall back either.
-MOVES = {
-    *("Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
-    *("Identity", "Pad", "Range", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose"),
-    *("Unsqueeze", "ScatterND", QUANTIZE, DEQUANTIZE),
-}
-HALF = "float16"
-NAMES = {"float32": "fp32", HALF: "fp16"}
-
-
-class Precisions:
-    """In what the nodes of a network are computed.
-
-    Args:
-        graph: the network.
-    """
-
-    def __init__(self, graph: Network):
-        self._graph = graph
-        self._behind: set[str] = set()  # first outputs of nodes whose inputs come from integers
-        self._ahead: set[str] = set()  # of nodes whose outputs become integers
-        for node in graph.nodes:
-            if node.op_type in INTEGER_KINDS and self._comes_from_integers(node):
-                self._behind.add(node.output[0])
-        for node in reversed(graph.nodes):
-            if node.op_type in INTEGER_KINDS and self._becomes_integers(node):
-                self._ahead.add(node.output[0])
-
-    def of(self, node: NodeProto) -> str:
-        """`int8`, `fp16`, `fp32`, or the type of a node that computes with whole numbers, such as int64."""
-        if node.op_type in INTEGER_PRODUCTS:
-            return INT8
-        if node.output[0] in self._behind and node.output[0] in self._ahead:
-            return INT8
-        # What a node takes says it: a Cast to float16 is not itself in float16, nor is a comparison a bool.
-        type_name = self._graph.value((self._graph.variables(node) or node.output)[0]).type
-        return NAMES.get(type_name, type_name)
-
-    def fell_back(self, node: NodeProto) -> bool:
-        """Whether a node computes in floats, which means something in an INT8 file."""
-        return node.op_type not in MOVES and self.of(node) in NAMES.values()
-
-    def _comes_from_integers(self, node: NodeProto) -> bool:
-        return all(
-            self._maker_kind(name) == DEQUANTIZE or self._maker_output(name) in self._behind
-            for name in self._graph.variables(node)
-            if self._graph.value(name).type != "int64"  # a size
-        ) and self._weights_are_integers(node)
-
-    def _weights_are_integers(self, node: NodeProto) -> bool:
-        """A convolution's weights are dequantised too; other kinds may have any constants."""
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or not self._graph.is_constant(node.input[1]):
-            return True
-        kernel = self._graph.kernel(node)
-        return kernel is not None and self._graph.value(kernel).type in ("int8", "uint8")
-
-    def _becomes_integers(self, node: NodeProto) -> bool:
-        takers = [taker for name in node.output for taker in self._graph.takers.get(name, ())]
-        arithmetic = [taker for taker in takers if taker.op_type != "Shape"]
-        return bool(arithmetic) and all(
-            taker.op_type == QUANTIZE or taker.output[0] in self._ahead for taker in arithmetic
-        )
-
-    def _maker_kind(self, name: str) -> str:
-        maker = self._graph.makers.get(name)
-        return "" if maker is None else maker.op_type
-
-    def _maker_output(self, name: str) -> str:
-        maker = self._graph.makers.get(name)
-        return "" if maker is None else maker.output[0]
-
-
 INPUT, BACKBONE, NECK, HEAD, DECODE = PARTS = ("input", "backbone", "neck", "head", "decode")
-NETWORK = "network"  # the part of a file whose weights have no names of this project's
-PRODUCTS = CONVOLUTIONS + MATRIX_PRODUCTS
-POOLINGS = ("AveragePool", "GlobalAveragePool", "MaxPool")
-# What a runtime does along with the convolution before it, so that it has no time of its own.
-FOLLOWING = ("Add", "BatchNormalization", "Clip", "Div", "Mul", "Relu", QUANTIZE, DEQUANTIZE)
-SUPPRESSION = "NonMaxSuppression"
+NETWORK = "network"  # the part where weights do not have this project's names
+WITH_OWN_LAYER = ("AveragePool", "GlobalAveragePool", "MaxPool", "Resize")
+# Runtimes fuse these into the convolution before them.
+FUSED = ("Add", "BatchNormalization", "Clip", "Div", "Mul", "Relu", QUANTIZE, DEQUANTIZE)
 FUSED_NAMES = {
     "BatchNormalization": "norm", "Clip": "clip", "Exp": "exp", "GroupNormalization": "norm",
     "HardSigmoid": "hard sigmoid", "HardSwish": "hard swish", "InstanceNormalization": "norm",
     "LeakyRelu": "leaky ReLU", "Relu": "ReLU", "Sigmoid": "sigmoid", "Tanh": "tanh",
 }  # fmt: skip
-ENDINGS = ("_quantized_unsigned", "_quantized", ".half", ".weight")  # that exports give the name of a weight
+WEIGHT_SUFFIXES = ("_quantized_unsigned", "_quantized", ".half", ".weight")
+
+# Operators with integer kernels in ONNX Runtime and OpenVINO, or that pass integers on.
+INTEGER_OPERATORS = {
+    *("Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul"),
+    *("MaxPool", "Mul", "Pad", "Relu", "Resize", "Sigmoid", "Split"),
+}
+# Operators that only move data, so that they cannot fall back to float.
+MOVES = {
+    *("Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
+    *("Identity", "Pad", "Range", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose"),
+    *("Unsqueeze", "ScatterND", QUANTIZE, DEQUANTIZE),
+}
+FLOAT_NAMES = {"float32": "fp32", "float16": "fp16"}
 
 
 @dataclass
 class Layer:
-    """Some nodes that are drawn and counted as one.
+    """Nodes that are drawn and counted as one.
 
     Attributes:
-        name: of its weights, as the model calls them, or of its first node.
-        kind: such as `Conv 3×3 256→256`; `256→256 in 32` has 32 groups.
+        name: of the weight as in the model, or of the first node.
+        kind: such as `Conv 3×3 256→256 /2`.
         part: one of PARTS, or NETWORK.
-        nodes: in their order; the first one gives it its kind.
-        sources: numbers of the layers that it takes something from.
-        stride: of what it gives, in pixels of the picture; None where that is no map.
+        nodes: the first one determines the kind.
+        sources: indices of the layers whose outputs it takes.
+        stride: of its output, in pixels of the image; None if that is no map.
     """
 
     name: str
@@ -138,227 +71,205 @@ class Layer:
 
 
 class Layers:
-    """All layers of a network.
+    """The layers of a network.
 
     Args:
-        graph: the network.
-        height: of the picture, in pixels.
+        network: the network.
+        height: of the image in pixels.
 
     Attributes:
-        all: the layers, each behind those that it takes something from.
-        of_value: the number of the layer that makes a value.
+        all: the layers, in topological order.
+        of_value: index of the layer that computes a value.
     """
 
-    def __init__(self, graph: Network, height: int):
-        self._graph = graph
+    def __init__(self, network: Network, height: int):
+        self._network = network
         self._height = height
-        self._behind, self._ahead = _around_products(graph)
+        after_product = _reachable(network.nodes, lambda node: (node.input, node.output))
+        before_product = _reachable(reversed(network.nodes), lambda node: (node.output, node.input))
+        decoding = self._decoding_nodes(before_product)
         self.all: list[Layer] = []
         self.of_value: dict[str, int] = {}
-        self._special: dict[tuple[str, int | None], int] = {}
-        last = self._decoding() if any(node.op_type == SUPPRESSION for node in graph.nodes) else {}
-        for node in graph.nodes:
-            self._place(node, last)
-        self._connect()
+        pixels: int | None = None
+        for node in network.nodes:
+            name = node.output[0]
+            if name in decoding:
+                continue
+            if node.op_type not in PRODUCTS and name not in after_product:
+                if pixels is None:
+                    pixels = self._append(Layer("pixels", "Pixels", INPUT, []))
+                self.all[pixels].nodes.append(node)
+                index = pixels
+            else:
+                index = self._join_or_open(node)
+            self.of_value.update(dict.fromkeys(node.output, index))
+        if decoding:
+            nodes = [node for node in network.nodes if node.output[0] in decoding]
+            index = self._append(Layer("decode", "Decode and NMS", DECODE, nodes))
+            self.of_value.update({name: index for node in nodes for name in node.output})
+        for index, layer in enumerate(self.all):
+            self._connect(index, layer)
 
-    def outputs(self, number: int) -> list[str]:
-        """The values that leave a layer, as other layers or the caller get them; sizes left out."""
-        layer, graph = self.all[number], self._graph
-        found = [
+    def outputs(self, index: int) -> list[str]:
+        """The values that leave a layer; without sizes if there are others."""
+        network = self._network
+        names = [
             name
-            for node in layer.nodes
+            for node in self.all[index].nodes
             for name in node.output
-            if name in graph.outputs
-            or any(self.of_value[taker.output[0]] != number for taker in graph.takers.get(name, ()))
+            if name in network.outputs
+            or any(self.of_value[taker.output[0]] != index for taker in network.takers.get(name, ()))
         ]
-        maps = [name for name in found if graph.value(name).type != "int64"]
-        return maps or found
+        return [name for name in names if network.value(name).type != "int64"] or names
 
-    def stored_outputs(self, number: int) -> list[Value]:
-        """What a layer hands on, in the form in which it lies in memory: in an INT8 file the integers."""
-        names = []
-        for name in self.outputs(number):
-            maker = self._graph.makers[name]
-            names.append(maker.input[0] if maker.op_type == DEQUANTIZE else name)
-        return [self._graph.value(name) for name in dict.fromkeys(names)]
+    def stored_outputs(self, index: int) -> list[Value]:
+        """The outputs as they are stored: of dequantized values the integers."""
+        makers = {name: self._network.makers[name] for name in self.outputs(index)}
+        stored = [maker.input[0] if maker.op_type == DEQUANTIZE else name for name, maker in makers.items()]
+        return [self._network.value(name) for name in dict.fromkeys(stored)]
 
-    def _place(self, node: NodeProto, decoding: dict[str, int | None]) -> None:
-        """Put a node into a layer: one of those that are there, or its own."""
-        key = node.output[0]
-        if key in decoding:
-            number = self._special_layer(DECODE, decoding[key], node)
-        elif node.op_type in PRODUCTS:
-            number = self._open(node, self._weight_name(node))
-        elif key not in self._behind:
-            number = self._special_layer(INPUT, None, node)
-        else:
-            number = self._join_or_open(node)
-        self.of_value.update(dict.fromkeys(node.output, number))
-
-    def _join_or_open(self, node: NodeProto) -> int:
-        """A node goes to the layer that it takes its maps from; of several layers it makes a new one."""
-        makers = self._makers(node)
-        if node.op_type in (*POOLINGS, "Resize") or len(makers) > 1:
-            return self._open(node, node.name or node.output[0])
-        self.all[makers[0]].nodes.append(node)
-        return makers[0]
-
-    def _makers(self, node: NodeProto) -> list[int]:
-        """The layers that a node takes its maps from; of a node that takes sizes only, the first of those."""
-        names = [name for name in self._graph.variables(node) if name in self.of_value]
-        maps = [name for name in names if self._graph.value(name).type not in ("int64", "bool")]
-        return list(dict.fromkeys(self.of_value[name] for name in maps or names[:1]))
-
-    def _open(self, node: NodeProto, name: str) -> int:
-        part = name.split(".")[0]
-        if part not in PARTS:
-            before = {self.all[number].part for number in self._makers(node)} - {INPUT}
-            part = max(before, key=(*PARTS, NETWORK).index, default=NETWORK)
-        self.all.append(Layer(name, self._kind(node), part, [node]))
+    def _append(self, layer: Layer) -> int:
+        self.all.append(layer)
         return len(self.all) - 1
 
-    def _special_layer(self, part: str, stride: int | None, node: NodeProto) -> int:
-        """A layer of many nodes, of which there is one for each part and stride."""
-        if (part, stride) not in self._special:
-            kind = {INPUT: "Pixels", DECODE: f"Candidates /{stride}" if stride else "Suppression"}[part]
-            self.all.append(Layer(kind.lower(), kind, part, [], stride=stride))
-            self._special[part, stride] = len(self.all) - 1
-        number = self._special[part, stride]
-        self.all[number].nodes.append(node)
-        return number
+    def _decoding_nodes(self, before_product: set[str]) -> set[str]:
+        """First outputs of the nodes of decoding and NMS: all after the head's outputs."""
+        nodes = self._network.nodes
+        if all(node.op_type != "NonMaxSuppression" for node in nodes):
+            return set()
+        head_outputs: set[str] = set()
+        for node in nodes:
+            variables = self._network.variables(node)
+            is_fused = node.op_type in FUSED and len(variables) == 1 and variables[0] in head_outputs
+            if is_fused or (node.op_type in PRODUCTS and node.output[0] not in before_product):
+                head_outputs.add(node.output[0])
+        return {node.output[0] for node in nodes} - before_product - head_outputs
 
-    def _decoding(self) -> dict[str, int | None]:
-        """The nodes behind the last products, by their first output: the level that they are of, or None."""
-        strides: dict[str, set[int]] = {}
-        answers: set[str] = set()  # of the last products, and what they become at once
-        for node in self._graph.nodes:
-            taken = self._graph.variables(node)
-            if node.op_type in PRODUCTS and node.output[0] not in self._ahead:
-                strides[node.output[0]] = {self._stride(node.output[0]) or 0}
-                answers.add(node.output[0])
-            elif node.op_type in FOLLOWING and len(taken) == 1 and taken[0] in answers:
-                strides[node.output[0]] = strides[taken[0]]
-                answers.add(node.output[0])
-            else:
-                found = [strides.get(name, set()) for name in node.input]
-                strides.update(dict.fromkeys(node.output, set().union(*found)))
-        places: dict[str, int | None] = {}
-        for node in reversed(self._graph.nodes):
-            key = node.output[0]
-            if key in answers or key in self._ahead or node.op_type in PRODUCTS:
-                continue
-            levels = strides[key]
-            if levels:
-                places[key] = next(iter(levels)) if len(levels) == 1 else None
-                continue
-            # Made of the picture's size alone: it goes to the layer that takes it, if there is but one.
-            takers = {taker.output[0] for name in node.output for taker in self._graph.takers.get(name, ())}
-            if takers and takers <= set(places) and len({places[taker] for taker in takers}) == 1:
-                places[key] = places[next(iter(takers))]
-        return places
+    def _join_or_open(self, node: NodeProto) -> int:
+        """The layer whose map a node takes; a new one for products, poolings and nodes of several maps."""
+        network = self._network
+        names = network.maps(node) or network.variables(node)[:1]
+        makers = list(dict.fromkeys(self.of_value[name] for name in names if name in self.of_value))
+        if node.op_type not in (*PRODUCTS, *WITH_OWN_LAYER) and len(makers) == 1:
+            self.all[makers[0]].nodes.append(node)
+            return makers[0]
+        name = node.name or node.output[0]
+        if node.op_type in PRODUCTS:
+            name = network.weight(node) or name
+            for suffix in WEIGHT_SUFFIXES:
+                name = name.removesuffix(suffix)
+        part = name.split(".")[0]
+        if part not in PARTS:
+            before = {self.all[index].part for index in makers} - {INPUT}
+            part = max(before, key=(*PARTS, NETWORK).index, default=NETWORK)
+        return self._append(Layer(name, self._kind(node), part, [node]))
 
-    def _connect(self) -> None:
-        for number, layer in enumerate(self.all):
-            taken = [
-                self.of_value[name]
-                for node in layer.nodes
-                for name in self._graph.variables(node)
-                if name in self.of_value
-                and (layer.part == DECODE or self._graph.value(name).type not in ("int64", "bool"))
-            ]
-            layer.sources = [source for source in dict.fromkeys(taken) if source != number]
-            if layer.part not in (INPUT, DECODE):
-                layer.stride = self._stride(layer.nodes[0].output[0])
-        self._in_order()
-
-    def _in_order(self) -> None:
-        """Layers of many nodes were opened by their first, before others that they take something from."""
-        order: list[int] = []
-        waiting = list(range(len(self.all)))
-        while waiting:
-            ready = [i for i in waiting if set(self.all[i].sources) <= set(order)]
-            order += ready[:1]
-            waiting.remove(ready[0])
-        places = {old: new for new, old in enumerate(order)}
-        self.all = [self.all[old] for old in order]
-        for layer in self.all:
-            layer.sources = sorted(places[source] for source in layer.sources)
-        self.of_value = {name: places[old] for name, old in self.of_value.items()}
-
-    def _stride(self, name: str) -> int | None:
-        """By how much a map, channels first, is smaller than the picture: a power of two, for sides round."""
-        shape = self._graph.value(name).shape
-        if shape is None or len(shape) != 4 or not shape[2] or shape[2] > self._height:
-            return None
-        return 2 ** round(math.log2(self._height / shape[2]))
-
-    def _weight_name(self, node: NodeProto) -> str:
-        name = self._graph.kernel(node) or node.name or node.output[0]
-        for ending in ENDINGS:
-            name = name.removesuffix(ending)
-        return name
+    def _connect(self, index: int, layer: Layer) -> None:
+        network = self._network
+        names = [
+            name
+            for node in layer.nodes
+            for name in (network.variables(node) if layer.part == DECODE else network.maps(node))
+        ]
+        layer.sources = sorted({self.of_value[name] for name in names if name in self.of_value} - {index})
+        if layer.part not in (INPUT, DECODE):
+            shape = network.value(layer.nodes[0].output[0]).shape
+            if shape is not None and len(shape) == 4 and shape[2] and shape[2] <= self._height:
+                layer.stride = 2 ** round(math.log2(self._height / shape[2]))
 
     def _kind(self, node: NodeProto) -> str:
-        if node.op_type not in PRODUCTS:
-            return node.op_type
-        kernel = self._graph.value(node.input[1]).shape
-        if not kernel or None in kernel:
+        weight = self._network.value(node.input[1]).shape if node.op_type in PRODUCTS else None
+        if not weight or None in weight:
             return node.op_type
         if node.op_type in MATRIX_PRODUCTS:
-            return f"{node.op_type} {'×'.join(map(str, kernel))}"
-        settings = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        groups, step = settings.get("group", 1), max(settings.get("strides", [1]))
-        kind = f"{node.op_type} {kernel[2]}×{kernel[3]}"
-        if groups == kernel[0] > 1:
-            kind += f" depthwise {groups}"
+            return f"{node.op_type} {'×'.join(map(str, weight))}"
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        groups, stride = attributes.get("group", 1), max(attributes.get("strides", [1]))
+        if groups == weight[0] > 1:
+            channels = f"depthwise {groups}"
         else:
-            kind += f" {kernel[1] * groups}→{kernel[0]}" + (f" in {groups}" if groups > 1 else "")
-        return kind + (f" /{step}" if step > 1 else "")
+            channels = f"{weight[1] * groups}→{weight[0]}" + (f" in {groups}" if groups > 1 else "")
+        kind = f"{node.op_type} {weight[2]}×{weight[3]} {channels}"
+        return kind + (f" /{stride}" if stride > 1 else "")
 
 
 def fused_names(layer: Layer) -> list[str]:
-    """What a layer does besides its first node: `norm`, `ReLU` and so on, each once."""
+    """What a layer does after its first node, such as `norm` and `ReLU`."""
     if layer.part in (INPUT, DECODE):
         return []
     names = (FUSED_NAMES[node.op_type] for node in layer.nodes[1:] if node.op_type in FUSED_NAMES)
     return list(dict.fromkeys(names))
 
 
-def layer_precision(layer: Layer, precisions: Precisions) -> str:
-    """In what a layer is computed: its first node where it has a kind, else most of its arithmetic.
-
-    Args:
-        layer: one.
-        precisions: of its nodes.
-
-    Returns:
-        As `Precisions.of` has it.
-    """
-    if layer.part not in (INPUT, DECODE):
-        return precisions.of(layer.nodes[0])
-    found = [precisions.of(node) for node in layer.nodes if node.op_type not in MOVES]
-    floats = Counter(each for each in found if each in NAMES.values())
-    return floats.most_common(1)[0][0] if floats else precisions.of(layer.nodes[0])
-
-
-def _around_products(graph: Network) -> tuple[set[str], set[str]]:
-    """First outputs of the nodes behind a convolution, and of those that a convolution is behind."""
-    return (
-        _reached(graph.nodes, lambda node: (node.input, node.output)),
-        _reached(reversed(graph.nodes), lambda node: (node.output, node.input)),
-    )
-
-
-def _reached(
+def _reachable(
     nodes: Iterable[NodeProto], ends: Callable[[NodeProto], tuple[Iterable[str], Iterable[str]]]
 ) -> set[str]:
+    """First outputs of the nodes that follow a product along edges whose `ends` are (source, target)."""
     values: set[str] = set()
-    found: set[str] = set()
+    reached: set[str] = set()
     for node in nodes:
         sources, targets = ends(node)
         if values.intersection(sources):
-            found.add(node.output[0])
+            reached.add(node.output[0])
             values.update(targets)
         elif node.op_type in PRODUCTS:
             values.update(targets)
-    return found
+    return reached
+
+
+class Precisions:
+    """The precision in which the nodes of a network compute.
+
+    A runtime computes a node in INT8 if its inputs come from DequantizeLinear and its outputs go to
+    QuantizeLinear, directly or through other integer operators.
+    """
+
+    def __init__(self, network: Network):
+        self._network = network
+        self._from_integers: set[str] = set()
+        self._to_integers: set[str] = set()
+        for node in network.nodes:
+            if node.op_type in INTEGER_OPERATORS and self._comes_from_integers(node):
+                self._from_integers.add(node.output[0])
+        for node in reversed(network.nodes):
+            if node.op_type in INTEGER_OPERATORS and self._becomes_integers(node):
+                self._to_integers.add(node.output[0])
+
+    def of(self, node: NodeProto) -> str:
+        """`int8`, `fp16`, `fp32`, or the type of the integers or booleans that a node computes with."""
+        name = node.output[0]
+        if node.op_type in INTEGER_PRODUCTS or (name in self._from_integers and name in self._to_integers):
+            return "int8"
+        type_name = self._network.value((self._network.variables(node) or node.output)[0]).type
+        return FLOAT_NAMES.get(type_name, type_name)
+
+    def of_layer(self, layer: Layer) -> str:
+        """The precision of the first node; of input and decoding, that of most of the arithmetic."""
+        if layer.part in (INPUT, DECODE):
+            precisions = Counter(self.of(node) for node in layer.nodes if node.op_type not in MOVES)
+            for precision, _ in precisions.most_common():
+                if precision in FLOAT_NAMES.values():
+                    return precision
+        return self.of(layer.nodes[0])
+
+    def is_float(self, node: NodeProto) -> bool:
+        """Whether a node computes in float: in an INT8 network, it fell back."""
+        return node.op_type not in MOVES and self.of(node) in FLOAT_NAMES.values()
+
+    def _comes_from_integers(self, node: NodeProto) -> bool:
+        network = self._network
+        for name in network.variables(node):
+            maker = network.makers.get(name)
+            is_integer = maker and (maker.op_type == DEQUANTIZE or maker.output[0] in self._from_integers)
+            if network.value(name).type != "int64" and not is_integer:
+                return False
+        if node.op_type not in PRODUCTS or not network.is_constant(node.input[1]):
+            return True
+        return network.value(network.weight(node)).type in ("int8", "uint8")
+
+    def _becomes_integers(self, node: NodeProto) -> bool:
+        takers = [taker for name in node.output for taker in self._network.takers.get(name, ())]
+        takers = [taker for taker in takers if taker.op_type != "Shape"]
+        return bool(takers) and all(
+            taker.op_type == QUANTIZE or taker.output[0] in self._to_integers for taker in takers
+        )

@@ -126,7 +126,7 @@ def benchmark(options: argparse.Namespace) -> None:
     if options.output:
         _write(options.output, to_json(content))
     if options.chart:
-        from ppfcos.visualize.benchmark_page import benchmark_page
+        from ppfcos.visualize.benchmark_report import benchmark_page
 
         _write(options.chart, benchmark_page(content))
     # At the end, for whoever reads it may go before it does.

@@ -1,10 +1,10 @@
-"""`tools/model_info.py`: what an exported network is made of, layer by layer."""
+"""`tools/model_info.py`: describe an exported network layer by layer."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from ppfcos.json_files import to_json
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Look into the ONNX network of a bundle: inputs, outputs, operations, and for each layer its shape, "
-    "precision, parameters, bytes and GFLOPs (multiply-adds); in an INT8 file, what fell back to float. With "
-    "--time the network is run, and the time of each layer measured; with --output it is drawn."
+    "Inspect the ONNX network of a bundle: inputs, outputs, operators, and for each layer its shape, "
+    "precision, parameters, bytes and GMACs (multiply-adds); for an INT8 network also what fell back to "
+    "float. --time runs the network and measures each layer; --output draws it."
 )
 EXAMPLE = """
     python tools/model_info.py output_inference/fcos_r50_fpn_1x_coco
@@ -26,40 +26,33 @@ EXAMPLE = """
     python tools/model_info.py output_inference/fcos_r50_fpn_1x_coco --size 512,896 --json network.json
 """
 PAGE_FILE, DRAWING_FILE = "network.html", "network.svg"
-PRECISIONS = ("fp32", "fp16", "int8")  # that a file can be in
-RUNTIMES = ("onnxruntime", "openvino")  # those that tell the time of a layer
+PRECISIONS = ("fp32", "fp16", "int8")
+RUNTIMES = ("onnxruntime", "openvino")  # those that measure layers
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the parser of the command line."""
     parser = command.plain_parser(DESCRIPTION, EXAMPLE)
     add = parser.add_argument
-    add("bundle", metavar="BUNDLE", help="the folder that tools/export_model.py wrote")
-    add("--precision", choices=PRECISIONS, help="which of its networks (default: the first that it has)")
+    add("bundle", metavar="BUNDLE", help="folder written by tools/export_model.py")
+    add("--precision", choices=PRECISIONS, help="network of the bundle (default: its first)")
     add(
         "--size",
         type=_size,
         metavar="H,W",
-        help="of the picture, for a network of a free size (default: what the bundle resizes to)",
+        help="image size for a network without a fixed size (default: the size to which the bundle resizes)",
     )
-    command.add_switch(parser, "--time", "run the network, and measure each layer")
+    command.add_switch(parser, "--time", "run the network and measure each layer")
     add("--runtime", choices=RUNTIMES, help=f"for --time (default: {RUNTIMES[0]})")
-    add("--threads", type=command.positive, metavar="N", help="of the CPU, for --time (default: every core)")
+    add("--threads", type=command.positive, metavar="N", help="CPU threads for --time (default: all cores)")
     add("--device", help="for --time: auto, cpu, gpu or a name that the runtime knows (default: auto)")
-    add("--json", metavar="FILE", help="write all figures there, with every scale and shape")
-    add("--output", metavar="FOLDER", help=f"draw the network: {PAGE_FILE} and {DRAWING_FILE}")
+    add("--json", metavar="FILE", help="write everything to FILE, with all scales and shapes")
+    add("--output", metavar="FOLDER", help=f"draw the network into {PAGE_FILE} and {DRAWING_FILE}")
     return parser
 
 
 def show(options: argparse.Namespace) -> None:
-    """Look into the network that the command line names.
-
-    Args:
-        options: of `build_parser`.
-
-    Raises:
-        PPFCOSError: it cannot be done.
-    """
+    """Print the description of a bundle's network, and write the files that the options name."""
     with environment.quiet_imports():
         from ppfcos.deploy.bundle import read_bundle
         from ppfcos.fileio import require_writable, require_writable_file
@@ -68,48 +61,42 @@ def show(options: argparse.Namespace) -> None:
     bundle = read_bundle(options.bundle)
     if options.output:
         require_writable(options.output, "--output")
-    if options.json and Path(options.json).is_dir():
-        raise OutputError(f"--json {options.json}: a folder has this name; name a file")
     if options.json:
+        if Path(options.json).is_dir():
+            raise OutputError(f"--json {options.json} is a folder; name a file")
         require_writable_file(options.json, "--json")
-    figures = _figures(bundle, options)
+    info = _describe(bundle, options)
     if options.json:
-        _write_text(Path(options.json), to_json(figures, indent=1))
+        _write(Path(options.json), to_json(info, indent=1))
     if options.output:
-        _draw(Path(options.output), figures)
-    # At the end, for whoever reads it may go before it does.
-    console.show(network_text(figures))
+        from ppfcos.visualize.network_drawing import network_svg
+        from ppfcos.visualize.network_report import network_page
+
+        drawing = network_svg(info)
+        _write(Path(options.output, DRAWING_FILE), drawing)
+        _write(Path(options.output, PAGE_FILE), network_page(info, drawing))
+    console.show(network_text(info))  # last: the reader of a pipe may stop early
 
 
-def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
+def _describe(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
     from ppfcos.analysis.info import NetworkInfo
     from ppfcos.deploy.runtimes.choice import default_threads
 
-    given = [name for name in ("runtime", "threads", "device") if getattr(options, name) is not None]
-    if given and not options.time:
-        raise ConfigError(f"--{given[0]} is for --time: add --time, or leave it out")
+    for name in ("runtime", "threads", "device"):
+        if getattr(options, name) is not None and not options.time:
+            raise ConfigError(f"--{name} requires --time: add --time or omit --{name}")
     network = NetworkInfo(bundle, options.precision, options.size)
     if not options.time:
-        return network.figures()
-    return network.timed_figures(
-        options.runtime or RUNTIMES[0], options.threads or default_threads(), options.device or "auto"
-    )
+        return network.describe()
+    threads = options.threads or default_threads()
+    return network.describe_with_times(options.runtime or RUNTIMES[0], threads, options.device or "auto")
 
 
-def _draw(folder: Path, figures: Mapping[str, Any]) -> None:
-    from ppfcos.visualize.network_drawing import network_svg
-    from ppfcos.visualize.network_page import network_page
-
-    drawing = network_svg(figures)
-    _write_text(folder / DRAWING_FILE, drawing)
-    _write_text(folder / PAGE_FILE, network_page(figures, drawing))
-
-
-def _write_text(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     from ppfcos.fileio import replacing
 
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     logger.info("written: %s", path)
 
 
@@ -121,12 +108,5 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command and return its exit code."""
     return command.run(show, build_parser(), argv)

@@ -1,33 +1,29 @@
-"""The figures by which COCO ranks detectors (cocodataset.org/#detection-eval).
-
-Two libraries match boxes and give the precision at every recall: faster-coco-eval, and pycocotools as the
-reference. The twelve figures are means over these, taken here in the same way for both, so that neither
-library prints anything.
-"""
+"""COCO's detection metrics (cocodataset.org/#detection-eval), computed by faster-coco-eval."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ppfcos.console import printable
-from ppfcos.errors import ConfigError, DataError
+from ppfcos.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-NO_OBJECTS = -1.0  # the figure where no object was to be found, as COCO has it
+BACKEND = "faster_coco_eval"
+NO_OBJECTS = -1.0  # COCO's value of a metric where there is no object
+RECALLS = tuple(np.linspace(0, 1, 101).tolist())  # at which COCO samples the precision
+CURVE_NAMES = ("0.50", "0.75", "0.50:0.95")  # IoU of a precision curve; the last is the mean over all ten
 
-METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
-
-class _Figure(NamedTuple):
-    """What one of the twelve figures is a mean over."""
+class _Metric(NamedTuple):
+    """What one of the twelve metrics is the mean of."""
 
     is_precision: bool
     iou: float | None = None
@@ -35,58 +31,34 @@ class _Figure(NamedTuple):
     max_detections: int = 100
 
 
-RECALLS = tuple(np.linspace(0, 1, 101).tolist())  # at which COCO takes the precision
-CURVE_NAMES = ("0.50", "0.75", "0.50:0.95")  # the IoU of a curve; the last is the mean over all of COCO's
-
-_FIGURES = (
-    _Figure(True),
-    _Figure(True, iou=0.5),
-    _Figure(True, iou=0.75),
-    _Figure(True, area="small"),
-    _Figure(True, area="medium"),
-    _Figure(True, area="large"),
-    _Figure(False, max_detections=1),
-    _Figure(False, max_detections=10),
-    _Figure(False),
-    _Figure(False, area="small"),
-    _Figure(False, area="medium"),
-    _Figure(False, area="large"),
-)
-
-
-class _Curves(NamedTuple):
-    """Curves: T thresholds of the IoU, R of the recall, K categories, A areas, M limits.
-
-    Attributes:
-        precision: [T, R, K, A, M]; −1 where no object was to be found.
-        recall: [T, K, A, M]; likewise.
-        thresholds: [T] of the IoU.
-        areas: A names.
-        limits: M numbers of detections an image.
-        categories: K category ids.
-    """
-
-    precision: np.ndarray
-    recall: np.ndarray
-    thresholds: np.ndarray
-    areas: Sequence[str]
-    limits: Sequence[int]
-    categories: Sequence[int]
+_METRICS = {
+    "AP": _Metric(True),
+    "AP50": _Metric(True, iou=0.5),
+    "AP75": _Metric(True, iou=0.75),
+    "APs": _Metric(True, area="small"),
+    "APm": _Metric(True, area="medium"),
+    "APl": _Metric(True, area="large"),
+    "AR1": _Metric(False, max_detections=1),
+    "AR10": _Metric(False, max_detections=10),
+    "AR100": _Metric(False),
+    "ARs": _Metric(False, area="small"),
+    "ARm": _Metric(False, area="medium"),
+    "ARl": _Metric(False, area="large"),
+}
+METRIC_NAMES = tuple(_METRICS)
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """How well the boxes were found.
+    """COCO's metrics of an evaluation, from 0 to 1; NO_OBJECTS where there is no object.
 
     Attributes:
-        stats: the twelve figures in the order of `METRIC_NAMES`, from 0 to 1; −1 where no object was to be
-            found.
-        per_class: AP of each class by its name; −1 where the class has no object.
-        precision: of each class that has objects, by its name: the precision at IoU 0.50 and each of COCO's
-            recalls (`RECALLS`), which rise from 0 to 1. Their mean is the class's AP50.
-        class_stats: the twelve figures of each class alone, by its category id, as `stats`.
-        class_curves: of each class that has objects, by its category id: the precision at each of `RECALLS`,
-            by the IoU it is at (`CURVE_NAMES`).
+        stats: the twelve metrics, in the order of METRIC_NAMES.
+        per_class: AP of each class, by name.
+        precision: precision at IoU 0.50 at each of RECALLS, by the name of each class that has objects.
+        class_stats: the twelve metrics of each class, by category id.
+        class_curves: precision at each of RECALLS, by the category id of each class that has objects and by
+            CURVE_NAMES.
     """
 
     stats: tuple
@@ -97,39 +69,23 @@ class CocoMetrics:
 
     @property
     def ap(self) -> float:
-        """Box AP at IoU 0.50 to 0.95, by which models are compared."""
+        """Box AP at IoU 0.50:0.95."""
         return self.stats[0]
 
     def mean_precision(self) -> tuple:
-        """Precision at IoU 0.50, the mean over the classes that have objects.
-
-        Returns:
-            A value for each of `RECALLS`; their mean is AP50. Empty where there is no object at all.
-        """
+        """Precision at IoU 0.50 at each of RECALLS, the mean over classes with objects; empty without any."""
         return tuple(np.mean(list(self.precision.values()), axis=0).tolist()) if self.precision else ()
 
     def named(self) -> dict[str, float]:
-        """The twelve figures by their names.
-
-        Returns:
-            Such as {"AP": 0.389, "AP50": 0.581, ...}.
-        """
+        """The twelve metrics by name, such as {"AP": 0.389, "AP50": 0.581, ...}."""
         return dict(zip(METRIC_NAMES, self.stats))
 
     def table(self) -> str:
-        """The twelve lines that COCO's users know.
-
-        Returns:
-            Lines, to the character as pycocotools prints them.
-        """
-        return "\n".join(_line(figure, value) for figure, value in zip(_FIGURES, self.stats))
+        """The twelve lines exactly as pycocotools prints them."""
+        return "\n".join(_summary_line(metric, value) for metric, value in zip(_METRICS.values(), self.stats))
 
     def class_table(self) -> str:
-        """AP of every class.
-
-        Returns:
-            A line a class.
-        """
+        """AP of each class, one per line."""
         rows = [(printable(name), ap) for name, ap in self.per_class.items()]
         width = max((len(name) for name, _ in rows), default=0)
         return "\n".join(
@@ -139,49 +95,73 @@ class CocoMetrics:
 
 
 def evaluate_detections(
-    ground_truth: dict, detections: Iterable[dict], backend: str = "faster_coco_eval"
+    ground_truth: dict, detections: Iterable[dict], backend: str = BACKEND
 ) -> CocoMetrics:
-    """Compare detections with the truth.
+    """Compute COCO's metrics.
 
     Args:
-        ground_truth: COCO's annotation file: `images`, `annotations` and `categories`.
-        detections: COCO's result file: dicts of `image_id`, `category_id`, `bbox` [x, y, width, height] in
-            pixels of the original image, and `score`.
-        backend: `faster_coco_eval` or `pycocotools`; their figures differ by less than 1e-15.
-
-    Returns:
-        The figures. Without any detection they are zero.
+        ground_truth: COCO annotations: `images`, `annotations` and `categories`.
+        detections: COCO results: dicts of `image_id`, `category_id`, `bbox` [x, y, width, height] in pixels
+            of the original image, and `score`.
+        backend: no longer used, except for a warning if it is not faster_coco_eval.
 
     Raises:
-        ConfigError: there is no such backend.
-        DataError: a detection is of an image that the truth does not have.
+        DataError: a detection belongs to an image that the annotations do not have.
     """
-    if backend not in _BACKENDS:
-        raise ConfigError(f"coco_eval is {backend!r}: it is {' or '.join(_BACKENDS)}")
-    truth, found = _plain_truth(ground_truth), _plain_detections(ground_truth, detections)
-    with contextlib.redirect_stdout(io.StringIO()):  # both libraries print while they work
-        curves = _BACKENDS[backend](truth, found)
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    per_class = {names[number]: _class_ap(curves, k) for k, number in enumerate(curves.categories)}
-    precision = {names[number]: _class_precision(curves, k) for k, number in enumerate(curves.categories)}
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    if backend != BACKEND:
+        logger.warning("coco_eval: %s is no longer used; %s computes the same metrics", backend, BACKEND)
+    datasets = _annotations(ground_truth), _results(ground_truth, detections)
+    with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
+        indexed = []
+        for dataset in datasets:
+            coco = COCO()
+            coco.dataset = dataset
+            coco.createIndex()
+            indexed.append(coco)
+        evaluation = COCOeval_faster(*indexed, iouType="bbox", print_function=logger.debug)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return _metrics(evaluation, {category["id"]: category["name"] for category in ground_truth["categories"]})
+
+
+def _metrics(evaluation: Any, names: dict[int, str]) -> CocoMetrics:
+    """Reduce the library's arrays: precision [IoU, recall, class, area, limit], recall without its axis."""
+    params = evaluation.params
+    precision, recall = (np.asarray(evaluation.eval[key]) for key in ("precision", "recall"))
+
+    def values(classes: slice) -> tuple:
+        stats = []
+        precisions = np.ascontiguousarray(precision[:, :, classes])  # of one class: much faster
+        recalls = np.ascontiguousarray(recall[:, classes])
+        for metric in _METRICS.values():
+            array = precisions if metric.is_precision else recalls
+            if metric.iou is not None:
+                array = array[np.isclose(params.iouThrs, metric.iou)]
+            area, limit = params.areaRngLbl.index(metric.area), params.maxDets.index(metric.max_detections)
+            stats.append(_mean(array[..., area, limit]))
+        return tuple(stats)
+
+    class_stats, class_curves = {}, {}
+    for k, category in enumerate(map(int, params.catIds)):
+        class_stats[category] = values(slice(k, k + 1))
+        if class_stats[category][0] != NO_OBJECTS:
+            at_all = precision[:, :, k, params.areaRngLbl.index("all"), -1]
+            at_50, at_75 = (at_all[np.argmin(np.abs(params.iouThrs - iou))] for iou in (0.5, 0.75))
+            curves = (at_50, at_75, at_all.mean(axis=0))
+            class_curves[category] = {name: tuple(ys.tolist()) for name, ys in zip(CURVE_NAMES, curves)}
     return CocoMetrics(
-        tuple(_value(curves, figure) for figure in _FIGURES),
-        per_class,
-        {name: values for name, values in precision.items() if per_class[name] != NO_OBJECTS},
-        {number: _class_stats(curves, k) for k, number in enumerate(curves.categories)},
-        {
-            number: _class_curves(curves, k)
-            for k, number in enumerate(curves.categories)
-            if _class_ap(curves, k) != NO_OBJECTS
-        },
+        values(slice(None)),
+        {names[category]: stats[0] for category, stats in class_stats.items()},
+        {names[category]: curves[CURVE_NAMES[0]] for category, curves in class_curves.items()},
+        class_stats,
+        class_curves,
     )
 
 
-def _plain_truth(ground_truth: dict) -> dict:
-    """The truth with what the libraries need: an area for every object, and numbers that start from 1.
-
-    Both libraries take an object with number 0 for none at all, and files that number from 0 are common.
-    """
+def _annotations(ground_truth: dict) -> dict:
+    """Add missing areas, and number annotations from 1: the library ignores the object with id 0."""
     annotations = [
         {
             "id": number,
@@ -193,97 +173,29 @@ def _plain_truth(ground_truth: dict) -> dict:
         }
         for number, annotation in enumerate(ground_truth.get("annotations", []), start=1)
     ]
-    return {**_frame(ground_truth), "annotations": annotations}
+    return {**_images_and_categories(ground_truth), "annotations": annotations}
 
 
-def _plain_detections(ground_truth: dict, detections: Iterable[dict]) -> dict:
-    """The detections in the form of a truth."""
+def _results(ground_truth: dict, detections: Iterable[dict]) -> dict:
+    """Turn detections into annotations."""
     images = {image["id"] for image in ground_truth["images"]}
     annotations = []
     for number, detection in enumerate(detections, start=1):
         if detection["image_id"] not in images:
             raise DataError(
-                f"detections of image {detection['image_id']}, which the annotations do not have: "
-                "they belong to another data set"
+                f"there are detections of image {detection['image_id']}, which the annotations do not have: "
+                "use the detections of this data set"
             )
         _, _, width, height = detection["bbox"]
         annotations.append({**detection, "id": number, "area": width * height, "iscrowd": 0})
-    return {**_frame(ground_truth), "annotations": annotations}
+    return {**_images_and_categories(ground_truth), "annotations": annotations}
 
 
-def _frame(ground_truth: dict) -> dict:
+def _images_and_categories(ground_truth: dict) -> dict:
     return {
         "images": [{"id": image["id"]} for image in ground_truth["images"]],
         "categories": [dict(category) for category in ground_truth["categories"]],
     }
-
-
-def _curves_by_faster_coco_eval(truth: dict, found: dict) -> _Curves:
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    evaluation = COCOeval_faster(
-        _indexed(COCO, truth), _indexed(COCO, found), iouType="bbox", print_function=logger.debug
-    )
-    return _run(evaluation)
-
-
-def _curves_by_pycocotools(truth: dict, found: dict) -> _Curves:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return _run(COCOeval(_indexed(COCO, truth), _indexed(COCO, found), iouType="bbox"))
-
-
-_BACKENDS = {"faster_coco_eval": _curves_by_faster_coco_eval, "pycocotools": _curves_by_pycocotools}
-
-
-def _indexed(coco_class: type, dataset: dict) -> object:
-    coco = coco_class()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
-
-
-def _run(evaluation) -> _Curves:
-    evaluation.evaluate()
-    evaluation.accumulate()
-    params = evaluation.params
-    return _Curves(
-        np.asarray(evaluation.eval["precision"]),
-        np.asarray(evaluation.eval["recall"]),
-        np.asarray(params.iouThrs),
-        params.areaRngLbl,
-        params.maxDets,
-        [int(number) for number in params.catIds],
-    )
-
-
-def _value(curves: _Curves, figure: _Figure) -> float:
-    values = curves.precision if figure.is_precision else curves.recall
-    if figure.iou is not None:
-        values = values[np.isclose(curves.thresholds, figure.iou)]
-    return _mean(values[..., curves.areas.index(figure.area), curves.limits.index(figure.max_detections)])
-
-
-def _class_ap(curves: _Curves, k: int) -> float:
-    return _mean(curves.precision[:, :, k, curves.areas.index("all"), -1])
-
-
-def _class_precision(curves: _Curves, k: int) -> tuple:
-    return _class_curves(curves, k)["0.50"]
-
-
-def _class_curves(curves: _Curves, k: int) -> dict[str, tuple]:
-    at_all = curves.precision[:, :, k, curves.areas.index("all"), -1]
-    at_50, at_75 = (at_all[int(np.argmin(np.abs(curves.thresholds - iou)))] for iou in (0.5, 0.75))
-    lines = (at_50, at_75, at_all.mean(axis=0))
-    return {name: tuple(line.tolist()) for name, line in zip(CURVE_NAMES, lines)}
-
-
-def _class_stats(curves: _Curves, k: int) -> tuple:
-    """The twelve figures of one class: the curves of all, with the other classes left out."""
-    alone = curves._replace(precision=curves.precision[:, :, [k]], recall=curves.recall[:, [k]])
-    return tuple(_value(alone, figure) for figure in _FIGURES)
 
 
 def _mean(values: np.ndarray) -> float:
@@ -291,8 +203,8 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(known)) if known.size else NO_OBJECTS
 
 
-def _line(figure: _Figure, value: float) -> str:
-    name = "Average Precision  (AP)" if figure.is_precision else "Average Recall     (AR)"
-    iou = "0.50:0.95" if figure.iou is None else f"{figure.iou:0.2f}"
-    limit = figure.max_detections
-    return f" {name} @[ IoU={iou:<9} | area={figure.area:>6} | maxDets={limit:>3} ] = {value:0.3f}"
+def _summary_line(metric: _Metric, value: float) -> str:
+    name = "Average Precision  (AP)" if metric.is_precision else "Average Recall     (AR)"
+    iou = "0.50:0.95" if metric.iou is None else f"{metric.iou:0.2f}"
+    limit = metric.max_detections
+    return f" {name} @[ IoU={iou:<9} | area={metric.area:>6} | maxDets={limit:>3} ] = {value:0.3f}"

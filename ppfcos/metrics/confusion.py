@@ -1,4 +1,4 @@
-"""Whether a score of 0.7 means that seven of ten such detections are right."""
+"""The confusion matrix and the calibration of detection scores."""
 
 from __future__ import annotations
 
@@ -6,56 +6,49 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppfcos.metrics.matching import FOUND_IOU, NONE, Matching
+from ppfcos.metrics.matching import IOU_THRESHOLD, NONE, Matching
 
-SCORES = (0.1, 0.3, 0.5, 0.7)  # from which on detections are looked at
-
-
-def confusion_matrix(matching: Matching, lowest_score: float) -> np.ndarray:
-    """Count objects by their class and the class they were taken for.
-
-    The diagonal is what COCO's evaluation counts as right. Of the detections that are left each, the best
-    first, counts for the nearest object of another class, if that is left too.
-
-    Args:
-        matching: of a run.
-        lowest_score: of a detection that counts.
-
-    Returns:
-        [C + 1, C + 1] numbers: rows are true classes, columns detected ones. The last column has objects that
-        nothing was found for, the last row detections of nothing.
-    """
-    truth, found, classes = matching.truth, matching.found, matching.classes
-    shown = (found.scores >= lowest_score) & ~matching.ignored
-    taken_for = np.full(len(truth.labels), NONE, np.int64)  # the detection's row
-    hits = np.flatnonzero(shown & matching.hits)
-    taken_for[matching.truth_of[hits]] = hits
-    rest = np.flatnonzero(shown & ~matching.hits & (matching.other_iou >= FOUND_IOU))
-    for row in rest[np.argsort(-found.scores[rest], kind="stable")]:
-        if taken_for[matching.other_truth[row]] == NONE:
-            taken_for[matching.other_truth[row]] = row
-    matrix = np.zeros((classes + 1, classes + 1), np.int64)
-    objects = np.flatnonzero(~truth.crowd)
-    seen = taken_for[objects]
-    columns = np.where(seen == NONE, classes, found.labels[seen] if len(found.labels) else classes)
-    np.add.at(matrix, (truth.labels[objects], columns), 1)
-    shown[seen[seen != NONE]] = False
-    np.add.at(matrix, (classes, found.labels[shown]), 1)
-    return matrix
-
-
+SCORES = (0.1, 0.3, 0.5, 0.7)  # lowest scores of the report's confusion matrices
 BINS = 10
 
 
+def confusion_matrix(matching: Matching, min_score: float) -> np.ndarray:
+    """Count objects by ground-truth class and detected class.
+
+    The diagonal holds COCO's matches. Every other detection, the best first, counts for the nearest object of
+    another class at IoU_THRESHOLD if that object is still unmatched.
+
+    Returns:
+        [C + 1, C + 1] counts: rows are ground-truth classes, columns detected classes, the last of each is
+        the background: missed objects in the last column, detections of no object in the last row.
+    """
+    objects, detections, classes = matching.ground_truth, matching.detections, matching.classes
+    counted = (detections.scores >= min_score) & ~matching.ignored
+    detection_of = np.full(len(objects.labels), NONE, np.int64)
+    hits = np.flatnonzero(counted & matching.hits)
+    detection_of[matching.object_of[hits]] = hits
+    rest = np.flatnonzero(counted & ~matching.hits & (matching.other_iou >= IOU_THRESHOLD))
+    for row in rest[np.argsort(-detections.scores[rest], kind="stable")]:
+        if detection_of[matching.other_object[row]] == NONE:
+            detection_of[matching.other_object[row]] = row
+    matrix = np.zeros((classes + 1, classes + 1), np.int64)
+    detection_of = detection_of[~objects.crowd]
+    detected_labels = np.append(detections.labels, classes)[detection_of]  # NONE is -1: the background
+    np.add.at(matrix, (objects.labels[~objects.crowd], detected_labels), 1)
+    counted[detection_of[detection_of != NONE]] = False
+    np.add.at(matrix, (classes, detections.labels[counted]), 1)
+    return matrix
+
+
 class Calibration(NamedTuple):
-    """The reliability diagram: score against precision, B bins of equal width from 0 to 1.
+    """A reliability diagram: B bins of the score, of equal width from 0 to 1.
 
     Attributes:
-        edges: [B + 1] of the bins; each has its lower edge in it, the last one both.
+        edges: [B + 1] of the bins.
         counts: [B] detections.
-        scores: [B] their mean score; NaN in an empty bin.
-        precisions: [B] share of them that are right; NaN in an empty bin.
-        error: expected calibration error: the mean distance of score and precision, by counts.
+        scores: [B] mean score; NaN in an empty bin.
+        precisions: [B] fraction of correct detections; NaN in an empty bin.
+        error: expected calibration error: mean of |score - precision|, weighted by the counts.
     """
 
     edges: np.ndarray
@@ -66,20 +59,12 @@ class Calibration(NamedTuple):
 
 
 def calibrate(scores: np.ndarray, hits: np.ndarray) -> Calibration:
-    """Compare scores with what came of them (Guo et al., ICML 2017, section 2, for detections).
-
-    Args:
-        scores: [N] from 0 to 1.
-        hits: [N] bool: whether the detection found an object.
-
-    Returns:
-        The diagram; without detections, an error of 0.
-    """
+    """Compare scores, [N], with hits, [N] bool (Guo et al., ICML 2017, section 2, for detections)."""
     edges = np.linspace(0, 1, BINS + 1)
-    place = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, BINS - 1)
-    counts = np.bincount(place, minlength=BINS)
+    bins = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        mean_scores = np.bincount(place, scores, BINS) / counts
-        precisions = np.bincount(place, hits.astype(float), BINS) / counts
+        mean_scores = np.bincount(bins, scores, BINS) / counts
+        precisions = np.bincount(bins, hits.astype(float), BINS) / counts
     gaps = np.nansum(counts * np.abs(mean_scores - precisions))
     return Calibration(edges, counts, mean_scores, precisions, float(gaps / max(1, counts.sum())))

@@ -1,31 +1,30 @@
-"""Which detection found which object, as COCO's evaluation decides it.
+"""Matches detections with objects as COCO does, at one IoU threshold.
 
-Truth and detections are columns here: arrays with a row for each object, or each detection, of all images
-together, so that the thousands of images of COCO are a matter of seconds.
+Objects and detections are columns: one array per property, with a row per object or detection of all images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask
 
-FOUND_IOU = 0.5  # from which on a box counts as found here
-MOST_DETECTIONS = 100  # of a class in an image, the best of which count: COCO's limit
-NONE = -1  # in a column of row numbers
+IOU_THRESHOLD = 0.5
+MAX_DETECTIONS = 100  # of a class in an image: COCO's limit
+NONE = -1  # no row
 
 
-class Truth(NamedTuple):
-    """Objects in the order of their images, G rows.
+class Objects(NamedTuple):
+    """G ground-truth objects, sorted by image.
 
     Attributes:
-        images: [G] position of the image.
-        labels: [G] position of the class.
-        boxes: [G, 4] x, y, width, height in pixels, as COCO writes them.
-        areas: [G] in square pixels, of the outline where there is one.
-        crowd: [G] bool, whether the box is around a crowd.
+        images: [G] index of the image.
+        labels: [G] index of the class.
+        boxes: [G, 4] x, y, width, height in pixels, as in COCO.
+        areas: [G] in square pixels; of the segmentation where there is one.
+        crowd: [G] bool.
     """
 
     images: np.ndarray
@@ -35,12 +34,12 @@ class Truth(NamedTuple):
     crowd: np.ndarray
 
 
-class Found(NamedTuple):
-    """Detections that count, D rows: image by image, in each class by class, in each the best first.
+class DetectionColumns(NamedTuple):
+    """D detections, sorted by image, class and descending score.
 
     Attributes:
-        images: [D] position of the image.
-        labels: [D] position of the class.
+        images: [D] index of the image.
+        labels: [D] index of the class.
         boxes: [D, 4] x, y, width, height in pixels.
         scores: [D].
     """
@@ -52,155 +51,132 @@ class Found(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """Truth, detections, and how they lie to each other. NONE and 0 stand where there is nothing.
+    """Objects, detections and their matches; a row is NONE and an IoU 0 where there is nothing.
 
     Attributes:
-        truth: the objects.
-        found: the detections.
+        ground_truth: the objects.
+        detections: the detections.
         classes: number of classes.
-        truth_of: [D] row of the object that a detection found.
-        found_by: [G] row of the detection that found an object.
-        ignored: [D] bool: within a crowd of its class, so that it counts neither as right nor as wrong.
-        same_iou: [D] largest IoU with an object of its class, found by another detection or not.
-        same_truth: [D] row of that object.
+        object_of: [D] row of the object that a detection matches.
+        detection_of: [G] row of the detection that matches an object.
+        ignored: [D] bool: inside a crowd of its class, neither correct nor wrong.
+        same_iou: [D] largest IoU with an object of the same class, whether matched or not.
+        same_object: [D] row of that object.
         other_iou: [D] largest IoU with an object of another class.
-        other_truth: [D] row of that object.
+        other_object: [D] row of that object.
     """
 
-    truth: Truth
-    found: Found
+    ground_truth: Objects
+    detections: DetectionColumns
     classes: int
-    truth_of: np.ndarray
-    found_by: np.ndarray
+    object_of: np.ndarray
+    detection_of: np.ndarray
     ignored: np.ndarray
     same_iou: np.ndarray
-    same_truth: np.ndarray
+    same_object: np.ndarray
     other_iou: np.ndarray
-    other_truth: np.ndarray
+    other_object: np.ndarray
 
     @property
     def hits(self) -> np.ndarray:
-        """[D] bool: whether a detection found an object."""
-        return self.truth_of != NONE
+        """[D] bool: whether a detection matches an object."""
+        return self.object_of != NONE
 
     @property
     def objects(self) -> np.ndarray:
-        """[C] number of objects of each class, crowds left out."""
-        return np.bincount(self.truth.labels[~self.truth.crowd], minlength=self.classes)
+        """[C] number of objects of each class without crowds."""
+        labels = self.ground_truth.labels[~self.ground_truth.crowd]
+        return np.bincount(labels, minlength=self.classes)
 
 
 def image_order(ground_truth: Mapping[str, Any]) -> list:
-    """The images' ids in the order of their positions, which is the one in which COCO goes through them.
-
-    Args:
-        ground_truth: COCO's annotation file.
-
-    Returns:
-        Ids, rising: of equal scores, the one in the earlier image ranks first.
-    """
+    """The image ids by index, ascending: COCO's order, which decides between equal scores."""
     return sorted(image["id"] for image in ground_truth["images"])
 
 
 def match(ground_truth: Mapping[str, Any], detections: Iterable[Mapping[str, Any]]) -> Matching:
-    """Match as COCO does at an IoU of `FOUND_IOU`: the best detection chooses first.
+    """Match as COCO does at IOU_THRESHOLD: the detection with the highest score chooses first.
 
     Args:
-        ground_truth: COCO's annotation file: `images`, `annotations`, `categories`. Positions of images are
-            those of `image_order`, positions of classes those of `categories`.
-        detections: COCO's result file, of images that the annotations have.
-
-    Returns:
-        What was matched.
+        ground_truth: COCO annotations: `images`, `annotations`, `categories`. Images are indexed by
+            `image_order`, classes in the order of `categories`.
+        detections: COCO results of these images.
     """
-    image_of = {number: position for position, number in enumerate(image_order(ground_truth))}
+    image_of = {image_id: index for index, image_id in enumerate(image_order(ground_truth))}
     label_of = {category["id"]: label for label, category in enumerate(ground_truth["categories"])}
-    truth = _truth_columns(ground_truth.get("annotations", ()), image_of, label_of)
-    found = _found_columns(detections, image_of, label_of)
-    matching = _unmatched(truth, found, len(label_of))
+    objects = _read_objects(ground_truth.get("annotations", ()), image_of, label_of)
+    columns = _read_detections(detections, image_of, label_of)
+    count = len(columns.images)
+    matching = Matching(
+        ground_truth=objects,
+        detections=columns,
+        classes=len(label_of),
+        object_of=np.full(count, NONE),
+        detection_of=np.full(len(objects.images), NONE),
+        ignored=np.zeros(count, bool),
+        same_iou=np.zeros(count),
+        same_object=np.full(count, NONE),
+        other_iou=np.zeros(count),
+        other_object=np.full(count, NONE),
+    )
     starts = np.arange(len(image_of) + 1)
-    of_truth, of_found = (np.searchsorted(rows.images, starts) for rows in (truth, found))
-    for image in np.unique(found.images):
-        objects = slice(of_truth[image], of_truth[image + 1])
-        if objects.start < objects.stop:
-            _match_image(matching, slice(of_found[image], of_found[image + 1]), objects)
+    object_starts, starts = (np.searchsorted(rows.images, starts) for rows in (objects, columns))
+    for image in np.unique(columns.images):
+        rows = slice(object_starts[image], object_starts[image + 1])
+        if rows.start < rows.stop:
+            _match_image(matching, slice(starts[image], starts[image + 1]), rows)
     return matching
 
 
-def _truth_columns(annotations: Iterable[Mapping], image_of: Mapping, label_of: Mapping) -> Truth:
+def _read_objects(annotations: Iterable[Mapping], image_of: Mapping, label_of: Mapping) -> Objects:
     rows = [row for row in annotations if row["image_id"] in image_of and row["category_id"] in label_of]
-    boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
     areas = [row.get("area", row["bbox"][2] * row["bbox"][3]) for row in rows]
-    truth = Truth(
+    objects = Objects(
         np.array([image_of[row["image_id"]] for row in rows], np.int64),
         np.array([label_of[row["category_id"]] for row in rows], np.int64),
-        boxes,
+        np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
         np.array(areas, np.float64),
         np.array([bool(row.get("iscrowd", 0)) for row in rows], bool),
     )
-    order = np.argsort(truth.images, kind="stable")
-    return Truth(*(column[order] for column in truth))
+    order = np.argsort(objects.images, kind="stable")
+    return Objects(*(column[order] for column in objects))
 
 
-def _found_columns(detections: Iterable[Mapping], image_of: Mapping, label_of: Mapping) -> Found:
+def _read_detections(detections: Iterable[Mapping], image_of: Mapping, label_of: Mapping) -> DetectionColumns:
     rows = [row for row in detections if row["category_id"] in label_of]
-    found = Found(
+    columns = DetectionColumns(
         np.array([image_of[row["image_id"]] for row in rows], np.int64),
         np.array([label_of[row["category_id"]] for row in rows], np.int64),
         np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4),
         np.array([row["score"] for row in rows], np.float64),
     )
-    order = np.lexsort((-found.scores, found.labels, found.images))
-    group = found.images[order] * len(label_of) + found.labels[order]
-    rank = np.arange(len(order)) - np.searchsorted(group, group)
-    order = order[rank < MOST_DETECTIONS]
-    return Found(*(column[order] for column in found))
+    order = np.lexsort((-columns.scores, columns.labels, columns.images))
+    group = columns.images[order] * len(label_of) + columns.labels[order]
+    position = np.arange(len(order)) - np.searchsorted(group, group)
+    order = order[position < MAX_DETECTIONS]
+    return DetectionColumns(*(column[order] for column in columns))
 
 
-def _unmatched(truth: Truth, found: Found, classes: int) -> Matching:
-    def rows_of(columns: Sequence[np.ndarray]) -> np.ndarray:
-        return np.full(len(columns[0]), NONE, np.int64)
-
-    zeros = np.zeros(len(found.images))
-    return Matching(
-        truth=truth,
-        found=found,
-        classes=classes,
-        truth_of=rows_of(found),
-        found_by=rows_of(truth),
-        ignored=np.zeros(len(found.images), bool),
-        same_iou=zeros.copy(),
-        same_truth=rows_of(found),
-        other_iou=zeros.copy(),
-        other_truth=rows_of(found),
-    )
-
-
-def _match_image(matching: Matching, rows: slice, objects: slice) -> None:
-    """Fill in what `matching` says of the detections `rows` and the `objects` of one image."""
-    truth, found = matching.truth, matching.found
-    crowd = truth.crowd[objects]
-    # [detections, objects]; with a crowd, COCO's measure: the share of the detection that lies within it
-    overlaps = mask.iou(found.boxes[rows], truth.boxes[objects], crowd.astype(np.uint8))
-    same = found.labels[rows, None] == truth.labels[None, objects]
-    among_same, among_other = overlaps * (same & ~crowd), overlaps * (~same & ~crowd)
-    for overlap, iou, row in (
-        (among_same, matching.same_iou, matching.same_truth),
-        (among_other, matching.other_iou, matching.other_truth),
+def _match_image(matching: Matching, rows: slice, object_rows: slice) -> None:
+    """Fill in the matches of one image: detections `rows`, objects `object_rows`."""
+    objects, detections = matching.ground_truth, matching.detections
+    crowd = objects.crowd[object_rows]
+    # [detections, objects]; COCO's IoU with a crowd is the fraction of the detection that lies inside
+    overlaps = mask.iou(detections.boxes[rows], objects.boxes[object_rows], crowd.astype(np.uint8))
+    same = detections.labels[rows, None] == objects.labels[None, object_rows]
+    same_class = overlaps * (same & ~crowd)
+    for overlap, iou, nearest in (
+        (same_class, matching.same_iou, matching.same_object),
+        (overlaps * (~same & ~crowd), matching.other_iou, matching.other_object),
     ):
-        nearest = overlap.argmax(axis=1)
         iou[rows] = overlap.max(axis=1)
-        row[rows] = np.where(iou[rows] > 0, nearest + objects.start, NONE)
-    _choose(matching, rows.start, objects.start, among_same)
-    in_crowd = (overlaps * (same & crowd)).max(axis=1) >= FOUND_IOU
-    matching.ignored[rows] = in_crowd & (matching.truth_of[rows] == NONE)
-
-
-def _choose(matching: Matching, first_row: int, first_object: int, overlaps: np.ndarray) -> None:
-    """Give the detections of one image their objects, the best first; [detections, objects] of one class."""
-    free = overlaps.copy()
-    for i in np.flatnonzero(overlaps.max(axis=1) >= FOUND_IOU):
-        best = free.shape[1] - 1 - int(free[i, ::-1].argmax())  # of equal ones the last, as COCO does
-        if free[i, best] >= FOUND_IOU:
-            matching.truth_of[first_row + i] = first_object + best
-            matching.found_by[first_object + best] = first_row + i
+        nearest[rows] = np.where(iou[rows] > 0, overlap.argmax(axis=1) + object_rows.start, NONE)
+    free = same_class.copy()
+    for i in np.flatnonzero(same_class.max(axis=1) >= IOU_THRESHOLD):
+        best = free.shape[1] - 1 - int(free[i, ::-1].argmax())  # the last of equal ones, as in COCO
+        if free[i, best] >= IOU_THRESHOLD:
+            matching.object_of[rows.start + i] = object_rows.start + best
+            matching.detection_of[object_rows.start + best] = rows.start + i
             free[:, best] = 0
+    in_crowd = (overlaps * (same & crowd)).max(axis=1) >= IOU_THRESHOLD
+    matching.ignored[rows] = in_crowd & (matching.object_of[rows] == NONE)

@@ -1,4 +1,4 @@
-"""A picture of a batch as the network gets it: its images, their padding, boxes and positive locations."""
+"""Draws a training batch as the network gets it: images, padding, boxes and positive locations."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ppfcos.visualize.drawing import FONT, Style, class_color, draw_box, draw_la
 
 NO_LEVEL = -1
 
-SHEET_WIDTH = 2000  # pixels, about; what a screen shows and a viewer need not shrink much
+GRID_WIDTH = 2000  # pixels, approximately
 LARGEST_CELL = 900
 GAP = 12
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+BACKGROUND, TEXT_COLOR = (255, 255, 255), (40, 40, 40)
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-HATCH = ((88, 66, 54), (140, 112, 96))  # two shades of slate, to be told from the grey of augmentation
+HATCH = ((88, 66, 54), (140, 112, 96))  # slate, unlike the gray fill of augmentation
 HATCH_WIDTH = 8
 CROWD = (200, 200, 200)
 TEXT_SCALE, LINE_HEIGHT = 0.55, 26
 
 
 class BatchImage(NamedTuple):
-    """One image of a batch.
+    """An image of a batch.
 
     Attributes:
-        pixels: [H, W, 3] uint8, blue first, as large as the batch.
-        size: height and width of the image without its padding.
-        title: a line about it.
+        pixels: [H, W, 3] uint8 BGR, with padding.
+        size: height and width without padding.
+        title: a line of text.
         boxes: [M, 4] x0, y0, x1, y1 in pixels.
-        names: M names of their classes.
-        box_levels: [M] number of the level that answers most for a box; NO_LEVEL where none does.
-        locations: [N, 2] x, y of the positive locations, in pixels.
-        location_levels: [N] number of the level of each.
-        crowds: [K, 4] x0, y0, x1, y1 of the boxes around crowds, in which nothing is background.
+        names: M class names.
+        box_levels: [M] index of the level with most positive locations of a box, or NO_LEVEL.
+        locations: [N, 2] x, y of the positive locations in pixels.
+        location_levels: [N] index of the level.
+        crowds: [K, 4] x0, y0, x1, y1 of crowds, in which nothing is background.
     """
 
     pixels: np.ndarray
@@ -52,7 +52,7 @@ class BatchImage(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A level of the feature pyramid: its stride, and the ends of its size range, in pixels."""
+    """A level of the feature pyramid: its stride and size range in pixels."""
 
     stride: int
     lower: float
@@ -60,43 +60,35 @@ class Level(NamedTuple):
 
     @property
     def name(self) -> str:
-        """P3 for stride 8, as everyone calls it."""
+        """Such as P3 for stride 8."""
         return f"P{round(math.log2(self.stride))}"
 
     @property
-    def reach(self) -> str:
-        """The size range in words."""
+    def size_range(self) -> str:
+        """The size range as text."""
         last = math.isinf(self.upper)
         return f"over {self.lower:g} px" if last else f"{self.lower:g} to {self.upper:g} px"
 
 
 def draw_batch(images: Sequence[BatchImage], levels: Sequence[Level]) -> np.ndarray:
-    """Draw a batch on one sheet, with a legend.
-
-    Args:
-        images: B, all of one size in pixels.
-        levels: L.
-
-    Returns:
-        [height, width, 3] uint8, blue first.
-    """
+    """Draw a grid of the images of a batch, all of one size, with a legend; [height, width, 3] uint8 BGR."""
     height, width = images[0].pixels.shape[:2]
     columns = min(len(images), max(1, round(math.sqrt(len(images) * 1.5 * height / width))))
-    columns = math.ceil(len(images) / math.ceil(len(images) / columns))  # no column that is empty
-    cell_width = min(LARGEST_CELL, (SHEET_WIDTH - GAP) // columns - GAP)
+    columns = math.ceil(len(images) / math.ceil(len(images) / columns))  # no empty column
+    cell_width = min(LARGEST_CELL, (GRID_WIDTH - GAP) // columns - GAP)
     cells = [_draw_image(image, levels, cell_width / width) for image in images]
-    empty = np.full_like(cells[0], PAPER[0])
+    empty = np.full_like(cells[0], BACKGROUND[0])
     cells += [empty] * (-len(cells) % columns)
     rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
     legend = _draw_legend(images, levels, rows[0].shape[1])
-    sheet = np.concatenate([legend, *rows])
-    return cv2.copyMakeBorder(sheet, GAP, 0, GAP, 0, cv2.BORDER_CONSTANT, value=PAPER)
+    grid = np.concatenate([legend, *rows])
+    return cv2.copyMakeBorder(grid, GAP, 0, GAP, 0, cv2.BORDER_CONSTANT, value=BACKGROUND)
 
 
 def _draw_image(image: BatchImage, levels: Sequence[Level], scale: float) -> np.ndarray:
-    """One image with what belongs to it, its title above, and a gap at the right and below."""
+    """Draw an image with boxes and locations, its title above, and a gap at the right and below."""
     height, width = (round(side * scale) for side in image.pixels.shape[:2])
-    # shrunk without moiré, or enlarged so that the pixels that the network sees can be told apart
+    # without moiré if smaller; with the network's pixels visible if larger
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     canvas, hatch = cv2.resize(image.pixels, (width, height), interpolation=kind), _hatch(height, width)
     bottom, right = (round(side * scale) for side in image.size)
@@ -106,17 +98,17 @@ def _draw_image(image: BatchImage, levels: Sequence[Level], scale: float) -> np.
         _draw_crowd(canvas, box, style)
     for box, level in zip(image.boxes * scale, image.box_levels):
         draw_box(canvas, box, BLACK, style._replace(line=style.line + 2))
-        draw_box(canvas, box, _level_colour(level), style)
+        draw_box(canvas, box, _level_color(level), style)
     _draw_names(canvas, image, scale)
     for point, level in zip(image.locations * scale, image.location_levels):
-        _draw_dot(canvas, point, _level_colour(level), levels[level].stride * scale)
-    canvas = cv2.copyMakeBorder(canvas, LINE_HEIGHT, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=PAPER)
+        _draw_dot(canvas, point, _level_color(level), levels[level].stride * scale)
+    canvas = cv2.copyMakeBorder(canvas, LINE_HEIGHT, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=BACKGROUND)
     _write(canvas, image.title, 0, canvas.shape[1] - GAP)
     return canvas
 
 
 def _draw_crowd(canvas: np.ndarray, box: np.ndarray, style: Style) -> None:
-    """A crowd's box, veiled with stripes: what is in it counts neither as an object nor as background."""
+    """Draw a crowd with stripes: it is neither object nor background."""
     x0, y0, x1, y1 = np.maximum(0, np.rint(box)).astype(int)
     inside = canvas[y0:y1, x0:x1]
     stripes = _stripes(*inside.shape[:2]) == 0
@@ -126,7 +118,7 @@ def _draw_crowd(canvas: np.ndarray, box: np.ndarray, style: Style) -> None:
 
 
 def _draw_names(canvas: np.ndarray, image: BatchImage, scale: float) -> None:
-    """The class of each box, unless its plate would cover a larger box's; those without a location always."""
+    """Label boxes unless the label would cover that of a larger box; boxes without a location always."""
     style = style_for(*canvas.shape[:2])
     style = style._replace(font_scale=max(0.35, 0.8 * style.font_scale))
     lost = image.box_levels == NO_LEVEL
@@ -134,30 +126,32 @@ def _draw_names(canvas: np.ndarray, image: BatchImage, scale: float) -> None:
     for i in np.lexsort((-box_areas(image.boxes), ~lost)):
         box, text = image.boxes[i] * scale, f"{image.names[i]}: no location" if lost[i] else image.names[i]
         x, y = np.maximum(0, box[:2]).astype(int)
-        plate = np.s_[max(0, y - LINE_HEIGHT // 2) : y + 1, x : x + _text_width(text, style.font_scale)]
-        if lost[i] or not taken[plate].any():
-            taken[plate] = True
-            draw_label(canvas, box, text, _level_colour(image.box_levels[i]), style)
+        area = np.s_[max(0, y - LINE_HEIGHT // 2) : y + 1, x : x + _text_width(text, style.font_scale)]
+        if lost[i] or not taken[area].any():
+            taken[area] = True
+            draw_label(canvas, box, text, _level_color(image.box_levels[i]), style)
 
 
-def _draw_dot(canvas: np.ndarray, point: np.ndarray, colour: tuple, spacing: float) -> None:
-    """A location, small enough that its neighbours of the same level can be told from it."""
+def _draw_dot(canvas: np.ndarray, point: np.ndarray, color: tuple, spacing: float) -> None:
+    """Draw a location, smaller than the distance to its neighbors."""
     radius = float(np.clip(spacing / 5, 1.5, 5))
-    x, y = (round(float(value) * 16) for value in point - 0.5)  # sixteenths, from the middle of a pixel
-    for extra, each in ((1.2, BLACK), (0, colour)):
+    x, y = (round(float(value) * 16) for value in point - 0.5)  # in 1/16 pixels from the center of a pixel
+    for extra, each in ((1.2, BLACK), (0, color)):
         cv2.circle(canvas, (x, y), round((radius + extra) * 16), each, cv2.FILLED, cv2.LINE_AA, shift=4)
 
 
 def _draw_legend(images: Sequence[BatchImage], levels: Sequence[Level], width: int) -> np.ndarray:
-    """What the colours mean, and how many boxes and locations the whole batch has of each."""
+    """Draw the colors with the number of boxes and locations of each in the batch."""
     box_levels = np.concatenate([image.box_levels for image in images])
     location_levels = np.concatenate([image.location_levels for image in images])
     entries = []
     for number, level in enumerate(levels):
         boxes, locations = (box_levels == number).sum(), (location_levels == number).sum()
-        text = f"{level.name}, stride {level.stride}, {level.reach}: {locations} locations, {boxes} boxes"
-        entries.append((_level_colour(number), text))
-    entries.append((_level_colour(NO_LEVEL), f"no location: {(box_levels == NO_LEVEL).sum()} boxes"))
+        text = (
+            f"{level.name}, stride {level.stride}, {level.size_range}: {locations} locations, {boxes} boxes"
+        )
+        entries.append((_level_color(number), text))
+    entries.append((_level_color(NO_LEVEL), f"no location: {(box_levels == NO_LEVEL).sum()} boxes"))
     crowds = sum(len(image.crowds) for image in images)
     if crowds:
         entries.append((CROWD, f"crowd, nothing in it is background: {crowds} boxes"))
@@ -170,34 +164,34 @@ def _draw_legend(images: Sequence[BatchImage], levels: Sequence[Level], width: i
             x, line = 0, line + 1
         places.append((x, line * LINE_HEIGHT))
         x += entry_width
-    legend = np.full(((line + 1) * LINE_HEIGHT + GAP, width, 3), PAPER, dtype=np.uint8)
-    for (colour, text), (x, y) in zip(entries, places):
-        plate = legend[y + 4 : y + 4 + swatch, x : x + swatch]
-        plate[:] = _hatch(*plate.shape[:2]) if colour is None else colour
-        cv2.rectangle(legend, (x, y + 4), (x + swatch - 1, y + 3 + swatch), INK, 1)
+    legend = np.full(((line + 1) * LINE_HEIGHT + GAP, width, 3), BACKGROUND, dtype=np.uint8)
+    for (color, text), (x, y) in zip(entries, places):
+        area = legend[y + 4 : y + 4 + swatch, x : x + swatch]
+        area[:] = _hatch(*area.shape[:2]) if color is None else color
+        cv2.rectangle(legend, (x, y + 4), (x + swatch - 1, y + 3 + swatch), TEXT_COLOR, 1)
         _write(legend[y : y + LINE_HEIGHT], text, x + swatch + 8, width - x - swatch - 8)
     return legend
 
 
-def _level_colour(level: int) -> tuple[int, int, int]:
+def _level_color(level: int) -> tuple[int, int, int]:
     return WHITE if level == NO_LEVEL else class_color(int(level))
 
 
 def _hatch(height: int, width: int) -> np.ndarray:
-    """[height, width, 3] of slanting stripes, which no photograph has and no network gets."""
+    """[height, width, 3] diagonal stripes that stand for padding."""
     return np.array(HATCH, dtype=np.uint8)[_stripes(height, width)]
 
 
 def _stripes(height: int, width: int) -> np.ndarray:
-    """[height, width] of 0 and 1."""
+    """[height, width] diagonal stripes of 0 and 1."""
     return (np.arange(height)[:, None] + np.arange(width)) // HATCH_WIDTH % 2
 
 
-def _write(canvas: np.ndarray, text: str, x: int, room: int) -> None:
-    """A line at the top of a canvas, as small as it must be to fit into the room."""
-    text = text.encode("ascii", "replace").decode()  # OpenCV's fonts have no other letters
-    scale = TEXT_SCALE * min(1, room / max(1, _text_width(text, TEXT_SCALE)))
-    cv2.putText(canvas, text, (x, LINE_HEIGHT - 8), FONT, scale, INK, 1, cv2.LINE_AA)
+def _write(canvas: np.ndarray, text: str, x: int, max_width: int) -> None:
+    """Write a line at the top of a canvas, scaled down to fit into a width."""
+    text = text.encode("ascii", "replace").decode()  # the letters of OpenCV's fonts
+    scale = TEXT_SCALE * min(1, max_width / max(1, _text_width(text, TEXT_SCALE)))
+    cv2.putText(canvas, text, (x, LINE_HEIGHT - 8), FONT, scale, TEXT_COLOR, 1, cv2.LINE_AA)
 
 
 def _text_width(text: str, scale: float) -> int:

@@ -1,8 +1,9 @@
-"""What a check of data found, as one HTML file that has its styles, pictures and charts in it."""
+"""The report of a data check as JSON, as text and as an HTML page; the last two are made from the first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -11,69 +12,39 @@ import numpy as np
 from ppfcos.console import printable
 from ppfcos.data.check.check import DataReport
 from ppfcos.data.check.levels import Geometry
-from ppfcos.data.issues import ISSUE_TYPES, TRAINING, Issue
+from ppfcos.data.issues import ISSUE_TYPES, TRAINING
 from ppfcos.data.check.rules import SIDE_BINS, SectionCheck
 from ppfcos.data.images import ImageUnreadable, read_image
-from ppfcos.data.issues import ISSUE_TYPES, TRAINING, Issue
-from ppfcos.visualize.page import escaped, page, picture_address, short
+from ppfcos.visualize.drawing import shrink
+from ppfcos.visualize.page import render
 
-EXAMPLES = 3  # of each kind in the text; the JSON has all
-_JSON_VERSION = 1
-
-
-def text_report(report: DataReport, accepted: Sequence[str] = ()) -> str:
-    """The findings by kind with their number, a few examples, and what is done about them.
-
-    Args:
-        report: Of the check.
-        accepted: Kinds that the user knows of.
-
-    Returns:
-        Lines without control characters, whatever file names there are.
-    """
-    lines = []
-    for section in report.sections:
-        lines += [*_overview(section), ""]
-        if section.dataset.section == TRAINING:
-            lines += [*_level_table(section, report.geometry), ""]
-    for kind, section, findings in report.by_type():
-        lines += _about(report, kind, section, findings, kind in accepted)
-    lines.append(summary(report, accepted))
-    return "\n".join(printable(line) for line in lines)
-
-
-def summary(report: DataReport, accepted: Sequence[str] = ()) -> str:
-    """One line: how many findings there are of what severity."""
-    counted = [ISSUE_TYPES[finding.kind].severity for finding in report.issues if finding.kind not in accepted]
-    if not counted:
-        return "nothing was found" + (" but what is accepted" if report.issues else "")
-    numbers = {severity.value: counted.count(severity) for severity in dict.fromkeys(counted)}
-    return ", ".join(
-        f"{numbers[name]} {name if numbers[name] == 1 else name + 's'}"
-        for name in ("error", "warning", "note")
-        if name in numbers
-    )
+JSON_VERSION = 1
+EXAMPLES = 3  # of each type in the text
+MOST_CLASSES = 10  # in the text
+MOST_THUMBNAILS, MOST_THUMBNAILS_OF_A_TYPE = 120, 6  # on the page
+MOST_LINES_OF_A_TYPE = 100  # on the page
+_THUMBNAIL_SIDE, _MARGIN = 260, 14  # pixels; the margin shows boxes that reach beyond the image
+_CIRCLE_RADIUS = 9  # pixels, around a box smaller than this
+_OTHER_BOX, _ISSUE_BOX = (70, 170, 70), (60, 40, 230)  # BGR
 
 
 def json_report(report: DataReport, accepted: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything that was found.
+    """Collect the counts of each section, the issues, and their types with what follows from each.
 
     Args:
-        report: Of the check.
-        accepted: Kinds that the user knows of.
-
-    Returns:
-        `sections` with counts, `kinds` with their meaning and consequences, and `findings`.
+        report: of the check.
+        accepted: issue types that the user accepts.
     """
+    geometry = report.geometry
     return {
-        "version": _JSON_VERSION,
-        "sections": [_section_entry(section, report.geometry) for section in report.sections],
+        "version": JSON_VERSION,
+        "sections": [_section_entry(section, geometry) for section in report.sections],
         "input": {
-            "sizes": [[*resize.target, resize.keep_ratio] for resize in report.geometry.resizes],
-            "strides": list(report.geometry.strides),
-            "size_ranges": list(report.geometry.size_ranges),
-            "center_sampling_radius": report.geometry.radius,
-            "transforms_not_considered": list(report.geometry.left_out),
+            "sizes": [[*resize.target, resize.keep_ratio] for resize in geometry.resizes],
+            "strides": list(geometry.strides),
+            "size_ranges": list(geometry.size_ranges),
+            "center_sampling_radius": geometry.radius,
+            "transforms_not_considered": list(geometry.left_out),
         },
         "kinds": [
             {
@@ -93,39 +64,6 @@ def json_report(report: DataReport, accepted: Sequence[str] = ()) -> dict[str, A
     }
 
 
-def level_names(geometry: Geometry) -> list[str]:
-    """A name for every column of `Counts.levels`."""
-    return [*(f"stride {stride}" for stride in geometry.strides), "covered", "no location"]
-
-
-def bin_names() -> list[str]:
-    """A name for every row of `Counts.levels`."""
-    ends = ["0", *(str(side) for side in SIDE_BINS)]
-    return [f"{low}–{high}" for low, high in zip(ends, ends[1:])] + [f"over {ends[-1]}"]
-
-
-def sizes_text(geometry: Geometry) -> str:
-    """At which sizes the boxes were looked at, in a few words."""
-    sizes = [
-        f"{min(r.target)}/{max(r.target)}" if r.keep_ratio else f"{r.target[0]}x{r.target[1]}, stretched"
-        for r in geometry.resizes
-    ]
-    text = "at their own size" if not sizes else f"resized to {sizes[0]}"
-    if len(sizes) > 1:
-        text += f"; without a location at any of {len(sizes)} sizes"
-    if geometry.left_out:
-        text += f"; not considered: {', '.join(geometry.left_out)}"
-    return text
-
-
-def lost_text(section: SectionCheck) -> str:
-    """How many boxes no location is responsible for."""
-    *_, covered, without = section.counts.levels.sum(axis=0).tolist()
-    return (
-        f"{without} boxes have no location on any level; {covered} more lose all of theirs to smaller boxes"
-    )
-
-
 def _section_entry(section: SectionCheck, geometry: Geometry) -> dict[str, Any]:
     raw, counts = section.dataset, section.counts
     entry: dict[str, Any] = {
@@ -141,273 +79,202 @@ def _section_entry(section: SectionCheck, geometry: Geometry) -> dict[str, Any]:
         ],
     }
     if raw.section == TRAINING:
+        edges = ["0", *map(str, SIDE_BINS)]
         entry["box_sizes"] = {
-            "longer_side": bin_names(),
-            "columns": level_names(geometry),
+            "longer_side": [f"{low}–{high}" for low, high in zip(edges, edges[1:])] + [f"over {edges[-1]}"],
+            "columns": [*(f"stride {stride}" for stride in geometry.strides), "covered", "no location"],
             "boxes": counts.levels.tolist(),
         }
     return entry
 
 
-def _overview(section: SectionCheck) -> list[str]:
-    raw, counts = section.dataset, section.counts
-    named = sorted(
-        zip((category.name for category in raw.categories), counts.per_class), key=lambda pair: -pair[1]
-    )
-    classes = ", ".join(f"{name} {objects}" for name, objects in named[:10])
-    if len(named) > 10:
-        classes += f", and {len(named) - 10} more"
-    return [
-        f"{raw.section}: {raw.source}",
-        f"  {counts.images} images, {counts.empty} of them without objects; {counts.objects} objects, "
-        f"{counts.crowds} crowds; {len(named)} classes",
-        f"  objects of each class: {classes}",
-    ]
+def text_report(report: DataReport, accepted: Sequence[str] = ()) -> str:
+    """Format the counts and the issues, with a few examples of each type, without control characters."""
+    content = json_report(report, accepted)
+    lines: list[str] = []
+    for section in content["sections"]:
+        lines += [*_section_lines(section, content["input"]), ""]
+    for entry, issues in _issues_by_type(content):
+        lines += [
+            f"{_severity(entry)}: {entry['kind']}: {len(issues)} × {entry['meaning']}, in {entry['section']}",
+            f"    {entry['consequence']}",
+            *([f"    --fix {entry['fix']}"] if entry["fix"] else []),
+            *(f"      {issue['where']}: {issue['detail']}" for issue in issues[:EXAMPLES]),
+            *([f"      and {len(issues) - EXAMPLES} more"] if len(issues) > EXAMPLES else []),
+            "",
+        ]
+    lines.append(_summary(content))
+    return "\n".join(map(printable, lines))
 
 
-def _level_table(section: SectionCheck, geometry: Geometry) -> list[str]:
-    columns = level_names(geometry)
-    widths = [max(len(name), 7) for name in columns]
-    rows = [f"  boxes by longer side in pixels and by level, {sizes_text(geometry)}"]
-    rows.append("    " + " " * 10 + "  ".join(f"{name:>{w}}" for name, w in zip(columns, widths)))
-    for name, numbers in zip(bin_names(), section.counts.levels.tolist()):
-        if any(numbers):
-            cells = "  ".join(f"{number or '·':>{w}}" for number, w in zip(numbers, widths))
-            rows.append(f"    {name:<10}{cells}")
-    return [*rows, f"  {lost_text(section)}"]
-
-
-def _about(
-    report: DataReport, kind: str, section: SectionCheck, findings: Sequence[Issue], accepted: bool
-) -> Iterator[str]:
-    entry = ISSUE_TYPES[kind]
-    mark = "accepted" if accepted else entry.severity.value
-    yield f"{mark}: {kind}: {len(findings)} × {entry.meaning}, in {section.dataset.section}"
-    yield f"    {report.consequence(kind, section)}"
-    if entry.fix:
-        yield f"    --fix {entry.fix}"
-    for finding in findings[:EXAMPLES]:
-        yield f"      {finding.where}: {finding.detail}"
-    if len(findings) > EXAMPLES:
-        yield f"      and {len(findings) - EXAMPLES} more"
-    yield ""
-
-
-THUMBNAILS_OF_A_KIND, THUMBNAILS = 6, 120
-LINES_OF_A_KIND = 100
-_THUMBNAIL_SIDE, _MARGIN = 260, 14  # pixels; the margin shows boxes that reach beyond the picture
-_RING_RADIUS = 9  # pixels
-_OTHER_BOX, _THE_BOX = (70, 170, 70), (60, 40, 230)  # blue first
-_LEVEL_COLOURS = ("#1b6ca8", "#2a9d8f", "#8ab17d", "#e9c46a", "#f4a261", "#7b5ea7", "#9c9c9c")
-_LOST_COLOURS = ("#e76f51", "#b00020")  # covered, no location
-
-_STYLE = """
-.error { color: var(--error); } .warning { color: var(--warning); } .note, .accepted { color: var(--note); }
-section.kind { color: var(--ink); border-left: 4px solid var(--line); padding: .1rem 1rem .4rem; }
-section.kind { margin: 1.2rem 0; }
-section.error { border-color: var(--error); } section.warning { border-color: var(--warning); }
-.consequence { font-weight: 600; }
-.pictures { display: flex; flex-wrap: wrap; gap: .8rem; } figure { width: 18rem; }
-figure img { max-width: 100%; display: block; }
-.gone { width: 16rem; height: 6rem; background: var(--card); display: grid; place-items: center; }
-.gone { color: var(--soft); } ul { padding-left: 1.2rem; }
-"""
+def _section_lines(section: Mapping[str, Any], network_input: Mapping[str, Any]) -> Iterator[str]:
+    classes = sorted(section["classes"], key=lambda entry: -entry["objects"])
+    names = ", ".join(f"{entry['name']} {entry['objects']}" for entry in classes[:MOST_CLASSES])
+    more = len(classes) - MOST_CLASSES
+    yield f"{section['section']}: {section['source']}"
+    yield f"  {_counts_text(section)}; {len(classes)} classes"
+    yield f"  objects of each class: {names}{f', and {more} more' if more > 0 else ''}"
+    if "box_sizes" in section:
+        table = section["box_sizes"]
+        widths = [max(len(name), 7) for name in table["columns"]]
+        header = "  ".join(f"{name:>{width}}" for name, width in zip(table["columns"], widths))
+        yield ""
+        yield f"  boxes by longer side in pixels and by level, {_sizes_text(network_input)}"
+        yield f"    {'':<10}{header}"
+        for name, numbers in zip(table["longer_side"], table["boxes"]):
+            if any(numbers):
+                cells = "  ".join(f"{number or '·':>{width}}" for number, width in zip(numbers, widths))
+                yield f"    {name:<10}{cells}"
+        yield f"  {_unassigned_text(table)}"
 
 
 def html_page(report: DataReport, title: str, accepted: Sequence[str] = ()) -> str:
-    """The whole page.
-
-    Args:
-        report: Of the check.
-        title: What was checked.
-        accepted: Kinds that the user knows of.
-
-    Returns:
-        HTML with everything in it. Of the pictures a bounded number is shown, at a bounded size.
-    """
-    pictures = _Thumbnails(report)
-    parts = [
-        f"<h1>Data of {escaped(title)}: {escaped(summary(report, accepted))}</h1>",
-        _kinds_table(report, accepted),
-        *(_section(section, report) for section in report.sections),
-        "<h2>Findings</h2>",
-        *(
-            _kind(report, kind, section, findings, pictures, kind in accepted)
-            for kind, section, findings in report.by_type()
-        ),
-    ]
-    return page(title, "\n".join(parts), _STYLE)
-
-
-def _anchor(kind: str, section: SectionCheck) -> str:
-    return f"{kind}-{section.dataset.section}"
-
-
-def _kinds_table(report: DataReport, accepted: Sequence[str]) -> str:
-    rows = []
-    for kind, section, findings in report.by_type():
-        mark = "accepted" if kind in accepted else ISSUE_TYPES[kind].severity.value
-        rows.append(
-            f"<tr><td class='{mark}'>{mark}</td><td class='number'>{len(findings)}</td>"
-            f"<td><a href='#{_anchor(kind, section)}'>{kind}</a></td><td>{escaped(section.dataset.section)}</td>"
-            f"<td>{escaped(report.consequence(kind, section))}</td></tr>"
+    """Render the page: title is what was checked. It shows a bounded number of images at a bounded size."""
+    content = json_report(report, accepted)
+    remaining, groups = MOST_THUMBNAILS, []
+    images = _images_by_path(report)
+    for entry, issues in _issues_by_type(content):
+        first_of_image = {issue["image"]: issue for issue in reversed(issues) if issue["image"]}
+        shown = list(first_of_image.values())[::-1][: min(MOST_THUMBNAILS_OF_A_TYPE, remaining)]
+        remaining -= len(shown)
+        groups.append(
+            {
+                "type": entry,
+                "severity": _severity(entry),
+                "anchor": f"{entry['kind']}-{entry['section']}",
+                "issues": issues[:MOST_LINES_OF_A_TYPE],
+                "more": len(issues) - MOST_LINES_OF_A_TYPE,
+                "thumbnails": [(issue, _thumbnail(issue, images)) for issue in shown],
+            }
         )
-    if not rows:
-        return "<p>Nothing was found.</p>"
-    head = "<tr><th></th><th class='number'>number</th><th>kind</th><th>in</th><th>what is done</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return render(
+        "data_check.html",
+        title=title,
+        summary=_summary(content),
+        groups=groups,
+        sections=[_section_context(section) for section in content["sections"]],
+        sizes_text=_sizes_text(content["input"]),
+    )
 
 
-def _section(section: SectionCheck, report: DataReport) -> str:
-    raw, counts = section.dataset, section.counts
-    classes = [(category.name, [objects]) for category, objects in zip(raw.categories, counts.per_class)]
+def _section_context(section: Mapping[str, Any]) -> dict[str, Any]:
+    context = {
+        "name": section["section"],
+        "source": section["source"],
+        "counts": _counts_text(section),
+        "class_bars": [
+            {
+                "name": entry["name"],
+                "text": entry["objects"],
+                "parts": [{"value": entry["objects"], "style": "first"}],
+            }
+            for entry in section["classes"]
+        ],
+    }
+    if "box_sizes" in section:
+        table = section["box_sizes"]
+        levels = len(table["columns"]) - 2
+        styles = [*(f"level{i % 7}" for i in range(levels)), "covered", "unassigned"]
+        context["levels"] = list(zip(table["columns"], styles))
+        context["level_bars"] = [
+            {
+                "name": name,
+                "text": sum(numbers),
+                "parts": [
+                    {"value": number, "style": style, "title": f"{name} {column}: {number}"}
+                    for number, column, style in zip(numbers, table["columns"], styles)
+                ],
+            }
+            for name, numbers in zip(table["longer_side"], table["boxes"])
+        ]
+        context["unassigned"] = _unassigned_text(table)
+    return context
+
+
+def _issues_by_type(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for issue in content["findings"]:
+        groups.setdefault((issue["kind"], issue["section"]), []).append(issue)
+    for entry in content["kinds"]:
+        yield entry, groups[entry["kind"], entry["section"]]
+
+
+def _severity(entry: Mapping[str, Any]) -> str:
+    return "accepted" if entry["accepted"] else entry["severity"]
+
+
+def _summary(content: Mapping[str, Any]) -> str:
+    """The number of issues of each severity, such as `1 error, 3 warnings`."""
+    numbers: Counter[str] = Counter()
+    for entry in content["kinds"]:
+        numbers[_severity(entry)] += entry["number"]
     parts = [
-        f"<h2>{escaped(raw.section)}</h2><p><code>{escaped(raw.source)}</code><br>{counts.images} images, "
-        f"{counts.empty} of them without objects; {counts.objects} objects, {counts.crowds} crowds</p>",
-        _bars("Objects of each class", classes, [""]),
+        f"{numbers[name]} {name}{'s' * (numbers[name] != 1)}"
+        for name in ("error", "warning", "note")
+        if numbers[name]
     ]
-    if raw.section == TRAINING:
-        rows = list(zip(bin_names(), counts.levels.tolist()))
-        title = f"Boxes by longer side in pixels and by level, {sizes_text(report.geometry)}"
-        parts.append(_bars(title, rows, level_names(report.geometry)))
-        parts.append(f"<p>{escaped(lost_text(section))}</p>")
-    return "".join(parts)
+    return ", ".join(parts) or ("no issues" + " except accepted ones" * bool(content["kinds"]))
 
 
-def _bars(title: str, rows: Sequence[tuple[str, Sequence[int]]], names: Sequence[str]) -> str:
-    """A bar chart, one bar a row, in as many parts as there are names; with a legend if there are several."""
-    left, width, step = 190, 560, 20
-    longest = max((sum(numbers) for _, numbers in rows), default=0) or 1
-    colours = _colours(len(names))
-    shapes = []
-    for index, (name, numbers) in enumerate(rows):
-        x, y = float(left), index * step
-        shapes.append(f"<text x='{left - 8}' y='{y + 14}' text-anchor='end'>{escaped(short(name))}</text>")
-        for number, colour, part in zip(numbers, colours, names):
-            extent = number / longest * width
-            hint = f"<title>{escaped(name)} {escaped(part)}: {number}</title>"
-            if number:
-                shapes.append(
-                    f"<rect x='{x:.1f}' y='{y + 3}' width='{max(extent, 1):.1f}' height='{step - 6}' "
-                    f"fill='{colour}'>{hint}</rect>"
-                )
-            x += extent
-        shapes.append(f"<text x='{x + 6:.1f}' y='{y + 14}'>{sum(numbers)}</text>")
-    legend = " ".join(
-        f"<span style='color:{colour}'>■</span> {escaped(name)}"
-        for name, colour in zip(names, colours)
-        if name
-    )
-    size = f"width='{left + width + 80}' height='{len(rows) * step + 4}'"
-    return f"<h3>{escaped(title)}</h3><p>{legend}</p><svg {size} role='img'>{''.join(shapes)}</svg>"
-
-
-def _colours(parts: int) -> list[str]:
-    if parts == 1:
-        return [_LEVEL_COLOURS[0]]
-    levels = parts - len(_LOST_COLOURS)
-    return [*(_LEVEL_COLOURS[i % len(_LEVEL_COLOURS)] for i in range(levels)), *_LOST_COLOURS]
-
-
-def _kind(
-    report: DataReport,
-    kind: str,
-    section: SectionCheck,
-    findings: Sequence[Issue],
-    pictures: _Thumbnails,
-    accepted: bool,
-) -> str:
-    entry = ISSUE_TYPES[kind]
-    mark = "accepted" if accepted else entry.severity.value
-    shown = "".join(pictures.of(finding) for finding in _one_an_image(findings)[:THUMBNAILS_OF_A_KIND])
-    fix = f"<p>--fix {escaped(entry.fix)}.</p>" if entry.fix else ""
-    lines = "".join(
-        f"<li><span class='where'>{escaped(finding.where)}</span>: {escaped(finding.detail)}</li>"
-        for finding in findings[:LINES_OF_A_KIND]
-    )
-    rest = len(findings) - LINES_OF_A_KIND
-    more = f"<p>and {rest} more, which the JSON report names</p>" if rest > 0 else ""
+def _counts_text(section: Mapping[str, Any]) -> str:
     return (
-        f"<section class='kind {mark}' id='{_anchor(kind, section)}'>"
-        f"<h3>{len(findings)} × {escaped(entry.meaning)} "
-        f"<small>({kind}, {escaped(section.dataset.section)})</small></h3>"
-        f"<p class='consequence'>{escaped(report.consequence(kind, section))}.</p>{fix}"
-        f"<div class='pictures'>{shown}</div>"
-        f"<details{'' if len(findings) > 10 else ' open'}><summary>the places</summary><ul>{lines}</ul>{more}"
-        "</details></section>"
+        f"{section['images']} images, {section['images_without_objects']} of them without objects; "
+        f"{section['objects']} objects, {section['crowds']} crowds"
     )
 
 
-def _one_an_image(findings: Sequence[Issue]) -> list[Issue]:
-    return list({finding.image: finding for finding in reversed(findings) if finding.image}.values())[::-1]
+def _sizes_text(network_input: Mapping[str, Any]) -> str:
+    """The input sizes at which boxes were assigned to levels."""
+    sizes = [
+        f"{min(height, width)}/{max(height, width)}" if keep_ratio else f"{height}x{width}, stretched"
+        for height, width, keep_ratio in network_input["sizes"]
+    ]
+    text = f"resized to {sizes[0]}" if sizes else "at the original size"
+    if len(sizes) > 1:
+        text += f"; without a location at any of {len(sizes)} sizes"
+    if network_input["transforms_not_considered"]:
+        text += f"; not considered: {', '.join(network_input['transforms_not_considered'])}"
+    return text
 
 
-class _Thumbnails:
-    """Small pictures with all boxes of an image, and the one that a finding is about in red.
-
-    Args:
-        report: Of the check.
-    """
-
-    def __init__(self, report: DataReport):
-        self._images = {
-            (section.dataset.section, image.path): (image, look)
-            for section in report.sections
-            for image, look in zip(section.dataset.images, section.image_checks)
-        }
-        self._left = THUMBNAILS
-
-    def of(self, finding: Issue) -> str:
-        """A figure for a finding, or nothing if there have been enough."""
-        if not self._left:
-            return ""
-        self._left -= 1
-        picture = self._draw(finding)
-        if picture is None:
-            shown = "<div class='gone'>no picture to show</div>"
-        else:
-            shown = f"<img alt='' src='{picture_address(picture)}'>"
-        return (
-            f"<figure>{shown}<figcaption><span class='where'>{escaped(finding.where)}</span><br>"
-            f"{escaped(finding.detail)}</figcaption></figure>"
-        )
-
-    def _draw(self, finding: Issue) -> np.ndarray | None:
-        image, look = self._images.get((finding.section, finding.image), (None, None))
-        if look is None or look.size is None:  # nobody could read it, or it is too large to be read again
-            return None
-        try:
-            picture = read_image(image.path, image.size)[:, :, ::-1]
-        except ImageUnreadable:  # it was there a moment ago
-            return None
-        height, width = picture.shape[:2]
-        factor = min(_THUMBNAIL_SIDE / max(height, width), 1.0)
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        canvas = cv2.copyMakeBorder(small, *[_MARGIN] * 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        for box in image.boxes:
-            _outline(canvas, box.corners, factor, _OTHER_BOX, 1)
-        if finding.box is not None:
-            _outline(canvas, finding.box, factor, _THE_BOX, 2)
-            _ring_if_small(canvas, finding.box, factor)
-        return canvas
+def _unassigned_text(table: Mapping[str, Any]) -> str:
+    *_, covered, without = np.sum(table["boxes"], axis=0).tolist()
+    return (
+        f"{without} boxes have no location on any level; {covered} more lose all of theirs to smaller boxes"
+    )
 
 
-def _outline(
-    canvas: np.ndarray, corners: Sequence[float], factor: float, colour: tuple[int, int, int], line: int
-) -> None:
-    x0, y0, x1, y1 = _on_canvas(canvas, corners, factor)
-    cv2.rectangle(canvas, (x0, y0), (x1, y1), colour, line)
+def _images_by_path(report: DataReport) -> dict[tuple[str, str], tuple]:
+    return {
+        (section.dataset.section, image.path): (image, look)
+        for section in report.sections
+        for image, look in zip(section.dataset.images, section.image_checks)
+    }
 
 
-def _ring_if_small(canvas: np.ndarray, corners: Sequence[float], factor: float) -> None:
-    """Draws a circle around a box that could be overlooked."""
-    x0, y0, x1, y1 = _on_canvas(canvas, corners, factor)
-    if max(abs(x1 - x0), abs(y1 - y0)) < _RING_RADIUS:
-        cv2.circle(canvas, ((x0 + x1) // 2, (y0 + y1) // 2), _RING_RADIUS, _THE_BOX, 1, cv2.LINE_AA)
-
-
-def _on_canvas(canvas: np.ndarray, corners: Sequence[float], factor: float) -> list[int]:
-    """A box's corners on a thumbnail; one far outside ends at its edge."""
+def _thumbnail(issue: Mapping[str, Any], images: Mapping[tuple[str, str], tuple]) -> np.ndarray | None:
+    """Draw the boxes of an image, the one of the issue in red; None if the image cannot be read."""
+    image, look = images.get((issue["section"], issue["image"]), (None, None))
+    if look is None or look.size is None:  # unreadable, or too large
+        return None
+    try:
+        pixels = read_image(image.path, image.size)[:, :, ::-1]
+    except ImageUnreadable:  # removed since the check
+        return None
+    small, scale = shrink(pixels, _THUMBNAIL_SIDE)
+    canvas = cv2.copyMakeBorder(small, *[_MARGIN] * 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     limits = np.array([canvas.shape[1], canvas.shape[0]] * 2) - 1
-    return np.clip(np.array(corners) * factor + _MARGIN, 0, limits).round().astype(int).tolist()
+
+    def draw(corners: Sequence[float], color: tuple[int, int, int], line: int) -> None:
+        box = np.clip(np.array(corners) * scale + _MARGIN, 0, limits)
+        x0, y0, x1, y1 = box.round().astype(int).tolist()
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), color, line)
+        if line > 1 and max(abs(x1 - x0), abs(y1 - y0)) < _CIRCLE_RADIUS:
+            center = ((x0 + x1) // 2, (y0 + y1) // 2)
+            cv2.circle(canvas, center, _CIRCLE_RADIUS, color, 1, cv2.LINE_AA)
+
+    for box in image.boxes:
+        draw(box.corners, _OTHER_BOX, 1)
+    if issue["box"] is not None:
+        draw(issue["box"], _ISSUE_BOX, 2)
+    return canvas

@@ -1,68 +1,134 @@
-"""What an exported network is made of, as text for a terminal; and the words that the drawing shares with it.
+"""Describes an exported network as text and as an HTML page.
 
-`figures` is what `ppfcos.analysis.info.NetworkInfo` gives, `layer` one of its `layers`.
+`info` is the result of `ppfcos.analysis.info.NetworkInfo.describe`, `layer` one of its `layers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppfcos.console import printable
+from ppfcos.visualize.page import render
 
 UNKNOWN = "?"
-CPU_DEVICES = ("CPUExecutionProvider", "CPU")  # as ONNX Runtime and OpenVINO call it
-_TEXTS = ("layer", "part", "what", "output", "in")
-_COLUMNS = (*_TEXTS, "parameters", "constants", "writes", "GFLOPs", "scale", "ms")
+CPU_DEVICES = ("CPUExecutionProvider", "CPU")  # of ONNX Runtime and OpenVINO
+TEXT_COLUMNS = 5  # the first columns of the table are text, the others numbers
+COLUMNS = (
+    *("layer", "part", "operation", "output", "precision"),
+    *("parameters", "weights", "activations", "GMACs", "scale", "ms"),
+)
 
 
-def network_text(figures: Mapping[str, Any]) -> str:
-    """Everything that fits on a screen.
-
-    Args:
-        figures: of the network.
-
-    Returns:
-        Lines without control characters.
-    """
-    rows = [(name, text) for name, text in summary_rows(figures) if text]
+def network_text(info: Mapping[str, Any]) -> str:
+    """Format the network and a table of its layers, without control characters."""
+    rows = summary_rows(info)
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
-    return "\n".join(printable(line) for line in [*lines, "", *_table(figures)])
+    table = [COLUMNS, *map(layer_cells, info["layers"])]
+    columns = [column for column in zip(*table) if any(column[1:])]
+    aligned = []
+    for column in columns:
+        width = max(map(len, column))
+        align = "<" if COLUMNS.index(column[0]) < TEXT_COLUMNS else ">"
+        aligned.append([f"{cell:{align}{width}}" for cell in column])
+    lines += ["", *("  ".join(cells).rstrip() for cells in zip(*aligned))]
+    return "\n".join(map(printable, lines))
 
 
-def summary_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The figures of the network as a whole: a name and a text each, empty where there is nothing to say."""
+def network_page(info: Mapping[str, Any], drawing: str) -> str:
+    """Render the page with the drawing, an SVG of `ppfcos.visualize.network_drawing`."""
+    from ppfcos.visualize.network_drawing import COLORS, color_of
+
+    time = info["time"]
+    tiles = {
+        "GMACs": gmacs_text(info["multiply_adds"]),
+        "parameters": f"{info['parameters'] / 1e6:.2f} M",
+        "file": size_text(info["file_bytes"]),
+        "activations": size_text(info["activation_bytes"]),
+        "layers": len(info["layers"]),
+        "operators": sum(info["operations"].values()),
+        **({"time": f"{time['milliseconds']:.1f} ms"} if time else {}),
+    }
+    colors = {color_of(layer) for layer in info["layers"]}
+    keys = ("parameters", "weight_bytes", "activation_bytes", "multiply_adds", "milliseconds")
+    return render(
+        "network.html",
+        title=f"{info['bundle']}: {info['file']}",
+        tiles=tiles,
+        summary=summary_rows(info),
+        colors={name: meaning for name, meaning in COLORS.items() if name in colors},
+        drawing=drawing,
+        layers=[
+            {"cells": dict(zip(COLUMNS, layer_cells(layer))), "values": [layer[key] for key in keys]}
+            for layer in info["layers"]
+        ],
+        is_timed=bool(time),
+    )
+
+
+def summary_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and text of each property of the network."""
+    time, uncounted = info["time"], info["uncounted_layers"]
+    size = size_text(info["file_bytes"])
+    path = f"{info['bundle']}/{info['file']}"
     rows = [
-        ("network", f"{figures['bundle']}/{figures['file']}: {figures['kind']}, {figures['precision']}, "
-         f"opset {figures['opset']}, {bytes_text(figures['file_bytes'])}"),
-        ("one run", f"{figures['batch']} picture{'s' * (figures['batch'] > 1)} of "
-         f"{figures['height']}x{figures['width']}; all figures are for it"),
-    ]  # fmt: skip
-    for side in ("inputs", "outputs"):
-        rows += [(side if i == 0 else " ", _value_text(value)) for i, value in enumerate(figures[side])]
-    return [
-        *rows,
-        ("layers", f"{len(figures['layers'])}, of {sum(figures['operations'].values())} operations"),
-        ("operations", counted(figures["operations"])),
-        ("parameters", f"{figures['parameters']:,}; constants of {bytes_text(figures['weight_bytes'])}"),
-        ("writes", f"{bytes_text(figures['activation_bytes'])} between layers"),
-        ("work", _work(figures)),
-        ("in float", in_float_text(figures)),
-        ("time", _time(figures["time"])),
-        ("on the CPU", on_cpu_text(figures["time"])),
+        ("network", f"{path}: {info['kind']}, {info['precision']}, opset {info['opset']}, {size}"),
+        (
+            "input size",
+            f"{info['batch']} × {info['height']}x{info['width']}; all numbers are of one such run",
+        ),
     ]
+    for key in ("inputs", "outputs"):
+        rows += [(key if i == 0 else "", _value_text(value)) for i, value in enumerate(info[key])]
+    rows += [
+        ("layers", f"{len(info['layers'])}, of {sum(info['operations'].values())} operators"),
+        ("operators", counts_text(info["operations"])),
+        ("parameters", f"{info['parameters']:,}; weights of {size_text(info['weight_bytes'])}"),
+        ("activations", f"{size_text(info['activation_bytes'])} between layers"),
+        (
+            "work",
+            f"{gmacs_text(info['multiply_adds'])} GMACs (multiply-adds)"
+            + (f"; without {uncounted} layers whose shapes are unknown" if uncounted else ""),
+        ),
+    ]
+    if info["in_float"] is not None:
+        rows.append(("in float", counts_text(info["in_float"]) or "nothing: all arithmetic is INT8"))
+    if time:
+        runtime = f"{time['runtime']} on {time['device']} with {time['threads']} threads"
+        rows.append(("time", f"{time['milliseconds']:.1f} ms, {runtime}"))
+        if time["device"] not in CPU_DEVICES:
+            on_cpu = counts_text(time["kinds_on_cpu"])
+            rows.append(("on the CPU", on_cpu or f"nothing: {time['device']} ran every operator"))
+    return rows
+
+
+def layer_cells(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts of a layer in the order of COLUMNS; empty where there is nothing to say."""
+    return (
+        layer["name"],
+        part_text(layer),
+        title_text(layer),
+        output_text(layer),
+        precision_text(layer),
+        f"{layer['parameters']:,}" if layer["parameters"] else "",
+        size_text(layer["weight_bytes"]) if layer["weight_bytes"] else "",
+        size_text(layer["activation_bytes"]),
+        gmacs_text(layer["multiply_adds"]) if layer["multiply_adds"] != 0 else "",
+        scale_text(layer),
+        time_text(layer["milliseconds"]),
+    )
 
 
 def shape_text(shape: Sequence[int | None] | None) -> str:
-    """Such as 1x256x100x168, with ? for what is not known before the network runs."""
+    """Format a shape, such as 1x256x100x168, with ? for what is unknown."""
     if shape is None:
         return UNKNOWN
-    return "x".join(UNKNOWN if side is None else str(side) for side in shape) or "one number"
+    return "x".join(UNKNOWN if side is None else str(side) for side in shape) or "scalar"
 
 
-def bytes_text(number: int | None) -> str:
-    """Such as 1.2 MB (millions); ? for None."""
+def size_text(number: int | None) -> str:
+    """Format a number of bytes, such as 1.2 MB (10^6 bytes)."""
     if number is None:
         return UNKNOWN
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -71,8 +137,8 @@ def bytes_text(number: int | None) -> str:
     return f"{number} B"
 
 
-def work_text(multiply_adds: int | None) -> str:
-    """In GFLOPs, which are multiply-adds as in the literature; ? for None."""
+def gmacs_text(multiply_adds: int | None) -> str:
+    """Format multiply-adds in 10^9."""
     if multiply_adds is None:
         return UNKNOWN
     giga = multiply_adds / 1e9
@@ -82,78 +148,43 @@ def work_text(multiply_adds: int | None) -> str:
 
 
 def time_text(milliseconds: float | None) -> str:
-    """In milliseconds; nothing for a layer that is done within another one."""
-    return (
-        "" if milliseconds is None else f"{milliseconds:.3f}" if milliseconds < 1 else f"{milliseconds:.2f}"
-    )
+    """Format milliseconds; empty for a layer that is fused into another."""
+    if milliseconds is None:
+        return ""
+    return f"{milliseconds:.3f}" if milliseconds < 1 else f"{milliseconds:.2f}"
 
 
 def scale_text(layer: Mapping[str, Any]) -> str:
-    """What a step of a layer's last quantised value is worth, and which integer stands for 0."""
+    """Scale and zero point of the last quantized activation of a layer."""
     if not layer["scales"]:
         return ""
     last = layer["scales"][-1]
-    return f"{last['scale'][0]:.3g}, 0 is {last['zero_point']}"
+    return f"{last['scale'][0]:.3g}, zero point {last['zero_point']}"
 
 
-def title_of(layer: Mapping[str, Any]) -> str:
-    """What a layer does, such as `Conv 3×3 64→64, norm, ReLU`."""
+def title_text(layer: Mapping[str, Any]) -> str:
+    """The operation of a layer, such as `Conv 3×3 64→64, norm, ReLU`."""
     return ", ".join([layer["kind"], *layer["fused"]])
 
 
-def part_of(layer: Mapping[str, Any]) -> str:
-    """Where a layer belongs, such as `backbone /16`."""
+def part_text(layer: Mapping[str, Any]) -> str:
+    """Part and stride of a layer, such as `backbone /16`."""
     return layer["part"] + (f" /{layer['stride']}" if layer["stride"] else "")
 
 
-def output_of(layer: Mapping[str, Any]) -> str:
-    """The shapes of what a layer gives, each once."""
+def output_text(layer: Mapping[str, Any]) -> str:
+    """The shapes of the outputs of a layer, each once."""
     return " and ".join(dict.fromkeys(shape_text(value["shape"]) for value in layer["outputs"]))
 
 
-def precision_of(layer: Mapping[str, Any]) -> str:
-    """In what a layer is computed, with what of it fell back to float in an INT8 file."""
-    if layer["precision"] == "int8" and layer["in_float"]:
-        return "int8 + float"
-    return layer["precision"]
+def precision_text(layer: Mapping[str, Any]) -> str:
+    """The precision of a layer, and whether some of an INT8 layer is in float."""
+    return layer["precision"] + (" + float" if layer["precision"] == "int8" and layer["in_float"] else "")
 
 
-def counted(kinds: Mapping[str, int]) -> str:
-    """Such as `54 Conv, 33 Relu`."""
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-
-
-def in_float_text(figures: Mapping[str, Any]) -> str:
-    """What fell back to float in an INT8 file; nothing for another file."""
-    if figures["in_float"] is None:
-        return ""
-    return counted(figures["in_float"]) or "nothing, all arithmetic is in eight bits"
-
-
-def on_cpu_text(time: Mapping[str, Any] | None) -> str:
-    """What the device did not take; nothing where the network was not run."""
-    if time is None:
-        return ""
-    if time["device"] in CPU_DEVICES:
-        return f"everything: {time['device']} is the only one that was asked for"
-    return counted(time["kinds_on_cpu"]) or f"nothing: {time['device']} took every operation"
-
-
-def _work(figures: Mapping[str, Any]) -> str:
-    unknown = figures["uncounted_layers"]
-    left_out = (
-        f"; without {unknown} layers whose sizes are not known before the network runs" if unknown else ""
-    )
-    return f"{work_text(figures['multiply_adds'])} GFLOPs (multiply-adds){left_out}"
-
-
-def _time(time: Mapping[str, Any] | None) -> str:
-    if time is None:
-        return ""
-    return (
-        f"{time['milliseconds']:.1f} ms in the layers, {time['runtime']} on {time['device']} with "
-        f"{time['threads']} threads"
-    )
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Format counts, such as `54 Conv, 33 Relu`."""
+    return ", ".join(f"{number} {name}" for name, number in counts.items())
 
 
 def _value_text(value: Mapping[str, Any]) -> str:
@@ -161,37 +192,5 @@ def _value_text(value: Mapping[str, Any]) -> str:
     scales = value.get("scales")
     if not scales:
         return text
-    return (
-        f"{text}  x {min(scales):.3g} to {max(scales):.3g}"
-        if len(scales) > 1
-        else f"{text}  x {scales[0]:.3g}"
-    )
-
-
-def _table(figures: Mapping[str, Any]) -> list[str]:
-    """The layers, a line each, in columns as wide as they must be."""
-    rows = [_COLUMNS, *(_row(layer) for layer in figures["layers"])]
-    kept = [i for i in range(len(_COLUMNS)) if any(row[i] for row in rows[1:])]
-    widths = {i: max(len(row[i]) for row in rows) for i in kept}
-    return [
-        "  ".join(
-            f"{row[i]:<{widths[i]}}" if _COLUMNS[i] in _TEXTS else f"{row[i]:>{widths[i]}}" for i in kept
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _row(layer: Mapping[str, Any]) -> Iterable[str]:
-    return (
-        layer["name"],
-        part_of(layer),
-        title_of(layer),
-        output_of(layer),
-        precision_of(layer),
-        f"{layer['parameters']:,}" if layer["parameters"] else "",
-        bytes_text(layer["weight_bytes"]) if layer["weight_bytes"] else "",
-        bytes_text(layer["activation_bytes"]),
-        work_text(layer["multiply_adds"]) if layer["multiply_adds"] != 0 else "",
-        scale_text(layer),
-        time_text(layer["milliseconds"]),
-    )
+    low, high = min(scales), max(scales)
+    return f"{text}  scale {low:.3g}" + (f" to {high:.3g}" if len(scales) > 1 else "")

@@ -1,93 +1,58 @@
-"""What all pages have in common: one HTML file with its styles, pictures and charts in it.
+"""Renders the HTML pages from the Jinja templates in `templates/`.
 
-A page reaches for nothing outside itself, so that it can be sent, and opened without a server.
+A page holds its styles, scripts, images and charts: it opens without a server and can be sent as one file.
 """
 
 from __future__ import annotations
 
 import base64
-from html import escape
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from ppfcos.console import printable
+from ppfcos.environment import MissingLibraryError
 
-_JPEG_QUALITY = 75  # of small pictures, of which a page has many
-
-# Colours of both kinds of screen; whatever a page adds takes its colours from here.
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1d2433; --soft: #5a6577; --line: #dde2ea;
-  --card: #f5f7fa; --accent: #2563eb; --error: #b00020; --warning: #9a5b00; --note: #446; }
-@media (prefers-color-scheme: dark) { :root { --paper: #12161d; --ink: #e4e8ef; --soft: #9ba6b7;
-  --line: #2d3543; --card: #1a202a; --accent: #74a4ff; --error: #ff8095; --warning: #f0b35a;
-  --note: #a9b4d6; } }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-body { color: var(--ink); background: var(--paper); } a { color: var(--accent); }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .6rem 0; }
-th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-code, .where { font-family: ui-monospace, monospace; font-size: .86em; overflow-wrap: anywhere; }
-figure { margin: 0; } figcaption { font-size: .8rem; overflow-wrap: anywhere; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
-"""
+JPEG_QUALITY = 75  # of the small images on a page
 
 
-def page(title: str, body: str, style: str = "", script: str = "") -> str:
-    """A whole page.
-
-    Args:
-        title: of the browser's tab; any text.
-        body: HTML.
-        style: CSS of this page.
-        script: JavaScript, run once all of the body is there.
-
-    Returns:
-        HTML with everything in it.
-    """
-    running = f"<script>{script}</script>" if script else ""
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escaped(title)}</title><style>{_STYLE}{style}</style></head>\n"
-        f"<body>\n{body}\n{running}</body></html>\n"
+def render(template: str, **context: Any) -> str:
+    """Render a template of `templates/`; strings of the context are escaped and made printable."""
+    try:
+        import jinja2  # imported only where a page is written
+    except ImportError as error:
+        raise MissingLibraryError(f"writing a page needs Jinja2 ({error}): `pip install jinja2`") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters.update(short=short, percent=percent, thousands="{:,}".format, jpeg_url=jpeg_url)
+    return environment.get_template(template).render(context)
 
 
-def escaped(content: object) -> str:
-    """Text from the data, which may hold anything, as HTML.
-
-    Args:
-        content: of any kind.
-
-    Returns:
-        What stands for its characters, in a tag or in an attribute between quotes.
-    """
-    return escape(printable(str(content)))
+def _printable(value: Any) -> Any:
+    """Escape control characters of strings; markup and numbers stay."""
+    return value if type(value) is not str or value.isprintable() else printable(value)
 
 
-def short(name: str, most: int = 26) -> str:
-    """A name for a place that is narrow.
-
-    Args:
-        name: any.
-        most: letters that it may have.
-
-    Returns:
-        The name or its beginning.
-    """
-    return name if len(name) <= most else name[: most - 1] + "…"
+def short(name: str, length: int = 26) -> str:
+    """Cut a name to a number of characters."""
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def picture_address(image_bgr: np.ndarray) -> str:
-    """A picture that is a part of the page.
+def percent(value: float | None) -> str:
+    """Format a fraction as papers do, such as 38.9; a dash for None."""
+    return "–" if value is None else f"{100 * value:.1f}"
 
-    Args:
-        image_bgr: [H, W, 3] uint8, blue first; as small as it is shown.
 
-    Returns:
-        The address to name in the tag: the picture itself, as JPEG.
-    """
-    data = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+def jpeg_url(image: np.ndarray) -> str:
+    """Encode an image, [H, W, 3] uint8 BGR, as a data URL."""
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

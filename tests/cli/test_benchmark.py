@@ -228,7 +228,7 @@ def test_the_screen_shows_the_figures(both, small):
     assert first.startswith(both.content["date"]) and both.content["machine"] in first
     assert f"onnxruntime {both.content['versions']['onnxruntime']}" in second
     lines = both.printed.splitlines()
-    assert "4 drawn pictures of 224x320" in both.printed
+    assert "4 synthetic images of 224x320" in both.printed
     names, rule, *cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
     ]
@@ -293,7 +293,7 @@ def test_real_pictures_are_taken(small, tmp_path, capsys):
     arguments = ["--images", tmp_path / "photos", "--output", tmp_path / "figures.json"]
     assert run(small.heads, *QUICK, "--batch", 2, *arguments) == 0
     printed = capsys.readouterr().out
-    assert "left out" in printed and "broken.jpg" in printed and "3 pictures of" in printed
+    assert "left out" in printed and "broken.jpg" in printed and "3 images of" in printed
     content = figures(tmp_path / "figures.json")
     assert content["images"]["sizes"] == [[97, 203], [200, 150], [97, 203]]
     assert content["rows"][0]["images"] == 2 * content["rows"][0]["requests"]

@@ -1,4 +1,4 @@
-"""ppfcos model-info: what it says of a network against the network itself, and the pages that it draws."""
+"""ppfcos model-info, compared with runs of the network and Paddle's counts; its drawing and page."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from onnx import numpy_helper
 from onnx.parser import parse_model
 from selenium.webdriver.common.by import By
 
-from ppfcos.analysis.network import Network
 from ppfcos.analysis.info import NetworkInfo
 from ppfcos.analysis.layers import Layers
-from ppfcos.analysis.timing import NodeTime, layer_times, onnx_runtime_times
+from ppfcos.analysis.network import Network
+from ppfcos.analysis.timing import NodeTime, layer_times, time_onnx_runtime
 from ppfcos.cli import main as program
 from ppfcos.cli.model_info import main
 from ppfcos.deploy.bundle import read_bundle
@@ -45,14 +45,14 @@ from ppfcos.engine.model import count_multiply_adds, count_weights
 from ppfcos.export.quantizer import FloatNetwork
 from ppfcos.modeling.fuse import fuse_batch_norms
 from ppfcos.visualize import network_drawing
-from ppfcos.visualize.network_drawing import layout_of
+from ppfcos.visualize.network_drawing import place_layers
 
-SIZE = (64, 96)  # of pictures for networks of a free size
+SIZE = (64, 96)  # of images, for networks without a fixed size
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """The folder whose bundles all tests of a session share."""
+    """The folder of the bundles that all tests share."""
     return tmp_path_factory.getbasetemp()
 
 
@@ -63,19 +63,19 @@ def heads(base) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> paddle.nn.Layer:
-    """The detector of all bundles, as it is trained."""
+    """The detector of all bundles."""
     return small_model(tmp_path_factory.mktemp("model"))[1]
 
 
 @pytest.fixture(scope="module")
 def trained_work(model) -> int:
-    """Counted in Paddle's program of the same detector, which knows nothing of ONNX."""
+    """Multiply-adds of the detector, counted in its Paddle program."""
     return count_multiply_adds(model, *FIXED_SIZE)
 
 
 @pytest.fixture(scope="module")
 def tiny(heads, tmp_path_factory) -> Path:
-    """A bundle of tests/small_network.py, in fp32 and in INT8 but for its third convolution."""
+    """A bundle of a tiny network in fp32 and INT8; its third convolution is not quantized."""
     folder = tmp_path_factory.mktemp("tiny")
     network = FloatNetwork(write_heads(folder / "model.onnx"))
     ranges = network.calibrate(images(), "minmax", 99.9)
@@ -90,19 +90,16 @@ def tiny(heads, tmp_path_factory) -> Path:
     return folder
 
 
-def figures_of(bundle: Path, precision: str | None = None, size: tuple | None = None) -> dict:
-    return NetworkInfo(read_bundle(bundle), precision, size).figures()
+def describe(bundle: Path, precision: str | None = None, size: tuple | None = None) -> dict:
+    return NetworkInfo(read_bundle(bundle), precision, size).describe()
 
 
-def layer_of(figures: dict, name: str) -> dict:
-    return next(layer for layer in figures["layers"] if layer["name"] == name)
-
-
-# Numbers
+def find_layer(info: dict, name: str) -> dict:
+    return next(layer for layer in info["layers"] if layer["name"] == name)
 
 
 @pytest.mark.parametrize("kind", ["heads", "end to end", "uint8", "nv12", "integer heads"])
-def test_work_is_that_of_the_trained_model(kind, base, heads, trained_work, tmp_path):
+def test_multiply_adds_equal_those_of_the_model(kind, base, heads, trained_work, tmp_path):
     makers = {
         "heads": lambda: heads,
         "end to end": lambda: end_to_end_bundle(base / "end_to_end"),
@@ -110,30 +107,30 @@ def test_work_is_that_of_the_trained_model(kind, base, heads, trained_work, tmp_
         "nv12": lambda: nv12_bundle(base / "nv12"),
         "integer heads": lambda: integer_heads_bundle(tmp_path / "integer", heads),
     }
-    figures = figures_of(makers[kind]())
-    assert (figures["height"], figures["width"]) == FIXED_SIZE  # TestReader's size where it is free
-    assert figures["batch"] == (2 if kind == "uint8" else 1)
-    assert figures["multiply_adds"] == figures["batch"] * trained_work
-    assert figures["uncounted_layers"] == 0
-    parts = Counter(layer["part"] for layer in figures["layers"])
+    info = describe(makers[kind]())
+    assert (info["height"], info["width"]) == FIXED_SIZE  # TestReader's size
+    assert info["batch"] == (2 if kind == "uint8" else 1)
+    assert info["multiply_adds"] == info["batch"] * trained_work
+    assert info["uncounted_layers"] == 0
+    parts = Counter(layer["part"] for layer in info["layers"])
     assert set(parts) - {"decode"} == {"input", "backbone", "neck", "head"} and parts["input"] == 1
-    assert parts["head"] == 5 * 5  # two towers of one convolution and three answers on each of five levels
-    assert parts["decode"] == (5 + 1 if kind == "end to end" else 0)
+    assert parts["head"] == 5 * 5  # five levels of two tower and three output convolutions
+    assert parts["decode"] == (kind == "end to end")
 
 
-def test_layers_are_called_as_in_the_model(heads, model):
+def test_layer_names_equal_those_of_the_model(heads, model):
     convolutions = {
         name
         for name, layer in model.named_sublayers()
         if isinstance(layer, paddle.nn.Conv2D) and name.split(".")[0] in ("backbone", "neck", "head")
     }
-    figures = figures_of(heads, size=SIZE)
-    named = {layer["name"] for layer in figures["layers"] if layer["kind"].startswith("Conv")}
+    info = describe(heads, size=SIZE)
+    named = {layer["name"] for layer in info["layers"] if layer["kind"].startswith("Conv")}
     assert named == convolutions
 
 
-def test_parameters_are_those_of_the_folded_model(heads, model):
-    """All but the scales of levels, which are 1 here, and biases of 0: the export drops them."""
+def test_parameters_equal_those_of_the_fused_model(heads, model):
+    """Except level scales, which are 1 here, and zero biases: the export drops them."""
     folded = fuse_batch_norms(model)
     expected = count_weights(folded).total
     gone = sum(
@@ -141,12 +138,12 @@ def test_parameters_are_those_of_the_folded_model(heads, model):
         for name, value in folded.named_parameters()
         if not np.any(value.numpy()) or "scales" in name
     )
-    found = figures_of(heads, size=SIZE)["parameters"]
+    found = describe(heads, size=SIZE)["parameters"]
     assert expected - gone <= found <= expected
 
 
-def test_a_tiny_network_by_hand(tiny):
-    figures = figures_of(tiny, "fp32")
+def test_a_tiny_network(tiny):
+    info = describe(tiny, "fp32")
     fine, coarse = (HEIGHT // 2, WIDTH // 2), (HEIGHT // 4, WIDTH // 4)
     convolutions = {  # input and output channels, size of the output, whether there is a bias
         "w_first": [(3, CHANNELS, fine, 0)],
@@ -158,36 +155,33 @@ def test_a_tiny_network_by_hand(tiny):
         "w_quality": [(CHANNELS, 1, fine, 0), (CHANNELS, 1, coarse, 0)],
     }
     for name, runs in convolutions.items():
-        layers = [layer for layer in figures["layers"] if layer["name"] == name]
+        layers = [layer for layer in info["layers"] if layer["name"] == name]
         assert len(layers) == len(runs)
         for layer, (taken, given, (height, width), bias) in zip(layers, runs):
-            work = 0
-            for _ in range(height * width):  # every location of every output channel sees nine of all inputs
-                work += given * taken * 9
-            assert layer["multiply_adds"] == work
+            assert layer["multiply_adds"] == height * width * given * taken * 9
             assert layer["outputs"][0]["shape"] == [1, given, height, width]
             assert layer["activation_bytes"] == 4 * given * height * width
             weights = given * taken * 9 + given * bias
             norms = {"w_first": 4 * CHANNELS, "w_third": 2 * CHANNELS}.get(name, 0)
-            scales = 2 if name == "w_box" else 0  # of the distances: the level's own, and its stride
+            scales = 2 if name == "w_box" else 0  # of the level and of its stride
             assert layer["parameters"] == weights + norms + scales
             assert layer["weight_bytes"] == 4 * layer["parameters"]
-    assert layer_of(figures, "w_first")["fused"] == ["norm", "ReLU"]
-    assert [layer["kind"] for layer in figures["layers"]].count("Add") == 1
+    assert find_layer(info, "w_first")["fused"] == ["norm", "ReLU"]
+    assert [layer["kind"] for layer in info["layers"]].count("Add") == 1
 
 
 @pytest.mark.parametrize("kind", ["heads", "end to end", "int8"])
-def test_shapes_and_bytes_are_those_of_a_run(kind, base, heads, tiny):
+def test_shapes_and_bytes_equal_those_of_a_run(kind, base, heads, tiny):
     bundle, precision = {
         "heads": (heads, "fp32"),
         "end to end": (end_to_end_bundle(base / "end_to_end"), "fp32"),
         "int8": (tiny, "int8"),
     }[kind]
     network = NetworkInfo(read_bundle(bundle), precision, None if kind == "int8" else SIZE)
-    figures = network.figures()
+    info = network.describe()
     values = run_with_all_values(network.file.path, network.inputs)
     seen = 0
-    for layer in figures["layers"]:
+    for layer in info["layers"]:
         for output in layer["outputs"]:
             array = values[output["name"]]
             assert len(output["shape"]) == array.ndim
@@ -195,7 +189,7 @@ def test_shapes_and_bytes_are_those_of_a_run(kind, base, heads, tiny):
             seen += None not in output["shape"]
         if kind == "heads":
             assert layer["activation_bytes"] == sum(values[each["name"]].nbytes for each in layer["outputs"])
-    assert seen >= len(figures["layers"]) - 1  # nobody knows beforehand how many boxes there will be
+    assert seen >= len(info["layers"]) - 1  # the number of boxes is unknown
 
 
 def run_with_all_values(file: Path, inputs: dict) -> dict:
@@ -231,8 +225,8 @@ network (float[1, 3, h, w] image) => (float[n, c, y, x] answer) {
 """
 
 
-def test_sizes_that_are_computed_from_other_maps(tmp_path):
-    """As where a pyramid cuts a map to the size of a finer one, at which ONNX's own inference stops."""
+def test_sizes_computed_from_other_maps(tmp_path):
+    """A map is cropped to the size of another, where ONNX's inference stops."""
     network = parse_model(PYRAMID)
     constants = {
         "factors": np.array([1, 1, 2, 2], np.float32),
@@ -255,96 +249,89 @@ def test_sizes_that_are_computed_from_other_maps(tmp_path):
     assert graph.multiply_adds(graph.makers["answer"]) == 5 * 3 * 5 * 7
 
 
-# Precision
-
-
-def test_what_fell_back_to_float(tiny, tmp_path):
-    """ONNX Runtime decides by itself what it computes in integers."""
-    figures = figures_of(tiny, "int8")
+def test_float_fallback(tiny, tmp_path):
+    """Compared with the operators that ONNX Runtime selects."""
+    info = describe(tiny, "int8")
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "rewritten.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(str(tiny / "model_int8.onnx"), options, providers=["CPUExecutionProvider"])
     rewritten = Counter(node.op_type for node in onnx.load(tmp_path / "rewritten.onnx").graph.node)
-    convolutions = [layer for layer in figures["layers"] if layer["kind"].startswith("Conv")]
+    convolutions = [layer for layer in info["layers"] if layer["kind"].startswith("Conv")]
     eight = [layer for layer in convolutions if layer["precision"] == "int8"]
     assert len(eight) == rewritten["QLinearConv"] == 9
     assert [layer["name"] for layer in convolutions if layer not in eight] == ["w_third"]
-    assert layer_of(figures, "w_third")["in_float"]["Conv"] == 1
-    assert figures["in_float"]["Conv"] == rewritten["Conv"] + rewritten["FusedConv"] == 1
-    assert figures["in_float"]["InstanceNormalization"] == rewritten["InstanceNormalization"] == 1
-    assert figures_of(tiny, "fp32")["in_float"] is None
-    assert figures["multiply_adds"] == figures_of(tiny, "fp32")["multiply_adds"]
+    assert find_layer(info, "w_third")["in_float"]["Conv"] == 1
+    assert info["in_float"]["Conv"] == rewritten["Conv"] + rewritten["FusedConv"] == 1
+    assert info["in_float"]["InstanceNormalization"] == rewritten["InstanceNormalization"] == 1
+    assert describe(tiny, "fp32")["in_float"] is None
+    assert info["multiply_adds"] == describe(tiny, "fp32")["multiply_adds"]
 
 
-def test_scales_are_those_of_the_file(tiny):
+def test_scales_equal_those_of_the_file(tiny):
     graph = onnx.load(tiny / "model_int8.onnx").graph
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-    quantised = {
+    quantized = {
         node.input[0]: (float(constants[node.input[1]]), int(constants[node.input[2]]))
         for node in graph.node
         if node.op_type == "QuantizeLinear"
     }
-    figures = figures_of(tiny, "int8")
+    info = describe(tiny, "int8")
     found = {
         scale["name"]: (scale["scale"][0], scale["zero_point"])
-        for layer in figures["layers"]
+        for layer in info["layers"]
         for scale in layer["scales"]
     }
-    assert found == quantised and len(found) > 5
+    assert found == quantized and len(found) > 5
     second = next(node for node in graph.node if node.op_type == "Conv" and "second" in node.input[1])
     steps = constants[makers[second.input[1]].input[1]]
-    spans = layer_of(figures, "w_second")["weight_scales"]
+    spans = find_layer(info, "w_second")["weight_scales"]
     assert spans == {"smallest": float(steps.min()), "largest": float(steps.max())}
 
 
-def test_integer_heads_have_their_scales(heads, tmp_path):
-    figures = figures_of(integer_heads_bundle(tmp_path / "integer", heads))
-    assert len(figures["outputs"]) == 15
-    for output in figures["outputs"]:
+def test_scales_of_integer_heads(heads, tmp_path):
+    info = describe(integer_heads_bundle(tmp_path / "integer", heads))
+    assert len(info["outputs"]) == 15
+    for output in info["outputs"]:
         assert output["type"] == "int16"
         assert output["scales"] == STEPS[output["name"].rpartition("_")[0]]
         assert output["shape"][3] == len(output["scales"])
-
-
-# Time
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_convolution_has_a_time(tiny, runtime, precision):
     network = NetworkInfo(read_bundle(tiny), precision)
-    figures = network.timed_figures(runtime, threads=1)
+    info = network.describe_with_times(runtime, threads=1)
     untimed = [
         layer["name"]
-        for layer in figures["layers"]
+        for layer in info["layers"]
         if layer["kind"].startswith("Conv") and not layer["milliseconds"]
     ]
     assert untimed == []
-    time = figures["time"]
-    parts = [layer["milliseconds"] or 0 for layer in figures["layers"]]
+    time = info["time"]
+    parts = [layer["milliseconds"] or 0 for layer in info["layers"]]
     assert time["milliseconds"] == pytest.approx(sum(parts) + time["elsewhere"])
     assert time["elsewhere"] < 0.2 * time["milliseconds"]
     assert time["device"] == {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}[runtime]
     assert time["kinds_on_cpu"] == {}
 
 
-def test_what_a_device_does_not_take_is_named(tiny):
-    """The times are real, of the CPU; the device that was to do it all is one that is not here."""
+def test_operators_that_a_device_does_not_support(tiny):
+    """Times of the CPU, as if a GPU had been selected and had run the first node only."""
     network = NetworkInfo(read_bundle(tiny), "fp32")
-    nodes, _ = onnx_runtime_times(network.file, network.inputs, 1, "cpu")
+    nodes, _ = time_onnx_runtime(network.file, network.inputs, 1, "cpu")
     graph = Network(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
     first, *others = nodes
-    on_device = NodeTime(first.kind, first.names, first.makes, first.milliseconds, "CUDAExecutionProvider")
+    on_device = NodeTime(
+        first.operator, first.names, first.outputs, first.milliseconds, "CUDAExecutionProvider"
+    )
     times = layer_times([on_device, *others], graph, Layers(graph, HEIGHT), "CUDAExecutionProvider")
-    assert times.kinds_on_cpu == dict(Counter(node.kind for node in others))
+    assert times.kinds_on_cpu == dict(Counter(node.operator for node in others))
 
 
-# The command
-
-
-def ended(*words: object) -> int:
+def run(*words: object) -> int:
     try:
         return main([str(word) for word in words])
     except SystemExit as end:
@@ -355,23 +342,23 @@ def test_table_json_and_drawing(heads, tmp_path, capsys):
     words = ["--size", "64,96", "--json", tmp_path / "net.json", "--output", tmp_path / "drawn"]
     assert program.main(["model-info", str(heads), *map(str, words)]) == 0
     printed = capsys.readouterr().out
-    figures = json.loads((tmp_path / "net.json").read_text(encoding="utf-8"))
-    assert figures == figures_of(heads, size=SIZE)
-    for layer in figures["layers"]:
+    info = json.loads((tmp_path / "net.json").read_text(encoding="utf-8"))
+    assert info == describe(heads, size=SIZE)
+    for layer in info["layers"]:
         assert any(
             line.startswith(f"{layer['name']} ") and layer["kind"] in line for line in printed.splitlines()
         )
-    assert f"{figures['parameters']:,}" in printed and "GFLOPs (multiply-adds)" in printed
+    assert f"{info['parameters']:,}" in printed and "GMACs (multiply-adds)" in printed
     page = (tmp_path / "drawn" / "network.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     drawing = ElementTree.parse(tmp_path / "drawn" / "network.svg").getroot()
     drawn = [each for each in drawing.iter() if each.get("data-layer") is not None]
-    assert [int(each.get("data-layer")) for each in drawn] == list(range(len(figures["layers"])))
+    assert [int(each.get("data-layer")) for each in drawn] == list(range(len(info["layers"])))
     lines = {
         (int(each.get("data-from")), int(each.get("data-to"))) for each in drawing.iter() if each.get("d")
     }
     assert lines == {
-        (source, number) for number, layer in enumerate(figures["layers"]) for source in layer["sources"]
+        (source, number) for number, layer in enumerate(info["layers"]) for source in layer["sources"]
     }
 
 
@@ -380,17 +367,17 @@ def test_table_json_and_drawing(heads, tmp_path, capsys):
     [
         (["nowhere"], "no such bundle"),
         (["{heads}", "--precision", "int8"], "no ONNX network in int8; it has fp32"),
-        (["{heads}", "--size", "100,96"], "--size 100,96: height and width are multiples of 32, such as 128"),
+        (["{heads}", "--size", "100,96"], "height and width must be multiples of 32, such as 128"),
         (["{heads}", "--size", "100"], "'100' is not HEIGHT,WIDTH"),
-        (["{tiny}", "--size", "64,96"], "takes pictures of 48,64 alone"),
-        (["{heads}", "--device", "gpu"], "--device is for --time: add --time, or leave it out"),
+        (["{tiny}", "--size", "64,96"], "takes only images of 48,64"),
+        (["{heads}", "--device", "gpu"], "--device requires --time: add --time or omit --device"),
         (["{heads}", "--time", "--device", "gpu", "--size", "64,64"], "has no CUDAExecutionProvider"),
         (["{heads}", "--json", "{tmp}"], "name a file"),
-        (["{paddle}"], "has no ONNX network to look into, only Paddle's program; export the model again"),
+        (["{paddle}"], "has no ONNX network, only Paddle's program; export the model again"),
         (["{broken}"], "model.onnx: this is not a valid ONNX network"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(words, named, heads, tiny, tmp_path, capsys):
+def test_errors_are_one_line(words, named, heads, tiny, tmp_path, capsys):
     places = {
         "heads": heads,
         "tiny": tiny,
@@ -400,13 +387,13 @@ def test_what_cannot_be_is_one_line(words, named, heads, tiny, tmp_path, capsys)
     }
     copy_without_onnx(heads, places["paddle"])
     copy_with_file(heads, places["broken"], b"\x08\x07not a network")
-    assert ended(*(word.format(**places) for word in words)) == 2
+    assert run(*(word.format(**places) for word in words)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and named in error
 
 
 def copy_without_onnx(bundle: Path, target: Path) -> None:
-    """The bundle with Paddle's program alone."""
+    """The bundle with Paddle's program only."""
     target.mkdir()
     manifest = yaml.safe_load((bundle / "bundle.yml").read_text())
     del manifest["networks"]["onnx"], manifest["files"]["model.onnx"]
@@ -416,7 +403,7 @@ def copy_without_onnx(bundle: Path, target: Path) -> None:
 
 
 def copy_with_file(bundle: Path, target: Path, content: bytes) -> None:
-    """The bundle with an ONNX file of this content alone."""
+    """The bundle with an ONNX file of this content only."""
     target.mkdir()
     manifest = yaml.safe_load((bundle / "bundle.yml").read_text())
     (target / "model.onnx").write_bytes(content)
@@ -425,16 +412,16 @@ def copy_with_file(bundle: Path, target: Path, content: bytes) -> None:
     (target / "bundle.yml").write_text(yaml.safe_dump(manifest))
 
 
-def test_without_the_package_onnx_it_says_what_to_install(tiny, capsys, monkeypatch):
+def test_a_missing_onnx_package_is_named(tiny, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("ppfcos.analysis")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert ended(tiny) == 2
+    assert run(tiny) == 2
     assert "`pip install onnx`" in capsys.readouterr().err
 
 
-def test_whoever_stops_reading_causes_no_traceback(tiny, root):
-    """As `| head` does, here before the first line."""
+def test_a_closed_pipe_causes_no_traceback(tiny, root):
+    """As with `| head`."""
     command = [sys.executable, "tools/model_info.py", str(tiny)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
@@ -453,7 +440,7 @@ def test_it_needs_no_paddle(tiny, root):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_help_brings_nothing_heavy(root):
+def test_help_imports_no_large_packages(root):
     script = (
         "import sys; from ppfcos.cli.model_info import build_parser; build_parser().format_help();"
         "print(sorted({'paddle', 'ppdet', 'numpy', 'cv2', 'onnx', 'yaml'} & set(sys.modules)))"
@@ -464,29 +451,25 @@ def test_help_brings_nothing_heavy(root):
     assert done.stdout.strip() == "[]"
 
 
-# The drawing
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_four_hundred_layers_lie_beside_one_another(seed):
-    layers = wild_layers(400, random.Random(seed))
-    layout = layout_of(layers)
-    boxes = [(*panel.corner(number), number) for panel in layout.panels for number in panel.layers]
+def test_four_hundred_layers_do_not_overlap(seed):
+    layers = random_layers(400, random.Random(seed))
+    layout = place_layers(layers)
+    boxes = [(*corner, number) for number, corner in layout.corners.items()]
     assert sorted(number for *_, number in boxes) == list(range(400))
     taken = np.zeros((int(layout.height) + 1, int(layout.width) + 1), np.uint8)
     for x, y, _ in boxes:
         area = taken[int(y) : int(y) + network_drawing.HEIGHT, int(x) : int(x) + network_drawing.WIDTH]
         assert area.size == network_drawing.HEIGHT * network_drawing.WIDTH and not area.any()
         area[:] = 1
-    places = {number: (panel, panel.corner(number)[1]) for panel in layout.panels for number in panel.layers}
     for number, layer in enumerate(layers):
         for source in layer["sources"]:
-            if places[source][0] is places[number][0]:
-                assert places[source][1] < places[number][1]
+            if layout.panel_of[source] == layout.panel_of[number]:
+                assert layout.corners[source][1] < layout.corners[number][1]
 
 
-def wild_layers(count: int, chance: random.Random) -> list:
-    """Layers of any part and stride that take from any before them."""
+def random_layers(count: int, chance: random.Random) -> list:
+    """Layers of random parts, strides and sources."""
     return [
         {
             "part": chance.choice(network_drawing.PARTS),
@@ -498,35 +481,35 @@ def wild_layers(count: int, chance: random.Random) -> list:
 
 
 def test_the_page_in_a_browser(tiny, tmp_path, browser, capsys):
-    assert ended(tiny, "--precision", "int8", "--time", "--output", tmp_path) == 0
-    figures = figures_of(tiny, "int8")
+    assert run(tiny, "--precision", "int8", "--time", "--output", tmp_path) == 0
+    info = describe(tiny, "int8")
     browser.get((tmp_path / "network.html").as_uri())
     shapes = browser.find_elements(By.CSS_SELECTOR, "svg.network .layer")
-    rows = browser.find_elements(By.CSS_SELECTOR, ".classes tbody tr")
-    assert len(shapes) == len(rows) == len(figures["layers"])
+    rows = browser.find_elements(By.CSS_SELECTOR, ".sortable tbody tr")
+    assert len(shapes) == len(rows) == len(info["layers"])
     assert all(shape.is_displayed() for shape in shapes)
     colours = Counter(shape.get_attribute("class").split()[1] for shape in shapes)
-    # In float: the pixels, the third convolution, and what makes distances behind both boxes' convolutions.
+    # In float: pixels, the third convolution, and the distances after both box convolutions.
     assert colours == {"int8": 8, "int8-float": 2, "fallback": 1, "fp32": 1}
 
-    for width in (400, 1280):  # a figure that is wider than its tile would be drawn over the next one
+    for width in (400, 1280):  # no number overflows its tile
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         over = "return [...document.querySelectorAll('.tile')].some((e) => e.scrollWidth > e.clientWidth)"
         assert not browser.execute_script(over)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
-    number = next(i for i, layer in enumerate(figures["layers"]) if layer["name"] == "w_third")
+    number = next(i for i, layer in enumerate(info["layers"]) if layer["name"] == "w_third")
     shapes[number].click()
     details = browser.find_element(By.ID, "details").text
     assert details.startswith("w_third") and "in float" in details and "ms on" in details
     lit = browser.find_elements(By.CSS_SELECTOR, ".edge.lit")
-    joined = sum(number in layer["sources"] for layer in figures["layers"])
-    assert len(lit) >= joined + len(figures["layers"][number]["sources"]) > 1
+    joined = sum(number in layer["sources"] for layer in info["layers"])
+    assert len(lit) >= joined + len(info["layers"][number]["sources"]) > 1
 
     browser.find_element(By.CSS_SELECTOR, "input.search").send_keys("w_box")
     bright = [i for i, shape in enumerate(shapes) if "dim" not in shape.get_attribute("class")]
-    assert [figures["layers"][i]["name"] for i in bright] == ["w_box", "w_box"]
+    assert [info["layers"][i]["name"] for i in bright] == ["w_box", "w_box"]
     before = browser.find_element(By.CSS_SELECTOR, "svg.network").size["width"]
     browser.find_element(By.CSS_SELECTOR, "#zoom option[value='140%']").click()
     full = browser.execute_script("return document.querySelector('svg.network').viewBox.baseVal.width")

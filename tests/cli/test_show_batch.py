@@ -64,7 +64,7 @@ def test_several_batches_of_another_epoch(small, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output", "batch.gif"], "batch.gif: OpenCV cannot write a picture of this kind"),
+        (["--output", "batch.gif"], "batch.gif: OpenCV cannot write this image format"),
         (["-o", "TrainDataset.dataset_dir=nowhere"], "nowhere is not there"),
         (["-o", "TrainReader.total_batch_size=13"], "13"),
     ],

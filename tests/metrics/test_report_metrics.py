@@ -1,4 +1,4 @@
-"""The figures of an evaluation's report, against pycocotools, TIDE's authors' tool and naive loops."""
+"""Matching, error types, confusion and calibration, compared with pycocotools, tidecv and loops."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pycocotools.cocoeval import COCOeval
 from ppfcos.metrics import error_types
 from ppfcos.metrics.coco import CURVE_NAMES, METRIC_NAMES, evaluate_detections
 from ppfcos.metrics.confusion import calibrate, confusion_matrix
-from ppfcos.metrics.error_types import KINDS, average_precisions, find_errors
+from ppfcos.metrics.error_types import ERROR_TYPES, average_precisions, find_errors
 from ppfcos.metrics.matching import NONE, image_order, match
 
 SEEDS = range(4)
 
 
-def made(seed: int, **more):
+def random_case(seed: int, **more):
     rng = np.random.default_rng(seed)
     truth = random_truth(rng, **more)
     return truth, random_detections(rng, truth)
 
 
-def by_pycocotools(truth: dict, detections: list[dict]) -> COCOeval:
+def run_pycocotools(truth: dict, detections: list[dict]) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = truth
@@ -39,10 +39,10 @@ def by_pycocotools(truth: dict, detections: list[dict]) -> COCOeval:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_same_boxes_are_matched_as_by_pycocotools(seed):
-    truth, detections = made(seed)
-    evaluation = by_pycocotools(truth, detections)
-    expected = {}  # (image, class, score) of a detection: the box of its object, or what became of it
+def test_matches_equal_those_of_pycocotools(seed):
+    truth, detections = random_case(seed)
+    evaluation = run_pycocotools(truth, detections)
+    expected = {}  # by (image, class, score) of a detection: the box of its object, "wrong" or "ignored"
     boxes = {row["id"]: tuple(row["bbox"]) for row in truth["annotations"]}
     for entry in evaluation.evalImgs:
         if entry is None or entry["aRng"] != [0, 1e10]:
@@ -55,39 +55,38 @@ def test_the_same_boxes_are_matched_as_by_pycocotools(seed):
     matching = match(truth, detections)
     images = image_order(truth)
     labels = [category["id"] for category in truth["categories"]]
-    found = matching.found
+    found = matching.detections
     ours = {}
     for d in range(len(found.scores)):
         key = images[found.images[d]], labels[found.labels[d]], found.scores[d]
-        object_row = matching.truth_of[d]
-        assert object_row == NONE or matching.found_by[object_row] == d
+        object_row = matching.object_of[d]
+        assert object_row == NONE or matching.detection_of[object_row] == d
         state = "ignored" if matching.ignored[d] else "wrong"
-        ours[key] = state if object_row == NONE else tuple(matching.truth.boxes[object_row])
+        ours[key] = state if object_row == NONE else tuple(matching.ground_truth.boxes[object_row])
     assert ours == expected
     assert {"ignored", "wrong"} < set(ours.values())
 
 
-def test_only_the_best_hundred_of_a_class_in_an_image_count():
-    truth, detections = made(0, images=2, classes=1)
+def test_the_best_hundred_of_a_class_in_an_image_count():
+    truth, detections = random_case(0, images=2, classes=1)
     detections = [{**row, "score": row["score"] * k / 40} for row in detections for k in range(1, 40)]
-    evaluation = by_pycocotools(truth, detections)
+    evaluation = run_pycocotools(truth, detections)
     matching = match(truth, detections)
-    per_image = np.bincount(matching.found.images)
+    per_image = np.bincount(matching.detections.images)
     assert per_image.tolist() == [100, 100]
     ap = average_precisions(
-        np.where(matching.ignored, NONE, 0), matching.found.scores, matching.hits, matching.objects
+        np.where(matching.ignored, NONE, 0), matching.detections.scores, matching.hits, matching.objects
     )
     assert ap[0] == pytest.approx(evaluation.eval["precision"][0, :, 0, 0, 2].mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
-def test_the_figures_and_curves_of_each_class_are_those_of_pycocotools(seed, backend):
-    truth, detections = made(seed)
+def test_metrics_and_curves_of_each_class_equal_those_of_pycocotools(seed):
+    truth, detections = random_case(seed)
     truth["categories"].append({"id": 99, "name": "never seen"})
-    precision = by_pycocotools(truth, detections).eval["precision"]
-    recall = by_pycocotools(truth, detections).eval["recall"]
-    figures = evaluate_detections(truth, detections, backend)
+    precision = run_pycocotools(truth, detections).eval["precision"]
+    recall = run_pycocotools(truth, detections).eval["recall"]
+    figures = evaluate_detections(truth, detections)
     assert set(figures.class_stats.pop(99)) == {-1.0}
     assert 99 not in figures.class_curves
     for k, (category, stats) in enumerate(figures.class_stats.items()):
@@ -106,11 +105,8 @@ def test_the_figures_and_curves_of_each_class_are_those_of_pycocotools(seed, bac
     assert np.isnan(errors.ap[-1])
 
 
-# The kinds of error ---------------------------------------------------------------------------------
-
-
-def by_the_authors(truth: dict, detections: list[dict]):
-    """TIDE's own tool: the cost of each kind, of all false positives and negatives; the number of each."""
+def run_tidecv(truth: dict, detections: list[dict]):
+    """The costs of all error types, of false positives and negatives, and the counts by the authors' tool."""
     tidecv = pytest.importorskip("tidecv", reason="the authors' tool (requirements/dev.txt)")
     objects, found = tidecv.Data("truth"), tidecv.Data("found")
     for category in truth["categories"]:
@@ -131,22 +127,22 @@ def by_the_authors(truth: dict, detections: list[dict]):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_errors_and_their_costs_are_those_of_the_authors_tool(seed, monkeypatch):
-    # Its recalls are x / 100, which differ in the last bit from COCO's: a recall of 0.29 may be below one.
+def test_errors_and_costs_equal_those_of_the_authors_tool(seed, monkeypatch):
+    # Its recalls are x / 100, which differ from COCO's in the last bit.
     monkeypatch.setattr(error_types, "RECALLS", np.arange(101) / 100)
-    truth, detections = made(seed, images=30, crowds=0)  # it makes errors of what COCO ignores in crowds
-    costs, special, counts = by_the_authors(truth, detections)
+    truth, detections = random_case(seed, images=30, crowds=0)  # detections in crowds are errors there
+    costs, special, counts = run_tidecv(truth, detections)
     errors = find_errors(match(truth, detections))
-    assert dict(zip(KINDS, errors.counts.sum(axis=0).tolist())) == counts
+    assert dict(zip(ERROR_TYPES, errors.counts.sum(axis=0).tolist())) == counts
     assert min(counts.values()) > 0
-    assert dict(zip(KINDS, errors.cost)) == pytest.approx(costs, abs=1e-9)
+    assert dict(zip(ERROR_TYPES, errors.cost)) == pytest.approx(costs, abs=1e-9)
     assert max(errors.cost) > 0.02
     assert errors.false_positives == pytest.approx(special["positives"], abs=1e-9)
     assert errors.false_negatives == pytest.approx(special["negatives"], abs=1e-9)
 
 
-def naive_kind(row: dict, state: str, truth: dict) -> str | None:
-    """The kind of one detection, as the paper's section 2.2 describes it."""
+def naive_error_type(row: dict, state: str, truth: dict) -> str | None:
+    """The error type of one detection, from the paper's section 2.2."""
     if state != "wrong":
         return None
     same, other = [0.0], [0.0]
@@ -164,21 +160,21 @@ def naive_kind(row: dict, state: str, truth: dict) -> str | None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_in_a_crowd_nothing_is_an_error(seed):
-    truth, detections = made(seed, crowds=0.3)
+def test_detections_in_a_crowd_are_no_errors(seed):
+    truth, detections = random_case(seed, crowds=0.3)
     matching = match(truth, detections)
     errors = find_errors(matching)
     by_score = {row["score"]: row for row in detections}
-    for d, score in enumerate(matching.found.scores):
+    for d, score in enumerate(matching.detections.scores):
         state = "ignored" if matching.ignored[d] else "hit" if matching.hits[d] else "wrong"
-        kind = naive_kind(by_score[score], state, truth)
-        assert (None if errors.kinds[d] == NONE else KINDS[errors.kinds[d]]) == kind
+        kind = naive_error_type(by_score[score], state, truth)
+        assert (None if errors.types[d] == NONE else ERROR_TYPES[errors.types[d]]) == kind
     assert matching.ignored.any()
-    assert not errors.missed[matching.truth.crowd].any()
+    assert not errors.missed[matching.ground_truth.crowd].any()
 
 
-def test_mending_one_kind_does_what_it_says():
-    """Two objects; one is found, the other's box is off: only a better place would help, and by a half."""
+def test_the_cost_of_a_box_with_a_low_iou():
+    """Two objects: one is matched, the other's detection has IoU 0.25."""
     truth = {
         "images": [{"id": 1}],
         "categories": [{"id": 1, "name": "cat"}],
@@ -194,13 +190,13 @@ def test_mending_one_kind_does_what_it_says():
     errors = find_errors(match(truth, found))
     before = 51 / 101  # COCO's 101 recalls, of which 0 to 0.5 are reached
     assert errors.ap.tolist() == [pytest.approx(before)]
-    assert errors.cost[error_types.LOCALISATION] == pytest.approx(1 - before)
-    assert not np.delete(errors.cost, error_types.LOCALISATION).any()
+    assert errors.cost[error_types.LOCALIZATION] == pytest.approx(1 - before)
+    assert not np.delete(errors.cost, error_types.LOCALIZATION).any()
 
 
 @pytest.mark.parametrize("empty", ["detections", "objects", "both"])
-def test_nothing_found_or_nothing_to_find_gives_figures(empty):
-    truth, detections = made(0)
+def test_without_detections_or_objects(empty):
+    truth, detections = random_case(0)
     if empty != "detections":
         truth["annotations"] = []
     if empty != "objects":
@@ -210,14 +206,11 @@ def test_nothing_found_or_nothing_to_find_gives_figures(empty):
     assert np.isfinite(errors.cost).all()
     assert errors.counts.sum() == len(detections) + matching.objects.sum()
     assert confusion_matrix(matching, 0.0).sum() == errors.counts.sum()
-    assert calibrate(matching.found.scores, matching.hits).error >= 0
-
-
-# Confusion and calibration --------------------------------------------------------------------------
+    assert calibrate(matching.detections.scores, matching.hits).error >= 0
 
 
 def naive_confusion(truth: dict, detections: list[dict], lowest: float) -> np.ndarray:
-    """As `confusion_matrix` says it, object by object."""
+    """The definition in `confusion_matrix`, object by object."""
     position = {category["id"]: label for label, category in enumerate(truth["categories"])}
     matrix = np.zeros((len(position) + 1,) * 2, int)
     for image in truth["images"]:
@@ -263,14 +256,14 @@ def naive_confusion(truth: dict, detections: list[dict], lowest: float) -> np.nd
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("lowest", [0.0, 0.3, 0.99])
-def test_the_confusion_matrix_is_that_of_a_loop(seed, lowest):
-    truth, detections = made(seed)
+def test_the_confusion_matrix_equals_a_loop(seed, lowest):
+    truth, detections = random_case(seed)
     matrix = confusion_matrix(match(truth, detections), lowest)
     assert matrix.tolist() == naive_confusion(truth, detections, lowest).tolist()
     assert lowest > 0.9 or np.triu(matrix[:-1, :-1], 1).any()
 
 
-def test_calibration_is_that_of_a_loop():
+def test_calibration_equals_a_loop():
     rng = np.random.default_rng(0)
     scores = np.concatenate([rng.random(500), np.arange(11) / 10])  # on the bins' edges too
     hits = rng.random(len(scores)) < scores**2
@@ -288,7 +281,7 @@ def test_calibration_is_that_of_a_loop():
     assert error > 0.1
 
 
-def test_scores_that_tell_the_truth_are_calibrated():
+def test_calibrated_scores_have_no_error():
     scores = np.repeat([0.25, 0.75], 400)
     hits = (
         np.tile([True, False, False, False], 100).tolist() + np.tile([True, True, True, False], 100).tolist()

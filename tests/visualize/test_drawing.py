@@ -1,4 +1,4 @@
-"""What is drawn: boxes, names, colours, and the files they end in."""
+"""Drawing of boxes, labels and colors, and the image files."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from ppfcos.visualize.drawing import (
 NAMES = ("cat", "traffic light", "a class whose name is rather long", "Füchse", "")
 
 
-def found(*rows) -> Detections:
-    """Detections of rows (label, score, x0, y0, x1, y1)."""
+def make_detections(*rows) -> Detections:
+    """Detections from rows (label, score, x0, y0, x1, y1)."""
     table = np.array(rows, np.float32).reshape(-1, 6)
     return Detections(table[:, 2:], table[:, 1], table[:, 0].astype(np.int64), NAMES)
 
 
-def grey(height: int = 240, width: int = 320) -> np.ndarray:
+def gray(height: int = 240, width: int = 320) -> np.ndarray:
     return np.full((height, width, 3), 128, np.uint8)
 
 
-def has_colour(picture: np.ndarray, label: int) -> np.ndarray:
+def has_color(picture: np.ndarray, label: int) -> np.ndarray:
     return (picture == np.array(class_color(label))).all(axis=2)
 
 
-def test_a_box_is_drawn_in_its_colour_where_it_is():
-    picture = draw_detections(grey(), found((0, 0.9, 100, 80, 200, 180)))
-    assert all(has_colour(picture, 0)[y, x] for x, y in ((100, 130), (200, 130), (150, 180), (150, 80)))
+def test_a_box_is_drawn_in_its_color_at_its_place():
+    picture = draw_detections(gray(), make_detections((0, 0.9, 100, 80, 200, 180)))
+    assert all(has_color(picture, 0)[y, x] for x, y in ((100, 130), (200, 130), (150, 180), (150, 80)))
     assert (picture[90:170, 110:190] == 128).all()
     assert (picture[190:] == 128).all() and (picture[:, 210:] == 128).all()
 
 
-def test_the_given_image_is_not_changed():
-    image = grey()
-    draw_detections(image, found((0, 0.9, 10, 80, 200, 180)))
+def test_the_input_image_stays_unchanged():
+    image = gray()
+    draw_detections(image, make_detections((0, 0.9, 10, 80, 200, 180)))
     assert (image == 128).all()
-    assert (draw_detections(image[:, ::-1], found((0, 0.9, 10, 80, 200, 180))) != 128).any()
+    assert (draw_detections(image[:, ::-1], make_detections((0, 0.9, 10, 80, 200, 180))) != 128).any()
 
 
 def test_boxes_below_the_threshold_are_left_out():
-    assert (draw_detections(grey(), found((0, 0.49, 10, 80, 200, 180)), 0.5) == 128).all()
-    assert (draw_detections(grey(), found((0, 0.5, 10, 80, 200, 180)), 0.5) != 128).any()
-    assert (draw_detections(grey(), found()) == 128).all()
+    assert (draw_detections(gray(), make_detections((0, 0.49, 10, 80, 200, 180)), 0.5) == 128).all()
+    assert (draw_detections(gray(), make_detections((0, 0.5, 10, 80, 200, 180)), 0.5) != 128).any()
+    assert (draw_detections(gray(), make_detections()) == 128).all()
 
 
 @pytest.mark.parametrize("brightness", [0, 128, 255])
-def test_truth_can_be_seen_on_any_picture_and_taken_for_no_class(brightness):
+def test_ground_truth_is_visible_on_any_image_and_unlike_any_class(brightness):
     image = np.full((240, 320, 3), brightness, np.uint8)
     picture = draw_ground_truth(image, np.array([[100, 80, 200, 180]], np.float32))
     assert (image == brightness).all()
@@ -81,22 +81,22 @@ def test_truth_can_be_seen_on_any_picture_and_taken_for_no_class(brightness):
         ((1, 6400), (1, 640), 0.1),
     ],
 )
-def test_only_large_pictures_shrink(shape, expected, factor):
-    picture, found_factor = shrink(grey(*shape), 640)
+def test_shrink(shape, expected, factor):
+    picture, found_factor = shrink(gray(*shape), 640)
     assert picture.shape == (*expected, 3)
     assert found_factor == pytest.approx(factor)
     assert (picture == 128).all()
 
 
-def test_the_best_is_on_top():
+def test_the_highest_score_is_on_top():
     for scores, top in (((0.9, 0.6), 0), ((0.6, 0.9), 1)):
         rows = [(label, score, 100, 80, 200, 180) for label, score in enumerate(scores)]
-        assert has_colour(draw_detections(grey(), found(*rows)), top)[180, 100:200].all()
+        assert has_color(draw_detections(gray(), make_detections(*rows)), top)[180, 100:200].all()
 
 
-def plate_of(box: tuple, label: int = 1, height: int = 240, width: int = 320) -> tuple:
-    """The rows and columns from which a label's plate reaches to which, the box's lines left out."""
-    picture = draw_detections(grey(height, width), found((label, 0.87, *box)))
+def label_columns(box: tuple, label: int = 1, height: int = 240, width: int = 320) -> tuple:
+    """The first and last column of a label."""
+    picture = draw_detections(gray(height, width), make_detections((label, 0.87, *box)))
     rows = np.flatnonzero((picture != 128).any(axis=2).sum(axis=1) > 20)
     changed = (picture[rows[0] : rows[0] + 8] != 128).any(axis=(0, 2))
     columns = np.flatnonzero(changed)
@@ -104,63 +104,63 @@ def plate_of(box: tuple, label: int = 1, height: int = 240, width: int = 320) ->
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (300, 0), (0, 220), (300, 220)])
-def test_a_label_stays_inside_the_picture(corner):
-    """The plate is as wide at every corner of the picture as in its middle: nothing of it is cut off."""
-    left, right = plate_of((150, 120, 160, 130))
+def test_a_label_stays_inside_the_image(corner):
+    """A label at a corner of the image is as wide as one in its center."""
+    left, right = label_columns((150, 120, 160, 130))
     x, y = corner
-    corner_left, corner_right = plate_of((x, y, x + 10, y + 10))
+    corner_left, corner_right = label_columns((x, y, x + 10, y + 10))
     assert corner_right - corner_left >= right - left
     assert corner_left >= 0 and corner_right < 320
 
 
-def test_the_text_can_be_told_from_its_plate():
+def test_the_text_contrasts_with_its_label():
     for label in range(80):
         blue, green, red = class_color(label)
-        picture = draw_detections(grey(), found((label, 0.9, 20, 120, 220, 200)))
+        picture = draw_detections(gray(), make_detections((label, 0.9, 20, 120, 220, 200)))
         plate = picture[105:119, 22:60].astype(int)
         contrast = np.abs(plate - np.array([blue, green, red])).sum(axis=2).max()
         assert contrast > 250
 
 
-def test_names_without_ascii_letters_get_their_number():
+def test_names_with_other_letters_are_replaced_by_the_label():
     for label, name in ((3, "class 3"), (4, "class 4"), (9, "class 9")):
-        picture = draw_detections(grey(), found((label, 0.9, 20, 120, 220, 200)))
-        written = draw_detections(grey(), Detections(*_one(label), (name,) * 10))
+        picture = draw_detections(gray(), make_detections((label, 0.9, 20, 120, 220, 200)))
+        written = draw_detections(gray(), Detections(*_one(label), (name,) * 10))
         np.testing.assert_array_equal(picture, written)
 
 
 def _one(label: int) -> tuple:
-    single = found((label, 0.9, 20, 120, 220, 200))
+    single = make_detections((label, 0.9, 20, 120, 220, 200))
     return single.boxes, single.scores, single.labels
 
 
-def test_colours_are_fixed_and_far_apart():
-    colours = np.array([class_color(label) for label in range(80)], int)
-    np.testing.assert_array_equal(colours, [class_color(label) for label in range(80)])
-    distances = np.abs(colours[:, None] - colours[None]).sum(axis=2) + 1000 * np.eye(80, dtype=int)
+def test_colors_are_fixed_and_distinct():
+    colors = np.array([class_color(label) for label in range(80)], int)
+    np.testing.assert_array_equal(colors, [class_color(label) for label in range(80)])
+    distances = np.abs(colors[:, None] - colors[None]).sum(axis=2) + 1000 * np.eye(80, dtype=int)
     assert distances.min() >= 15
     assert distances[:20, :20].min() >= 80
-    assert colours.min() >= 0 and colours.max() <= 255
+    assert colors.min() >= 0 and colors.max() <= 255
 
 
-def test_lines_and_letters_grow_with_the_picture():
+def test_lines_and_font_scale_with_the_image():
     small, middle, large = style_for(120, 160), style_for(480, 640), style_for(2000, 3000)
     assert small.line <= middle.line < large.line
     assert small.font_scale < middle.font_scale < large.font_scale
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 5), (2, 500), (500, 2), (30, 40)])
-def test_pictures_of_any_size(shape):
-    everywhere = found((2, 0.9, -50, -50, 9999, 9999), (0, 0.8, 3, 3, 1, 1), (1, 0.7, 0, 0, 0, 0))
-    assert draw_detections(grey(*shape), everywhere).shape == (*shape, 3)
+def test_images_of_any_size(shape):
+    everywhere = make_detections((2, 0.9, -50, -50, 9999, 9999), (0, 0.8, 3, 3, 1, 1), (1, 0.7, 0, 0, 0, 0))
+    assert draw_detections(gray(*shape), everywhere).shape == (*shape, 3)
 
 
 @pytest.mark.parametrize(
     ("name", "starts_with"),
     [("a.jpg", b"\xff\xd8"), ("a.JPEG", b"\xff\xd8"), ("a.png", b"\x89PNG"), ("a.bmp", b"BM")],
 )
-def test_a_picture_keeps_its_format(tmp_path, name, starts_with):
-    picture = draw_detections(grey(), found((0, 0.9, 10, 80, 200, 180)))
+def test_image_formats(tmp_path, name, starts_with):
+    picture = draw_detections(gray(), make_detections((0, 0.9, 10, 80, 200, 180)))
     save_image(tmp_path / "new" / name, picture)
     assert (tmp_path / "new" / name).read_bytes().startswith(starts_with)
     atol = 0 if name.endswith(("png", "bmp")) else 90
@@ -168,14 +168,14 @@ def test_a_picture_keeps_its_format(tmp_path, name, starts_with):
     assert os.listdir(tmp_path / "new") == [name]
 
 
-def test_what_cannot_be_written_is_named(tmp_path):
+def test_write_errors_name_the_file(tmp_path):
     for name in ("a.unknown", "a"):
         with pytest.raises(OutputError, match=name):
-            save_image(tmp_path / name, grey())
+            save_image(tmp_path / name, gray())
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match=r"file/a\.png"):
-        save_image(tmp_path / "file" / "a.png", grey())
+        save_image(tmp_path / "file" / "a.png", gray())
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(OutputError, match=r"taken\.png"):
-        save_image(tmp_path / "taken.png", grey())
+        save_image(tmp_path / "taken.png", gray())
     assert sorted(os.listdir(tmp_path)) == ["file", "taken.png"]

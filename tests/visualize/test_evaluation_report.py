@@ -1,4 +1,4 @@
-"""The page that `tools/eval.py --report` writes, and the one that `--compare` makes of two of them."""
+"""The report of `tools/eval.py --report` and the comparison of `--compare`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import Select
 from ppfcos.cli import eval as cli
 from ppfcos.data import shapes
 from ppfcos.metrics.coco import CURVE_NAMES, RECALLS, evaluate_detections
-from ppfcos.metrics.error_types import KINDS, MISSED, find_errors
+from ppfcos.metrics.error_types import ERROR_TYPES, MISSED, find_errors
 from ppfcos.metrics.matching import NONE, image_order, match
 from ppfcos.visualize.evaluation_report import write_report
 from ppfcos.visualize.gallery import Case, draw_cases, worst_cases
@@ -28,22 +28,22 @@ from ppfcos.visualize.gallery import Case, draw_cases, worst_cases
 ODD_NAMES = ("</script><script>alert(1)</script>", "圆形 & 'Kreis'", "triangle")
 
 
-class Folder:
-    """Drawn pictures with odd class names, and the reports of two runs on them."""
+class Reports:
+    """A data set of shapes with special characters in class names, and the reports of two runs on it."""
 
     def __init__(self, folder: Path, root: Path):
         self.folder = folder
         shapes.generate(folder / "data", train=2, val=10, size=128)
         annotations = folder / "data" / "annotations" / "instances_val2017.json"
-        self.truth = json.loads(annotations.read_text())
-        for category, name in zip(self.truth["categories"], ODD_NAMES):
+        self.ground_truth = json.loads(annotations.read_text())
+        for category, name in zip(self.ground_truth["categories"], ODD_NAMES):
             category["name"] = name
-        annotations.write_text(json.dumps(self.truth))
+        annotations.write_text(json.dumps(self.ground_truth))
         self.config = write_config(folder / "small.yml", root, folder / "data", folder / "run")
-        self.runs = [self.evaluated(seed) for seed in (0, 1)]
+        self.runs = [self.evaluate(seed) for seed in (0, 1)]
 
-    def evaluated(self, seed: int) -> Path:
-        """The folder of a run's report; its detections are beside it."""
+    def evaluate(self, seed: int) -> Path:
+        """Write the report of random detections; its folder."""
         run = self.folder / f"run{seed}"
         run.mkdir()
         (run / "bbox.json").write_text(json.dumps(self.detections(seed)))
@@ -52,48 +52,47 @@ class Folder:
         return run / "report"
 
     def detections(self, seed: int) -> list[dict]:
-        return random_detections(np.random.default_rng(seed), self.truth, extra=2)
+        return random_detections(np.random.default_rng(seed), self.ground_truth, extra=2)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, root) -> Folder:
-    return Folder(tmp_path_factory.mktemp("report"), root)
+def reports(tmp_path_factory, root) -> Reports:
+    return Reports(tmp_path_factory.mktemp("report"), root)
 
 
 @pytest.fixture(scope="module")
-def content(made) -> dict:
-    return json.loads((made.runs[0] / "report.json").read_text(encoding="utf-8"))
+def content(reports) -> dict:
+    return json.loads((reports.runs[0] / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def text(made) -> str:
-    return (made.runs[0] / "report.html").read_text(encoding="utf-8")
+def text(reports) -> str:
+    return (reports.runs[0] / "report.html").read_text(encoding="utf-8")
 
 
-# The files ------------------------------------------------------------------------------------------
-
-
-def test_the_file_has_the_figures_of_the_evaluation(made, content):
-    detections = made.detections(0)
-    figures = evaluate_detections(made.truth, detections, "pycocotools")
+def test_report_json_has_the_metrics_of_the_evaluation(reports, content):
+    detections = reports.detections(0)
+    figures = evaluate_detections(reports.ground_truth, detections)
     known = {name: None if value == -1 else value for name, value in figures.named().items()}
     assert content["figures"] == pytest.approx(known, abs=1e-12)
-    errors = find_errors(match(made.truth, detections))
+    errors = find_errors(match(reports.ground_truth, detections))
     assert [entry["count"] for entry in content["errors"]["kinds"]] == errors.counts.sum(axis=0).tolist()
     assert [entry["name"] for entry in content["classes"]] == list(ODD_NAMES)
-    for category, entry in zip(made.truth["categories"], content["classes"]):
+    for category, entry in zip(reports.ground_truth["categories"], content["classes"]):
         assert entry["figures"]["AP"] == pytest.approx(figures.per_class[category["name"]])
         curves = figures.class_curves[category["id"]]
         assert list(curves) == list(CURVE_NAMES)
         for name in CURVE_NAMES:
             assert entry["curves"][name] == pytest.approx(curves[name], abs=5e-5)
-        assert entry["objects"] == sum(a["category_id"] == category["id"] for a in made.truth["annotations"])
+        assert entry["objects"] == sum(
+            a["category_id"] == category["id"] for a in reports.ground_truth["annotations"]
+        )
     assert sum(entry["objects"] for entry in content["sizes"]) == content["objects"]
     assert content["images"] == 10 and content["crowds"] == 0
 
 
 def test_the_page_draws_the_mean_curve(content, text):
-    points = re.search(r"<polyline class='line first' points='([^']+)'", text)[1]
+    points = re.search(r'<polyline class="line first" points="([^"]+)"', text)[1]
     drawn = np.array([point.split(",") for point in points.split()], float)
     assert (drawn[:, 0] - drawn[0, 0]) / (drawn[-1, 0] - drawn[0, 0]) == pytest.approx(RECALLS, abs=1e-3)
     mean = np.mean([entry["curves"]["0.50"] for entry in content["classes"]], axis=0)
@@ -103,9 +102,9 @@ def test_the_page_draws_the_mean_curve(content, text):
     assert heights / unit == pytest.approx(mean - mean[0], abs=1e-3)
 
 
-def test_the_page_needs_nothing_but_itself_and_takes_no_name_for_html(text):
+def test_the_page_has_no_external_references_and_escapes_names(text):
     page = Tags(text)
-    assert [tag for tag, _ in page.tags if tag == "script"] == ["script"] * 2  # figures, and what uses them
+    assert [tag for tag, _ in page.tags if tag == "script"] == ["script"] * 2  # data and code
     assert "<script>alert(1)" in page.text and "圆形 & 'Kreis'" in page.text
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe")
@@ -115,13 +114,13 @@ def test_the_page_needs_nothing_but_itself_and_takes_no_name_for_html(text):
     assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
 
 
-def test_coco_s_table_is_there_to_the_letter(made, text):
-    table = evaluate_detections(made.truth, made.detections(0), "pycocotools").table()
+def test_the_page_has_coco_s_summary(reports, text):
+    table = evaluate_detections(reports.ground_truth, reports.detections(0)).table()
     assert table in Tags(text).text
 
 
 @pytest.mark.parametrize("empty", ["detections", "objects", "images"])
-def test_a_run_with_nothing_in_it_has_a_page(empty, tmp_path):
+def test_empty_runs(empty, tmp_path):
     truth = random_truth(np.random.default_rng(0), images=3)
     detections = [] if empty == "detections" else random_detections(np.random.default_rng(0), truth)
     if empty == "objects":
@@ -142,34 +141,31 @@ def test_a_run_with_nothing_in_it_has_a_page(empty, tmp_path):
     assert (content["figures"]["AP"] is None) == (empty == "objects")
 
 
-# The worst cases ------------------------------------------------------------------------------------
-
-
-def test_the_worst_cases_are_the_worst(monkeypatch):
+def test_worst_cases(monkeypatch):
     rng = np.random.default_rng(0)
     truth = random_truth(rng, images=60)
     matching = match(truth, random_detections(rng, truth))
     errors = find_errors(matching)
-    monkeypatch.setattr("ppfcos.visualize.gallery.MOST_OF_A_KIND", 10)
+    monkeypatch.setattr("ppfcos.visualize.gallery.MOST_OF_A_TYPE", 10)
     monkeypatch.setattr("ppfcos.visualize.gallery.FEWEST_OF_A_CLASS", 3)
     cases = worst_cases(matching, errors)
     for kind in range(MISSED):
         expected, taken = [], np.zeros(matching.classes, int)
-        rows = np.flatnonzero(errors.kinds == kind)
-        for score, row in sorted(((matching.found.scores[d], d) for d in rows), reverse=True):
-            label = matching.found.labels[row]
+        rows = np.flatnonzero(errors.types == kind)
+        for score, row in sorted(((matching.detections.scores[d], d) for d in rows), reverse=True):
+            label = matching.detections.labels[row]
             taken[label] += 1
             if taken[label] <= 3 and len(expected) < 10:
                 expected.append((row, score))
-        assert [case.found for case in cases if case.kind == kind] == [row for row, _ in expected]
-    missed = [case for case in cases if case.kind == MISSED]
-    areas = [matching.truth.areas[case.truth] for case in missed]
+        assert [case.detection for case in cases if case.type == kind] == [row for row, _ in expected]
+    missed = [case for case in cases if case.type == MISSED]
+    areas = [matching.ground_truth.areas[case.object] for case in missed]
     assert len(areas) == 10 and areas == sorted(areas, reverse=True)
-    assert errors.missed[[case.truth for case in missed]].all()
+    assert errors.missed[[case.object for case in missed]].all()
 
 
 @pytest.mark.parametrize("box", [[100, 60, 40, 30], [0, 0, 300, 200], [290, 180, 10, 20], [5, 5, 3, 3]])
-def test_boxes_are_drawn_where_the_object_is(box):
+def test_boxes_of_a_crop_are_at_the_object(box):
     image = np.zeros((200, 300, 3), np.uint8)
     x, y, width, height = box
     image[y : y + height, x : x + width] = (0, 0, 255)
@@ -188,45 +184,42 @@ def test_boxes_are_drawn_where_the_object_is(box):
 
     cases = [Case(0, 0, 0, 0, 1.0), Case(MISSED, 0, NONE, 0, 0.0)]
     both, missed = draw_cases(cases, matching, image_order(truth), One())
-    assert missed.found is None and len(missed.other_found) == 1 and len(both.other_found) == 0
+    assert missed.detection is None and len(missed.other_detections) == 1 and len(both.other_detections) == 0
     for drawing in (both, missed):
-        red = drawing.picture[..., 2] > 128
+        red = drawing.image[..., 2] > 128
         rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
         where = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        assert drawing.truth == pytest.approx(where, abs=2)
-        assert drawing.picture.shape[0] <= 225 and drawing.picture.shape[1] <= 300
-    assert both.found == pytest.approx(both.truth)
+        assert drawing.ground_truth == pytest.approx(where, abs=2)
+        assert drawing.image.shape[0] <= 225 and drawing.image.shape[1] <= 300
+    assert both.detection == pytest.approx(both.ground_truth)
 
 
-def test_the_page_has_the_boxes_of_the_file(content, text):
+def test_the_page_has_the_boxes_of_report_json(content, text):
     figures = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
     assert len(figures) == len(content["gallery"])
-    assert {entry["kind"] for entry in content["gallery"]} <= set(KINDS)
+    assert {entry["kind"] for entry in content["gallery"]} <= set(ERROR_TYPES)
     for figure, entry in zip(figures, content["gallery"]):
-        assert (figure.count("<rect class='found'") == 1) == (entry["found"] is not None)
-        assert (figure.count("<rect class='truth'") == 1) == (entry["truth"] is not None)
+        assert (figure.count('<rect class="detection"') == 1) == (entry["found"] is not None)
+        assert (figure.count('<rect class="ground-truth"') == 1) == (entry["truth"] is not None)
         assert entry["image"] in figure
 
 
-# In a browser ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture
-def opened(made, browser):
-    """The page of the first run in a window like a laptop's."""
+def opened(reports, browser):
+    """The page of the first run in a window of 1280x900."""
     browser.set_window_size(1280, 900)
-    browser.get((made.runs[0] / "report.html").as_uri())
+    browser.get((reports.runs[0] / "report.html").as_uri())
     yield browser
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def shown_cases(browser) -> list:
-    for group in browser.find_elements(By.CSS_SELECTOR, ".of-kind"):
+    for group in browser.find_elements(By.CSS_SELECTOR, ".error-type"):
         browser.execute_script("arguments[0].open = true", group)
     return [case for case in browser.find_elements(By.CSS_SELECTOR, ".case") if case.is_displayed()]
 
 
-def test_galleries_are_filtered_by_class_and_score(opened, content):
+def test_galleries_filter_by_class_and_score(opened, content):
     assert len(shown_cases(opened)) == len(content["gallery"])
     Select(opened.find_element(By.CSS_SELECTOR, "#galleries .pick-class")).select_by_visible_text("triangle")
     about = [
@@ -245,7 +238,7 @@ def test_galleries_are_filtered_by_class_and_score(opened, content):
     assert sum(int(count.split(" of ")[0]) for count in counts) == len(left)
 
 
-def test_the_curve_is_that_of_the_chosen_class(opened, content):
+def test_curves_of_the_selected_class(opened, content):
     def points() -> list[str]:
         return [
             line.get_attribute("points")
@@ -260,10 +253,10 @@ def test_the_curve_is_that_of_the_chosen_class(opened, content):
         heights = [260 - float(point.split(",")[1]) for point in line.split()]
         assert np.array(heights) / 250 == pytest.approx(content["classes"][label]["curves"][name], abs=1e-3)
     Select(opened.find_element(By.CSS_SELECTOR, "#galleries .pick-class")).select_by_index(0)
-    assert points() == mean, "the script draws what was drawn without it"
+    assert points() == mean
 
 
-def test_the_table_sorts_searches_and_leads_to_the_galleries(opened, content):
+def test_the_table_sorts_searches_and_links_to_the_galleries(opened, content):
     def names() -> list[str]:
         rows = opened.find_elements(By.CSS_SELECTOR, "#classes tbody tr")
         return [row.find_element(By.CSS_SELECTOR, "td").text for row in rows if row.is_displayed()]
@@ -282,7 +275,7 @@ def test_the_table_sorts_searches_and_leads_to_the_galleries(opened, content):
     assert chosen.text == ODD_NAMES[1]
 
 
-def test_the_confusion_matrix_is_that_of_the_chosen_score(opened, content):
+def test_confusion_matrix_of_the_selected_score(opened, content):
     for level in content["confusion"]:
         Select(opened.find_element(By.ID, "confusion-score")).select_by_value(str(level["score"]))
         [block] = [b for b in opened.find_elements(By.CSS_SELECTOR, ".confusion") if b.is_displayed()]
@@ -292,23 +285,24 @@ def test_the_confusion_matrix_is_that_of_the_chosen_score(opened, content):
         assert cells == sorted([cell[2] for cell in level["cells"]] + [cell[2] for cell in pairs])
 
 
-def test_boxes_can_be_hidden_and_pictures_enlarged(opened):
-    picture = opened.find_element(By.CSS_SELECTOR, ".of-kind[open] .case svg")
+def test_boxes_can_be_hidden_and_images_enlarged(opened):
+    picture = opened.find_element(By.CSS_SELECTOR, ".error-type[open] .case svg")
     truth, found = (
-        picture.find_element(By.CSS_SELECTOR, f"rect.{sort}:not(.other)") for sort in ("truth", "found")
+        picture.find_element(By.CSS_SELECTOR, f"rect.{kind}:not(.other)")
+        for kind in ("ground-truth", "detection")
     )
     assert truth.is_displayed() and found.is_displayed()
-    opened.find_element(By.ID, "show-truth").click()
+    opened.find_element(By.ID, "show-ground-truth").click()
     assert not truth.is_displayed() and found.is_displayed()
-    opened.find_element(By.ID, "show-truth").click()
-    opened.find_element(By.ID, "show-found").click()
+    opened.find_element(By.ID, "show-ground-truth").click()
+    opened.find_element(By.ID, "show-detections").click()
     assert truth.is_displayed() and not found.is_displayed()
     before = picture.rect["width"]
     picture.click()
     assert picture.rect["width"] > 2 * before
 
 
-def _appearance(browser, width: int, scheme: str, script: bool = True) -> None:
+def _emulate(browser, width: int, scheme: str, script: bool = True) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
     scheme = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
@@ -318,24 +312,24 @@ def _appearance(browser, width: int, scheme: str, script: bool = True) -> None:
 
 @pytest.fixture
 def appearance(browser):
-    """Sets the width of the screen, whether it is dark, and whether scripts run."""
-    yield lambda *settings: _appearance(browser, *settings)
-    _appearance(browser, 1400, "light")
+    """Set the width of the screen, light or dark mode, and whether scripts run."""
+    yield lambda *settings: _emulate(browser, *settings)
+    _emulate(browser, 1400, "light")
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("page", ["report", "comparison"])
-def test_pages_are_as_wide_as_the_screen(made, browser, appearance, comparison, width, page):
+def test_pages_fit_the_screen(reports, browser, appearance, comparison, width, page):
     appearance(width, "light")
-    browser.get((comparison if page == "comparison" else made.runs[0] / "report.html").as_uri())
+    browser.get((comparison if page == "comparison" else reports.runs[0] / "report.html").as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script("return document.documentElement.clientWidth") >= width - 20
 
 
-def test_no_table_is_cut_off_on_a_laptop(made, browser, appearance, comparison):
-    """All columns are seen at once, even with class names that have no place to break."""
-    for page in (made.runs[0] / "report.html", comparison):
+def test_tables_fit_a_width_of_1280(reports, browser, appearance, comparison):
+    """All columns are visible, even with class names without a place to break."""
+    for page in (reports.runs[0] / "report.html", comparison):
         appearance(1280, "light")
         browser.get(page.as_uri())
         assert page == comparison or browser.find_elements(By.CSS_SELECTOR, ".confusion table .number")
@@ -343,11 +337,11 @@ def test_no_table_is_cut_off_on_a_laptop(made, browser, appearance, comparison):
         assert max(browser.execute_script(hidden)) == 0
 
 
-def test_pages_are_dark_where_the_screen_is(made, browser, appearance):
+def test_pages_follow_dark_mode(reports, browser, appearance):
     brightness = {}
     for scheme in ("light", "dark"):
         appearance(800, scheme)
-        browser.get((made.runs[0] / "report.html").as_uri())
+        browser.get((reports.runs[0] / "report.html").as_uri())
         for part in ("background-color", "color"):
             colour = browser.find_element(By.TAG_NAME, "body").value_of_css_property(part)
             brightness[scheme, part] = sum(int(number) for number in re.findall(r"\d+", colour)[:3])
@@ -355,28 +349,25 @@ def test_pages_are_dark_where_the_screen_is(made, browser, appearance):
     assert brightness["dark", "background-color"] < 150 < 600 < brightness["dark", "color"]
 
 
-def test_without_scripts_all_is_there_but_the_controls(made, browser, appearance):
+def test_without_scripts_only_the_controls_are_hidden(reports, browser, appearance):
     appearance(1280, "light", False)
-    browser.get((made.runs[0] / "report.html").as_uri())
+    browser.get((reports.runs[0] / "report.html").as_uri())
     controls = browser.find_elements(By.CSS_SELECTOR, ".control")
     assert controls and not any(control.is_displayed() for control in controls)
-    for part in ("#overview", "#errors", "#precision polyline", "#classes tbody tr", ".right", ".case"):
+    for part in ("#overview", "#errors", "#precision polyline", "#classes tbody tr", ".correct", ".case"):
         assert any(element.is_displayed() for element in browser.find_elements(By.CSS_SELECTOR, part)), part
 
 
-# Two runs side by side ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def comparison(made) -> Path:
-    arguments = ["--compare", made.runs[0], made.runs[1], "--report", made.folder / "both"]
+def comparison(reports) -> Path:
+    arguments = ["--compare", reports.runs[0], reports.runs[1], "--report", reports.folder / "both"]
     assert cli.main([str(part) for part in arguments]) == 0
-    return made.folder / "both" / "comparison.html"
+    return reports.folder / "both" / "comparison.html"
 
 
-def test_a_comparison_has_both_and_their_difference(made, browser, comparison):
+def test_comparison(reports, browser, comparison):
     browser.get(comparison.as_uri())
-    first, second = (json.loads((run / "report.json").read_text(encoding="utf-8")) for run in made.runs)
+    first, second = (json.loads((run / "report.json").read_text(encoding="utf-8")) for run in reports.runs)
     rows = browser.find_elements(By.CSS_SELECTOR, "section:first-of-type table tr")[1:]
     told = {row.text.split()[0]: row.text.replace("−", "-").split()[1:] for row in rows}
     for name, value in first["figures"].items():
@@ -397,8 +388,8 @@ def test_a_comparison_has_both_and_their_difference(made, browser, comparison):
     assert not browser.get_log("browser")
 
 
-def test_a_comparison_of_other_data_says_so(made, tmp_path):
-    for name, run in zip("ab", made.runs):
+def test_comparison_warns_about_different_data(reports, tmp_path):
+    for name, run in zip("ab", reports.runs):
         (tmp_path / name).mkdir()
         content = json.loads((run / "report.json").read_text(encoding="utf-8"))
         if name == "b":
@@ -411,21 +402,15 @@ def test_a_comparison_of_other_data_says_so(made, tmp_path):
     assert "not of the same data: 10 and 11 images; 2 classes that only one of them has" in page.text
 
 
-# Its documentation ----------------------------------------------------------------------------------
-
-
-def test_the_documentation_names_all_kinds_and_commands_that_work(root):
+def test_documentation_has_all_error_types_and_valid_commands(root):
     text = (root / "docs" / "evaluation_report.md").read_text(encoding="utf-8")
     table = text[text.index("| kind |") : text.index("## The other parts")]
-    assert sorted(re.findall(r"^\| (\w+) \| ", table, re.M)) == sorted([*KINDS, "kind"])
+    assert sorted(re.findall(r"^\| (\w+) \| ", table, re.M)) == sorted([*ERROR_TYPES, "kind"])
     commands = re.findall(r"^    python tools/eval\.py (.*)$", text, re.M)
     assert len(commands) == 3
     for command in commands:
         options = cli.build_parser().parse_args(shlex.split(command))
         assert options.report and (options.compare or (root / options.config).is_file())
-
-
-# What can go wrong ----------------------------------------------------------------------------------
 
 
 def error_of(capsys, *arguments) -> str:
@@ -435,45 +420,58 @@ def error_of(capsys, *arguments) -> str:
     return lines[0]
 
 
-def test_what_cannot_be_compared_is_named(made, tmp_path, capsys):
+def test_invalid_reports_are_named(reports, tmp_path, capsys):
     for name, content in (("nothing", None), ("text", "{"), ("other", "{}"), ("old", None)):
         (tmp_path / name).mkdir()
         if content:
             (tmp_path / name / "report.json").write_text(content)
-    content = json.loads((made.runs[0] / "report.json").read_text(encoding="utf-8"))
+    content = json.loads((reports.runs[0] / "report.json").read_text(encoding="utf-8"))
     (tmp_path / "old" / "report.json").write_text(json.dumps({**content, "version": 0}))
-    expected = {"nothing": "cannot be read", "text": "no JSON", "other": "no report", "old": "of version 0"}
+    expected = {
+        "nothing": "cannot be read",
+        "text": "not valid JSON",
+        "other": "not an evaluation report",
+        "old": "version 0",
+    }
     for name, said in expected.items():
         out = ("--report", tmp_path / "out")
-        message = error_of(capsys, "--compare", made.runs[0], tmp_path / name, *out)
+        message = error_of(capsys, "--compare", reports.runs[0], tmp_path / name, *out)
         assert said in message and str(tmp_path / name / "report.json") in message
         assert f"--report {tmp_path / name}" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_compare_goes_with_report_and_without_a_configuration(made, capsys):
-    a, b = made.runs
+def test_compare_requires_report_and_no_configuration(reports, capsys):
+    a, b = reports.runs
     assert "--report" in error_of(capsys, "--compare", a, b)
-    assert "no configuration" in error_of(capsys, "--compare", a, b, "--report", b, "-c", made.config)
+    assert "no configuration" in error_of(capsys, "--compare", a, b, "--report", b, "-c", reports.config)
     assert "-c FILE" in error_of(capsys, "--report", b)
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_anything_is_evaluated(made, tmp_path, capsys):
+def test_an_unwritable_folder_is_named_before_the_evaluation(reports, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    run = made.folder / "run0"
-    arguments = ["-c", made.config, "--json_eval", "--output_eval", run, "--report", tmp_path / "file" / "x"]
+    run = reports.folder / "run0"
+    arguments = [
+        "-c",
+        reports.config,
+        "--json_eval",
+        "--output_eval",
+        run,
+        "--report",
+        tmp_path / "file" / "x",
+    ]
     message = error_of(capsys, *arguments)
     assert "--report FOLDER" in message and str(tmp_path / "file") in message
 
 
-def test_an_unreadable_image_leaves_a_gap(made, tmp_path):
+def test_unreadable_images(reports, tmp_path):
     data = tmp_path / "data"
-    shutil.copytree(made.folder / "data", data)
+    shutil.copytree(reports.folder / "data", data)
     for picture in (data / "val2017").iterdir():
         picture.write_bytes(b"")
     spoilt = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()[:40]
     next((data / "val2017").iterdir()).write_bytes(spoilt)
-    arguments = ["-c", made.config, "--json_eval", "--output_eval", made.folder / "run0"]
+    arguments = ["-c", reports.config, "--json_eval", "--output_eval", reports.folder / "run0"]
     arguments += ["--report", tmp_path / "out", "-o", f"EvalDataset.dataset_dir={data}"]
     assert cli.main([str(part) for part in arguments]) == 0
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
