@@ -113,4 +113,4 @@ $(DOCS_VENV)/.installed: requirements/docs.txt | $(PY)
 	@touch $@
 
 docs: $(DOCS_VENV)/.installed
-	$(DOCS_VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict

@@ -4,9 +4,9 @@ The tests use them where PPFCOS_TEST_DATA has no larger data sets.
 
     python scripts/make_test_fixtures.py BCCD
 
-BCCD is a folder with Annotations, ImageSets, JPEGImages and LICENSE (github.com/Shenggan/BCCD_Dataset, MIT licence).
-The COCO part has COCO's 80 categories, crowd boxes and images without objects. Cells are labelled with three of these
-categories: the part tests file formats, not accuracy.
+BCCD is a folder with Annotations, ImageSets, JPEGImages and LICENSE (github.com/Shenggan/BCCD_Dataset,
+MIT licence). The COCO part has COCO's 80 categories, crowd boxes and images without objects. Cells are
+labelled with three of these categories: the part tests file formats, not accuracy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 WITHOUT_AREA = ("BloodImage_00338", "BloodImage_00343")  # the two photographs with a box of no area
 PHOTOGRAPHS_PER_SPLIT = 6
-COCO_SPLITS = {"train2017": (32, 4), "val2017": (6, 1)}  # images, crowd boxes
+# Images, crowd boxes and first annotation id.
+COCO_SPLITS = {"train2017": (32, 4, 1), "val2017": (6, 1, 1001)}
 CATEGORY_IDS = {"RBC": 1, "WBC": 37, "Platelets": 90}
 UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 SUPERCATEGORIES = {  # with their largest category id
@@ -89,10 +90,8 @@ def annotation(number: int, image: dict, category: int, box: list[float], crowd:
     width, height = round(x1 - x0, 2), round(y1 - y0, 2)
     segmentation: object = [[x0, y0, x1, y0, x1, y1, x0, y1]]
     if crowd:
-        segmentation = {
-            "counts": [0, image["height"] * image["width"]],
-            "size": [image["height"], image["width"]],
-        }
+        size = [image["height"], image["width"]]
+        segmentation = {"counts": [0, size[0] * size[1]], "size": size}
     return {
         "id": number,
         "image_id": image["id"],
@@ -109,7 +108,7 @@ def write_coco(voc: Path, names: list[str], target: Path) -> None:
     rng = random.Random(0)
     (target / "annotations").mkdir(parents=True)
     shutil.copy(voc / "LICENSE", target)
-    for split, (num_images, num_crowds) in COCO_SPLITS.items():
+    for split, (num_images, num_crowds, first_id) in COCO_SPLITS.items():
         folder = target / "images" / split
         folder.mkdir(parents=True)
         images, annotations = [], []
@@ -136,7 +135,9 @@ def write_coco(voc: Path, names: list[str], target: Path) -> None:
                     objects.append((label, box))
             for position, (label, box) in enumerate(objects):
                 crowd = index < num_crowds and position == 0 and len(objects) > 1
-                annotations.append(annotation(len(annotations) + 1, image, CATEGORY_IDS[label], box, crowd))
+                annotations.append(
+                    annotation(first_id + len(annotations), image, CATEGORY_IDS[label], box, crowd)
+                )
         content = {
             "info": {"description": "Photographs of BCCD (MIT licence) in COCO's format"},
             "licenses": [{"id": 1, "name": "MIT", "url": "https://github.com/Shenggan/BCCD_Dataset"}],
