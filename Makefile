@@ -1,17 +1,19 @@
-# make demo   train, evaluate, export and run a small FCOS on drawn shapes, on the CPU, in a few minutes
-# make test   the tests that take seconds; `make lint` checks the style
-# make PYTHON=/path/to/python3.11 ...   when none of python3.11, python3.10, python3.9, python3 will do
+# make demo        train, evaluate, export and run a small FCOS on drawn shapes, on a CPU, in a few minutes
+# make test        all tests but the slow ones; make test-fast: unit tests only; make lint: style
+# make docs        build the documentation site into site/; make docs-check: test what the documentation says
+# make PYTHON=/path/to/python3.11 ...   use this Python
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test lint help
+.PHONY: demo test test-fast docs docs-check lint help
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+DOCS_VENV := .venv-docs
 
 DEMO := fcos_demo_shapes
 DEMO_CONFIG := configs/$(DEMO).yml
@@ -21,9 +23,9 @@ DEMO_BUNDLE := output_inference/$(DEMO)
 DEMO_PICTURES := $(DEMO_OUTPUT)/pictures
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 3
+	@sed -n 's/^# //p' Makefile | head -n 4
 
-# The environment ------------------------------------------------------------------------------------------
+# Environment ------------------------------------------------------------------------------------------------
 
 NEEDED_MB := 3000
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
@@ -36,13 +38,13 @@ $(PY):
 	    exec "$$each" -m venv --clear $(VENV); \
 	  fi; \
 	done; \
-	echo "error: no Python 3.9 to 3.11 with venv among: $(CANDIDATES); say make PYTHON=/path/to/python3.11" >&2; \
+	echo "error: no Python 3.9 to 3.11 with venv among: $(CANDIDATES); run make PYTHON=/path/to/python3.11" >&2; \
 	exit 2
 
 $(INSTALLED): requirements.txt requirements/base.txt requirements/train.txt requirements/cpu.txt \
               requirements/onnx.txt requirements/openvino.txt | $(PY)
 	@free=$$(df -Pm . | awk 'NR == 2 {print $$4}'); (( free >= $(NEEDED_MB) )) || { \
-	  echo "error: $(CURDIR) has $$free MB of disk left, and the installation takes $(NEEDED_MB): free some" >&2; \
+	  echo "error: $(CURDIR) has $$free MB of free disk space, and the installation needs $(NEEDED_MB) MB" >&2; \
 	  exit 2; }
 	@echo "installing requirements.txt into $(VENV)"
 	@$(PIP) -r requirements.txt
@@ -53,7 +55,7 @@ $(INSTALLED): requirements.txt requirements/base.txt requirements/train.txt requ
 	done
 	@touch $@
 
-# Both files at once, and PyTorch within the limits of the first: alone, it would lift setuptools above them.
+# PyTorch is installed in a call of its own: pip asks PyTorch's index for every package of a call.
 $(INSTALLED_DEV): requirements/dev.txt requirements/torch.txt requirements/tests_apart.txt $(INSTALLED)
 	@echo "installing requirements/dev.txt into $(VENV)"
 	@$(PIP) -r requirements.txt -r requirements/dev.txt
@@ -61,7 +63,7 @@ $(INSTALLED_DEV): requirements/dev.txt requirements/torch.txt requirements/tests
 	@$(PIP) --no-deps -r requirements/tests_apart.txt
 	@touch $@
 
-# The demo: each step is skipped where its result is there already ------------------------------------------
+# Demo: a step is skipped if its result exists ----------------------------------------------------------------
 
 $(DEMO_DATA): | $(INSTALLED)
 	$(PY) dataset/shapes/generate_shapes.py
@@ -86,12 +88,29 @@ demo: $(DEMO_PICTURES)/.drawn
 	@echo "bundle:        $(DEMO_BUNDLE)"
 	@echo "VisualDL log:  $(DEMO_OUTPUT)/vdl   ($(VENV)/bin/visualdl --logdir $(DEMO_OUTPUT)/vdl --language en)"
 
-# The tests and the style -----------------------------------------------------------------------------------
+# Tests, style and documentation -------------------------------------------------------------------------------
 
-# Two processes of one thread each: two cores are busy, also while a test waits for a process that it has started.
+# Two processes of one thread each keep two cores busy while a test waits for a process that it started.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+
 test: $(INSTALLED_DEV)
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -q -m "not slow" -n 2 --dist loadfile
+	$(PYTEST) tests -m "not slow and not docs"
+
+test-fast: $(INSTALLED_DEV)
+	$(PYTEST) tests -m "unit and not slow"
+
+docs-check: $(INSTALLED_DEV)
+	$(PYTEST) tests/docs -m "not slow"
 
 lint: $(INSTALLED_DEV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# The site needs neither Paddle nor this package installed: mkdocstrings reads the sources.
+$(DOCS_VENV)/.installed: requirements/docs.txt | $(PY)
+	@$(PY) -m venv --clear $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip install -qq --disable-pip-version-check -r requirements/docs.txt
+	@touch $@
+
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict

@@ -1,4 +1,4 @@
-"""Packaging. The versions stand in requirements/*.txt and nowhere else."""
+"""Packaging. Versions are in requirements/*.txt only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ ROOT = Path(__file__).parent
 
 
 def requirements(name: str) -> list[str]:
-    """Read requirements/{name}.txt, comments, pip's own options and references to files left out."""
+    """Read requirements/{name}.txt without comments, pip options and direct references."""
     lines = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     entries = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
     return [entry for entry in entries if entry and not entry.startswith("-") and " @ " not in entry]
 
 
 def version() -> str:
-    """Read the version from the package without importing it."""
+    """Read the version without importing the package."""
     text = (ROOT / "ppfcos" / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
@@ -29,9 +29,7 @@ setup(
     name="ppfcos",
     version=version(),
     description="FCOS, the anchor-free object detector, trained on PaddlePaddle in PaddleDetection's style",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
-    if (ROOT / "README.md").exists()
-    else "",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ppfcos", "ppfcos.*"]),
@@ -45,7 +43,8 @@ setup(
         "deploy": requirements("deploy"),
         "onnx": requirements("onnx"),
         "openvino": requirements("openvino"),
-        "dev": [*requirements("dev"), *requirements("torch")],
+        "dev": requirements("dev") + requirements("torch"),
+        "docs": requirements("docs"),
     },
     entry_points={"console_scripts": ["ppfcos = ppfcos.cli.main:main"]},
     classifiers=[

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The tests on several versions of Paddle, each in an environment of its own, which stays for the next time:
+# Run the tests on several versions of Paddle, each in its own environment, which is kept:
 #   scripts/test_on_paddle.sh VERSION... [-- ARGUMENTS OF PYTEST]
 #   scripts/test_on_paddle.sh 2.6.2 3.2.2 3.3.1
 #   scripts/test_on_paddle.sh 2.6.2 -- tests/modeling/test_losses.py -q
-# ENVIRONMENTS is the folder in which they are made (the checkout; 3 GB each), PYTHON the interpreter that they get.
-# Ends with a table of the versions, and with exit code 1 if any test failed.
+# ENVIRONMENTS is the folder of the environments (default: the checkout; 3 GB each), PYTHON their interpreter.
+# The last lines are a table of the versions. The exit code is 1 if any test failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,7 +25,7 @@ if (($# > 1)); then tests=("${@:2}"); fi
 
 environments=$(realpath "${ENVIRONMENTS:-.}")
 
-# The requirements for a version, into a folder: the pinned ones but for Paddle itself and what goes with it only.
+# Write the requirements for a version into a folder: the pinned ones, except Paddle and paddle2onnx.
 write_requirements() {
   local version=$1 folder=$2
   rm -rf "$folder"
@@ -37,8 +37,8 @@ write_requirements() {
   fi
 }
 
-# Makes the environment, or mends one that was made for other requirements. It is asked whether it succeeded, so that
-# bash does not stop at what fails in it: each step is tied to the one before.
+# Create or update the environment. The caller tests the exit code, so `set -e` is off here: each step checks the one
+# before.
 install() {
   local version=$1 environment=$2
   make --silent VENV="$environment" "$environment/bin/python" ${PYTHON:+PYTHON="$PYTHON"} || return
@@ -54,8 +54,8 @@ install() {
     cp -r "$environment/wanted" "$environment/installed"
 }
 
-# How many tests ended in a way, by pytest's summary, such as "3 failed, 812 passed, 20 skipped in 512.03s". Libraries
-# may print something behind it.
+# The number of tests with a result, from pytest's summary, such as "3 failed, 812 passed, 20 skipped in 512.03s".
+# Libraries may print more after it.
 ended() {
   local log=$1 way=$2 count
   count=$(grep -E " in [0-9.]+s( \([0-9:]+\))?$" "$log" | tail -n 1 | grep -oE "[0-9]+ $way" || true)

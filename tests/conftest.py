@@ -1,33 +1,70 @@
-"""Where the tests find real data, and what must be set before Paddle is imported."""
+"""Markers, test data, the browser and PaddleDetection's workspace.
+
+Every test has one of these markers, set from its folder, its module and its fixtures:
+
+    docs         README and docs/: links, commands, quoted messages
+    browser      opens a page in Chromium
+    integration  starts processes, trains, exports or runs an exported model
+    unit         everything else
+
+`slow` is set by hand on tests that take minutes.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.browser import start_browser
-from selenium.webdriver import Chrome
 
 from ppfcos import environment
-from ppfcos.errors import BundleError
 
 environment.configure_process()
-with environment.quiet_imports():
-    import paddle
-    from ppdet.core.workspace import global_config
-
-    from ppfcos.export.program import check_paddle
 
 ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
 TEST_DATA = Path(os.environ.get("PPFCOS_TEST_DATA", ROOT.parent / "shared" / "data"))
 
-paddle.seed(0)
+INTEGRATION_FOLDERS = {"cli", "convert", "deploy", "engine", "export"}
+INTEGRATION_IMPORTS = {"subprocess", "multiprocessing", "Trainer", "export_bundle"}
+BROWSER_FIXTURES = {"browser", "_started_browser"}
+
+needs_export = pytest.mark.needs_export
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads processes from /proc")
 
 
-def _why_it_cannot_export() -> str:
-    """What the export says of this version of Paddle; empty where it goes on."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test."""
+    for item in items:
+        item.add_marker(_kind_of(item))
+
+
+def _kind_of(item: pytest.Item) -> str:
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    if folder == "docs":
+        return "docs"
+    if BROWSER_FIXTURES & set(item.fixturenames):
+        return "browser"
+    if folder in INTEGRATION_FOLDERS or INTEGRATION_IMPORTS & set(vars(item.module)):
+        return "integration"
+    return "unit"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `needs_export` where this version of Paddle cannot export."""
+    if item.get_closest_marker("needs_export"):
+        skip_without_export()
+
+
+@functools.cache
+def export_error() -> str:
+    """The error of an export with this version of Paddle; empty where it can export."""
+    from ppfcos.errors import BundleError
+    from ppfcos.export.program import check_paddle
+
     try:
         check_paddle()
     except BundleError as error:
@@ -35,42 +72,49 @@ def _why_it_cannot_export() -> str:
     return ""
 
 
-CANNOT_EXPORT = _why_it_cannot_export()
-needs_export = pytest.mark.skipif(bool(CANNOT_EXPORT), reason=CANNOT_EXPORT)
-needs_proc = pytest.mark.skipif(
-    not Path("/proc/self").exists(), reason="finds processes in /proc, which this system has not got"
-)
-
-
 def skip_without_export() -> None:
-    """For what makes a bundle on behalf of many tests."""
-    if CANNOT_EXPORT:
-        pytest.skip(CANNOT_EXPORT)
+    """Skip the test where this version of Paddle cannot export."""
+    if export_error():
+        pytest.skip(export_error())
 
 
-def _real_data(name: str) -> Path:
-    folder = TEST_DATA / name
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: set PPFCOS_TEST_DATA to a folder that holds {name}/")
-    return folder
+def __getattr__(name: str) -> str:
+    """Import Paddle for CANNOT_EXPORT only when a test asks for it."""
+    if name == "CANNOT_EXPORT":
+        return export_error()
+    raise AttributeError(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _seed_paddle() -> None:
+    if "paddle" in sys.modules:
+        sys.modules["paddle"].seed(0)
+
+
+def _data(name: str) -> Path:
+    """A data set below PPFCOS_TEST_DATA, or its small form below tests/fixtures."""
+    for folder in (TEST_DATA / name, FIXTURES / name):
+        if folder.is_dir():
+            return folder
+    pytest.skip(f"{TEST_DATA / name} is absent: set PPFCOS_TEST_DATA to a folder that holds {name}/")
 
 
 @pytest.fixture(scope="session")
 def bccd() -> Path:
-    """The BCCD blood-cell set in Pascal VOC layout (github.com/Shenggan/BCCD_Dataset)."""
-    return _real_data("bccd")
+    """Photographs of blood cells in Pascal VOC layout (github.com/Shenggan/BCCD_Dataset)."""
+    return _data("bccd")
 
 
 @pytest.fixture(scope="session")
 def tinycoco() -> Path:
-    """A small piece of COCO 2017 in COCO's own layout, with crowds and images without objects."""
-    return _real_data("tinycoco")
+    """A small data set in COCO's layout, with crowds and images without objects."""
+    return _data("tinycoco")
 
 
 @pytest.fixture(scope="session")
 def paddledetection() -> Path:
     """A clone of github.com/PaddlePaddle/PaddleDetection, or its folder deploy/python alone."""
-    return _real_data("PaddleDetection")
+    return _data("PaddleDetection")
 
 
 @pytest.fixture(scope="session")
@@ -80,24 +124,27 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def _started_browser() -> Iterator[Chrome]:
+def _started_browser() -> Iterator:
+    from helpers.browser import start_browser
+
     driver = start_browser()
     yield driver
     driver.quit()
 
 
 @pytest.fixture
-def browser(_started_browser) -> Iterator[Chrome]:
+def browser(_started_browser) -> Iterator:
     """A headless Chromium."""
     yield _started_browser
-    _started_browser.get("about:blank")  # an open page, such as VisualDL's, goes on computing
+    _started_browser.get("about:blank")  # a page left open, such as VisualDL's, keeps computing
 
 
 @pytest.fixture
-def workspace():
-    """PaddleDetection's workspace, emptied of what other tests have set in it."""
+def workspace() -> Iterator[dict]:
+    """PaddleDetection's workspace without values set by other tests."""
+    from ppdet.core.workspace import global_config
 
-    def clear():
+    def clear() -> None:
         for value in global_config.values():
             if hasattr(value, "schema"):
                 value.clear()

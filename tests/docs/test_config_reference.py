@@ -1,4 +1,4 @@
-"""docs/configs.md has every key that a configuration may have, and is what the code says today."""
+"""docs/configs.md is up to date and has every configuration key."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from ppfcos.config.workspace import registered_modules
 
 
 def sections(text: str) -> dict[str, str]:
-    """What stands under each heading."""
+    """The text below each heading."""
     parts = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2]))
 
 
 def test_the_page_is_up_to_date():
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), (
-        "write it anew: python -m ppfcos.config.reference"
+        "run python -m ppfcos.config.reference"
     )
 
 
 def test_every_key_of_every_configuration_is_on_the_page(root):
-    """By the files themselves: whatever they set has a row in its section."""
     page = reference.PAGE.read_text(encoding="utf-8")
     by_section = sections(page)
     modules, datasets = registered_modules()

@@ -1,4 +1,4 @@
-"""docs/deploy.ipynb: a valid notebook without outputs, that runs, and prints what the predictor finds."""
+"""docs/deploy.ipynb is a valid notebook without outputs, runs, and prints the predictor's boxes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("ipykernel", reason="ipykernel is not installed: requirement
 
 NOTEBOOK = ROOT / "docs" / "deploy.ipynb"
 SHOWN, PICTURES_DRAWN = 4, 5
-THRESHOLD = 0.1  # the small detector has learnt nothing, and is never sure
+THRESHOLD = 0.1  # the small detector is untrained
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|usr|opt|mnt|var|Users)/|\b[A-Z]:\\\\")
 
 
@@ -35,7 +35,7 @@ def notebook() -> nbformat.NotebookNode:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """What the first cell asks the environment for."""
+    """Values of the environment variables that the first cell reads."""
     base, data = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("shapes")
     generate(data, train=1, val=8)
     return {
@@ -47,7 +47,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def printed(notebook, folders) -> list[str]:
-    """What each cell of code prints; the last is the number of pictures that were shown."""
+    """The output of each code cell, and the number of images shown."""
     with pytest.MonkeyPatch.context() as patch:
         for name, folder in folders.items():
             patch.setenv(name, str(folder))
@@ -59,7 +59,7 @@ def printed(notebook, folders) -> list[str]:
 
 
 def lines_of(detections: Detections) -> list[str]:
-    """The lines in which the notebook shows the boxes of a picture."""
+    """The lines that the notebook prints for the boxes of an image."""
     found = detections.above(THRESHOLD)
     names = [found.class_names[label] for label in found.labels]
     return [

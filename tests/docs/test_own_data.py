@@ -1,4 +1,4 @@
-"""docs/own_data.md, command by command, on a small data set; only the model and the pictures are small."""
+"""Run docs/own_data.md, command by command, on a small data set with a small model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ppfcos.deploy import Predictor
 
 FORMATS = ("coco", "voc", "yolo")  # the order of the page's configurations
 RESIZED = "[{Decode: {}}, {Resize: {target_size: [96, 96], keep_ratio: true, interp: 1}}, {Permute: {}}]"
-# What stands in for the files that the page's configuration inherits from: the same, but small.
+# Small versions of the base configurations.
 SMALL = {
     "_base_/fcos_r50_fpn.yml": "pretrain_weights: null\n"
     "ResNet: {depth: 18, freeze_at: -1, freeze_norm: false}\n"
@@ -43,7 +43,7 @@ def page(root) -> str:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """Drawn pictures in COCO's format, under the names that the page has."""
+    """Drawn images in COCO's format, with the file names of the page."""
     folder = tmp_path_factory.mktemp("drawn")
     shapes.generate(folder, train=12, val=4, size=96)
     (folder / "images").mkdir()
@@ -55,7 +55,7 @@ def drawn(tmp_path_factory) -> Path:
 
 
 def checkout(folder: Path, root: Path, page: str, drawn: Path, data_format: str) -> Path:
-    """What a reader has before the first command: a checkout, the data, the configuration of the page."""
+    """A checkout with the data and the configuration of the page."""
     for name in ("tools", "ppfcos"):
         (folder / name).symlink_to(root / name)
     shutil.copytree(root / "configs", folder / "configs")
@@ -91,7 +91,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 @needs_export
-def test_the_page_from_pictures_to_an_exported_model(root, page, drawn, tmp_path):
+def test_commands_and_python_of_the_page(root, page, drawn, tmp_path):
     folder = checkout(tmp_path, root, page, drawn, "coco")
     *commands, with_crowds = commands_of(page)
     assert [Path(shlex.split(command)[1]).stem for command in commands] == [
@@ -99,7 +99,7 @@ def test_the_page_from_pictures_to_an_exported_model(root, page, drawn, tmp_path
     ]  # fmt: skip
     for command in commands:
         done = run(command, folder)
-        # 1: that classes are rare in twelve pictures is a finding
+        # 1: rare classes in twelve images are an issue
         assert done.returncode in ((0, 1) if "check_data" in command else (0,)), f"{command}\n{done.stderr}"
     for name in ("output/check_data/report.html", "batch.png", "output/mine/best_model.pdparams"):
         assert (folder / name).stat().st_size > 0
@@ -124,9 +124,7 @@ def test_the_page_from_pictures_to_an_exported_model(root, page, drawn, tmp_path
 
 
 @pytest.mark.parametrize("data_format", FORMATS)
-def test_the_configurations_of_the_page_read_the_same_data(
-    root, page, drawn, tmp_path, data_format, monkeypatch
-):
+def test_configurations_of_the_page_read_the_same_data(root, page, drawn, tmp_path, data_format, monkeypatch):
     folder = checkout(tmp_path, root, page, drawn, data_format)
     monkeypatch.chdir(folder)
     cfg = load_config(Path("configs/mine.yml"), [])

@@ -1,8 +1,7 @@
-"""README.md, its Chinese twin and docs/: links lead somewhere, files are there, commands can be typed."""
+"""README.md, README_cn.md and docs/: links, named files, Python imports, and commands that parse."""
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
 import importlib
@@ -30,15 +29,10 @@ WRITTEN_BY_THE_READER = ("configs/mine.yml", "weights/mmdet.yml", "CONFIG")
 BENCHMARKS = sorted(
     path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
 )
-WORD_OF = {f"tools/{command.module}.py": word for word, command in COMMANDS.items()}
-# Where each program that a page names is run for what it does. Benchmarks that take minutes are only started.
+COMMAND_OF = {f"tools/{command.module}.py": name for name, command in COMMANDS.items()}
+# The test that runs each program named on a page. Benchmarks that take minutes are only started.
 RUN_BY = {
-    "train": "test_own_data.py",
-    "eval": "test_own_data.py",
-    "infer": "test_own_data.py",
-    "export": "test_own_data.py",
-    "check-data": "test_own_data.py",
-    "show-batch": "test_own_data.py",
+    **dict.fromkeys(("train", "eval", "infer", "export", "check-data", "show-batch"), "test_own_data.py"),
     "model-info": "test_model_info.py",
     "convert-weights": "test_convert_weights.py",
     "convert-data": "test_convert_data.py",
@@ -60,17 +54,12 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def readme() -> str:
-    return text_of("README.md")
-
-
 def all_commands() -> list[pages.Command]:
     return [command for page in PAGES for command in pages.commands(page, text_of(page))]
 
 
 def program_of(command: pages.Command) -> str | None:
-    """A word of `ppfcos`, or the path of a script, or another program; None for the bare name of one."""
+    """A subcommand of `ppfcos`, the path of a script, or another program; None for the bare name of one."""
     first, *rest = pages.without_launcher(command.words)[1]
     if first == "python" and rest[:2] == ["-m", "ppfcos"]:
         first, *rest = "ppfcos", *rest[2:]
@@ -78,7 +67,7 @@ def program_of(command: pages.Command) -> str | None:
         return rest[0] if first == "ppfcos" and rest else first
     if rest[:1] == ["-m"]:
         return " ".join(rest[:2])
-    return WORD_OF.get(rest[0], rest[0]) if rest else None
+    return COMMAND_OF.get(rest[0], rest[0]) if rest else None
 
 
 def arguments_of(command: pages.Command) -> list[str]:
@@ -86,9 +75,24 @@ def arguments_of(command: pages.Command) -> list[str]:
     return words[3:] if words[1] == "-m" else words[2:]
 
 
-def test_the_five_lines_for_own_data(readme, root, tinycoco, tmp_path):
-    (yaml_text,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
-    assert len(yaml_text.strip().splitlines()) == 5
+def values_after(command: pages.Command, flag: str) -> list[str]:
+    return [word for before, word in zip(command.words, command.words[1:]) if before == flag]
+
+
+def configs_of(command: pages.Command) -> list[str]:
+    return [name for name in values_after(command, "-c") if name not in WRITTEN_BY_THE_READER]
+
+
+def options_of(arguments: list[str]) -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments if re.match(r"--?[a-z]", argument)}
+
+
+def test_readme_has_at_most_130_lines():
+    assert len(text_of("README.md").splitlines()) <= 130
+
+
+def test_config_of_the_readme_loads(root, tinycoco, tmp_path):
+    (yaml_text,) = re.findall(r"```yaml\n(.*?)```", text_of("README.md"), re.DOTALL)
     config = tmp_path / "mine.yml"
     config.write_text(yaml_text.replace("_BASE_: ", f"_BASE_: {root}/configs/"))
     own = {"num_classes": 80}
@@ -101,63 +105,58 @@ def test_the_five_lines_for_own_data(readme, root, tinycoco, tmp_path):
     assert len(build_dataset(cfg, "EvalDataset").records) == 6
 
 
-def test_both_readmes_say_the_same():
+def test_both_readmes_have_the_same_content():
     english, chinese = (text_of(page) for page in TWINS)
     assert pages.fenced(chinese) == pages.fenced(english)
     assert pages.indented(chinese) == pages.indented(english)
     assert Counter(pages.spans(chinese)) == Counter(pages.spans(english))
-    assert pages.table_numbers(chinese) == pages.table_numbers(english)
-    other = {"README.md": "README_cn.md", "README_cn.md": "README.md"}
-    led = [other.get(link, link) for link in pages.links(chinese)]
-    assert led == pages.links(english)
+    assert [sorted(row) for row in pages.table_numbers(chinese)] == [
+        sorted(row) for row in pages.table_numbers(english)
+    ]
+    assert Counter(pages.links(chinese)) - Counter(TWINS) == Counter(pages.links(english)) - Counter(TWINS)
     levels = [re.findall(r"^(#+) ", re.sub(pages.FENCE, "", text), re.M) for text in (english, chinese)]
     assert levels[0] == levels[1]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files_and_headings(page):
-    wrong = []
+def test_links_and_named_files_exist(page):
     for link in pages.links(text_of(page)):
         if link.startswith(("http://", "https://")):
             continue
         path, _, heading = link.partition("#")
         target = (ROOT / page).parent / path if path else ROOT / page
-        if not target.exists() or (
-            heading and heading not in pages.anchors(target.read_text(encoding="utf-8"))
-        ):
-            wrong.append(link)
-    assert wrong == []
+        assert target.exists(), link
+        assert not heading or heading in pages.anchors(target.read_text(encoding="utf-8")), link
+    folders = "configs|tools|benchmarks|requirements|dataset|scripts|tests|ppfcos"
+    of_other_projects = (
+        r"^\|.* [0-9a-f]{40} \|$|^\| PaddleDetection \|.*|^\| `?tools/\S+ CONFIG 8.*|^\| `tools/analysis.*"
+    )
+    own = re.sub(of_other_projects, "", text_of(page), flags=re.M)
+    named = set(re.findall(rf"(?<![\w/])((?:{folders})/[\w/]+\.(?:yml|py|txt|sh))", own))
+    for command in pages.commands(page, text_of(page)):
+        named |= set(values_after(command, "-r")) if command.words[0] == "pip" else set()
+    assert [name for name in sorted(named - set(WRITTEN_BY_THE_READER)) if not (ROOT / name).exists()] == []
 
 
-def test_every_page_is_reached_from_the_readme():
-    reached, fresh = set(), {"README.md"}
-    while fresh:
-        page = fresh.pop()
+def test_every_page_is_linked_from_the_readme():
+    reached, queue = set(), {"README.md"}
+    while queue:
+        page = queue.pop()
         reached.add(page)
         local = [link.partition("#")[0] for link in pages.links(text_of(page)) if not link.startswith("http")]
         targets = {((ROOT / page).parent / link).resolve() for link in local if link.endswith(".md")}
-        fresh |= {str(target.relative_to(ROOT)) for target in targets} - reached
+        queue |= {str(target.relative_to(ROOT)) for target in targets} - reached
     assert set(PAGES) <= reached
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_files_that_it_names_are_there(page):
-    folders = "configs|tools|benchmarks|requirements|dataset|scripts|tests|ppfcos"
-    here = rf"(?<![\w/])((?:{folders})/[\w/]+\.(?:yml|py|txt|sh))"
-    of_others = r"^\|.* [0-9a-f]{40} \|$|^\| PaddleDetection \|.*"  # files of a commit of another project
-    own = re.sub(of_others, "", text_of(page), flags=re.M)
-    named = set(re.findall(here, own)) - set(WRITTEN_BY_THE_READER)
-    named |= {name for command in pages.commands(page, text_of(page)) for name in requirements_of(command)}
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-
-
-def requirements_of(command: pages.Command) -> list[str]:
-    words = command.words
-    return [word for flag, word in zip(words, words[1:]) if words[0] == "pip" and flag == "-r"]
+def test_every_page_is_in_the_navigation_of_the_site():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = re.findall(r": (\w+\.md)$", text[text.index("\nnav:") :], re.M)
+    assert sorted(f"docs/{name}" for name in named) == sorted(set(PAGES) - set(TWINS))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_its_python_imports_is_there(page):
+def test_python_imports_exist(page):
     blocks = [code for language, code in pages.fenced(text_of(page)) if language == "python"]
     lines = [line for line in pages.indented(text_of(page)) if line.startswith("from ")]
     for node in ast.walk(ast.parse("\n".join([*blocks, *lines]))):
@@ -166,29 +165,27 @@ def test_what_its_python_imports_is_there(page):
             assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
+def test_members_of_the_api_page_exist():
+    text = text_of("docs/api.md")
+    for module, members in re.findall(r"^::: (\S+)\n    options:\n      members: \[(.*)\]$", text, re.M):
+        loaded = importlib.import_module(module)
+        assert [name for name in members.split(", ") if not hasattr(loaded, name)] == [], module
+
+
 @pytest.mark.parametrize(
     "command", [each for each in all_commands() if program_of(each) in COMMANDS], ids=str
 )
-def test_commands_of_the_program_are_understood(command):
-    parser = parser_of(program_of(command))
-    arguments = arguments_of(command)
-    if command.whole:
-        options = understood(parser, arguments)
-        if getattr(options, "config", None) not in (None, *WRITTEN_BY_THE_READER):
-            load_config(ROOT / options.config, options.opt or [])
-    else:
-        assert typed_options(arguments) <= set(parser._option_string_actions)
-
-
-def understood(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+def test_commands_parse(command):
+    parser, arguments = parser_of(program_of(command)), arguments_of(command)
+    if not command.whole:
+        assert options_of(arguments) <= set(parser._option_string_actions)
+        return
     try:
-        return parser.parse_args(arguments)
+        options = parser.parse_args(arguments)
     except SystemExit as refused:
         pytest.fail(f"exit code {refused.code}")
-
-
-def typed_options(arguments: list[str]) -> set[str]:
-    return {argument.partition("=")[0] for argument in arguments if re.match(r"--?[a-z]", argument)}
+    if getattr(options, "config", None) not in (None, *WRITTEN_BY_THE_READER):
+        load_config(ROOT / options.config, options.opt or [])
 
 
 SCRIPTS = [each for each in all_commands() if re.match(r"(benchmarks|dataset)/", program_of(each) or "")]
@@ -197,7 +194,7 @@ SCRIPTS = [each for each in all_commands() if re.match(r"(benchmarks|dataset)/",
 @pytest.mark.parametrize("command", SCRIPTS, ids=str)
 def test_options_of_scripts_exist(command):
     arguments = arguments_of(command)
-    assert typed_options(arguments) <= pages.declared_options(ROOT / program_of(command))
+    assert options_of(arguments) <= pages.declared_options(ROOT / program_of(command))
     for config in configs_of(command):
         load_config(ROOT / config, arguments[arguments.index("-o") + 1 :] if "-o" in arguments else [])
 
@@ -205,45 +202,32 @@ def test_options_of_scripts_exist(command):
 @pytest.mark.parametrize(
     "command", [each for each in all_commands() if list(each.words[:3]) == pages.LAUNCHER], ids=str
 )
-def test_the_launcher_understands_its_part(command, monkeypatch):
-    told, started = pages.without_launcher(command.words)
-    monkeypatch.setattr(sys, "argv", ["launch", *told, *started[1:]])
+def test_options_of_the_launcher_exist(command, monkeypatch):
+    launcher, started = pages.without_launcher(command.words)
+    monkeypatch.setattr(sys, "argv", ["launch", *launcher, *started[1:]])
     known, unknown = args_envs.parse_args()
     assert unknown == [] and known.training_script == started[1]
 
 
-def test_make_and_pip_find_what_they_are_told():
-    targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), re.M))
+def test_make_targets_and_extras_exist():
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.M))
     extras = set(re.findall(r'^        "(\w+)": ', text_of("setup.py"), re.M))
     for command in all_commands():
         if command.words[0] == "make":
             assert {word for word in command.words[1:] if "=" not in word} <= targets, command
         if command.words[0] == "pip":
-            wanted = re.findall(r"^\.\[(\w+)\]$", "\n".join(command.words), re.M)
-            assert set(wanted) <= extras, command
+            assert set(re.findall(r"^\.\[(\w+)\]$", "\n".join(command.words), re.M)) <= extras, command
 
 
 def test_every_program_is_run_by_a_test():
     named = {program_of(command) for command in all_commands()} - {None, "pip"}
-    in_minutes = {f"benchmarks/{name}" for name in BENCHMARKS}
-    assert named - in_minutes <= set(RUN_BY)
+    assert named - {f"benchmarks/{name}" for name in BENCHMARKS} <= set(RUN_BY)
     for program, test in RUN_BY.items():
-        name = re.split(r"[/ .]", program.removesuffix(".py"))[-1]
-        assert re.search(
-            name.replace("-", "[-_]"), next((ROOT / "tests").rglob(test)).read_text(encoding="utf-8")
-        ), program
+        name = re.split(r"[/ .]", program.removesuffix(".py"))[-1].replace("-", "[-_]")
+        assert re.search(name, next((ROOT / "tests").rglob(test)).read_text(encoding="utf-8")), program
 
 
-def configs_of(command: pages.Command) -> list[str]:
-    """What stands behind -c, unless the reader has to write it."""
-    words = command.words
-    return [
-        word for flag, word in zip(words, words[1:]) if flag == "-c" and word not in WRITTEN_BY_THE_READER
-    ]
-
-
-def test_what_needs_gpus_or_coco_says_so():
-    """Whatever is neither can be typed on any machine that has a CPU, and stands in RUN_BY."""
+def test_commands_for_gpus_and_coco_are_marked():
     for command in all_commands():
         if "--gpus" in command.words:
             assert re.search(r"eight GPUs|八卡", text_of(command.page)), command
@@ -252,29 +236,34 @@ def test_what_needs_gpus_or_coco_says_so():
             assert reads_coco == Path(config).stem.removesuffix("_qat").endswith("_coco"), command
 
 
-def test_the_demo_is_told_as_make_types_it():
-    """docs/getting_started.md has every command of the demo, as `make` itself resolves them."""
+def test_quick_start_has_the_commands_of_make_demo():
     if shutil.which("make") is None:
-        pytest.skip("make is not installed, and these are tests of the Makefile")
+        pytest.skip("make is not installed")
     shown = subprocess.run(["make", "-nB", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = shown.stdout.replace("\\\n", " ").splitlines()
     typed = [line for line in lines if re.match(r"\.venv/bin/python (tools|dataset)/", line)]
     assert len(typed) == 4
-    page = "docs/getting_started.md"
+    page = "docs/quick_start.md"
     told = [command.words for command in pages.commands(page, text_of(page)) if command.whole]
     for line in typed:
         ours = line.removeprefix(".venv/bin/").partition(" | ")[0]
         assert tuple(ours.split()) in told, ours
 
 
-def test_the_kinds_of_faults_are_as_many_as_is_said():
-    told = [text_of("README.md"), text_of("CHANGELOG.md")]
-    assert [re.findall(r"(\d+) kinds of faults", text) for text in told] == [[str(len(ISSUE_TYPES))]] * 2
+def test_number_of_issue_types():
+    told = [text_of("docs/coming_from.md"), text_of("CHANGELOG.md")]
+    assert [re.findall(r"(\d+) types of issues", text) for text in told] == [[str(len(ISSUE_TYPES))]] * 2
 
 
 def test_every_benchmark_is_on_the_page():
     page = text_of("docs/benchmarks.md")
     assert [name for name in BENCHMARKS if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").iterdir()), ids=lambda path: path.name)
+def test_images_are_small_and_used(path):
+    assert path.stat().st_size < 200_000
+    assert any(path.name in text_of(page) for page in PAGES)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes messages that the code really prints."""
+"""docs/troubleshooting.md quotes messages that the code prints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 import pytest
 
 ELLIPSIS = "…"
-# Of other programs, quoted as they print them.
+# Messages of other programs.
 FOREIGN = ("libGL.so.1", "No module named", "Out of memory error on GPU")
 
 
 def messages(node: ast.AST) -> str | None:
-    """A string of the code with … for what is filled in."""
+    """A string of the code, with … for its variable parts."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -26,7 +26,7 @@ def messages(node: ast.AST) -> str | None:
 
 @pytest.fixture(scope="module")
 def printed(root) -> str:
-    """All strings of the code, one a line, and the Makefile."""
+    """All strings of the code, one per line, and the Makefile."""
     found = []
     for file in (root / "ppfcos").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -48,10 +48,10 @@ def pattern(text: str) -> str:
 
 
 def prints(printed: str, quote: str) -> bool:
-    """Whether a string of the code fits a quote, each of them having something where the other has …."""
+    """Whether a string of the code matches a quote, with … as a wildcard in both."""
     if re.search(pattern(quote), printed):
         return True
-    least = 0.6 * len(quote.replace(ELLIPSIS, ""))  # or any word of the code would do
+    least = 0.6 * len(quote.replace(ELLIPSIS, ""))  # otherwise any word would match
     lines = (line for line in printed.splitlines() if len(line.replace(ELLIPSIS, "").strip()) >= least)
     return any(re.search(pattern(line), quote) for line in lines)
 

@@ -1,4 +1,4 @@
-"""README and docs as a reader meets them: links, headings, code, and the commands that are to be typed."""
+"""Parse README and docs: links, headings, code and commands."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LAUNCHER = ["python", "-m", "paddle.distributed.launch"]
 
 
 class Command(NamedTuple):
-    """What is to be typed.
+    """A command on a page.
 
     Attributes:
-        page: path of the page.
-        whole: it has a line of its own; otherwise it stands in a sentence and may lack arguments.
-        words: as a shell would divide it, comments left out.
+        page: Path of the page.
+        whole: The command has its own line; otherwise it is in a sentence and may lack arguments.
+        words: As a shell splits them, without comments.
     """
 
     page: str
@@ -34,15 +34,12 @@ class Command(NamedTuple):
 
 
 def fenced(text: str) -> list[tuple[str, str]]:
-    """Language and content of the blocks between fences."""
+    """Language and content of fenced blocks."""
     return FENCE.findall(text)
 
 
 def indented(text: str) -> list[str]:
-    """The lines of blocks that are indented by four spaces, without what a `#` behind two spaces explains.
-
-    A line that ends in a backslash goes on with the next one.
-    """
+    """The lines of blocks indented by four spaces, without comments; continuation lines are joined."""
     blocks = [re.sub(r"\s*\\\n\s*", " ", block) for block in INDENTED.findall(FENCE.sub("", text))]
     return [
         re.sub(r"\s{2,}#.*|\s+# .*", "", line[4:]) for block in blocks for line in block.splitlines() if line
@@ -50,18 +47,18 @@ def indented(text: str) -> list[str]:
 
 
 def spans(text: str) -> list[str]:
-    """What stands between backticks, line ends taken as spaces."""
+    """Inline code."""
     lines = [line for line in FENCE.sub("", text).splitlines() if not line.startswith("    ")]
     return [" ".join(span.split()) for span in SPAN.findall("\n".join(lines))]
 
 
 def links(text: str) -> list[str]:
-    """Where links and pictures lead, in order."""
+    """The targets of links and images, in order."""
     return LINK.findall(FENCE.sub("", text))
 
 
 def anchors(text: str) -> set[str]:
-    """The names that GitHub gives to headings: lower case, hyphens for spaces, repeats numbered."""
+    """GitHub's anchors of headings: lower case, hyphens for spaces, repeats numbered."""
     found: list[str] = []
     for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.M):
         plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
@@ -72,7 +69,7 @@ def anchors(text: str) -> set[str]:
 
 
 def table_numbers(text: str) -> list[list[str]]:
-    """The numbers in each line of a table."""
+    """The numbers in each table row."""
     rows = [line for line in text.splitlines() if line.startswith("|")]
     return [re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", row) for row in rows]
 
@@ -92,7 +89,7 @@ def _words(line: str) -> tuple[str, ...]:
 
 
 def without_launcher(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """What paddle.distributed.launch is told, and the command that it starts."""
+    """The arguments of paddle.distributed.launch, and the command that it starts."""
     if list(words[:3]) != LAUNCHER:
         return [], list(words)
     script = next((at for at, word in enumerate(words) if word.endswith(".py")), len(words))
@@ -100,7 +97,7 @@ def without_launcher(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 def declared_options(script: Path) -> set[str]:
-    """The options that a script gives to `add_argument`, read and not run: some import for seconds."""
+    """The options that a script passes to `add_argument`, read from its source."""
     calls = [
         node for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
     ]
