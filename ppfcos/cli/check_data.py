@@ -82,7 +82,7 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         PPFCOSError: The check is impossible.
     """
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.data.check.check import check_data
         from ppfcos.data.issues import ISSUE_TYPES

@@ -21,15 +21,15 @@ from ppfcos.data.formats.yolo import PPFCOSYOLODataSet
 from ppfcos.data.images import IMAGE_SUFFIXES, list_images
 from ppfcos.data.records import (
     DetectionData,
-    EpochDraw,
+    EpochSampling,
     Record,
     RecordStore,
     drop_boxes_without_area,
     numbered,
-    set_crowds_apart,
+    separate_crowds,
 )
 from ppfcos.data.rng import global_generators
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     """
     data = _read(cfg, section, cfg.get(section) or {})
     if not isinstance(data.records, RecordStore):
-        data.records = RecordStore.of(data.records)
+        data.records = RecordStore.from_records(data.records)
     check_num_classes(cfg.get("num_classes"), data.class_names, data.source)
     _log(data)
     return data
@@ -116,7 +116,7 @@ def _log(data: DetectionData) -> None:
     """Log the size of a data set and what was left out or repaired."""
     changes = f"; {data.tally}" if str(data.tally) else ""
     logger.log(
-        logging.WARNING if data.tally.tells_of_faults else logging.INFO,
+        logging.WARNING if data.tally.has_faults else logging.INFO,
         "%s: %d images, %d objects, %d classes from %s%s",
         data.section,
         len(data),
@@ -151,11 +151,11 @@ def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> Dete
             data = _cached_coco(cfg, dataset, section, keys)
         else:
             data = _coco(dataset, section)
-    if data.keeps_crowds:
+    if data.has_crowds:
         if not isinstance(data.records, RecordStore):
-            data.records = RecordStore.of(data.records)
+            data.records = RecordStore.from_records(data.records)
         if _ignores_crowds(cfg):
-            data.tally.move(Change.CROWD, Change.IGNORED_CROWD, data.records.number_of_crowds())
+            data.tally.move(LoadEvent.CROWD, LoadEvent.IGNORED_CROWD, data.records.number_of_crowds())
         else:
             data.records = data.records.without_crowds()
     return data
@@ -182,7 +182,7 @@ def _concatenated(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDat
         raise ConfigError(f"{section}.datasets is empty: list the data sets to concatenate")
     draw = None
     if _is_training(section) and any(weight != 1 for weight in weights):
-        draw = EpochDraw([len(part.records) for part in parts], weights, int(cfg.get("seed") or 0))
+        draw = EpochSampling([len(part.records) for part in parts], weights, int(cfg.get("seed") or 0))
     return concatenate(parts, section, dataset.class_names, draw)
 
 
@@ -250,7 +250,7 @@ def _coco(dataset: Any, section: str) -> DetectionData:
     content, tally = coco.read_coco(path, image_dir, section)
     if "annotations" not in content and section != "TestDataset":
         raise DataError(f"{path} has no annotations, only images: {section} needs both")
-    of_boxes = Tally()
+    of_boxes = LoadStatistics()
     records = coco.make_records(content, dataset, image_dir, of_boxes)
     records = drop_boxes_without_area(records, dataset.allow_empty, of_boxes)
     if not records:
@@ -310,11 +310,11 @@ def _other(dataset: Any, section: str) -> DetectionData:
     names = getattr(dataset, "cname2cid", None)
     if not names:
         raise ConfigError(f"{section}: {type(dataset).__name__} does not say which classes it has")
-    tally, keep_empty = Tally(), getattr(dataset, "allow_empty", False)
-    tally.add_all(getattr(dataset, "tally", Tally()))
+    tally, keep_empty = LoadStatistics(), getattr(dataset, "allow_empty", False)
+    tally.add_all(getattr(dataset, "tally", LoadStatistics()))
     records = drop_boxes_without_area([_plain(record) for record in dataset.roidbs], keep_empty, tally)
     if _is_training(section):
-        records = set_crowds_apart(records, keep_empty, tally)
+        records = separate_crowds(records, keep_empty, tally)
     categories = getattr(dataset, "categories", None) or numbered(sorted(names, key=names.get))
     source = folder / (dataset.anno_path or dataset.image_dir or "")
     return DetectionData(section, str(source), records, categories, tally=tally)

@@ -10,7 +10,7 @@ import math
 from enum import Enum
 from typing import Any, Callable, NamedTuple
 
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 
 TRAINING, VALIDATION = "TrainDataset", "EvalDataset"  # the sections of a configuration
@@ -363,19 +363,19 @@ class RaiseOnError:
 
     def __init__(self, prefix: str):
         self._prefix = prefix
-        self.tally = Tally()
+        self.tally = LoadStatistics()
 
     def __call__(self, kind: str, where: str, detail: str, image: str = "") -> None:
         if ISSUE_TYPES[kind].outcome is Outcome.REFUSED:
             raise DataError(f"{self._prefix}{where}: {detail}")
         if kind in ("image-missing", "annotation-file-missing"):
-            self.tally.add(Change.MISSING_IMAGE, first=image)
+            self.tally.add(LoadEvent.MISSING_IMAGE, first=image)
         elif kind == "annotation-of-unknown-image":
-            self.tally.add(Change.STRAY, first=where)
+            self.tally.add(LoadEvent.UNKNOWN_IMAGE, first=where)
         elif kind == "box-missing":
-            self.tally.add(Change.BOXLESS, first=where)
+            self.tally.add(LoadEvent.NO_BOX, first=where)
         elif kind == "area-missing":
-            self.tally.add(Change.FILLED_AREA)
+            self.tally.add(LoadEvent.FILLED_AREA)
 
 
 def as_number(value: Any) -> float | None:

@@ -23,7 +23,7 @@ from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.formats import yolo as yolo_format
 from ppfcos.data.images import ImageUnreadable, image_size, list_images, read_image
 from ppfcos.data.loader import TrainLoader
-from ppfcos.data.records import EpochDraw, clip_boxes, image_ids
+from ppfcos.data.records import EpochSampling, clip_boxes, image_ids
 from ppfcos.data.rng import global_generators
 from ppfcos.engine.model import build_model
 from ppfcos.errors import ConfigError, DataError
@@ -567,14 +567,14 @@ def test_training_reads_what_the_weights_say(three):
 
 
 def test_a_fraction_goes_through_all_images():
-    draw = EpochDraw([10, 100], [1, 0.25], seed=3)
+    draw = EpochSampling([10, 100], [1, 0.25], seed=3)
     assert len(draw) == 35
     epochs = [draw.positions(epoch) for epoch in range(4)]
     for positions in epochs:
         assert sorted(positions[:10]) == list(range(10))
     assert sorted(np.concatenate([positions[10:] for positions in epochs])) == list(range(10, 110))
-    np.testing.assert_array_equal(draw.positions(2), EpochDraw([10, 100], [1, 0.25], seed=3).positions(2))
-    assert (draw.positions(0) != EpochDraw([10, 100], [1, 0.25], seed=4).positions(0)).any()
+    np.testing.assert_array_equal(draw.positions(2), EpochSampling([10, 100], [1, 0.25], seed=3).positions(2))
+    assert (draw.positions(0) != EpochSampling([10, 100], [1, 0.25], seed=4).positions(0)).any()
 
 
 def test_joined_for_paddledetections_reader(three):

@@ -19,7 +19,7 @@ from ppfcos.data.formats import voc, yolo
 from ppfcos.data.formats.coco import load_json
 from ppfcos.data.formats.layouts import detect_format
 from ppfcos.data.records import DetectionData
-from ppfcos.data.statistics import Tally
+from ppfcos.data.statistics import LoadStatistics
 from ppfcos.engine.evaluator import read_detections
 from ppfcos.errors import ConfigError, DataError
 
@@ -132,7 +132,7 @@ class Cached:
         marks = {key: np.zeros((1, 1), np.int32) for key in ("is_crowd", "difficult")}
         record = {"im_file": "images/x.jpg", "im_id": np.array([5]), "h": 10, "w": 20, **box, **marks}
         categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
-        return DetectionData("TrainDataset", "a.json", [record], categories, tally=Tally())
+        return DetectionData("TrainDataset", "a.json", [record], categories, tally=LoadStatistics())
 
 
 @pytest.fixture

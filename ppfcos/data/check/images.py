@@ -18,21 +18,21 @@ import cv2
 from tqdm import tqdm
 
 from ppfcos.data.images import (
-    ImageCutShort,
-    ImageOfAnotherSize,
+    ImageTruncated,
+    ImageSizeMismatch,
     ImageTooLarge,
     ImageUnreadable,
-    colour_kinds,
+    color_issues,
     read_header,
     read_image,
-    turn_kinds,
+    orientation_issues,
 )
 from ppfcos.errors import DataError
 
 _CHUNK = 8
 _ISSUE_OF_ERROR = {
-    ImageOfAnotherSize: "image-size-differs",
-    ImageCutShort: "image-truncated",
+    ImageSizeMismatch: "image-size-differs",
+    ImageTruncated: "image-truncated",
     ImageTooLarge: "image-huge",
     ImageUnreadable: "image-unreadable",
 }
@@ -112,6 +112,6 @@ def check_image(task: ImageTask) -> ImageCheck:
         return ImageCheck(((kind, error.reason),))
     header = read_header(task.path)
     size = (image.shape[0], image.shape[1])
-    issues = () if header is None else (*colour_kinds(header), *turn_kinds(header, task.size))
+    issues = () if header is None else (*color_issues(header), *orientation_issues(header, task.size))
     content = hashlib.blake2b(repr(size).encode() + image.tobytes(), digest_size=16).hexdigest()
     return ImageCheck(issues, size, content)

@@ -12,7 +12,7 @@ from ppfcos.data.check.annotations import AnnotatedData, AnnotatedImage, Annotat
 from ppfcos.data.check.images import ImageCheck, ImageTask, check_images
 from ppfcos.data.check.levels import COVERED, NO_LOCATION, AssignedLevels, Geometry, assign_levels
 from ppfcos.data.issues import OUTSIDE_TOLERANCE, RARE, Issue
-from ppfcos.data.records import SHORTEST_SIDE, clip_boxes
+from ppfcos.data.records import MIN_BOX_SIDE, clip_boxes
 
 _BACKGROUND = ("background", "__background__", "_background_", "bg")
 
@@ -126,7 +126,7 @@ class SectionCheck:
         if x1 < x0 or y1 < y0:
             self._add("box-upside-down", image, named, box)
             return False
-        if min(x1 - x0, y1 - y0) <= SHORTEST_SIDE:
+        if min(x1 - x0, y1 - y0) <= MIN_BOX_SIDE:
             self._add("box-without-area", image, named, box)
             return False
         if size is None:

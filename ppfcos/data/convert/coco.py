@@ -11,7 +11,7 @@ from ppfcos.data.convert.annotated import AnnotatedSet, ImagePaths, Split, fill_
 from ppfcos.data.formats import coco
 from ppfcos.data.formats.layouts import coco_files, find_image_dir, select_splits
 from ppfcos.data.issues import RaiseOnError
-from ppfcos.data.statistics import Change
+from ppfcos.data.statistics import LoadEvent
 from ppfcos.errors import DataError
 
 _COMMON = "images"  # the folder of images that belong to several splits
@@ -61,7 +61,7 @@ def _read_split(
         for entries in (file.images, file.annotations, file.categories)
     )
     coco.number_annotations(annotations)
-    for change in (Change.STRAY, Change.BOXLESS):
+    for change in (LoadEvent.UNKNOWN_IMAGE, LoadEvent.NO_BOX):
         data.dropped[f"{change.value.several} are left out of {path}"] += report.tally.count(change)
     folder = image_dir or find_image_dir(path, images)
     files = {}

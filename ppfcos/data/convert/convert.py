@@ -12,7 +12,7 @@ from ppfcos.data.convert import coco, voc, yolo
 from ppfcos.data.convert.annotated import place_images
 from ppfcos.data.formats.layouts import detect_format
 from ppfcos.errors import DataError, OutputError
-from ppfcos.fileio import replacing_folder
+from ppfcos.fileio import replace_folder
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def convert(
             len(split.annotations),
             len(data.categories),
         )
-    with replacing_folder(output) as unfinished:
+    with replace_folder(output) as unfinished:
         paths, sections = FORMATS[target_format].write(data, unfinished)
         placed = 0 if place == "none" else place_images(data, paths, unfinished, place)
     in_folder = {

@@ -25,7 +25,7 @@ from ppfcos.data.formats.layouts import name_by_list, select_splits, yolo_splits
 from ppfcos.data.images import ImageUnreadable, image_size
 from ppfcos.data.issues import RaiseOnError
 from ppfcos.data.records import image_ids, numbered
-from ppfcos.data.statistics import Change
+from ppfcos.data.statistics import LoadEvent
 from ppfcos.errors import DataError
 
 _DIGITS = 12  # significant ones of a fraction: a millionth of a pixel in any image
@@ -86,7 +86,7 @@ def _find_images(
                 raise
             data.dropped[f"split is left out, for none of its images is there: {name}"] += 1
             continue
-        data.dropped["listed images are not there"] += report.tally.count(Change.MISSING_IMAGE)
+        data.dropped["listed images are not there"] += report.tally.count(LoadEvent.MISSING_IMAGE)
         found[name] = list(dict.fromkeys(images))
     return found
 

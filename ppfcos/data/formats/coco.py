@@ -18,8 +18,8 @@ import numpy as np
 from ppdet.data.source.coco import COCODataSet
 
 from ppfcos.data.issues import RaiseOnError, Report, as_number, is_number
-from ppfcos.data.records import SHORTEST_SIDE, Record, clip_boxes
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.records import MIN_BOX_SIDE, Record, clip_boxes
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.json_files import MAX_BYTES_VARIABLE, JSONError, read_json
 
@@ -58,7 +58,7 @@ class CocoFile(NamedTuple):
         }
 
 
-def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], Tally]:
+def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], LoadStatistics]:
     """Read and check a COCO annotation file for training or evaluation.
 
     A missing `area`, a missing `iscrowd` and unusable annotation ids are filled in. Images whose file is
@@ -86,7 +86,7 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
         )
     dataset = {"info": content.get("info", {}), **file.to_dict()}
     if "annotations" in content:
-        report.tally.add(Change.RENUMBERED, number_annotations(dataset["annotations"]))
+        report.tally.add(LoadEvent.RENUMBERED, number_annotations(dataset["annotations"]))
     else:
         del dataset["annotations"]
     return dataset, report.tally
@@ -107,7 +107,7 @@ def number_annotations(annotations: list[dict[str, Any]]) -> int:
 
 
 def make_records(
-    content: dict[str, Any], dataset: COCODataSet, image_dir: Path, tally: Tally
+    content: dict[str, Any], dataset: COCODataSet, image_dir: Path, tally: LoadStatistics
 ) -> list[Record]:
     """Records as PaddleDetection's COCODataSet makes them, and the boxes of crowds in `gt_crowd`.
 
@@ -141,13 +141,13 @@ def make_records(
             elif dataset.allow_empty:
                 empty.append(record)
             else:
-                tally.add(Change.EMPTY_IMAGE)
+                tally.add(LoadEvent.EMPTY_IMAGE)
         if 0 < dataset.sample_num <= len(records) + len(empty):
             break
     if 0 <= dataset.empty_ratio < 1:
         wanted = int(len(records) * dataset.empty_ratio / (1 - dataset.empty_ratio))
         drawn = random.sample(empty, min(wanted, len(empty))) if empty else []
-        tally.add(Change.EMPTY_IMAGE, len(empty) - len(drawn))
+        tally.add(LoadEvent.EMPTY_IMAGE, len(empty) - len(drawn))
         empty = drawn
     return records + empty
 
@@ -158,19 +158,19 @@ def _add_boxes(
     labels: dict[int, int],
     load_crowd: bool,
     image: dict[str, Any],
-    tally: Tally,
+    tally: LoadStatistics,
 ) -> None:
     kept, boxes, crowds = [], [], []
     for annotation in annotations:
         x, y, width, height = annotation["bbox"]
         corners = [x, y, x + width, y + height]
         if annotation.get("ignore"):
-            tally.add(Change.MARKED_IGNORE)
+            tally.add(LoadEvent.MARKED_IGNORE)
         elif annotation["iscrowd"] and not load_crowd:
-            tally.add(Change.CROWD)
+            tally.add(LoadEvent.CROWD)
             crowds.append(corners)
-        elif min(corners[2] - x, corners[3] - y) <= SHORTEST_SIDE:
-            tally.add(Change.NO_AREA, first=image["file_name"])
+        elif min(corners[2] - x, corners[3] - y) <= MIN_BOX_SIDE:
+            tally.add(LoadEvent.NO_AREA, first=image["file_name"])
         else:
             kept.append(annotation)
             boxes.append([round(float(value), 3) for value in corners])

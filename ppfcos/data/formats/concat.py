@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppfcos.data.classes import checked_names
-from ppfcos.data.records import DetectionData, EpochDraw, Record
+from ppfcos.data.records import DetectionData, EpochSampling, Record
 from ppfcos.errors import DataError
 
 
@@ -16,7 +16,7 @@ def concatenate(
     parts: Sequence[DetectionData],
     section: str,
     class_names: Sequence[str] = (),
-    draw: EpochDraw | None = None,
+    draw: EpochSampling | None = None,
 ) -> DetectionData:
     """Concatenate data sets.
 

@@ -18,7 +18,7 @@ from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter
 from ppfcos.data.issues import RaiseOnError, Report, as_number
 from ppfcos.data.records import Record, drop_boxes_without_area, numbered
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.fileio import read_bytes, read_text
 
@@ -260,7 +260,7 @@ class PPFCOSVOCDataSet(DetDataset):
         self.roidbs: list[Record] | None = None
         self.cname2cid: dict[str, int] = {}
         self.categories: list[dict[str, Any]] = []
-        self.tally = Tally()
+        self.tally = LoadStatistics()
 
     def check_or_download_dataset(self) -> None:
         """Do nothing: the data is the user's own."""
@@ -300,12 +300,12 @@ class PPFCOSVOCDataSet(DetDataset):
             if self.allow_empty or len(record["gt_bbox"]):
                 records.append(record)
             else:
-                self.tally.add(Change.EMPTY_IMAGE)
+                self.tally.add(LoadEvent.EMPTY_IMAGE)
             if 0 < self.sample_num <= len(records):
                 break
         records = drop_boxes_without_area(records, self.allow_empty, self.tally)
         if not records:
-            missing = self.tally.count(Change.MISSING_IMAGE)
+            missing = self.tally.count(LoadEvent.MISSING_IMAGE)
             raise DataError(
                 f"{folder / self.anno_path} gives no usable image: {missing} are missing from "
                 f"{folder / self.image_dir} or {folder / self.anno_dir}, the others have no objects"

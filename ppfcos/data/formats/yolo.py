@@ -18,7 +18,7 @@ from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import ImageUnreadable, image_size, is_clutter, list_images
 from ppfcos.data.issues import RaiseOnError, Report
 from ppfcos.data.records import Record, drop_boxes_without_area, image_ids, numbered
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.fileio import read_text
 
@@ -375,7 +375,7 @@ class PPFCOSYOLODataSet(DetDataset):
         self.roidbs: list[Record] | None = None
         self.cname2cid: dict[str, int] = {}
         self.categories: list[dict[str, Any]] = []
-        self.tally = Tally()
+        self.tally = LoadStatistics()
 
     def check_or_download_dataset(self) -> None:
         """Do nothing: the data is the user's own."""
@@ -416,12 +416,12 @@ class PPFCOSYOLODataSet(DetDataset):
             labeled += os.path.isfile(label_file)
             rows = read_rows(label_file, num_classes, report, image)
             if not rows and not self.allow_empty:
-                self.tally.add(Change.EMPTY_IMAGE)
+                self.tally.add(LoadEvent.EMPTY_IMAGE)
                 continue
             try:
                 records.append(_record(image, number, rows))
             except ImageUnreadable as error:
-                self.tally.add(Change.UNREADABLE_IMAGE, first=str(error))
+                self.tally.add(LoadEvent.UNREADABLE_IMAGE, first=str(error))
         records = drop_boxes_without_area(records, self.allow_empty, self.tally)
         if not labeled:
             raise DataError(
