@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Callable
@@ -120,15 +120,20 @@ def _select_data(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geomet
     return find_sections(Path(options.path), image_dir), default_geometry()
 
 
-def configured_geometry(cfg: Mapping[str, Any]) -> Geometry:
+def configured_geometry(cfg: MutableMapping[str, Any]) -> Geometry:
     """The geometry of a configuration, with the assigner of its model."""
     from ppdet.core.workspace import create
 
     from ppfcos.data.check.levels import input_geometry
     from ppfcos.engine.model import construction_errors
 
-    with construction_errors(cfg):
-        model = create(cfg["architecture"])
+    num_classes = cfg.get("num_classes")
+    try:
+        cfg["num_classes"] = num_classes or 1  # the assigner does not depend on it
+        with construction_errors(cfg):
+            model = create(cfg["architecture"])
+    finally:
+        cfg["num_classes"] = num_classes
     strides = model.head.strides
     return input_geometry(cfg, count_points_of(model.assign, strides), strides, model.targets)
 
