@@ -104,7 +104,7 @@ def _converted(network: nn.Layer, opset: int) -> ModelProto:
 def _paddle2onnx(prefix: Path, opset: int) -> bytes:
     """What paddle2onnx makes of a program; its own simplification is slower than onnxslim's and left out."""
     program, weights = (str(prefix.with_suffix(suffix)) for suffix in (".json", ".pdiparams"))
-    with environment.quiet_imports():
+    with environment.hide_native_stdout():
         try:
             return paddle2onnx.export(
                 program, weights, opset_version=opset, auto_upgrade_opset=False, optimize_tool="None"
