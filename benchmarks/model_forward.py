@@ -36,7 +36,7 @@ def export_ours(name: str, folder: Path) -> tuple[int, int]:
 
     from ppfcos.config import load_config
     from ppfcos.engine.model import build_model
-    from ppfcos.export.inputs import network_input
+    from ppfcos.export.program import network_input
     from ppfcos.export.program import EndToEndNetwork, save_program
     from ppfcos.modeling.fuse import fuse_batch_norms
 

@@ -149,7 +149,7 @@ def _quantization_aware(model: nn.Layer, cfg: Mapping[str, Any]) -> nn.Layer:
     return prepare_qat(model, settings["range_momentum"], settings["freeze_ranges_after"])
 
 
-def has_synchronized_backbone(cfg: Mapping[str, Any]) -> bool:
+def has_sync_bn_backbone(cfg: Mapping[str, Any]) -> bool:
     """Whether the backbone's batch norms take their statistics over all processes. The head sees to its own.
 
     Args:

@@ -20,7 +20,7 @@ from ppfcos.boxes import box_areas
 from ppfcos.config.keys import NESTED_KEYS
 from ppfcos.data.samples import pad_images
 from ppfcos.data.transforms.pipeline import pad_stride
-from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.transforms.uint8 import UInt8Resize
 from ppfcos.errors import ConfigError
 from ppfcos.modeling.postprocess import Candidates
 
@@ -30,7 +30,7 @@ KEY = "tta"
 READ_AS = ["Decode", "Resize", "Permute"]
 
 
-def config_for_testing(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     """The configuration by which a reader should be made.
 
     Args:
@@ -39,7 +39,7 @@ def config_for_testing(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any
 
     Returns:
         The configuration itself; where it has `tta`, a copy whose reader leaves the images in their own size,
-        which is what `model_for_testing` takes.
+        which is what `tta_model` takes.
 
     Raises:
         ConfigError: with `tta`, the reader does more than `tta` could do in its place.
@@ -52,8 +52,8 @@ def config_for_testing(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any
     return {**cfg, section: {**reader, "sample_transforms": kept}}
 
 
-def model_for_testing(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer:
-    """What finds boxes in the images that the reader of `config_for_testing` gives.
+def tta_model(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer:
+    """What finds boxes in the images that the reader of `tta_config` gives.
 
     Args:
         model: a PPFCOS.
@@ -61,7 +61,7 @@ def model_for_testing(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> 
         section: EvalReader or TestReader, with its Resize.
 
     Returns:
-        The model itself, or where the configuration has `tta` an AugmentedModel.
+        The model itself, or where the configuration has `tta` an TTAModel.
 
     Raises:
         ConfigError: `tta` contradicts itself or the reader.
@@ -71,7 +71,7 @@ def model_for_testing(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> 
     settings = {key: plain.default for key, plain in NESTED_KEYS[KEY].items()}
     settings.update(cfg[KEY])
     resize = _resize_of(cfg[section], section)
-    augmented = AugmentedModel(
+    augmented = TTAModel(
         model,
         stride=pad_stride(cfg[section], section),
         interp=resize.get("interp", cv2.INTER_LINEAR),
@@ -92,7 +92,7 @@ def _resize_of(reader: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     return transforms[1]["Resize"] or {}
 
 
-class AugmentedModel(nn.Layer):
+class TTAModel(nn.Layer):
     """A model behind its own face that runs several times on an image and joins what it finds.
 
     Args:
@@ -134,7 +134,7 @@ class AugmentedModel(nn.Layer):
             )
         self.model = model
         self._stride = stride
-        self._resizes = [PixelResize(list(size), True, interp) for size in target_size]
+        self._resizes = [UInt8Resize(list(size), True, interp) for size in target_size]
         self._ranges = size_ranges or [None] * len(target_size)
         self._mirrorings = (False, True) if flip else (False,)
         self._vote_iou = vote_iou if merge == "vote" else None
@@ -159,7 +159,7 @@ class AugmentedModel(nn.Layer):
         }
 
     def _looks(
-        self, images: list[np.ndarray], resize: PixelResize, size_range: Sequence[float] | None
+        self, images: list[np.ndarray], resize: UInt8Resize, size_range: Sequence[float] | None
     ) -> Iterator[list[Candidates]]:
         """The candidates of every image in one size, as it is and mirrored."""
         samples = [resize.apply({"image": image}) for image in images]

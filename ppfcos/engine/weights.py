@@ -17,7 +17,7 @@ from paddle import nn
 
 from ppfcos.download import Limits, download, printable
 from ppfcos.engine import distributed
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError
 from ppfcos.fileio import is_temporary
 from ppfcos.modeling.qat import get_ranges, is_range
@@ -190,7 +190,7 @@ def _download(url: str, key: str) -> Path:
     stem = re.sub("[^A-Za-z0-9_-]", "_", last.partition(".")[0])[:80]
     digest = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:16]
     cached = Path(WEIGHTS_HOME, f"{stem}-{digest}.pdparams")
-    with distributed.together():
+    with distributed.collective_error_check():
         if not os.path.isfile(cached) and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
             try:
                 _download_to_cache(url, cached, key, once=os.path.isfile(shared))
