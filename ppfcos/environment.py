@@ -200,6 +200,24 @@ def quiet_imports() -> Iterator[None]:
             _restore_loggers({output: sys.stdout, errors: sys.stderr})
 
 
+@contextlib.contextmanager
+def hide_native_stdout() -> Iterator[None]:
+    """Discard what native code prints to the standard output. The standard error stays, also in a crash."""
+    with open(os.devnull, "wb") as nothing:
+        try:
+            sys.stdout.flush()
+            saved = os.dup(1)
+        except (OSError, ValueError, AttributeError):  # there is no standard output
+            yield
+            return
+        os.dup2(nothing.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
 def _restore_loggers(streams: dict[io.StringIO, TextIO]) -> None:
     """Let loggers that were made during an import write to the standard streams."""
     for logger in logging.root.manager.loggerDict.values():

@@ -90,7 +90,7 @@ def _convert(network: nn.Layer, opset: int) -> ModelProto:
 def _paddle2onnx(prefix: Path, opset: int) -> bytes:
     """Run paddle2onnx without its own simplification, which is slower than onnxslim's."""
     program, weights = (str(prefix.with_suffix(suffix)) for suffix in (".json", ".pdiparams"))
-    with environment.quiet_imports():
+    with environment.hide_native_stdout():
         try:
             return paddle2onnx.export(
                 program, weights, opset_version=opset, auto_upgrade_opset=False, optimize_tool="None"

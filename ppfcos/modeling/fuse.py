@@ -7,7 +7,6 @@ from collections import Counter
 
 import paddle
 from paddle import Tensor, nn
-from paddle.nn.layer.norm import _BatchNormBase
 from paddle.vision.ops import DeformConv2D
 
 EXAMPLE_SIZE = 64
@@ -38,7 +37,7 @@ def find_conv_norm_pairs(model: nn.Layer) -> list[tuple[nn.Layer, nn.Layer]]:
     for layer in model.sublayers():
         if isinstance(layer, (nn.Conv2D, DeformConv2D)):
             hooks.append(layer.register_forward_post_hook(after_conv))
-        elif isinstance(layer, _BatchNormBase):
+        elif isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm)):
             hooks.append(layer.register_forward_pre_hook(before_norm))
     with paddle.no_grad():
         model(example_batch())
