@@ -351,7 +351,8 @@ def run(
                 sys.unraisablehook = lambda _: None  # what half-made objects say when they are removed
             if options.debug:
                 console.complain(traceback.format_exc(), keep="\n")
-            console.complain("error: " + " ".join(str(known).split()))
+            for message in getattr(known, "messages", None) or [str(known)]:
+                console.complain("error: " + " ".join(message.split()))
             code = known.exit_code
         return _flushed(code)
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "model-info": Command("model_info", "look into an exported network, layer by layer"),
     "benchmark": Command("benchmark", "how long bundles take, stage by stage and side by side"),
     "convert-weights": Command("convert_weights", "bring the weights of other FCOS projects here"),
+    "convert-config": Command("convert_config", "convert a configuration of PaddleDetection's FCOS"),
     "convert-data": Command("convert_data", "COCO, Pascal VOC and YOLO annotations into one another"),
     "check-data": Command("check_data", "find what is wrong with a data set"),
     "show-batch": Command("show_batch", "draw what the network is fed with"),
