@@ -92,7 +92,7 @@ def test_a_bundle_has_its_checkpoints_figures(small, capsys):
         options = ["--bundle", str(small.bundle), "--runtime", runtime, "--batch", batch]
         assert eval_command.main([*common, *options]) == 0
         printed = capsys.readouterr().out
-        assert figures(printed) == table and "images/s, from the files to the boxes" in printed
+        assert figures(printed) == table and "images/s, from files to boxes" in printed
 
 
 def figures(printed: str) -> list:
@@ -119,9 +119,9 @@ def test_what_cannot_be_is_one_line(small, capsys, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(truth))
     other_classes = ["-o", f"EvalDataset.anno_path={tmp_path / 'other.json'}"]
     cases = [
-        (["--require-fps", "3"], "--require-fps is of a bundle"),
-        (["--precision", "fp16"], "--precision is of a bundle"),
-        (["--batch", "32"], "--batch is of a bundle"),
+        (["--require-fps", "3"], "--require-fps is for bundles"),
+        (["--precision", "fp16"], "--precision is for bundles"),
+        (["--batch", "32"], "--batch is for bundles"),
         (["--json_eval", "--bundle", str(small.bundle), "--require-fps", "3"], "leave out --bundle"),
         (["--bundle", str(tmp_path / "none")], "no such bundle"),
         (["--bundle", str(small.bundle), *other_classes], "ellipse"),
