@@ -122,7 +122,7 @@ def test_what_cannot_be_is_one_line(small, capsys, tmp_path):
         (["--require-fps", "3"], "--require-fps is for bundles"),
         (["--precision", "fp16"], "--precision is for bundles"),
         (["--batch", "32"], "--batch is for bundles"),
-        (["--json_eval", "--bundle", str(small.bundle), "--require-fps", "3"], "leave out --bundle"),
+        (["--json_eval", "--bundle", str(small.bundle), "--require-fps", "3"], "remove --bundle"),
         (["--bundle", str(tmp_path / "none")], "no such bundle"),
         (["--bundle", str(small.bundle), *other_classes], "ellipse"),
     ]
@@ -145,7 +145,7 @@ def test_a_comparison_has_no_gate(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("before", "after", "report")]
     arguments = ["--compare", *folders[:2], "--report", folders[2], "--require-ap", "0.1"]
     assert eval_command.main(arguments) == 2
-    assert "bundle or gate" in capsys.readouterr().err
+    assert "bundle or required metric" in capsys.readouterr().err
 
 
 def test_images_that_do_not_decode_make_nothing_faster(small, tmp_path):
@@ -164,7 +164,7 @@ def test_images_that_do_not_decode_make_nothing_faster(small, tmp_path):
         return run(inputs)
 
     detector.runtime.run = run_slowly
-    _, images_a_second = evaluator.evaluate(detector, data, "pycocotools")
+    _, images_a_second = evaluator.evaluate_bundle(detector, data, "pycocotools")
     assert 0 < images_a_second <= 10
 
 
