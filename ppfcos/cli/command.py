@@ -321,7 +321,7 @@ def messages_on_stdout() -> Iterator[console.ScreenHandler]:
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.propagate = False  # a handler of the root logger would print every line twice
-    logger.setLevel(logging.INFO if console.is_first_process() else logging.WARNING)
+    logger.setLevel(logging.INFO if console.is_main_process() else logging.WARNING)
     try:
         yield handler
     finally:

@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def convert(options: argparse.Namespace) -> int:
     """Convert the configuration and list the changes; 1 if the result has errors."""
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.convert.paddledet_config import convert_config
 

@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def convert_weights(options: argparse.Namespace) -> None:
     """Convert as the command line says."""
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.convert.convert import convert
     target = options.output

@@ -22,7 +22,7 @@ from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video,
 from ppfcos.engine.hooks import StopRequest
 from ppfcos.errors import ConfigError, DataError, OutputError, Stopped
 from ppfcos.fileio import replacing
-from ppfcos.visualize.drawing import draw_detections, save_picture
+from ppfcos.visualize.drawing import draw_detections, save_image
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def joined() -> Iterator[None]:
             return
         with environment.quiet_imports():
             from ppfcos.engine import distributed
-        with distributed.joined():
+        with distributed.process_group():
             yield
 
 
@@ -64,7 +64,7 @@ def together() -> Iterator[None]:
         return
     from ppfcos.engine import distributed
 
-    with distributed.together():
+    with distributed.collective_error_check():
         yield
 
 
@@ -74,7 +74,7 @@ def gather(value: Any) -> list:
         return [value]
     from ppfcos.engine import distributed
 
-    return distributed.gather(value)
+    return distributed.all_gather_object(value)
 
 
 def infer(options: argparse.Namespace) -> None:
@@ -102,7 +102,7 @@ def infer(options: argparse.Namespace) -> None:
                 files = _count(len(paths), "file")
                 raise DataError(f"no image can be read: {files}, the first is {paths[0]}")
             results.finish(sorted(drawn, key=lambda each: each.number))
-    if console.is_first_process():
+    if console.is_main_process():
         _log_summary(options, drawn, len(paths) - len(drawn))
 
 
@@ -121,10 +121,10 @@ def _draw_part(
                 numbers[path], path.name, detections
             )  # before the image, which may not fit on the disk
             picture = draw_detections(image, detections, options.draw_threshold)
-            save_picture(Path(options.output_dir) / picture_name(path), picture)
+            save_image(Path(options.output_dir) / picture_name(path), picture)
             show(path.name, picture)
             objects = _count(len(detections.above(options.draw_threshold)), "object")
-            logger.info("%s: %s", path, objects, extra=console.SHOWN_BY_BAR)
+            logger.info("%s: %s", path, objects, extra=console.HIDDEN_BY_BAR)
             bar.advance()
 
 

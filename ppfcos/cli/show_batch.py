@@ -43,27 +43,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 def show(options: argparse.Namespace) -> None:
     """Draw batches as the command line says."""
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import paddle
 
         from ppfcos.config import load_config
-        from ppfcos.data.classes import settle_num_classes
+        from ppfcos.data.classes import set_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.data.loader import TrainLoader
         from ppfcos.engine.model import build_model
-        from ppfcos.engine.prefetcher import BatchFeed
+        from ppfcos.engine.prefetcher import Prefetcher
         from ppfcos.engine.run_folder import run_folder
         from ppfcos.visualize.batch import draw_batch
-        from ppfcos.visualize.drawing import save_picture
+        from ppfcos.visualize.drawing import save_image
 
     cfg = load_config(options.config, options.opt)
     paddle.set_device("cpu")  # a training may be using the GPU
     data = build_dataset(cfg, "TrainDataset")
-    settle_num_classes(cfg, data.class_names, data.source)
+    set_num_classes(cfg, data.class_names, data.source)
     model = build_model(cfg)
     loader = TrainLoader({**cfg, "worker_num": 0}, data)  # gives the same batches
-    feed = BatchFeed(loader, cfg["max_bad_images"])
+    feed = Prefetcher(loader, cfg["max_bad_images"])
     feed.start_epoch(options.epoch - 1)
     output = Path(options.output or run_folder(cfg) / "batch.png")
     for number in range(1, min(options.batches, len(feed)) + 1):
@@ -71,7 +71,7 @@ def show(options: argparse.Namespace) -> None:
             feed.advance(paddle.zeros([1]))
         images = [image for part in feed.current for image in fed_images(model, part, data)]
         path = output.with_name(f"{output.stem}_{number}{output.suffix}") if options.batches > 1 else output
-        save_picture(path, draw_batch(images, pyramid_levels(model)))
+        save_image(path, draw_batch(images, pyramid_levels(model)))
         _log_counts(path, images)
 
 
@@ -95,11 +95,11 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
         data: the data set.
 
     Returns:
-        B × ppfcos.visualize.batch.FedImage.
+        B × ppfcos.visualize.batch.BatchImage.
     """
     import numpy as np
 
-    from ppfcos.visualize.batch import FedImage
+    from ppfcos.visualize.batch import BatchImage
     from ppfcos.visualize.drawing import printable_name
 
     assigned = _assigned(model, batch)
@@ -112,7 +112,7 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
         height, width = np.rint(batch["im_shape"][i].numpy()).astype(int).tolist()
         title = f"{files[int(batch['im_id'][i])]}: {width}x{height}, {len(labels)} boxes, "
         images.append(
-            FedImage(
+            BatchImage(
                 batch["image"][i].numpy().transpose(1, 2, 0)[..., ::-1],
                 (height, width),
                 title + f"{len(locations['levels'])} points",

@@ -392,8 +392,8 @@ class Checker:
     ) -> None:
         from ppdet.data import transform
 
-        from ppfcos.data.transforms import MixingOperator
-        from ppfcos.data.transforms.uint8 import PIXEL_OPERATORS
+        from ppfcos.data.transforms import MixTransform
+        from ppfcos.data.transforms.uint8 import UINT8_TRANSFORMS
 
         [(name, arguments)] = element.items()
         path, origin = f"{path}.{name}", element.origins[name]
@@ -410,7 +410,7 @@ class Checker:
         )
         if not is_right or name in BATCH_TRANSFORMS:  # PPFCOS pads batches itself
             return
-        if not is_mixing_allowed and issubclass(operator, MixingOperator):
+        if not is_mixing_allowed and issubclass(operator, MixTransform):
             self._fail(
                 origin,
                 f"{path} is refused: it mixes several training samples, and its place is in "
@@ -423,7 +423,7 @@ class Checker:
             ):
                 return
         try:
-            (PIXEL_OPERATORS.get(name) or operator)(**arguments)
+            (UINT8_TRANSFORMS.get(name) or operator)(**arguments)
         except Exception as error:  # whatever PaddleDetection's constructors raise for odd values
             self._fail(origin, f"{path} cannot be used: {one_line(error)}")
 
