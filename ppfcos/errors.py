@@ -16,10 +16,11 @@ LONGEST_LIST_SHOWN = 12
 
 
 def hint(name: Any, valid: Iterable[str]) -> str:
-    """End a message about an unknown name with the nearest valid one, or all of them if they are few."""
+    """End a message about an unknown name with the most similar valid one, or all of them if they are few."""
     name, valid = str(name), sorted(valid)
-    by_lower = {candidate.lower(): candidate for candidate in valid}
-    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    # Words of different first letters are not alike: map_type is no misspelled amp_dtype.
+    by_lower = {each.lower(): each for each in valid if each[:1].lower() == name[:1].lower()}
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     if nearest:
         return f"; did you mean '{by_lower[nearest[0]]}'?"
     return f"; there are: {', '.join(valid)}" if 0 < len(valid) <= LONGEST_LIST_SHOWN else ""
@@ -39,7 +40,15 @@ class PPFCOSError(Exception):
 
 
 class ConfigError(PPFCOSError):
-    """A configuration file, a key in it or an `-o` override is wrong."""
+    """A configuration file, a key in it or an `-o` override is wrong.
+
+    Args:
+        messages: one line for each error.
+    """
+
+    def __init__(self, *messages: str):
+        super().__init__("; also ".join(messages))
+        self.messages = messages
 
 
 class DataError(PPFCOSError):

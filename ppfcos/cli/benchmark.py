@@ -1,41 +1,41 @@
-"""`tools/benchmark.py`: how long exported models take, stage by stage and side by side."""
+"""`tools/benchmark.py`: measure the latency and throughput of exported models."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import logging
 import math
 import os
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from ppfcos import __version__, console, environment
 from ppfcos.cli import command
 from ppfcos.environment import machine
-from ppfcos.errors import DataError, OutputError, hint
+from ppfcos.errors import DataError, OutputError
 from ppfcos.fileio import replacing, require_writable_file
 from ppfcos.json_files import to_json
 
-if TYPE_CHECKING:  # imported where something is measured: help must not wait for OpenCV
+if TYPE_CHECKING:  # --help does not import OpenCV
     from ppfcos.deploy.benchmark import Model
     from ppfcos.deploy.streams import Picture
 
 logger = logging.getLogger(__name__)
 
-DRAWN, MOST_PICTURES = 4, 32
-SIZE_OF_ANY = (480, 640)  # of drawn pictures, where a bundle takes every size as it is
+DRAWN_IMAGES, MAX_IMAGES = 4, 32
+DEFAULT_SIZE = (480, 640)  # of drawn images, if a bundle takes every size
 SECONDS = 60
-SEED = 0  # of what is drawn
+SEED = 0  # of drawn images
 FORMAT = 1  # of the JSON file
 DESCRIPTION = (
-    "Measure how long exported bundles take from the bytes of a picture's file to boxes: decoding,\n"
-    "preprocessing, network, postprocessing and all together, median and 99th percentile, and images a\n"
-    "second. Several bundles, runtimes and precisions answer the same requests by turns.\n\n"
-    "A stream is a predictor of its own, whose runtime has --threads threads; --streams of them work at\n"
-    "once, in threads of one process."
+    "Measure the time of exported bundles from the bytes of an image file to boxes: decoding, preprocessing, "
+    "network, post-processing and total, median and 99th percentile, and images per second. Several bundles, "
+    "runtimes and precisions process the same requests in alternation. A stream is a predictor with "
+    "--threads threads; --streams of them run at the same time, in threads of one process."
 )
 EXAMPLE = """
 python tools/benchmark.py output_inference/fcos_r50_fpn_1x_coco --images photos
@@ -52,74 +52,52 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = command.plain_parser(DESCRIPTION, EXAMPLE)
     add = parser.add_argument
-    add("bundles", nargs="+", type=Path, metavar="BUNDLE", help="what tools/export_model.py wrote")
+    add("bundles", nargs="+", type=Path, metavar="BUNDLE", help="a bundle of tools/export_model.py")
     add(
         "--images",
         type=Path,
         metavar="FOLDER",
-        help=f"of real pictures, at most {MOST_PICTURES} of which are taken, evenly (default: drawn ones, of "
-        "a size that the first bundle need not resize)",
+        help=f"folder of images, of which at most {MAX_IMAGES} are used (default: drawn images, of a size "
+        "that the first bundle does not resize)",
     )
     for name, known, default in (("runtime", RUNTIMES, "auto"), ("precision", PRECISIONS, "fp32")):
         add(
             f"--{name}",
-            type=_names(known),
+            type=command.list_of(command.one_of(known)),
             default=(default,),
             metavar=f"{name.upper()},…",
             help=f"one or more of {', '.join(known)} (default: {default})",
         )
-    add("--threads", type=_numbers, default=(1, 2, 3), metavar="N,…", help="of each stream (default: 1,2,3)")
-    add("--streams", type=_numbers, default=(1, 2, 3), metavar="N,…", help="at once (default: 1,2,3)")
+    numbers = command.list_of(command.positive)
+    add("--threads", type=numbers, default=(1, 2, 3), metavar="N,…", help="of each stream (default: 1,2,3)")
+    add("--streams", type=numbers, default=(1, 2, 3), metavar="N,…", help="in parallel (default: 1,2,3)")
     add(
         "--batch",
-        type=_numbers,
+        type=numbers,
         metavar="N,…",
-        help="pictures of a request (default: 1,4, or what the bundle is fixed to)",
+        help="images of a request (default: 1,4, or the fixed batch size of the bundle)",
     )
-    add("--device", default="auto", help="auto, cpu, gpu or a name that the runtime knows")
+    add("--device", default="auto", help="auto, cpu, gpu or a device name of the runtime")
     add(
         "--seconds",
         type=command.positive,
         default=SECONDS,
         metavar="N",
-        help="to measure for, about; large models take longer, for 3 rounds are the least "
-        "(default: %(default)s)",
+        help="approximate duration; at least 3 rounds are measured (default: %(default)s)",
     )
-    add("--rounds", type=command.positive, metavar="N", help="turns of every row, instead of --seconds")
-    add("--output", type=Path, metavar="FILE.json", help="for the figures, and every time behind them")
-    add("--chart", type=Path, metavar="FILE.html", help="for a page with the table and charts")
+    add(
+        "--rounds", type=command.positive, metavar="N", help="measurements of every row, instead of --seconds"
+    )
+    add("--output", type=Path, metavar="FILE.json", help="write all results and times")
+    add("--chart", type=Path, metavar="FILE.html", help="write a page with the table and charts")
     return parser
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """`1,2,3`; what is named twice counts once."""
-    return tuple(dict.fromkeys(command.positive(word) for word in text.split(",")))
-
-
-def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
-    """What takes `fp32,int8` apart."""
-
-    def names(text: str) -> tuple[str, ...]:
-        for word in text.split(","):
-            if word not in known:
-                raise argparse.ArgumentTypeError(f"{word!r} is not known{hint(word, known)}")
-        return tuple(dict.fromkeys(text.split(",")))
-
-    return names
-
-
 def benchmark(options: argparse.Namespace) -> None:
-    """Measure what the command line names, print the table and write the files.
-
-    Args:
-        options: of `build_parser`.
-
-    Raises:
-        PPFCOSError: what is wrong with a bundle, the runtimes, the pictures or the files to write.
-    """
+    """Measure, print the table, and write the files."""
     _check_output("--output", options.output)
     _check_output("--chart", options.chart)
-    os.environ["OMP_NUM_THREADS"] = str(max(options.threads))  # in time: Paddle is imported below, if at all
+    os.environ["OMP_NUM_THREADS"] = str(max(options.threads))  # before Paddle is imported
     from ppfcos.visualize.benchmark_report import benchmark_text
 
     content = _measured(options)
@@ -129,12 +107,11 @@ def benchmark(options: argparse.Namespace) -> None:
         from ppfcos.visualize.benchmark_report import benchmark_page
 
         _write(options.chart, benchmark_page(content))
-    # At the end, for whoever reads it may go before it does.
+    # Last, because the reader of a pipe may close it early.
     console.show(benchmark_text(content))
 
 
 def _check_output(option: str, path: Path | None) -> None:
-    """Before anything is measured."""
     if path is None:
         return
     if path.is_dir():
@@ -149,12 +126,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
-    """All that is known in the end, as it is written to JSON."""
+    """The results, as they are written to JSON."""
     with environment.quiet_imports():
         from ppfcos.deploy.benchmark import Pictures, cases_of, measure, opened_models, summaries
         from ppfcos.deploy.streams import Request
 
-    pictures = _read_pictures(options.images) if options.images else _drawn_pictures(options.bundles[0])
+    pictures = _read_images(options.images) if options.images else _draw_images(options.bundles[0])
     loading = options.bundles, options.runtime, options.precision, options.threads, max(options.streams)
     with opened_models(*loading, options.device) as (models, left_out):
         cases, also_left_out = cases_of(models, options.threads, options.streams, options.batch)
@@ -192,7 +169,7 @@ def _versions(models: Sequence[Model]) -> dict[str, str]:
     return {**ours, "numpy": np.__version__, "opencv": cv2.__version__, **runtime_versions(models)}
 
 
-def _read_pictures(folder: Path) -> list[Picture]:
+def _read_images(folder: Path) -> list[Picture]:
     from ppfcos.deploy.images import decode_image, read_file
     from ppfcos.deploy.sources import list_pictures
     from ppfcos.deploy.streams import Picture
@@ -201,21 +178,21 @@ def _read_pictures(folder: Path) -> list[Picture]:
         raise DataError(f"--images {folder}: there is no such folder")
     paths = list_pictures(folder)
     pictures = []
-    for path in paths[:: math.ceil(len(paths) / MOST_PICTURES)]:
+    for path in paths[:: math.ceil(len(paths) / MAX_IMAGES)]:
         try:
             content = read_file(path)
             size = decode_image(content, path).shape[:2]
         except DataError as error:
-            logger.warning("left out: %s", error)
+            logger.warning("skipped: %s", error)
             continue
         pictures.append(Picture(str(path), content, size))
     if not pictures:
-        raise DataError(f"--images {folder}: none of its pictures can be read; see the warnings above")
+        raise DataError(f"--images {folder}: none of its images can be read; see the warnings above")
     return pictures
 
 
-def _drawn_pictures(bundle: Path) -> list[Picture]:
-    """Shapes on backgrounds, as JPEG."""
+def _draw_images(bundle: Path) -> list[Picture]:
+    """JPEG images of shapes on backgrounds."""
     from ppfcos.data.rng import generator
     from ppfcos.data.shapes import draw_image
     from ppfcos.deploy.bundle import read_bundle
@@ -224,22 +201,13 @@ def _drawn_pictures(bundle: Path) -> list[Picture]:
     from ppfcos.visualize.drawing import encode_image
 
     description = read_bundle(bundle)
-    size = Preprocess(description.preprocess, description.input).natural_size or SIZE_OF_ANY
+    size = Preprocess(description.preprocess, description.input).natural_size or DEFAULT_SIZE
     pictures = []
-    for number in range(DRAWN):
+    for number in range(DRAWN_IMAGES):
         pixels, _ = draw_image(max(size), generator(SEED, number))
         content = encode_image(pixels[: size[0], : size[1]], ".jpg")
         pictures.append(Picture(f"drawn picture {number}", content, size))
     return pictures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
-    return command.run(benchmark, build_parser(), argv)
+main = functools.partial(command.run, benchmark, build_parser)

@@ -1,6 +1,6 @@
-"""What all commands share: their common options, what they print, and how they end.
+"""What all commands share: parsers, types of options, messages, and exit codes.
 
-Nothing here imports Paddle, so that `--help` answers at once.
+Nothing here imports Paddle, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -8,91 +8,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
+import math
 import shlex
 import shutil
 import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, NoReturn, TypeVar
+from typing import Any, Callable, NoReturn
 
 from ppfcos import console, environment
 from ppfcos.errors import ConfigError, OutputError, PPFCOSError, ResourceError, Stopped, hint, resource_error
 
-T = TypeVar("T")
-
-
-def count() -> int:
-    """The number of processes; 1 without a launcher."""
-    text = os.environ.get("PADDLE_TRAINERS_NUM", "1")
-    return max(1, int(text)) if text.isdigit() else 1
-
-
-def rank() -> int:
-    """The number of this process; 0 without a launcher."""
-    return 0 if count() == 1 else int(os.environ["PADDLE_TRAINER_ID"])
-
-
-def share(things: Sequence[T]) -> Sequence[T]:
-    """This process's part: every n-th of n processes, for neighbours are often alike."""
-    if count() == 1:
-        return things
-    return things[rank() :: count()]
-
-
-@contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Be one of the processes: if one fails or dies, all end. The device must be selected before."""
-    from ppfcos.engine import watchdog
-
-    with watchdog.exit_with_launcher():
-        if count() == 1:
-            yield
-            return
-        with environment.quiet_imports():
-            from ppfcos.engine import distributed
-        with distributed.process_group():
-            yield
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Let what fails inside in one process fail in all. They must be joined."""
-    if count() == 1:
-        yield
-        return
-    from ppfcos.engine import distributed
-
-    with distributed.collective_error_check():
-        yield
-
-
-def gather(value: Any) -> list:
-    """What each process has, in all of them. They must be joined."""
-    if count() == 1:
-        return [value]
-    from ppfcos.engine import distributed
-
-    return distributed.all_gather_object(value)
-
-
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-OPEN_FILES = 1024  # to which the limit is raised where it is lower and may be
+OPEN_FILES = 1024  # limit of the process, if it is lower
 PROGRAM = "ppfcos"
 BUNDLE_DEFAULTS = {"runtime": "auto", "precision": "fp32", "device": "auto"}
-WORDS = {"export_model": "export"}  # the program's words for the files in tools/ that are named otherwise
+SUBCOMMANDS = {"export_model": "export"}  # of files in tools/ that have another name
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, which names the nearest option."""
+    """A parser whose errors are one line and name the most similar option."""
 
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> Any:
-        """As argparse's; ends the process with exit code 2 where the line makes no sense."""
+        """Parse the arguments; an error ends the process with exit code 2."""
         options, unknown = self.parse_known_args(args, namespace)
         for word in unknown:
             name = word.partition("=")[0]
@@ -104,20 +47,17 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end the process with exit code 2."""
+        """Print the error and end the process with exit code 2."""
         console.complain(f"error: {' '.join(message.split())} (see {self.prog} --help)")
         self.exit(PPFCOSError.exit_code)
 
 
 def plain_parser(description: str, example: str) -> Parser:
-    """A parser without options of its own but --debug.
+    """A parser with the option --debug.
 
     Args:
-        description: what the command does, a sentence or two; its lines are broken where the terminal ends.
-        example: command lines that work, shown as they are below the options.
-
-    Returns:
-        A parser to which the command adds its options.
+        description: what the command does; wrapped to the width of the terminal.
+        example: command lines, shown as they are below the options.
     """
     parser = Parser(
         prog=shlex.join(own_name()),
@@ -131,21 +71,12 @@ def plain_parser(description: str, example: str) -> Parser:
 
 
 def help_width() -> int:
-    """Columns for a text of the help: those that argparse takes for the options."""
+    """Columns of the help text, as argparse counts them."""
     return max(shutil.get_terminal_size().columns - 2, 20)
 
 
 def option_parser(description: str, example: str, config_required: bool = True) -> Parser:
-    """A parser with the options of all commands that take a configuration: -c, -o and --debug.
-
-    Args:
-        description: what the command does, a sentence or two.
-        example: command lines that work, shown as they are below the options.
-        config_required: False for a command that can run without a configuration.
-
-    Returns:
-        A parser to which the command adds its own options.
-    """
+    """A parser with the options of commands that take a configuration: -c, -o, --show-config and --debug."""
     parser = plain_parser(description, example)
     parser.add_argument(
         "-c", "--config", required=config_required, metavar="FILE", help="configuration file (YAML)"
@@ -169,17 +100,7 @@ def option_parser(description: str, example: str, config_required: bool = True) 
 
 
 def boolean(text: str) -> bool:
-    """The value of an option such as `--use_vdl=true`.
-
-    Args:
-        text: true, yes, on, 1 or false, no, off, 0, in any case.
-
-    Returns:
-        What it says.
-
-    Raises:
-        argparse.ArgumentTypeError: it says neither.
-    """
+    """The value of an option such as `--use_vdl=true`."""
     if text.lower() in ("true", "yes", "on", "1"):
         return True
     if text.lower() in ("false", "no", "off", "0"):
@@ -187,54 +108,80 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
-def add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
-    """Add an option that works as `--name`, `--name=true` and `--name false`; None when not given.
+def whole_number(text: str, least: int = 0) -> int:
+    """The value of an option that is a whole number of at least `least`."""
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+    return int(text)
 
-    Args:
-        parser: the command's.
-        name: with its dashes.
-        text: what it switches on.
-    """
+
+def positive(text: str) -> int:
+    """The value of an option that is a whole number from 1."""
+    return whole_number(text, least=1)
+
+
+def list_of(read: Callable[[str], Any]) -> Callable[[str], tuple]:
+    """The type of an option that is a list such as `1,2,3`; a value that is repeated counts once."""
+    return lambda text: tuple(dict.fromkeys(read(word) for word in text.split(",")))
+
+
+def one_of(choices: Collection[str]) -> Callable[[str], str]:
+    """The type of an option that is one of several words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is not known{hint(text, choices)}")
+        return text
+
+    return read
+
+
+def finite(text: str, most: float = math.inf) -> float:
+    """The value of an option that is a number from 0 to `most`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= most or value == math.inf:
+        limits = "from 0" if most == math.inf else f"from 0 to {most:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
+    return value
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """The value of an option such as `800,1344`: height and width."""
+    sides = text.split(",")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a height and a width, such as 800,1344")
+    return int(sides[0]), int(sides[1])
+
+
+def add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Add an option that is written `--name`, `--name=true` or `--name false`; None if it is not given."""
     parser.add_argument(
         name, nargs="?", const=True, default=None, type=boolean, metavar="true|false", help=text
     )
 
 
-def positive(text: str) -> int:
-    """The value of an option that is a whole number from 1 on.
-
-    Raises:
-        argparse.ArgumentTypeError: it is another one.
-    """
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return number
-
-
 def add_bundle_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how a bundle is run.
-
-    Args:
-        parser: the command's.
-    """
+    """Add the options that say how a bundle is run."""
     from ppfcos.deploy.bundle import PRECISIONS
     from ppfcos.deploy.runtimes.choice import RUNTIMES
 
     add = parser.add_argument
     add("--runtime", choices=RUNTIMES, help="for --bundle (default: the first installed)")
     add("--precision", choices=PRECISIONS, help="for --bundle (default: fp32)")
-    add("--threads", type=positive, metavar="N", help="threads of the CPU (default: every core)")
-    add("--device", help="for --bundle: auto, cpu, gpu or a name that the runtime knows (default: auto)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    add("--device", help="for --bundle: auto, cpu, gpu or a device name of the runtime (default: auto)")
     parser.set_defaults(**BUNDLE_DEFAULTS)
 
 
 def require_bundle(options: argparse.Namespace, *names: str) -> None:
-    """Refuse options that would be passed over in silence: those that say how a bundle is run, without one.
+    """Refuse options that only a bundle has, if there is none.
 
     Args:
         options: the parsed command line.
-        names: of options that are for a bundle, besides those of `add_bundle_options`; None where not given.
+        names: further options of bundles, besides those of `add_bundle_options`; None if not given.
 
     Raises:
         ConfigError: one is given without --bundle.
@@ -243,59 +190,38 @@ def require_bundle(options: argparse.Namespace, *names: str) -> None:
         return
     for name, default in {**BUNDLE_DEFAULTS, **dict.fromkeys(names)}.items():
         if getattr(options, name) != default:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is of a bundle: add --bundle FOLDER, or leave it out"
-            )
+            raise ConfigError(f"--{name.replace('_', '-')} is for bundles: add --bundle FOLDER, or remove it")
 
 
 def overrides(options: argparse.Namespace, *names: str) -> list[str]:
-    """The `-o` overrides, followed by those options that are keys of the configuration too.
-
-    Args:
-        options: the parsed command line.
-        names: options to pass on where they are given.
-
-    Returns:
-        `KEY=VALUE` strings for `load_config`.
-    """
+    """The `-o` overrides, followed by the options `names` that are given, as `KEY=VALUE`."""
     given = [(name, getattr(options, name)) for name in names if getattr(options, name) is not None]
     return options.opt + [f"{name}={value}" for name, value in given]
 
 
 def command_line(tool: str, *arguments: object) -> str:
-    """How a user types another command, in the manner in which this one was started.
+    """Another command, to be pasted into a shell, written in the way in which this one was started.
 
     Args:
-        tool: such as `eval`.
-        arguments: of it.
-
-    Returns:
-        Such as `python tools/eval.py -c configs/mine.yml`, to be pasted into a shell.
+        tool: name of a file in tools/, such as `eval`.
+        arguments: of the command.
     """
     started = Path(sys.argv[0])
     if started.suffix == ".py" and not _is_package():
         words = ["python", started.with_name(f"{tool}.py")]
     else:
-        words = [*_program(), WORDS.get(tool, tool)]
+        words = [*_program(), SUBCOMMANDS.get(tool, tool)]
     return shlex.join(str(word) for word in (*words, *arguments))
 
 
 def own_name() -> list[str]:
-    """How the running command was named on its command line.
-
-    Returns:
-        Such as ["train.py"] or ["ppfcos", "train"].
-    """
-    return [*_program(), *sys.argv[1:2]] if _has_words() else [Path(sys.argv[0]).name]
+    """How the running command is named, such as ["train.py"] or ["ppfcos", "train"]."""
+    has_subcommands = _is_package() or Path(sys.argv[0]).name == PROGRAM
+    return [*_program(), *sys.argv[1:2]] if has_subcommands else [Path(sys.argv[0]).name]
 
 
 def _program() -> list[str]:
     return ["python", "-m", "ppfcos"] if _is_package() else [Path(sys.argv[0]).name]
-
-
-def _has_words() -> bool:
-    """Whether this is the program whose commands are words, not one of the files in tools/."""
-    return _is_package() or Path(sys.argv[0]).name == PROGRAM
 
 
 def _is_package() -> bool:
@@ -304,39 +230,36 @@ def _is_package() -> bool:
 
 def run(
     command: Callable[[argparse.Namespace], int | None],
-    parser: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse the command line, run the command, and turn its errors into a line and an exit code.
+    """Parse the command line, run the command, and turn its errors into one line each and an exit code.
 
     Args:
-        command: what to do with the parsed options; returns an exit code of its own, or None for 0.
-        parser: of the command line.
-        argv: the arguments; those of the process where None.
+        command: takes the parsed options; returns an exit code, or None for 0.
+        parser: of the command line, or the function that builds it.
+        argv: the arguments; None: those of the process.
 
     Returns:
-        0 or what the command returned, or the exit code of the error.
+        The exit code.
     """
     console.prepare_streams()
     _raise_limit_of_open_files()
     try:
-        options = parser.parse_args(argv)
+        options = (parser() if callable(parser) else parser).parse_args(argv)
     except SystemExit as end:  # after --help, or an error in the command line
         raise SystemExit(_flushed(end.code)) from None
     with messages_on_stdout() as handler, warnings.catch_warnings():
         if not options.debug:
-            # Of its own operators, and nothing that a user could do anything about.
-            warnings.filterwarnings("ignore", module="paddle")
+            warnings.filterwarnings("ignore", module="paddle")  # about its own operators
         try:
             environment.require_usable_opencv()
-            environment.configure_process()
-            code = (
-                _show_config(options) if getattr(options, "show_config", False) else command(options)
-            ) or 0
+            shows_config = getattr(options, "show_config", False)
+            code = (_show_config if shows_config else command)(options) or 0
             if handler.failure is not None:
                 raise OutputError(
-                    f"the standard output could not be written: {handler.failure.strerror}; "
-                    "what the command was to do is done"
+                    f"the standard output cannot be written: {handler.failure.strerror}; "
+                    "the command is complete otherwise"
                 )
         except Stopped as stopped:
             console.complain(stopped)
@@ -349,16 +272,17 @@ def run(
             if known is None:
                 raise
             if isinstance(known, ResourceError) and not options.debug:
-                sys.unraisablehook = lambda _: None  # what half-made objects say when they are removed
+                sys.unraisablehook = lambda _: None  # objects that are half built complain when deleted
             if options.debug:
                 console.complain(traceback.format_exc(), keep="\n")
-            console.complain("error: " + " ".join(str(known).split()))
+            for message in getattr(known, "messages", None) or [str(known)]:
+                console.complain("error: " + " ".join(message.split()))
             code = known.exit_code
         return _flushed(code)
 
 
 def _flushed(code: int) -> int:
-    """The exit code, once the standard output is written."""
+    """Flush the standard output; returns the exit code."""
     try:
         console.flush()
     except OutputError as error:
@@ -368,7 +292,7 @@ def _flushed(code: int) -> int:
 
 
 def _raise_limit_of_open_files() -> None:
-    """As far as it may be raised without privileges, and no further than is wanted."""
+    """Raise the limit to OPEN_FILES, as far as the hard limit allows."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -391,12 +315,12 @@ def _show_config(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def messages_on_stdout() -> Iterator[console.ScreenHandler]:
-    """Print the log messages of ppfcos; of several processes only the first says more than warnings."""
+    """Print the log messages of ppfcos; all processes but the first print warnings only."""
     handler = console.ScreenHandler()
     logger = logging.getLogger("ppfcos")
     before = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.propagate = False  # a library's handler on the root logger would print every line twice
+    logger.propagate = False  # a handler of the root logger would print every line twice
     logger.setLevel(logging.INFO if console.is_main_process() else logging.WARNING)
     try:
         yield handler

@@ -1,10 +1,10 @@
-"""`tools/convert_weights.py`: weights of other projects into ours, with the configuration they need."""
+"""`tools/convert_weights.py`: convert weights of other projects, with their configuration."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Convert the FCOS weights of MMDetection, the FCOS authors, AdelaiDet, torchvision and PaddleDetection, "
-    "and the ImageNet backbones of Detectron, torchvision, PaddleClas, PaddleDetection and DLA's authors. "
-    "Beside the weights it writes the configuration under which they give their own project's result. No "
-    "code of a checkpoint is run."
+    "Convert FCOS weights of MMDetection, the FCOS authors, AdelaiDet, torchvision and PaddleDetection, and "
+    "ImageNet backbones of Detectron, torchvision, PaddleClas, PaddleDetection and the authors of DLA. The "
+    "configuration that gives the result of their own project is written beside the weights. No code of a "
+    "checkpoint is run."
 )
 EXAMPLE = """
     python tools/convert_weights.py fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth -o weights/mmdet.pdparams
@@ -34,14 +34,11 @@ FORMATS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line.
-
-    Returns:
-        Its parser.
-    """
+    """The command line."""
     parser = command.plain_parser(DESCRIPTION, EXAMPLE)
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="the checkpoint of the other project")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=Path, help="the checkpoint of the other project")
+    add(
         "-o",
         "--output",
         metavar="OUT.pdparams",
@@ -49,37 +46,30 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="the weights to write; their configuration is written beside them, as OUT.yml",
     )
-    parser.add_argument(
+    add(
         "--from",
         dest="format_name",
         choices=FORMATS,
-        help="the project (default: what the names of the weights look like)",
+        help="the project (default: recognized by the names of the weights)",
     )
-    parser.add_argument(
+    add(
         "--recipe",
         metavar="NAME",
-        help="which of the project's models it is (default: what the file's name speaks for)",
+        help="which of the project's models it is (default: recognized by the file name)",
     )
-    parser.add_argument(
+    add(
         "--allow",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="weights, of the file or of the model, that may stay without partner; * stands for any part",
+        help="missing or unexpected weights that are no error; * matches any part of a name",
     )
-    parser.add_argument("--list", action="store_true", help="print every weight and where it came from")
+    add("--list", action="store_true", help="print every weight and its source")
     return parser
 
 
 def convert_weights(options: argparse.Namespace) -> None:
-    """Convert as the command line says.
-
-    Args:
-        options: of `build_parser`.
-
-    Raises:
-        PPFCOSError: it cannot be done.
-    """
+    """Convert as the command line says."""
     environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.convert.convert import convert
@@ -96,18 +86,18 @@ def _report(done: Conversion, target: Path) -> None:
     translation = done.translation
     recipe = done.format.recipes[done.recipe]
     logger.info("%s, %s: %s", done.format.project, done.recipe, recipe.description)
-    logger.info("%d weights matched", len(translation.weights))
-    for reason in sorted(set(translation.left_out.values())):
-        names = [name for name, why in translation.left_out.items() if why == reason]
-        logger.info("%d left out, %s: %s", len(names), reason, _some(names))
+    logger.info("%d weights converted", len(translation.weights))
+    for reason in sorted(set(translation.ignored.values())):
+        names = [name for name, why in translation.ignored.items() if why == reason]
+        logger.info("%d ignored, %s: %s", len(names), reason, _some(names))
     if done.allowed:
-        logger.info("%d without partner, as allowed: %s", len(done.allowed), _some(done.allowed))
+        logger.info("%d missing or unexpected, as allowed: %s", len(done.allowed), _some(done.allowed))
     logger.info("backbone: %s", translation.backbone.description)
     for name, section in recipe.sections(translation.backbone).items():
         logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in section.items()))
     logger.info("images are padded to multiples of %d", recipe.pad_to_stride)
-    if recipe.blue_first:
-        logger.info("the first convolution was turned from blue, green, red to red, green, blue")
+    if recipe.bgr:
+        logger.info("the first convolution is converted from BGR to RGB")
     logger.info("weights written to %s", target)
     if done.format.backbone_only:
         logger.info("train with: %s", command.command_line("train", "-c", done.config))
@@ -115,17 +105,8 @@ def _report(done: Conversion, target: Path) -> None:
         logger.info("evaluate with: %s", command.command_line("eval", "-c", done.config))
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
-    return command.run(convert_weights, build_parser(), argv)
+main = functools.partial(command.run, convert_weights, build_parser)

@@ -1,14 +1,15 @@
-"""`ppfcos environment`: versions, devices and problems, to be pasted into a bug report."""
+"""`ppfcos environment`: print versions, devices and problems, for a bug report."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import ppfcos
@@ -21,29 +22,16 @@ PACKAGES = (
     *("pycocotools", "faster-coco-eval", "simplejpeg", "Pillow", "visualdl", "setuptools"),
     *("paddle2onnx", "onnx", "onnxruntime", "openvino"),
 )
-VARIABLES = (
-    "FLAGS_",
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "MALLOC_",
-    "GLIBC_",
-    "GLOG_",
-    "CUDA_",
-    "PADDLE_",
-    "OPENCV_",
-    "PPFCOS_",
+VARIABLES = (  # prefixes
+    *("FLAGS_", "OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_", "GLOG_", "CUDA_", "PADDLE_"),
+    *("OPENCV_", "PPFCOS_"),
 )
 LEAST_DISK, LEAST_SHARED = 2 << 30, 64 << 20  # bytes
 SHARED_MEMORY = "/dev/shm"
 
 
 def report() -> list[str]:
-    """The whole report.
-
-    Returns:
-        Lines: `what: value`, and at the end the problems.
-    """
+    """The lines of the report, `what: value`; the last ones are the problems."""
     problems = list(_problems())
     free = f"{SHARED_MEMORY} {_free(SHARED_MEMORY)}; {_working_directory()} {_free('.')}"
     lines = [
@@ -53,7 +41,7 @@ def report() -> list[str]:
         f"processor:   {environment.processor_name() or 'unknown'}, {environment.available_cores()} cores",
         f"memory:      {_memory()}; {free}",
         f"packages:    {', '.join(_versions())}",
-        f"environment: {', '.join(_variables()) or 'nothing of interest is set'}",
+        f"environment: {', '.join(_variables()) or 'no variable is set'}",
         f"devices:     {_devices()}",
         f"webp:        {_webp()}",
     ]
@@ -78,7 +66,7 @@ def _devices() -> str:
             from ppfcos.engine.device import available_devices
             from ppfcos.engine.run_record import device_name
         return ", ".join(f"{name} ({device_name(name)})" for name in available_devices())
-    except Exception as error:  # whatever is broken is what the report is wanted for
+    except Exception as error:  # the report is for broken installations
         return f"Paddle cannot tell ({one_line(error)})"
 
 
@@ -116,8 +104,8 @@ def _free(folder: str) -> str:
 def _problems() -> Iterator[str]:
     if sys.version_info[:2] > environment.NEWEST_PYTHON:
         yield (
-            f"Python {platform.python_version()}: PaddleDetection wants a numpy that there is for 3.9 to "
-            "3.11 only; make the environment with one of them"
+            f"Python {platform.python_version()}: the numpy of PaddleDetection exists for 3.9 to 3.11 only: "
+            "create the environment with one of them"
         )
     for name in ("cv2", "paddle", "ppdet"):
         try:
@@ -137,7 +125,7 @@ def _problems() -> Iterator[str]:
 
 
 DESCRIPTION = (
-    "Print what is installed, what this machine has, and what will not work. Nothing of your data is in it."
+    "Print versions, devices and problems of the installation. The report contains none of your data."
 )
 EXAMPLE = """
 ppfcos environment
@@ -146,32 +134,13 @@ python -m ppfcos environment
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line.
-
-    Returns:
-        Its parser.
-    """
+    """The command line."""
     return command.plain_parser(DESCRIPTION, EXAMPLE)
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print the report.
-
-    Args:
-        options: of `build_parser`.
-    """
-    pass
-
+    """Print the report."""
     console.show("\n".join(report()))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
-    return command.run(show, build_parser(), argv)
+main = functools.partial(command.run, show, build_parser)

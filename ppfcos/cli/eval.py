@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -17,6 +16,12 @@ from ppfcos.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+BELOW = 1  # exit code if a metric is below --require-ap or --require-fps
+DESCRIPTION = (
+    "Evaluate a model on EvalDataset with COCO's metrics. The weights are those of -o weights=FILE, or "
+    "save_dir/NAME/model_final, where NAME is the name of the configuration. With --bundle, an exported "
+    "model is evaluated as it runs, from files to boxes."
+)
 EXAMPLE = """
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml -o weights=output/fcos_r50_fpn_1x_coco/best_model
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --classwise
@@ -27,95 +32,55 @@ python tools/eval.py --compare reports/before reports/after --report reports/cha
 python tools/eval.py -c configs/fcos_r50_fpn_1x_coco.yml --bundle output_inference/fcos_r50_fpn_1x_coco \\
     --runtime onnxruntime --precision fp16 --batch 32 --require-ap 0.385
 """
-BELOW = 1  # the exit code where a figure is below what --require-ap or --require-fps asks for
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line.
-
-    Returns:
-        Its parser.
-    """
-    parser = command.option_parser(
-        "Evaluate a model on EvalDataset with COCO's figures. The weights are those of -o weights=FILE,\n"
-        "or else save_dir/NAME/model_final, NAME being the configuration's; or it is an exported bundle\n"
-        "(--bundle), evaluated as it runs, from reading the files to the boxes.",
-        EXAMPLE,
-        config_required=False,
-    )
+    """The command line."""
+    parser = command.option_parser(DESCRIPTION, EXAMPLE, config_required=False)
+    add = parser.add_argument
     command.add_switch(parser, "--classwise", "print the AP of each class too")
-    parser.add_argument(
+    add(
         "--output_eval",
         metavar="FOLDER",
         help="write the detections to FOLDER/bbox.json, in COCO's result format",
     )
-    parser.add_argument(
+    add(
         "--json_eval",
         action="store_true",
         help="evaluate the bbox.json of an earlier --output_eval FOLDER (default: .) instead of a model",
     )
-    command.add_switch(parser, "--amp", "mixed precision, for GPUs: convolutions and the like in 16 bits")
-    parser.add_argument(
+    command.add_switch(parser, "--amp", "mixed precision, for GPUs: most operators compute in 16 bits")
+    add(
         "--report",
         metavar="FOLDER",
-        help="write a page on the errors and their costs to FOLDER/report.html, its figures to report.json",
+        help="write an analysis of the errors to FOLDER/report.html, and its numbers to report.json",
     )
-    parser.add_argument(
+    add(
         "--compare",
         nargs=2,
         metavar="FOLDER",
-        help="put two earlier reports side by side, in comparison.html in the --report FOLDER; without -c",
+        help="compare two earlier reports in comparison.html in the --report FOLDER; without -c",
     )
-    parser.add_argument("--bundle", metavar="FOLDER", help="what tools/export_model.py wrote")
+    add("--bundle", metavar="FOLDER", help="a bundle of tools/export_model.py")
     command.add_bundle_options(parser)
-    parser.add_argument(
-        "--batch",
-        type=command.positive,
-        metavar="N",
-        help="for --bundle: most images of one size at once",
+    add("--batch", type=command.positive, metavar="N", help="for --bundle: largest batch of one image size")
+    add(
+        "--require-ap",
+        type=functools.partial(command.finite, most=1.0),
+        metavar="AP",
+        help=f"exit with {BELOW} if the AP, from 0 to 1, is below",
     )
-    parser.add_argument(
-        "--require-ap", type=_ap, metavar="AP", help=f"exit with {BELOW} if the AP, from 0 to 1, is below"
-    )
-    parser.add_argument(
+    add(
         "--require-fps",
-        type=_frequency,
+        type=command.finite,
         metavar="FPS",
-        help=f"for --bundle: exit with {BELOW} if it does fewer images a second",
+        help=f"for --bundle: exit with {BELOW} if fewer images per second are processed",
     )
     return parser
 
 
-def _ap(text: str) -> float:
-    value = _frequency(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 1, such as 0.385 for 38.5 %")
-    return value
-
-
-def _frequency(text: str) -> float:
-    """A number that a figure can be below: with `nan`, every figure would pass."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return value
-
-
 def run(options: argparse.Namespace) -> int | None:
-    """Evaluate, or compare earlier evaluations.
-
-    Args:
-        options: of `build_parser`.
-
-    Returns:
-        The exit code of an evaluation.
-
-    Raises:
-        PPFCOSError: it cannot be done.
-    """
+    """Evaluate, or compare earlier evaluations."""
     if options.compare:
         return compare(options)
     if not options.config:
@@ -124,18 +89,11 @@ def run(options: argparse.Namespace) -> int | None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Compare the two evaluations that the command line names.
-
-    Args:
-        options: of `build_parser`.
-
-    Raises:
-        PPFCOSError: it cannot be done.
-    """
+    """Compare two earlier evaluations."""
     others = (options.config, options.opt, options.bundle, options.require_ap, options.require_fps)
     if any(each not in (None, []) for each in others) or not options.report:
         raise ConfigError(
-            "--compare FOLDER FOLDER goes with --report FOLDER, and with no configuration, bundle or gate"
+            "--compare FOLDER FOLDER needs --report FOLDER, and no configuration, bundle or required metric"
         )
     from ppfcos.visualize.evaluation_report import write_comparison
 
@@ -143,22 +101,12 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Evaluate as the command line says.
-
-    Args:
-        options: of `build_parser`.
-
-    Returns:
-        0; BELOW where a figure is less than required.
-
-    Raises:
-        PPFCOSError: it cannot be done.
-    """
+    """Evaluate a model; returns 0, or BELOW if a metric is less than required."""
     command.require_bundle(options, "batch", "require_fps")
     if options.bundle and options.json_eval:
-        raise ConfigError("--json_eval evaluates what was found before, and runs nothing: leave out --bundle")
+        raise ConfigError("--json_eval evaluates earlier detections and runs no model: remove --bundle")
     if options.threads:
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before Paddle is imported
     environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
@@ -174,7 +122,7 @@ def evaluate(options: argparse.Namespace) -> int:
         with distributed.collective_error_check():
             data = build_dataset(cfg, "EvalDataset")
             set_num_classes(cfg, data.class_names, data.source)
-        found: list[dict] = []  # of all images, in the main process
+        found: list[dict] = []  # detections of all images, in the main process
         if options.report:
             _require_writable(options.report)
         if options.json_eval:
@@ -189,7 +137,7 @@ def evaluate(options: argparse.Namespace) -> int:
         logger.info("box AP of each class:\n%s", figures.class_table())
     logger.info("evaluated on %d images:\n%s", len(data), figures.table())
     if images_a_second is not None:
-        logger.info("%.2f images/s, from the files to the boxes", images_a_second)
+        logger.info("%.2f images/s, from files to boxes", images_a_second)
     required = (("AP", figures.ap, options.require_ap), ("images/s", images_a_second, options.require_fps))
     return BELOW if any(_is_below(*each) for each in required) else 0
 
@@ -219,8 +167,8 @@ def _write_report(
     from ppfcos.visualize.evaluation_report import write_report
     from ppfcos.visualize.gallery import RecordImages
 
-    judged = (cfg.get("output_eval") or ".") if options.json_eval else options.bundle or cfg.get("weights")
-    title = " · ".join(str(part) for part in (Path(options.config).stem, judged) if part)
+    model = (cfg.get("output_eval") or ".") if options.json_eval else options.bundle or cfg.get("weights")
+    title = " · ".join(str(part) for part in (Path(options.config).stem, model) if part)
     with distributed.collective_error_check():
         if distributed.is_main():
             pictures = RecordImages(data.records)
@@ -237,7 +185,7 @@ def _figures_of_file(cfg: Mapping[str, Any], data: Any, found: list[dict]) -> An
 
 
 def _uses(cfg: Mapping[str, Any], found: list[dict]) -> list[Callable[[list[dict]], object]]:
-    """What is done with all detections: kept for the report, and written where that is wanted."""
+    """Consumers of all detections: the list for the report, and the output file."""
     from ppfcos.engine import distributed, evaluator
     from ppfcos.fileio import require_writable
 
@@ -277,7 +225,7 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
 def _figures_of_bundle(
     cfg: Mapping[str, Any], data: Any, options: argparse.Namespace, found: list[dict]
 ) -> tuple[Any, float]:
-    """The figures, and how many images a second all processes did together."""
+    """The metrics, and the images per second of all processes together."""
     from ppfcos.data.classes import check_same_classes
     from ppfcos.deploy import Predictor
     from ppfcos.engine import distributed, evaluator
@@ -290,13 +238,4 @@ def _figures_of_bundle(
     return evaluator.evaluate_bundle(predictor, data, cfg["coco_eval"], uses)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
-    return command.run(run, build_parser(), argv)
+main = functools.partial(command.run, run, build_parser)

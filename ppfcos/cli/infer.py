@@ -1,18 +1,18 @@
-"""`tools/infer.py`: find objects in pictures or a video, with a checkpoint or with an exported bundle."""
+"""`tools/infer.py`: detect objects in images or a video, with a checkpoint or an exported bundle."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import functools
 
 from ppfcos import environment
 from ppfcos.cli import command
 
 DESCRIPTION = (
-    "Find objects in pictures or in a video and draw them. The model is either a configuration with its "
-    "weights (-c, run in Paddle) or an exported bundle (--bundle, run in ONNX Runtime, OpenVINO or Paddle "
-    "Inference); both prepare the pictures alike and find the same boxes. Started by "
-    "`python -m paddle.distributed.launch`, several processes share the pictures."
+    "Detect objects in images or a video and draw them. The model is either a configuration with its weights "
+    "(-c, run in Paddle) or an exported bundle (--bundle, run in ONNX Runtime, OpenVINO or Paddle "
+    "Inference); both give the same boxes. With `python -m paddle.distributed.launch`, several processes "
+    "share the images."
 )
 EXAMPLE = """
     python tools/infer.py --bundle output_inference/fcos_r50_fpn_1x_coco --infer_dir photos --save_results
@@ -29,21 +29,18 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.option_parser(DESCRIPTION, EXAMPLE, config_required=False)
     add = parser.add_argument
-    add("--bundle", metavar="FOLDER", help="what tools/export_model.py wrote; instead of -c")
-    add("--infer_img", metavar="FILE", help="a picture; goes before --infer_dir")
-    add("--infer_dir", metavar="FOLDER", help="a folder of pictures")
-    add("--video_file", metavar="FILE", help="a video; drawn into the output folder as .mp4")
+    add("--bundle", metavar="FOLDER", help="a bundle of tools/export_model.py; instead of -c")
+    add("--infer_img", metavar="FILE", help="an image; takes precedence over --infer_dir")
+    add("--infer_dir", metavar="FOLDER", help="a folder of images")
+    add("--video_file", metavar="FILE", help="a video; the result is an .mp4 file in the output folder")
     add("--output_dir", default="output", metavar="FOLDER", help="for the results (default: %(default)s)")
-    add(
-        "--draw_threshold", type=float, default=0.5, help="lowest score of a drawn box (default: %(default)s)"
-    )
+    add("--draw_threshold", type=float, default=0.5, help="lowest drawn score (default: %(default)s)")
     command.add_switch(
         parser,
         "--save_results",
-        "write all boxes to bbox.json in the output folder, as COCO results with names; "
-        "done for a video anyway",
+        "write all boxes to bbox.json in the output folder, as COCO results with names; always for a video",
     )
-    command.add_switch(parser, "--use_vdl", "show the pictures in VisualDL as well")
+    command.add_switch(parser, "--use_vdl", "write the images to a VisualDL log too")
     add(
         "--vdl_log_dir",
         default="vdl_log_dir/image",
@@ -54,34 +51,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch_size",
         type=command.positive,
         metavar="N",
-        help="pictures of one size run at once at the most (default: 1, or what the bundle is fixed to)",
+        help="largest batch of images of one size (default: 1, or the fixed batch size of the bundle)",
     )
     command.add_bundle_options(parser)
     return parser
 
 
 def infer(options: argparse.Namespace) -> None:
-    """Find and draw the objects in the pictures or the video that the command line names.
-
-    Args:
-        options: of `build_parser`.
-
-    Raises:
-        PPFCOSError: what is wrong with the model, the pictures or the output folder.
-    """
+    """Detect as the command line says."""
     with environment.quiet_imports():
         from ppfcos.cli import inference
 
-    inference.draw_what_is_found(options)
+    inference.infer(options)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: the arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
-    return command.run(infer, build_parser(), argv)
+main = functools.partial(command.run, infer, build_parser)

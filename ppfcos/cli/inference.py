@@ -1,4 +1,4 @@
-"""What `tools/infer.py` does: find objects in pictures or a video, draw them, and write them down."""
+"""The program of `tools/infer.py`: detects objects in images or a video, draws them, and writes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import cv2
 import numpy as np
@@ -21,7 +21,6 @@ from ppfcos.deploy import Detector, Predictor
 from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video, read_frames, read_pictures
 from ppfcos.errors import ConfigError, DataError, OutputError, Stopped
 from ppfcos.fileio import replacing
-from ppfcos.signals import StopRequest
 from ppfcos.visualize.drawing import draw_detections, save_image
 
 logger = logging.getLogger(__name__)
@@ -30,14 +29,58 @@ RESULTS_FILE = "bbox.json"
 VIDEO_SUFFIX, VIDEO_CODE, FRAMES_A_SECOND = ".mp4", "mp4v", 25.0
 
 
-def draw_what_is_found(options: argparse.Namespace) -> None:
-    """Find and draw the objects in the pictures or the video that the command line names.
+def count() -> int:
+    """Number of processes; 1 without a launcher."""
+    text = os.environ.get("PADDLE_TRAINERS_NUM", "1")
+    return max(1, int(text)) if text.isdigit() else 1
+
+
+def rank() -> int:
+    """Number of this process; 0 without a launcher."""
+    return 0 if count() == 1 else int(os.environ["PADDLE_TRAINER_ID"])
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes: if one fails or dies, all end. Paddle is imported only if there are several."""
+    from ppfcos.engine import watchdog
+
+    with watchdog.exit_with_launcher():
+        if count() == 1:
+            yield
+            return
+        with environment.quiet_imports():
+            from ppfcos.engine import distributed
+        with distributed.process_group():
+            yield
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Let an error in one process fail all of them."""
+    if count() == 1:
+        yield
+        return
+    from ppfcos.engine import distributed
+
+    with distributed.collective_error_check():
+        yield
+
+
+def gather(value: Any) -> list:
+    """The value of each process, in all of them."""
+    if count() == 1:
+        return [value]
+    from ppfcos.engine import distributed
+
+    return distributed.all_gather_object(value)
+
+
+def infer(options: argparse.Namespace) -> None:
+    """Detect and draw the objects of the images or the video.
 
     Args:
         options: of `ppfcos.cli.infer.build_parser`.
-
-    Raises:
-        PPFCOSError: what is wrong with the model, the pictures or the output folder.
     """
     if options.video_file:
         _infer_video(options)
@@ -45,35 +88,37 @@ def draw_what_is_found(options: argparse.Namespace) -> None:
     paths = pictures_to_read(options.infer_img, options.infer_dir)
     _check_output(Path(options.output_dir), paths)
     detector = _build_detector(options)
-    with command.joined():
+    with joined():
         path = Path(options.output_dir) / RESULTS_FILE if options.save_results else None
-        results = Results(path, detector.category_ids, command.rank())
+        results = Results(path, detector.category_ids, rank())
         with StopRequest().listening() as request, results:
-            with command.together(), _picture_log(options) as show, request.deferred():
-                for each in _draw_share(detector, paths, show, options):
+            with together(), _picture_log(options) as show, request.deferred():
+                for each in _draw_part(detector, paths, show, options):
                     results.add(each)
-                    _stop_where_asked(request)
-            drawn = [each for part in command.gather(results.drawn) for each in part]
+                    _stop_if_requested(request)
+            drawn = [each for part in gather(results.drawn) for each in part]
             if not drawn:
                 files = _count(len(paths), "file")
-                raise DataError(f"no picture could be read: {files}, the first is {paths[0]}")
+                raise DataError(f"no image can be read: {files}, the first is {paths[0]}")
             results.finish(sorted(drawn, key=lambda each: each.number))
     if console.is_main_process():
         _log_summary(options, drawn, len(paths) - len(drawn))
 
 
-def _draw_share(
+def _draw_part(
     detector: Detector,
     paths: Sequence[Path],
     show: Callable[[str, np.ndarray], None],
     options: argparse.Namespace,
 ) -> Iterator[Drawn]:
-    """Draw this process's part of the pictures."""
+    """Draw the images of this process."""
     numbers = {path: number for number, path in enumerate(paths)}
-    own = command.share(paths)
+    own = paths[rank() :: count()]  # neighbors are often alike
     with console.bar("detecting", len(own)) as bar:
         for path, image, detections in detector.detect(read_pictures(own)):
-            yield Drawn(numbers[path], path.name, detections)  # kept before the picture, which may not fit
+            yield Drawn(
+                numbers[path], path.name, detections
+            )  # before the image, which may not fit on the disk
             picture = draw_detections(image, detections, options.draw_threshold)
             save_image(Path(options.output_dir) / picture_name(path), picture)
             show(path.name, picture)
@@ -84,10 +129,10 @@ def _draw_share(
 
 def _infer_video(options: argparse.Namespace) -> None:
     """Draw a video, frame by frame."""
-    if command.count() > 1:
-        raise ConfigError("--video_file runs in one process; start it without paddle.distributed.launch")
+    if count() > 1:
+        raise ConfigError("--video_file runs in one process: start it without paddle.distributed.launch")
     if options.use_vdl:
-        raise ConfigError("--use_vdl shows pictures, and --video_file writes a video: leave one of them out")
+        raise ConfigError("--use_vdl shows images, and --video_file writes a video: remove one of them")
     source, output = Path(options.video_file), Path(options.output_dir)
     with opened_video(source) as video:
         frames_a_second = video.get(cv2.CAP_PROP_FPS) or FRAMES_A_SECOND
@@ -105,26 +150,26 @@ def _infer_video(options: argparse.Namespace) -> None:
                 results.add(Drawn(number, source.name, detections))
                 write(draw_detections(frame, detections, options.draw_threshold))
                 bar.advance()
-                _stop_where_asked(request)
+                _stop_if_requested(request)
             if not results.drawn:
-                raise DataError(f"{source}: this video has no frame that OpenCV can decode")
+                raise DataError(f"{source}: OpenCV can decode no frame of this video")
         results.finish(results.drawn)
     objects = sum(len(each.detections.above(options.draw_threshold)) for each in results.drawn)
     logger.info("%s with %s in %s", _count(len(results.drawn), "frame"), _count(objects, "object"), target)
     logger.info("all boxes in %s", output / RESULTS_FILE)
 
 
-def _stop_where_asked(request: StopRequest) -> None:
-    """Between two images, for runtimes take an exception inside of them for one of their own."""
+def _stop_if_requested(request: StopRequest) -> None:
+    """Stop between two images: runtimes take an exception of a signal for one of their own."""
     if request.signal:
         raise Stopped(request.signal, f"stopped by {signal.Signals(request.signal).name}")
 
 
 @contextlib.contextmanager
 def _video_writer(target: Path, frames_a_second: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """What adds a frame to a video; all frames are of one size."""
+    """A function that adds a frame to a video; all frames have one size."""
     with replacing(target) as unfinished, contextlib.ExitStack() as open_files:
-        # OpenCV knows the kind of file by its ending only.
+        # OpenCV recognizes the format by the suffix.
         beside = unfinished.with_name(f"{unfinished.name}{target.suffix}")
         open_files.callback(beside.unlink, missing_ok=True)
         writer = cv2.VideoWriter()
@@ -143,7 +188,7 @@ def _video_writer(target: Path, frames_a_second: float) -> Iterator[Callable[[np
         except (KeyboardInterrupt, Stopped):
             if not writer.isOpened():
                 raise
-            writer.release()  # the frames until then make a video
+            writer.release()  # keep the frames so far
             os.replace(beside, target)
             raise
         writer.release()
@@ -151,34 +196,20 @@ def _video_writer(target: Path, frames_a_second: float) -> Iterator[Callable[[np
 
 
 def pictures_to_read(picture: str | None, folder: str | None) -> list[Path]:
-    """The pictures that the command line names, by name.
-
-    Args:
-        picture: one file, or None.
-        folder: a folder whose pictures are taken where there is no `picture`; those below it are not.
-
-    Returns:
-        Paths of files, at least one.
-
-    Raises:
-        ConfigError: neither is given.
-        DataError: the file or folder is missing, or holds no pictures.
-    """
+    """The images that the command line names: one file, or those in a folder, by name."""
     if picture:
         if not Path(picture).is_file():
             raise DataError(f"--infer_img {picture}: there is no such file")
         return [Path(picture)]
     if not folder:
-        raise ConfigError(
-            "no pictures are named: add --infer_img FILE, --infer_dir FOLDER or --video_file FILE"
-        )
+        raise ConfigError("no image is named: add --infer_img FILE, --infer_dir FOLDER or --video_file FILE")
     if not Path(folder).is_dir():
         raise DataError(f"--infer_dir {folder}: there is no such folder")
     return list_pictures(Path(folder))
 
 
 def picture_name(path: Path) -> str:
-    """The name of the drawn picture: its own, so that a JPEG stays one, where OpenCV can write the kind."""
+    """File name of the drawn image: the same if OpenCV can write the format, or with .png."""
     return path.name if path.suffix.lower() in PICTURE_SUFFIXES else path.name + ".png"
 
 
@@ -186,10 +217,12 @@ def _build_detector(options: argparse.Namespace) -> Detector:
     if bool(options.bundle) == bool(options.config):
         raise ConfigError("name either a bundle (--bundle FOLDER) or a configuration (-c FILE), and not both")
     if options.bundle and options.opt:
-        raise ConfigError("-o changes keys of a configuration; a bundle has none: leave out -o, or take -c")
+        raise ConfigError(
+            "-o changes keys of a configuration, which a bundle does not have: remove -o, or use -c"
+        )
     command.require_bundle(options)
     if options.threads:
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before Paddle is imported
     if options.bundle:
         run = options.runtime, options.precision, options.threads, options.batch_size, options.device
         return Predictor(options.bundle, *run)
@@ -205,22 +238,22 @@ def _build_detector(options: argparse.Namespace) -> Detector:
 
 
 def _check_output(output: Path, paths: Sequence[Path]) -> None:
-    """Before anything is computed: the folder can be written, and no picture would be drawn over itself."""
+    """Check that the folder can be written and that no input would be overwritten."""
     if any(output.resolve() == path.parent.resolve() for path in paths):
         raise OutputError(
-            f"--output_dir {output} is the folder of the pictures, which would be overwritten; name another"
+            f"--output_dir {output} is the folder of the images, which would be overwritten; name another"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"--output_dir {output} cannot be made ({error.strerror})") from error
+        raise OutputError(f"--output_dir {output} cannot be created ({error.strerror})") from error
     if not os.access(output, os.W_OK | os.X_OK):
         raise OutputError(f"--output_dir {output} cannot be written to; name another")
 
 
 @contextlib.contextmanager
 def _picture_log(options: argparse.Namespace) -> Iterator[Callable[[str, np.ndarray], None]]:
-    """What shows a picture in VisualDL, if that is wanted."""
+    """A function that writes an image to the VisualDL log, if there is one."""
     if not options.use_vdl:
         yield lambda name, picture: None
         return
@@ -239,13 +272,13 @@ def _picture_log(options: argparse.Namespace) -> Iterator[Callable[[str, np.ndar
 def _log_summary(options: argparse.Namespace, drawn: Sequence[Drawn], unreadable: int) -> None:
     objects = sum(len(each.detections.above(options.draw_threshold)) for each in drawn)
     boxes = f"{_count(objects, 'object')} of at least {options.draw_threshold:g}"
-    logger.info("%s with %s in %s", _count(len(drawn), "picture"), boxes, options.output_dir)
+    logger.info("%s with %s in %s", _count(len(drawn), "image"), boxes, options.output_dir)
     if options.save_results:
         logger.info("all boxes in %s", Path(options.output_dir) / RESULTS_FILE)
     if options.use_vdl:
-        logger.info("see them with: visualdl --logdir %s", options.vdl_log_dir)
+        logger.info("show them with: visualdl --logdir %s", options.vdl_log_dir)
     if unreadable:
-        logger.warning("%s could not be read, see the warnings above", _count(unreadable, "picture"))
+        logger.warning("%s cannot be read, see the warnings above", _count(unreadable, "image"))
 
 
 def _count(number: int, thing: str) -> str:

@@ -1,4 +1,4 @@
-"""`ppfcos`: all commands under one name. Each is imported only when it is called."""
+"""`ppfcos`: all commands in one program. A command is imported when it is called."""
 
 from __future__ import annotations
 
@@ -16,73 +16,49 @@ from ppfcos.errors import OutputError, PPFCOSError, hint
 
 
 class Command(NamedTuple):
-    """One of the commands.
-
-    Attributes:
-        module: in ppfcos.cli; its `main` takes the arguments, its `build_parser` describes them.
-        summary: what the command does, a few words.
-    """
+    """A module of ppfcos.cli with `main` and `build_parser`, and what it does in a few words."""
 
     module: str
     summary: str
 
 
 COMMANDS = {
-    "train": Command("train", "train the model of a configuration"),
-    "eval": Command("eval", "measure a model by COCO's figures"),
-    "infer": Command("infer", "find objects in pictures"),
-    "export": Command("export_model", "turn a trained model into a bundle that runs anywhere"),
-    "model-info": Command("model_info", "look into an exported network, layer by layer"),
-    "benchmark": Command("benchmark", "how long bundles take, stage by stage and side by side"),
-    "convert-weights": Command("convert_weights", "bring the weights of other FCOS projects here"),
-    "convert-data": Command("convert_data", "COCO, Pascal VOC and YOLO annotations into one another"),
-    "check-data": Command("check_data", "find what is wrong with a data set"),
-    "show-batch": Command("show_batch", "draw what the network is fed with"),
-    "environment": Command("environment", "versions, devices and problems, for a bug report"),
-    "completion": Command("completion", "what lets a shell complete the words of this program"),
+    "train": Command("train", "train a model"),
+    "eval": Command("eval", "evaluate a model with COCO's metrics"),
+    "infer": Command("infer", "detect objects in images or a video"),
+    "export": Command("export_model", "export a trained model for deployment"),
+    "model-info": Command("model_info", "show an exported network layer by layer"),
+    "benchmark": Command("benchmark", "measure the latency and throughput of exported models"),
+    "convert-weights": Command("convert_weights", "convert weights of other FCOS projects"),
+    "convert-config": Command("convert_config", "convert a configuration of PaddleDetection's FCOS"),
+    "convert-data": Command("convert_data", "convert a data set between COCO, Pascal VOC and YOLO"),
+    "check-data": Command("check_data", "find errors in a data set"),
+    "show-batch": Command("show_batch", "draw training batches with their targets"),
+    "environment": Command("environment", "print versions, devices and problems, for a bug report"),
+    "completion": Command("completion", "print a completion script for a shell"),
 }
 
 
 def usage() -> str:
     """What `ppfcos --help` prints."""
     width, column = help_width(), max(map(len, COMMANDS)) + 5
-    listed = (
+    commands = (
         textwrap.fill(f"{'  ' + name:<{column}}{command.summary}", width, subsequent_indent=" " * column)
         for name, command in COMMANDS.items()
     )
-    what = "FCOS, the anchor-free object detector, trained on PaddlePaddle in PaddleDetection's style."
-    more = f"`{PROGRAM} COMMAND --help` tells the options of each; `{PROGRAM} --version` the version."
-    return "\n\n".join(
-        (
-            f"usage: {PROGRAM} COMMAND [OPTIONS]",
-            textwrap.fill(what, width),
-            "commands:\n" + "\n".join(listed),
-            textwrap.fill(more, width),
-        )
-    )
+    description = "FCOS, the anchor-free object detector, trained on PaddlePaddle in PaddleDetection's style."
+    more = f"`{PROGRAM} COMMAND --help` shows the options of a command, `{PROGRAM} --version` the version."
+    paragraphs = (textwrap.fill(description, width), "commands:\n" + "\n".join(commands))
+    return "\n\n".join((f"usage: {PROGRAM} COMMAND [OPTIONS]", *paragraphs, textwrap.fill(more, width)))
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a command.
-
-    Args:
-        name: of the command.
-
-    Returns:
-        What its module builds.
-    """
+    """The parser of a command."""
     return _module(name).build_parser()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names.
-
-    Args:
-        argv: the arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command that the first argument names; returns its exit code."""
     console.prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):

@@ -1,4 +1,4 @@
-"""The results of `tools/infer.py`: a JSON file that is whole after every image."""
+"""The results of `tools/infer.py`: a JSON file that is complete after every image."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ _END = b"\n]\n"
 
 
 class Drawn(NamedTuple):
-    """What was found in one picture or frame.
-
-    Attributes:
-        number: of the picture among those named, or of the frame.
-        name: of the picture's or the video's file.
-        detections: all of them, drawn or not.
-    """
+    """The detections of one image or frame: its number, its file's name, and all detections."""
 
     number: int
     name: str
@@ -34,10 +28,10 @@ class Drawn(NamedTuple):
 
 
 class ResultsFile:
-    """A list of results in a JSON file to which rows are added; whoever reads it in between finds it whole.
+    """A JSON file with a list, to which rows are added; it is valid after each addition.
 
     Args:
-        path: of the file. A regular file of this name is replaced.
+        path: of the file; a regular file of this name is replaced.
 
     Raises:
         OutputError: it cannot be written.
@@ -49,15 +43,11 @@ class ResultsFile:
         with _named_where_it_fails(path):
             if os.path.isfile(path) or os.path.islink(path):
                 path.unlink()
-            self._file = open(path, "xb", buffering=0)  # noqa: SIM115 - closed by close()
+            self._file = open(path, "xb", buffering=0)  # noqa: SIM115
             self._write(0, b"[" + _END)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows, and the end of the list after them.
-
-        Raises:
-            OutputError: they cannot be written; the file is as it was.
-        """
+        """Add rows; if that fails with an OutputError, the file is unchanged."""
         if not rows:
             return
         text = self._separator + ",\n".join(to_json(row) for row in rows).encode()
@@ -65,7 +55,7 @@ class ResultsFile:
             try:
                 self._write(self._end, text + _END)
             except OSError:
-                # What is overwritten here was written before, and needs no further room on a full disk.
+                # Overwriting needs no space on a full disk.
                 end = _END if self._end else b"[" + _END
                 self._write(self._end, end)
                 self._file.truncate(self._end + len(end))
@@ -74,7 +64,7 @@ class ResultsFile:
         self._separator = b",\n"
 
     def close(self) -> None:
-        """Close the file, once it is on the disk."""
+        """Sync the file to the disk and close it."""
         with _named_where_it_fails(self.path), self._file:
             os.fsync(self._file.fileno())
 
@@ -93,7 +83,7 @@ def _named_where_it_fails(path: Path) -> Iterator[None]:
 
 
 def result_rows(drawn: Drawn, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The detections of an image as in COCO's result files, with the names of the file and the class."""
+    """Detections in COCO's result format, with the names of the file and the class."""
     detections = drawn.detections
     rows = []
     for box, label, score in zip(detections.boxes.tolist(), detections.labels, detections.scores):
@@ -112,19 +102,16 @@ def result_rows(drawn: Drawn, category_ids: Sequence[int]) -> list[dict[str, Any
 
 
 class Results:
-    """What was found so far, in memory and, where that is wanted, in a file.
+    """The detections so far, in memory and optionally in a file.
 
-    A context. Where it is left by an error or a signal, the file keeps what was found until then: under its
+    A context manager. If an error or a signal ends it, the file keeps the detections until then: under its
     own name in the first process, as `bbox.unfinished.N.json` in process N. A SIGKILL leaves
-    `bbox.unfinished.json`, which is whole too.
+    `bbox.unfinished.json`, which is valid too.
 
     Args:
-        path: of the file; None writes none.
+        path: of the file; None: no file.
         category_ids: by label.
         rank: of this process.
-
-    Attributes:
-        drawn: what was added.
     """
 
     def __init__(self, path: Path | None, category_ids: Sequence[int], rank: int = 0):
@@ -136,35 +123,24 @@ class Results:
         if self._path is not None:
             if self._path.exists() and not self._path.is_file():
                 raise OutputError(
-                    f"{self._path} is no regular file, and is not replaced: name another folder"
+                    f"{self._path} is not a regular file, and is not replaced: name another folder"
                 )
             number = f".{self._rank}" if self._rank else ""
             self._file = ResultsFile(self._path.with_name(f"{self._path.stem}.unfinished{number}.json"))
         return self
 
     def add(self, drawn: Drawn) -> None:
-        """Keep what was found in an image.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Add the detections of an image."""
         if self._file is not None:
             self._file.add(result_rows(drawn, self._category_ids))
         self.drawn.append(drawn)
 
     def finish(self, drawn: Sequence[Drawn]) -> None:
-        """Put the file in place.
-
-        Args:
-            drawn: of all processes, in the order of the images.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
+        """Put the file in place, with the detections of all processes in the order of the images."""
         if self._file is None or self._path is None:
             return
         if self._rank == 0:
-            if len(drawn) > len(self.drawn):  # other processes have found some
+            if len(drawn) > len(self.drawn):  # those of other processes
                 self._file.close()
                 self._file = ResultsFile(self._file.path)
                 for each in drawn:
@@ -180,7 +156,7 @@ class Results:
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         if self._file is None:
             return
-        with contextlib.suppress(OSError, OutputError):  # what ended the run is reported, not this
+        with contextlib.suppress(OSError, OutputError):  # the first error is reported
             self._file.close()
             if not self.drawn:
                 self._file.path.unlink(missing_ok=True)

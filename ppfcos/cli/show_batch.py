@@ -1,8 +1,9 @@
-"""`tools/show_batch.py`: a picture of what a configuration feeds the network."""
+"""`tools/show_batch.py`: draw training batches with their targets."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,39 +22,27 @@ python tools/show_batch.py -c configs/fcos_r18_bccd.yml -o PPFCOSTargets.center_
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line.
-
-    Returns:
-        Its parser.
-    """
+    """The command line."""
     parser = command.option_parser(
-        "Draw batches as the training reads them: transformed and padded images, their boxes, the levels\n"
-        "that answer for them and the positive locations. No weights are needed.",
+        "Draw batches as a training reads them: transformed and padded images, their boxes, the level that "
+        "each box is assigned to, and the positive points. No weights are needed.",
         EXAMPLE,
     )
-    parser.add_argument(
-        "--batches", type=_from_one, default=1, metavar="N", help="how many, a picture each (default: 1)"
+    add, whole = parser.add_argument, command.positive
+    add(
+        "--batches", type=whole, default=1, metavar="N", help="number of batches, one image each (default: 1)"
     )
-    parser.add_argument(
-        "--epoch", type=_from_one, default=1, metavar="N", help="of which epoch (default: 1, the first)"
-    )
-    parser.add_argument(
+    add("--epoch", type=whole, default=1, metavar="N", help="the epoch (default: 1, the first)")
+    add(
         "--output",
         metavar="FILE",
-        help="the picture, .png or .jpg; of several, FILE_1.png and so on (default: save_dir/NAME/batch.png)",
+        help="the image, .png or .jpg; of several, FILE_1.png and so on (default: save_dir/NAME/batch.png)",
     )
     return parser
 
 
 def show(options: argparse.Namespace) -> None:
-    """Draw batches as the command line says.
-
-    Args:
-        options: of `build_parser`.
-
-    Raises:
-        PPFCOSError: it cannot be done.
-    """
+    """Draw batches as the command line says."""
     environment.configure_process()
     with environment.quiet_imports():
         import paddle
@@ -69,11 +58,11 @@ def show(options: argparse.Namespace) -> None:
         from ppfcos.visualize.drawing import save_image
 
     cfg = load_config(options.config, options.opt)
-    paddle.set_device("cpu")  # whoever looks may be training on the GPU
+    paddle.set_device("cpu")  # a training may be using the GPU
     data = build_dataset(cfg, "TrainDataset")
     set_num_classes(cfg, data.class_names, data.source)
     model = build_model(cfg)
-    loader = TrainLoader({**cfg, "worker_num": 0}, data)  # the batches are the same, and start sooner
+    loader = TrainLoader({**cfg, "worker_num": 0}, data)  # gives the same batches
     feed = Prefetcher(loader, cfg["max_bad_images"])
     feed.start_epoch(options.epoch - 1)
     output = Path(options.output or run_folder(cfg) / "batch.png")
@@ -87,27 +76,23 @@ def show(options: argparse.Namespace) -> None:
 
 
 def pyramid_levels(model: Any) -> list:
-    """The levels of a model.
-
-    Args:
-        model: a PPFCOS.
-
-    Returns:
-        L × ppfcos.visualize.batch.Level.
-    """
+    """The levels of a PPFCOS: L × ppfcos.visualize.batch.Level."""
     from ppfcos.visualize.batch import Level
 
-    ends = [0.0, *model.targets.size_ranges, float("inf")]
+    ranges = getattr(model.targets, "size_ranges", [])  # an assigner of the user's own may have none
+    ends = [0.0, *ranges, float("inf")]
+    if len(ends) != len(model.head.strides) + 1:
+        ends = [0.0] + [float("inf")] * len(model.head.strides)
     return [Level(*level) for level in zip(model.head.strides, ends[:-1], ends[1:])]
 
 
 def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
-    """What the network and its targets make of a batch.
+    """The images of a batch with their targets.
 
     Args:
-        model: a PPFCOS; only its strides and its targets are used.
-        batch: from Prefetcher; a part of it where `accumulate_steps` divides it.
-        data: where it came from.
+        model: a PPFCOS; only its strides and its assigner are used.
+        batch: of the prefetcher; a micro-batch if `accumulate_steps` is above 1.
+        data: the data set.
 
     Returns:
         B × ppfcos.visualize.batch.BatchImage.
@@ -130,7 +115,7 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
             BatchImage(
                 batch["image"][i].numpy().transpose(1, 2, 0)[..., ::-1],
                 (height, width),
-                title + f"{len(locations['levels'])} locations",
+                title + f"{len(locations['levels'])} points",
                 boxes[kept],
                 [printable_name(int(label), data.class_names) for label in labels],
                 _main_levels(boxes[kept], locations),
@@ -143,7 +128,7 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
 
 
 def _crowds(batch: Mapping[str, Any], i: int) -> Any:
-    """[K, 4] the boxes around the crowds of an image, where crowds are ignored."""
+    """[K, 4] boxes around the crowds of an image, if crowds are ignored."""
     import numpy as np
 
     boxes = batch["gt_crowd"][i].numpy() if "gt_crowd" in batch else np.zeros((0, 4), np.float32)
@@ -151,7 +136,7 @@ def _crowds(batch: Mapping[str, Any], i: int) -> Any:
 
 
 def _assigned(model: Any, batch: Mapping[str, Any]) -> list:
-    """The positive locations of each image: points [N, 2], levels [N], and their boxes, [N, 4]."""
+    """The positives of each image: points [N, 2], levels [N], and their boxes [N, 4]."""
     import numpy as np
     import paddle
 
@@ -171,7 +156,7 @@ def _assigned(model: Any, batch: Mapping[str, Any]) -> list:
 
 
 def _main_levels(boxes: Any, locations: Mapping[str, Any]) -> Any:
-    """[M] the level on which most locations answer for each box."""
+    """[M] the level that has most of the positives of each box."""
     import numpy as np
 
     from ppfcos.visualize.batch import NO_LEVEL
@@ -191,24 +176,9 @@ def _log_counts(path: Path, images: Sequence[Any]) -> None:
     locations = sum(len(image.locations) for image in images)
     height, width = images[0].pixels.shape[:2]
     logger.info(
-        "%s: %d images of %dx%d pixels, %d boxes, %d of them without a location, %d positive locations",
+        "%s: %d images of %dx%d pixels, %d boxes, %d of them without a positive point, %d positive points",
         path, len(images), width, height, boxes, lost, locations,
     )  # fmt: skip
 
 
-def _from_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-    return int(text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
-    return command.run(show, build_parser(), argv)
+main = functools.partial(command.run, show, build_parser)

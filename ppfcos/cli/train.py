@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ppfcos import environment
 from ppfcos.cli import command
 
-if TYPE_CHECKING:  # Paddle is not imported before it is needed
+if TYPE_CHECKING:  # Paddle is imported when a training starts
     from ppfcos.engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+DESCRIPTION = (
+    "Train the model of a configuration. Checkpoints are written to save_dir/NAME/, where NAME is the name "
+    "of the configuration: one after every snapshot_epoch epochs and snapshot_minutes minutes, model_final, "
+    "and with --eval best_model. On Ctrl-C and SIGTERM the step is completed and a checkpoint written."
+)
 EXAMPLE = """
 python tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml --eval
 python -m paddle.distributed.launch --gpus 0,1 tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml --eval
@@ -23,63 +28,48 @@ python tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml -r auto --eval
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line.
-
-    Returns:
-        Its parser.
-    """
-    parser = command.option_parser(
-        "Train the model of a configuration. Checkpoints go to save_dir/NAME/, NAME being the\n"
-        "configuration's: one after every snapshot_epoch epochs and every snapshot_minutes minutes,\n"
-        "model_final, and with --eval best_model. Ctrl-C and SIGTERM finish the step and write one too.",
-        EXAMPLE,
-    )
-    parser.add_argument(
+    """The command line."""
+    parser = command.option_parser(DESCRIPTION, EXAMPLE)
+    add = parser.add_argument
+    add(
         "-r",
         "--resume",
         metavar="CHECKPOINT",
-        help="go on from a checkpoint, such as output/fcos_r50_fpn_1x_coco/3; auto: from the newest whole "
-        "one, or from the beginning where there is none",
+        help="resume from a checkpoint, such as output/fcos_r50_fpn_1x_coco/3; auto: from the newest "
+        "complete one, or from the beginning if there is none",
     )
-    parser.add_argument(
+    add(
         "--eval",
         action="store_true",
         help="evaluate after every snapshot_epoch epochs and at the end, and keep the best checkpoint",
     )
-    command.add_switch(parser, "--amp", "mixed precision, for GPUs: convolutions and the like in 16 bits")
-    command.add_switch(parser, "--to_static", "compile the network into a static graph before it is trained")
+    command.add_switch(parser, "--amp", "mixed precision, for GPUs: most operators compute in 16 bits")
+    command.add_switch(parser, "--to_static", "compile the network into a static graph before training")
     command.add_switch(
-        parser, "--use_vdl", "write curves for VisualDL; `visualdl --logdir FOLDER` shows them in a browser"
+        parser, "--use_vdl", "write a VisualDL log; `visualdl --logdir FOLDER` shows it in a browser"
     )
-    parser.add_argument(
+    add(
         "--vdl_log_dir",
         metavar="FOLDER",
-        help="where to write them, such as logs/first (default: vdl_log beside the checkpoints)",
+        help="folder of the VisualDL log, such as logs/first (default: vdl_log beside the checkpoints)",
     )
-    parser.add_argument(
+    add(
         "--profile",
         action="store_true",
-        help="trace a few of the first steps, say where their time went, and write the trace to the run's "
-        "folder profile/",
+        help="profile some of the first steps, print a summary, and write the trace to profile/ in the run's "
+        "folder",
     )
     return parser
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train as the command line says.
-
-    Args:
-        options: of `build_parser`.
-
-    Raises:
-        PPFCOSError: it cannot be done.
-        Stopped: a signal ended it.
-    """
+    """Train as the command line says."""
     environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
         from ppfcos.engine import distributed, run_record
         from ppfcos.engine.device import select_device
+        from ppfcos.engine.hooks import StopRequest
         from ppfcos.engine.run_record import RunLog
         from ppfcos.engine.trainer import Trainer
         from ppfcos.signals import StopRequest
@@ -94,10 +84,10 @@ def train(options: argparse.Namespace) -> None:
                 if distributed.is_main():
                     log.open(trainer.folder, run_record.command_line())
             trainer.train()
-            _say_what_came_of_it(trainer)
+            _log_results(trainer)
 
 
-def _say_what_came_of_it(trainer: Trainer) -> None:
+def _log_results(trainer: Trainer) -> None:
     from ppfcos.engine import run_record, summary
     from ppfcos.engine.run_folder import FINAL
 
@@ -114,13 +104,4 @@ def _say_what_came_of_it(trainer: Trainer) -> None:
         logger.info("%s", line)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: its arguments; those of the process where None.
-
-    Returns:
-        The exit code.
-    """
-    return command.run(train, build_parser(), argv)
+main = functools.partial(command.run, train, build_parser)

@@ -217,6 +217,7 @@ class _Files:
             if len(self._merged) + len(including) >= MAX_FILES:
                 raise ConfigError(f"{path}: a configuration may consist of at most {MAX_FILES} files")
             config = _parse_file(path, self._named_classes)
+            _resolve_imports(path, config)
             merged = Section()
             for base in _base_files(path, config):
                 self._merge(merged, self.read(base, (*including, path)), path)
@@ -285,6 +286,14 @@ def _base_files(path: str, config: Section) -> list[str]:
         if not os.path.isfile(base_path):
             raise ConfigError(f"{origin}: {BASE_KEY} names {base}, but {base_path} is no file")
     return paths
+
+
+def _resolve_imports(path: str, config: Section) -> None:
+    """Join the paths under `imports` to the folder of the file that names them."""
+    files = config.get("imports")
+    if TEXTS.accepts(files):
+        folder = os.path.dirname(path)
+        config["imports"] = [os.path.normpath(os.path.join(folder, os.path.expanduser(f))) for f in files]
 
 
 def _merge(target: Section, source: Section) -> None:

@@ -136,6 +136,10 @@ class PlainKey(NamedTuple):
 PLAIN_KEYS_BY_TOPIC = {
     "What is trained": {
         "architecture": PlainKey("the registered class that is the model", TEXT),
+        "imports": PlainKey(
+            "Python files of your own that register classes, relative to this file; they are run",
+            or_none(TEXTS),
+        ),
         "num_classes": PlainKey(
             "the number of object classes, background not counted; null: as many as the data has",
             or_none(whole(1, MOST_CLASSES)),
@@ -295,6 +299,8 @@ JOINED_DATASETS = "datasets"
 JOINED_DATASET_KEYS = {"weight": number(0, 1000, above=True)}
 BATCH_TRANSFORMS = ("PadBatch", "PadGT")
 
+# Sections that tell a configuration of PaddleDetection's FCOS.
+PADDLEDETECTION_SECTIONS = ("FCOS", "FCOSHead", "FCOSFeat", "FCOSLoss")
 # Keys and operators that PaddleDetection knows and that have another place here.
 MOVED_KEYS = {
     "TrainReader.batch_size": "PPFCOS counts over all processes: set TrainReader.total_batch_size",

@@ -1,4 +1,4 @@
-"""A checked configuration into PaddleDetection's workspace, which builds the parts of the model from it."""
+"""Loads a checked configuration into PaddleDetection's workspace, which builds the model from it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any, NamedTuple
 from ppfcos import environment
 from ppfcos.config.checks import Checker
 from ppfcos.config.files import Section, apply_override, read_file
-from ppfcos.config.keys import PLAIN_KEYS, READER_KEYS, SCHEDULES
+from ppfcos.config.imports import IMPORTS_KEY, import_files, is_imported
+from ppfcos.config.keys import PADDLEDETECTION_SECTIONS, PLAIN_KEYS, READER_KEYS, SCHEDULES, TEXTS
 from ppfcos.errors import ConfigError, hint
+
+# The config.yml of earlier runs also has inherited sections that their models do not read.
+RECORD_START = b"# The configuration of the run of "
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read a configuration, check it, and put it into PaddleDetection's workspace.
 
-    The workspace holds one configuration: a second call replaces the first, and the objects that two calls
-    return are the same. A call that fails leaves the workspace as it was.
+    The workspace holds one configuration: a second call replaces the first, and both calls return the same
+    object. A call that fails leaves the workspace as it was.
 
     Args:
         path: the configuration file.
@@ -30,8 +34,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         `filename` (the file's stem, which names the run), and the registered classes.
 
     Raises:
-        ConfigError: a file is missing or malformed, a key is unknown or a value impossible. The message names
-            the file and line or the override, the key, and the nearest one that exists.
+        ConfigError: a file is missing or malformed, keys are unknown or values impossible. `messages` has one
+            line for each error: the file and line or the override, the key, and the most similar valid one.
     """
     path = os.fspath(path)
     checked = read_checked(path, overrides)
@@ -42,12 +46,12 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
 
 
 class CheckedConfig(NamedTuple):
-    """A configuration that was read and checked, and is in no workspace yet.
+    """A configuration that is read and checked, and not yet in the workspace.
 
     Attributes:
-        config: its sections, which know where each key was written.
-        checker: what found nothing wrong with it.
-        modules: every registered class: its SchemaDict by name.
+        config: its sections, with the origin of each key.
+        checker: that has found no error in it.
+        modules: SchemaDict of every registered class, by name.
     """
 
     config: Section
@@ -62,9 +66,6 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
         path: the configuration file.
         overrides: as given to `-o`.
 
-    Returns:
-        What was read.
-
     Raises:
         ConfigError: as `load_config`.
     """
@@ -78,44 +79,69 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
     modules, datasets = registered_modules()
     named_classes = (*SCHEDULES, *datasets)
     config = read_file(path, named_classes)
+    _refuse_paddledetections(path, config)
+    errors = []
     for text in overrides:
-        apply_override(config, text, named_classes)
-    checker = Checker(modules, datasets)
-    checker.check(path, config)
+        try:
+            apply_override(config, text, named_classes)
+        except ConfigError as error:
+            errors.append(str(error))
+    files = config.get(IMPORTS_KEY)
+    if TEXTS.accepts(files):
+        modules.update(import_files(files, config.origins[IMPORTS_KEY]))
+        datasets = _names_of_datasets(modules)
+    checker = Checker(modules, datasets, errors)
+    checker.check(path, config, refuse_unread=not _is_record_of_run(path))
     return CheckedConfig(config, checker, modules)
 
 
-# Every class that was ever seen in the workspace, so that one that a configuration has overwritten comes
-# back.
-_seen_modules: dict[str, Any] = {}
+def _refuse_paddledetections(path: str, config: Section) -> None:
+    """Name the command that converts a configuration of PaddleDetection's FCOS."""
+    found = ["architecture: FCOS"] if config.get("architecture") == "FCOS" else []
+    found += [key for key in PADDLEDETECTION_SECTIONS if key in config]
+    if found:
+        raise ConfigError(
+            f"{path}: this is a configuration of PaddleDetection ({found[0]}): convert it with "
+            f"`ppfcos convert-config {path} -o OURS.yml`"
+        )
+
+
+def _is_record_of_run(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(RECORD_START)) == RECORD_START
+
+
+# Every class that was registered, so that one that a configuration has overwritten comes back.
+_registered: dict[str, Any] = {}
 
 
 def registered_modules() -> tuple[dict[str, Any], list[str]]:
-    """Every registered class, PPFCOS's among them: its SchemaDict by name; and the names of the datasets."""
+    """SchemaDict of every class that PaddleDetection and ppfcos register, by name; the names of data sets."""
     with environment.quiet_imports():
         import ppdet  # noqa: F401
-        from paddle.io import Dataset
         from ppdet.core.config.schema import SchemaDict
         from ppdet.core.workspace import global_config
 
         import ppfcos.data.datasets
         import ppfcos.modeling  # noqa: F401
-    _seen_modules.update(
-        {name: value for name, value in global_config.items() if isinstance(value, SchemaDict)}
-    )
-    datasets = []
-    for name, schema in _seen_modules.items():
-        registered = getattr(schema.pymodule, name)
-        if isinstance(registered, type) and issubclass(registered, Dataset):
-            datasets.append(name)
-    return dict(_seen_modules), datasets
+    for name, value in global_config.items():
+        if isinstance(value, SchemaDict) and not is_imported(value):
+            _registered[name] = value
+    return dict(_registered), _names_of_datasets(_registered)
+
+
+def _names_of_datasets(modules: dict[str, Any]) -> list[str]:
+    from paddle.io import Dataset
+
+    classes = {name: getattr(schema.pymodule, name) for name, schema in modules.items()}
+    return [name for name, each in classes.items() if isinstance(each, type) and issubclass(each, Dataset)]
 
 
 def _plain_sections(config: Section, checker: Checker) -> dict[str, Any]:
-    """Turn a checked configuration into plain dictionaries, every module where the workspace looks for it.
+    """Turn a checked configuration into plain dictionaries.
 
-    PaddleDetection creates the parts of an architecture by name, so that one that is written in place of its
-    name, {name: ResNet, depth: 18}, moves to its own section.
+    PaddleDetection creates the parts of an architecture by name. A part that is written in place of its name,
+    {name: ResNet, depth: 18}, moves to a section of its own.
     """
     plain = {key: _as_plain(value) for key, value in config.items()}
     architecture = config["architecture"]
@@ -139,7 +165,7 @@ def _as_plain(value: Any) -> Any:
 
 
 def _fill_workspace(config: dict[str, Any], modules: dict[str, Any]) -> dict[str, Any]:
-    """Empty PaddleDetection's workspace but for its registered classes, and put the configuration into it."""
+    """Replace everything in PaddleDetection's workspace but the registered classes."""
     from ppdet.core.workspace import global_config
 
     global_config.clear()

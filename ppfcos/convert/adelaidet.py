@@ -7,25 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.dla import FIRST_CONV, dla_of, dla_rules, unused_dla_rules
-from ppfcos.convert.formats import (
+from ppfcos.convert.backbones import (
+    DLA_FIRST_CONV,
+    PAIRED_CONVS,
+    Resnet,
+    dla_of,
+    dla_rules,
+    resnet_of,
+    unused_dla_rules,
+)
+from ppfcos.convert.rules import (
+    BATCH_COUNTER,
     IMAGENET_BGR_MEAN,
     IMAGENET_BGR_STD,
     NO_STD,
     REAL_TIME_BASES,
+    Backbone,
     Format,
     Recipe,
-    pixels,
-)
-from ppfcos.convert.names import (
-    BATCH_COUNTER,
-    PAIRED_CONVS,
-    Backbone,
-    Resnet,
     Rule,
     Translation,
     head_rules,
-    resnet_of,
+    pixels,
     translate,
 )
 
@@ -43,7 +46,7 @@ HEAD = head_rules(
     scale=r"proposal_generator\.fcos_head\.scales\.(\d)\.scale",
 )
 DECODE = {"class_threshold": 0.05, "score_threshold": 0.0, "sqrt_score": True, "clip": "after"}
-USELESS = (BATCH_COUNTER, Rule(r"pixel_(mean|std)", "the configuration says it"))
+IGNORED = (BATCH_COUNTER, Rule(r"pixel_(mean|std)", "the configuration says it"))
 GROUPS_WITHOUT_STD = 64  # its X-101-64x4d takes pixels that were not divided, its X-101-32x8d does not
 
 
@@ -68,13 +71,13 @@ def _body(resnet: Resnet) -> list[Rule]:
 
 
 def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
-    if DLA + FIRST_CONV in arrays:
-        useless = [*USELESS, *unused_dla_rules(DLA)]
-        return translate(arrays, dla_of(source, arrays, DLA), [*dla_rules(DLA), *NECK, *HEAD], useless)
+    if DLA + DLA_FIRST_CONV in arrays:
+        ignored = [*IGNORED, *unused_dla_rules(DLA)]
+        return translate(arrays, dla_of(source, arrays, DLA), [*dla_rules(DLA), *NECK, *HEAD], ignored)
     pattern = BODY + r"res(?P<stage>\d)\.(?P<block>\d+)\."
     kernel = "backbone.bottom_up.res2.0.conv2.weight"
     resnet = resnet_of(source, arrays, pattern, kernel, first_stage=2)
-    return translate(arrays, resnet, [*_body(resnet), *NECK, *HEAD], USELESS)
+    return translate(arrays, resnet, [*_body(resnet), *NECK, *HEAD], IGNORED)
 
 
 def _sections(resnet: Resnet, quality: str) -> dict[str, dict[str, Any]]:
@@ -101,20 +104,20 @@ FORMAT = Format(
         "real-time": Recipe(
             "FCOS_RT: MS_DLA_34_4x and MS_R_50_4x, also with shared towers or batch norm in the head",
             _real_time,
-            blue_first=True,
+            bgr=True,
             files=("*_4x_syncbn*",),
             bases=REAL_TIME_BASES,
         ),
         "iou": Recipe(
             "R_50_1x_iou, MS_R_50_2x_iou, MS_R_101_2x_iou, MS_X_101_32x8d_2x_iou and _dcnv2_iou",
             lambda resnet: _sections(resnet, "iou"),
-            blue_first=True,
+            bgr=True,
             files=("*_[12]x_iou*", "*_2x_dcnv2_iou*"),
         ),
         "centerness": Recipe(
             "R_50_1x, MS_R_50_2x, MS_R_101_2x, MS_X_101_32x8d_2x and 64x4d, and those with dcnv2",
             lambda resnet: _sections(resnet, "centerness"),
-            blue_first=True,
+            bgr=True,
             files=("*_[12]x.*", "*_2x_dcnv2.*"),
         ),
     },

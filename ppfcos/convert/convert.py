@@ -1,4 +1,4 @@
-"""Weights of another project into ours, with the configuration under which they mean the same."""
+"""Converts weights of another project, and writes the configuration that gives the project's results."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import yaml
 
 from ppfcos.config import load_config
 from ppfcos.convert import adelaidet, detectron, dla, fcos, mmdet, paddleclas, paddledet, torchvision
-from ppfcos.convert.formats import Format, Recipe
-from ppfcos.convert.names import Translation, reverse_channels
+from ppfcos.convert.rules import Format, Recipe, Translation, reverse_channels
 from ppfcos.convert.torch_file import is_torch_file, read_torch
 from ppfcos.engine.model import build_model
 from ppfcos.engine.weights import read_state
@@ -27,24 +26,24 @@ FORMATS: tuple[Format, ...] = (
     *(detectron.FORMAT, torchvision.BACKBONE, paddleclas.FORMAT, paddleclas.FORMAT_VD),
     *(paddledet.BACKBONE, dla.FORMAT),
 )
-# Where projects keep the weights in their checkpoints.
+# Keys of the weights in checkpoints.
 WRAPPERS = ("state_dict", "model", "blobs")
-PARALLEL_PREFIX = "module."  # of PyTorch's DistributedDataParallel
+PARALLEL_PREFIX = "module."  # of DistributedDataParallel
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BASES = ("datasets/coco_detection.yml", "runtime.yml")
-SIZE_RANGES = (64, 128, 256, 512)  # borders between five levels; fewer levels have the first of them
+SIZE_RANGES = (64, 128, 256, 512)  # of five levels; fewer levels have the first ones
 BACKBONE = "backbone."
 
 
 class Conversion(NamedTuple):
-    """What was converted.
+    """A converted checkpoint.
 
     Attributes:
         format: of the source.
         recipe: its name in the format's recipes.
-        translation: the weights and where they came from.
-        allowed: names, foreign and ours, that found no partner and were allowed to.
-        config: path of the configuration that was written.
+        translation: the weights and their sources.
+        allowed: missing and unexpected names that are allowed.
+        config: path of the configuration.
     """
 
     format: Format
@@ -65,17 +64,14 @@ def convert(
 
     Args:
         source: the checkpoint of another project.
-        target: the `.pdparams` to write; the configuration goes beside it, as `.yml`.
-        format_name: of FORMATS; None: what the names look like.
-        recipe_name: of the format's recipes; None: what the file's name speaks for.
-        allowed: names, foreign or ours, with * for any part, that may stay without partner.
-
-    Returns:
-        What was done.
+        target: the `.pdparams` to write; the configuration is written beside it, as `.yml`.
+        format_name: of FORMATS; None: recognized by the names of the weights.
+        recipe_name: of the format's recipes; None: recognized by the file name.
+        allowed: patterns of missing or unexpected names that are no error.
 
     Raises:
-        WeightsError: the file cannot be read, is of no known format, or does not fit the model.
-        ConfigError: the configurations that the new one builds on are not there.
+        WeightsError: the file cannot be read, has an unknown format, or does not fit the model.
+        ConfigError: the base configurations are missing.
         OutputError: the files cannot be written.
     """
     arrays = read_arrays(source)
@@ -83,30 +79,24 @@ def convert(
     recipe_name = _recipe_name(source, format_, recipe_name)
     recipe = format_.recipes[recipe_name]
     done = format_.translate(str(source), arrays)
-    if recipe.blue_first:
+    if recipe.bgr:
         reverse_channels(done.weights, done.backbone)
-    _require_allowed(source, "of the file are unknown", done.left_over, allowed)
+    _require_allowed(source, "of the file are unexpected", done.unexpected, allowed)
     config = target.with_suffix(".yml")
     with replacing(target) as weights_file, replacing(config) as config_file:
         config_file.write_text(_config_text(format_, recipe, done, target), encoding="utf-8")
         model = build_model(load_config(config_file))
         missing = _assign(source, model, done.weights, format_.backbone_only)
-        _require_allowed(source, "of the model are not in the file", missing, allowed)
+        _require_allowed(source, "of the model are missing in the file", missing, allowed)
         paddle.save(_state(model, format_.backbone_only), str(weights_file))
-    return Conversion(format_, recipe_name, done, [*done.left_over, *missing], config)
+    return Conversion(format_, recipe_name, done, [*done.unexpected, *missing], config)
 
 
 def read_arrays(source: Path) -> dict[str, np.ndarray]:
-    """The weights of a checkpoint of PyTorch, Paddle or Detectron.
-
-    Args:
-        source: its path.
-
-    Returns:
-        Arrays by the names that they have there.
+    """Read the weights of a checkpoint of PyTorch, Paddle or Detectron, by their original names.
 
     Raises:
-        WeightsError: the file cannot be read, or holds none.
+        WeightsError: the file cannot be read, or contains no weights.
     """
     content: Any = read_torch(source) if is_torch_file(source) else read_state(source)
     for wrapper in WRAPPERS:
@@ -118,7 +108,9 @@ def read_arrays(source: Path) -> dict[str, np.ndarray]:
         if isinstance(value, np.ndarray)
     }
     if not arrays:
-        raise WeightsError(f"{source} holds no weights: its keys are {_some([str(key) for key in content])}")
+        raise WeightsError(
+            f"{source} contains no weights: its keys are {_some([str(key) for key in content])}"
+        )
     return arrays
 
 
@@ -126,11 +118,11 @@ def _format(source: Path, arrays: Mapping[str, np.ndarray], name: str | None) ->
     known = {format_.name: format_ for format_ in FORMATS}
     if name is not None:
         return known[name]
-    found = next((format_ for format_ in FORMATS if format_.recognises(arrays)), None)
+    found = next((format_ for format_ in FORMATS if format_.matches(arrays)), None)
     if found is None:
         raise WeightsError(
-            f"{source}: its names ({_some(list(arrays))}) are of no project that is known; "
-            f"if you know better, say --from with one of {', '.join(known)}"
+            f"{source}: the names of its weights ({_some(list(arrays))}) match no known project: "
+            f"set --from to one of {', '.join(known)}"
         )
     return found
 
@@ -148,8 +140,8 @@ def _recipe_name(source: Path, format_: Format, name: str | None) -> str:
     if name not in recipes:
         listed = "; ".join(f"{key} ({recipe.description})" for key, recipe in recipes.items())
         raise WeightsError(
-            f"{source}: nothing tells which of {format_.project}'s models it is: "
-            f"say --recipe with one of {listed}"
+            f"{source}: its name does not tell which of {format_.project}'s models it is: "
+            f"set --recipe to one of {listed}"
         )
     return name
 
@@ -158,8 +150,8 @@ def _require_allowed(source: Path, what: str, names: Sequence[str], allowed: Seq
     refused = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed)]
     if refused:
         raise WeightsError(
-            f"{source}: {len(refused)} weights {what} ({_some(refused)}); if that is right, say --allow with "
-            "their names, * for any part"
+            f"{source}: {len(refused)} weights {what} ({_some(refused)}): if that is intended, list them "
+            "after --allow, with * for any part of a name"
         )
 
 
@@ -186,7 +178,7 @@ def _config_text(format_: Format, recipe: Recipe, done: Translation, target: Pat
 
 
 def _state_sizes(content: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
-    """What the weights themselves say of classes, channels, layers and levels."""
+    """Numbers of classes, channels, layers and levels, from the shapes of the weights."""
     predictor = weights.get("head.class_conv.weight")
     if predictor is None:
         return
@@ -214,16 +206,16 @@ def _count(names: Iterable[str], pattern: str) -> int:
 def _assign(
     source: Path, model: paddle.nn.Layer, weights: Mapping[str, np.ndarray], backbone_only: bool
 ) -> list[str]:
-    """Give the model its weights; the names of those that it did not get.
+    """Load the weights into the model; returns the missing names.
 
     Raises:
-        WeightsError: a weight has no place in the model, or not its shape.
+        WeightsError: a weight has no place in the model, or another shape.
     """
     tensors = _state(model, False)
     wanted = [name for name in tensors if name.startswith(BACKBONE) or not backbone_only]
-    strangers = [name for name in weights if name not in tensors]
-    if strangers:
-        raise WeightsError(f"{source}: the model has no place for {_some(strangers)}")
+    unknown = [name for name in weights if name not in tensors]
+    if unknown:
+        raise WeightsError(f"{source}: the model has no place for {_some(unknown)}")
     for name, array in weights.items():
         if list(array.shape) != list(tensors[name].shape):
             raise WeightsError(

@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.formats import CAFFE_MEAN, NO_STD, Format, Recipe, pixels
-from ppfcos.convert.names import Resnet, Rule, Translation, remove_norm_epsilon, resnet_of, translate
+from ppfcos.convert.backbones import Resnet, resnet_of
+from ppfcos.convert.rules import (
+    CAFFE_MEAN,
+    NO_STD,
+    Format,
+    Recipe,
+    Rule,
+    Translation,
+    pixels,
+    remove_norm_epsilon,
+    translate,
+)
 from ppfcos.errors import WeightsError
 
 NORM = {"s": "weight", "b": "bias"}  # a factor and a shift per channel: the statistics are in them
-USELESS = (
+IGNORED = (
     Rule(r"(fc1000|pred)_[wb]", "the classifier of ImageNet"),
     Rule(r".*_momentum", "a state of the optimizer"),
     Rule(r"conv1_b", "Detectron's first convolution adds no bias"),
@@ -40,7 +50,7 @@ def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
     resnet = resnet_of(source, arrays, pattern, "res2_0_branch2b_w", first_stage=2)
     if resnet.groups > 1:
         raise WeightsError(f"{source}: of Detectron's backbones R-50 and R-101 are converted, no ResNeXt")
-    done = translate(arrays, resnet, _rules(resnet), USELESS)
+    done = translate(arrays, resnet, _rules(resnet), IGNORED)
     for name in [name for name in done.weights if name.endswith("norm.weight")]:
         stem = name[: -len("weight")]
         done.weights[f"{stem}_mean"] = np.zeros_like(done.weights[name])
@@ -59,6 +69,6 @@ FORMAT = Format(
     "Detectron's ImageNet backbones",
     lambda arrays: {"conv1_w", "res2_0_branch2a_w"} <= set(arrays),
     _translate,
-    {"msra": Recipe("ImageNetPretrained/MSRA/R-50.pkl, R-101.pkl", _sections, blue_first=True)},
+    {"msra": Recipe("ImageNetPretrained/MSRA/R-50.pkl, R-101.pkl", _sections, bgr=True)},
     backbone_only=True,
 )

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.formats import CAFFE_MEAN, NO_STD, Format, Recipe, pixels
-from ppfcos.convert.names import (
+from ppfcos.convert.backbones import MobilenetV2, Resnet, resnet_of, torch_mobilenet_rules, torch_resnet_rules
+from ppfcos.convert.rules import (
     BATCH_COUNTER,
+    CAFFE_MEAN,
+    NO_STD,
     Backbone,
-    MobilenetV2,
-    Resnet,
+    Format,
+    Recipe,
     Rule,
     Translation,
     head_rules,
+    pixels,
     remove_norm_epsilon,
-    resnet_of,
-    torch_mobilenet_rules,
-    torch_resnet_rules,
     translate,
 )
 
@@ -81,13 +81,13 @@ FORMAT = Format(
         "imprv": Recipe(
             "FCOS_imprv_R_50, R_101, X_101, and those with dcnv2",
             _common,
-            blue_first=True,
+            bgr=True,
             files=("*fcos_imprv_[rx]*", "*fcos_imprv_dcnv2_[rx]*"),
         ),
         "original": Recipe(
             "FCOS_R_50, R_101, X_101, MNV2",
             _original,
-            blue_first=True,
+            bgr=True,
             files=("*fcos_[rx]_*", "*fcos_*bn_*mnv2_*"),
         ),
     },

@@ -8,24 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.formats import (
+from ppfcos.convert.backbones import (
+    HRNET_FINEST_CONV,
+    Resnet,
+    hrnet_of,
+    hrnet_rules,
+    resnet_of,
+    torch_resnet_rules,
+)
+from ppfcos.convert.rules import (
+    BATCH_COUNTER,
     CAFFE_MEAN,
     IMAGENET_BGR_MEAN,
     IMAGENET_BGR_STD,
     NO_STD,
     Format,
     Recipe,
-    imagenet_pixels,
-    pixels,
-)
-from ppfcos.convert.hrnet import FINEST_CONV, hrnet_of, hrnet_rules
-from ppfcos.convert.names import (
-    BATCH_COUNTER,
-    Resnet,
     Rule,
     Translation,
-    resnet_of,
-    torch_resnet_rules,
+    imagenet_pixels,
+    pixels,
     translate,
 )
 
@@ -83,7 +85,7 @@ def _deformable_rules(arrays: Mapping[str, np.ndarray]) -> list[Rule]:
 
 
 def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
-    if BODY + FINEST_CONV in arrays:
+    if BODY + HRNET_FINEST_CONV in arrays:
         backbone = hrnet_of(source, arrays, BODY)
         rules = [*hrnet_rules(BODY), *HRNET_NECK]
     else:
@@ -151,13 +153,13 @@ FORMAT = Format(
         "caffe-improved": Recipe(
             "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou, and the one with DCN",
             _improved,
-            blue_first=True,
+            bgr=True,
             files=("*normbbox-centeronreg*caffe*", "*caffe*normbbox-centeronreg*"),
         ),
         "caffe": Recipe(
             "fcos_r50-caffe_fpn_gn-head and fcos_r101-caffe_fpn_gn-head",
             lambda resnet: _plain(pixels(CAFFE_MEAN, NO_STD), "a"),
-            blue_first=True,
+            bgr=True,
             files=("*caffe_fpn_gn-head_*", "*caffe_fpn_gn-head-1x_*"),
         ),
         "x101": Recipe(
@@ -168,7 +170,7 @@ FORMAT = Format(
         "hrnet": Recipe(
             "fcos_hrnetv2p-w18-gn-head, w32 and w40",
             lambda backbone: _hrnet(),
-            blue_first=True,
+            bgr=True,
             files=("*hrnetv2p*",),
         ),
     },

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.formats import Format, Recipe, imagenet_pixels
-from ppfcos.convert.names import DEPTHS, PAIRED_CONVS, Resnet, Rule, Translation, resnet_of, translate
+from ppfcos.convert.backbones import DEPTHS, PAIRED_CONVS, Resnet, resnet_of
+from ppfcos.convert.rules import CLASSIFIER, Format, Recipe, Rule, Translation, imagenet_pixels, translate
 
-USELESS = (Rule(r"fc\..*", "the classifier of ImageNet"),)
+IGNORED = (CLASSIFIER,)
 THREE_CONVOLUTIONS = "stem.2.conv.weight"  # only ResNet_vd begins with three
 
 
@@ -30,7 +30,7 @@ def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
             staged[f"{places[int(number)][0]}.{places[int(number)][1]}.{rest}"] = array
     pattern = r"(?P<stage>\d)\.(?P<block>\d+)\."
     resnet = resnet_of(source, staged, pattern, "2.0.conv1.conv.weight", first_stage=2)
-    return translate(arrays, resnet, _rules(resnet, places, THREE_CONVOLUTIONS in arrays), USELESS)
+    return translate(arrays, resnet, _rules(resnet, places, THREE_CONVOLUTIONS in arrays), IGNORED)
 
 
 def _rules(resnet: Resnet, places: list, pooled_shortcuts: bool) -> list[Rule]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.formats import Format, Recipe, imagenet_pixels
-from ppfcos.convert.names import Resnet, Rule, Translation, resnet_of, translate
+from ppfcos.convert.backbones import Resnet, resnet_of
+from ppfcos.convert.rules import CLASSIFIER, Format, Recipe, Rule, Translation, imagenet_pixels, translate
 
 HEAD = r"fcos_head\.fcos_feat\.fcos_head_"
 RULES = (
@@ -46,9 +46,9 @@ def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
 
 
 def _translate_backbone(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
-    useless = [Rule(r"fc\..*", "the classifier of ImageNet")]
+    ignored = [CLASSIFIER]
     rules = [Rule(r"(conv1|res\d)\..*", r"backbone.\g<0>")]
-    return translate(arrays, _resnet(source, arrays, ""), rules, useless)
+    return translate(arrays, _resnet(source, arrays, ""), rules, ignored)
 
 
 def _sections(quality: str) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Reads checkpoints of PyTorch with a restricted unpickler. PyTorch is not needed.
+"""Reads checkpoints of PyTorch with a restricted unpickler, without PyTorch.
 
-`torch.save` writes a zip archive (since version 1.6), or pickles one after another and the numbers of the
-storages after them. In both, the pickle names functions that make tensors of storages. They stand for
-functions of this module. Objects of known projects become placeholders, and everything else is refused.
+`torch.save` writes a zip archive (since version 1.6), or pickles followed by the data of the storages. In
+both, the pickle names functions that make tensors of storages; functions of this module replace them. Objects
+of known projects become placeholders. Everything else is refused.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ DTYPES = (
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool"),
     *("uint8", "int8", "int16", "int32", "int64"),
 )
-# Training logs and settings that projects keep beside their weights; what is in them is not needed.
-SHELLED_MODULES = ("mmengine", "mmcv", "mmdet", "yacs", "fcos_core", "detectron2", "argparse")
+# Logs and hyperparameters beside the weights, which are not needed.
+PLACEHOLDER_MODULES = ("mmengine", "mmcv", "mmdet", "yacs", "fcos_core", "detectron2", "argparse")
 
 
 @dataclass
 class _Storage:
-    """The numbers that tensors are views of. The old format has them after the pickle."""
+    """The data of tensors, which are views of it. In the old format it follows the pickle."""
 
     dtype: str
     count: int
@@ -77,10 +77,10 @@ class _Storage:
         return self.count * self.stored_dtype.itemsize
 
     def set_numbers(self, memory: Memory, data: bytes | bytearray, byteorder: str) -> None:
-        """Take the bytes that the file has for it, and give the waiting tensors their numbers.
+        """Set the data, and fill the tensors that wait for it.
 
         Raises:
-            pickle.UnpicklingError: they are too few or too many.
+            pickle.UnpicklingError: the number of bytes is wrong.
         """
         if len(data) != self.stored_bytes:
             raise pickle.UnpicklingError("a storage that is cut off")
@@ -160,7 +160,7 @@ class _TorchUnpickler(RestrictedUnpickler):
         self._load_storage = load_storage
 
     def find_class(self, module: str, name: str) -> Function | Name:
-        if (module, name) not in _TORCH_NAMES and module.split(".", 1)[0] in SHELLED_MODULES:
+        if (module, name) not in _TORCH_NAMES and module.split(".", 1)[0] in PLACEHOLDER_MODULES:
             return PLACEHOLDER
         return super().find_class(module, name)
 
@@ -178,11 +178,7 @@ class _TorchUnpickler(RestrictedUnpickler):
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file begins as `torch.save`'s do, in either format.
-
-    Raises:
-        WeightsError: it cannot be read.
-    """
+    """Whether a file starts like those of `torch.save`, in either format."""
     with reading(path, "checkpoint", "tensors"), path.open("rb") as file:
         start = file.read(16)
     magic = OLD_FORMAT_MAGIC.to_bytes(10, "little")
@@ -190,16 +186,10 @@ def is_torch_file(path: Path) -> bool:
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """Read what `torch.save` wrote of a dictionary.
-
-    Args:
-        path: of the checkpoint.
-
-    Returns:
-        The dictionary; its tensors, also those in dictionaries within, are NumPy arrays.
+    """Read a dictionary that `torch.save` has written; tensors become NumPy arrays.
 
     Raises:
-        WeightsError: the file is missing, damaged or no dictionary, or its pickle asks for code to be run.
+        WeightsError: the file is missing, damaged or no dictionary, or its pickle would run code.
     """
     path = Path(path)
     with reading(path, "checkpoint of PyTorch", "tensors"):

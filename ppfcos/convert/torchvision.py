@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.convert.formats import Format, Recipe, imagenet_pixels
-from ppfcos.convert.names import (
+from ppfcos.convert.backbones import Resnet, resnet_of, torch_resnet_rules
+from ppfcos.convert.rules import (
     BATCH_COUNTER,
-    Resnet,
+    CLASSIFIER,
+    Format,
+    Recipe,
     Rule,
     Translation,
     head_rules,
-    resnet_of,
-    torch_resnet_rules,
+    imagenet_pixels,
     translate,
 )
 
@@ -63,8 +64,8 @@ def _keep_named_classes(weights: dict[str, np.ndarray]) -> None:
 
 def _translate_backbone(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
     resnet = resnet_of(source, arrays, BLOCKS, "layer1.0.conv2.weight", first_stage=1)
-    useless = [BATCH_COUNTER, Rule(r"fc\..*", "the classifier of ImageNet")]
-    return translate(arrays, resnet, torch_resnet_rules(resnet, ""), useless)
+    ignored = [BATCH_COUNTER, CLASSIFIER]
+    return translate(arrays, resnet, torch_resnet_rules(resnet, ""), ignored)
 
 
 def _sections(resnet: Resnet) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ import paddle
 
 import ppfcos
 from ppfcos import environment
+from ppfcos.config.imports import copy_imports
 from ppfcos.config.show import config_text
 from ppfcos.console import valid
 from ppfcos.engine import distributed
@@ -71,6 +72,7 @@ def write_record(folder: Path, record: Mapping[str, Any], resolved: Mapping[str,
     Raises:
         OutputError: they cannot be written, or run.json is something else.
     """
+    resolved = copy_imports(resolved, folder)
     records = [*_earlier_records(folder / RECORD_FILE), {**record, "config": resolved}]
     head = (
         f"# The configuration of the run of {record['started']}, with all that it inherited and every -o.\n"

@@ -395,7 +395,7 @@ class Trainer:
                 self.curves.add_step(report)
         if step == len(self.feed):
             return  # after_epoch sees to the rest
-        every = self.cfg["snapshot_steps"]
+        every = self.cfg.get("snapshot_steps")
         is_due = every is not None and (epoch * len(self.feed) + step) % every == 0
         if is_due or result.checkpoint_is_due or result.stop_signal:
             path = self.save()

@@ -92,7 +92,7 @@ def test_a_bundle_has_its_checkpoints_figures(small, capsys):
         options = ["--bundle", str(small.bundle), "--runtime", runtime, "--batch", batch]
         assert eval_command.main([*common, *options]) == 0
         printed = capsys.readouterr().out
-        assert figures(printed) == table and "images/s, from the files to the boxes" in printed
+        assert figures(printed) == table and "images/s, from files to boxes" in printed
 
 
 def figures(printed: str) -> list:
@@ -119,10 +119,10 @@ def test_what_cannot_be_is_one_line(small, capsys, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(truth))
     other_classes = ["-o", f"EvalDataset.anno_path={tmp_path / 'other.json'}"]
     cases = [
-        (["--require-fps", "3"], "--require-fps is of a bundle"),
-        (["--precision", "fp16"], "--precision is of a bundle"),
-        (["--batch", "32"], "--batch is of a bundle"),
-        (["--json_eval", "--bundle", str(small.bundle), "--require-fps", "3"], "leave out --bundle"),
+        (["--require-fps", "3"], "--require-fps is for bundles"),
+        (["--precision", "fp16"], "--precision is for bundles"),
+        (["--batch", "32"], "--batch is for bundles"),
+        (["--json_eval", "--bundle", str(small.bundle), "--require-fps", "3"], "remove --bundle"),
         (["--bundle", str(tmp_path / "none")], "no such bundle"),
         (["--bundle", str(small.bundle), *other_classes], "ellipse"),
     ]
@@ -145,7 +145,7 @@ def test_a_comparison_has_no_gate(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("before", "after", "report")]
     arguments = ["--compare", *folders[:2], "--report", folders[2], "--require-ap", "0.1"]
     assert eval_command.main(arguments) == 2
-    assert "bundle or gate" in capsys.readouterr().err
+    assert "bundle or required metric" in capsys.readouterr().err
 
 
 def test_images_that_do_not_decode_make_nothing_faster(small, tmp_path):

@@ -67,7 +67,7 @@ def test_a_bundle_on_a_folder(small, photos, tmp_path, capsys):
     assert infer.main(["--bundle", *map(str, [small.bundle, *arguments, "--threads", 2])]) == 0
     printed = capsys.readouterr()
     assert sorted(os.listdir(output)) == ["a.jpg", "b.PNG", "bbox.json", "c.bmp"]
-    assert "b_broken.jpg" in printed.out and "1 picture could not be read" in printed.out.splitlines()[-1]
+    assert "b_broken.jpg" in printed.out and "1 image cannot be read" in printed.out.splitlines()[-1]
     assert "notes.txt" not in printed.out and printed.err == ""
     detections = Predictor(small.bundle, threads=2).predict([str(photos / "c.bmp")])[0]
     assert (cv2.imread(str(output / "c.bmp")) != cv2.imread(str(photos / "c.bmp"))).any()
@@ -80,7 +80,7 @@ def test_a_bundle_on_a_folder(small, photos, tmp_path, capsys):
     assert rows[0]["category_id"] == (3, 7, 11)[label]
     np.testing.assert_allclose(rows[0]["bbox"], [x0, y0, x1 - x0, y1 - y0], atol=1e-2)
     drawn = sum(row["score"] >= 0.06 for row in rows_of(output))
-    assert f"3 pictures with {drawn} objects of at least 0.06 in {output}" in printed.out
+    assert f"3 images with {drawn} objects of at least 0.06 in {output}" in printed.out
 
 
 @pytest.mark.parametrize(("batch_size", "runtime"), [("1", "paddle"), ("2", "openvino")])
@@ -186,11 +186,11 @@ WRONG = {
     "two models": (["-c", "{config}", "--bundle", "{bundle}", "--infer_dir", "{photos}"], "not both"),
     "keys for a bundle": (
         ["--bundle", "{bundle}", "-o", "num_classes=3", "--infer_dir", "{photos}"],
-        "leave out -o",
+        "remove -o",
     ),
     "a runtime without a bundle": (
         ["-c", "{config}", "--runtime", "openvino", "--infer_dir", "{photos}"],
-        "--runtime is of a bundle",
+        "--runtime is for bundles",
     ),
     "a video in VisualDL": (
         ["--bundle", "{bundle}", "--video_file", "{photos}/a.avi", "--use_vdl"],
@@ -202,7 +202,7 @@ WRONG = {
     "empty folder": (["--bundle", "{bundle}", "--infer_dir", "{empty}"], "no pictures"),
     "unreadable": (
         ["--bundle", "{bundle}", "--infer_img", "{photos}/b_broken.jpg"],
-        "no picture could be read: 1 file",
+        "no image can be read: 1 file",
     ),
     "over itself": (
         ["--bundle", "{bundle}", "--infer_dir", "{photos}", "--output_dir", "{photos}"],
@@ -322,7 +322,7 @@ def test_deformable_convolutions_are_exported_to_paddle_alone(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: the model has deformable convolutions") and error.count("\n") == 1
     assert export_model.main(arguments) == 0
-    assert "no ONNX model is made" in capsys.readouterr().out
+    assert "no ONNX model is exported" in capsys.readouterr().out
     assert list(read_bundle(tmp_path / "small").networks) == ["paddle"]
     assert len(Predictor(tmp_path / "small").predict(pictures()[:1])[0]) > 0
 

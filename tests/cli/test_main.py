@@ -170,7 +170,7 @@ def completion(root, tmp_path_factory):
     ("typed", "expected"),
     [
         (["ppfcos", "tr"], {"train"}),
-        (["ppfcos", "convert-"], {"convert-weights", "convert-data"}),
+        (["ppfcos", "convert-"], {"convert-weights", "convert-data", "convert-config"}),
         (["ppfcos", "train", "--prof"], {"--profile"}),
         (["ppfcos", "convert-data", "--to", "vo"], {"voc"}),
         (["ppfcos", "train", "-c", "configs/fcos_r18"], {CONFIG}),

@@ -33,6 +33,7 @@ from onnx import numpy_helper
 from onnx.parser import parse_model
 from selenium.webdriver.common.by import By
 
+from ppfcos.analysis.network import Network
 from ppfcos.analysis.info import NetworkInfo
 from ppfcos.analysis.layers import Layers
 from ppfcos.analysis.network import Network
@@ -129,8 +130,8 @@ def test_layer_names_equal_those_of_the_model(heads, model):
     assert named == convolutions
 
 
-def test_parameters_equal_those_of_the_fused_model(heads, model):
-    """Except level scales, which are 1 here, and zero biases: the export drops them."""
+def test_parameters_are_those_of_the_folded_model(heads, model):
+    """All but the scales of levels, which are 1 here, and biases of 0: the export drops them."""
     folded = fuse_batch_norms(model)
     expected = count_weights(folded).total
     gone = sum(
@@ -321,7 +322,7 @@ def test_every_convolution_has_a_time(tiny, runtime, precision):
 def test_operators_that_a_device_does_not_support(tiny):
     """Times of the CPU, as if a GPU had been selected and had run the first node only."""
     network = NetworkInfo(read_bundle(tiny), "fp32")
-    nodes, _ = time_onnx_runtime(network.file, network.inputs, 1, "cpu")
+    nodes, _ = onnx_runtime_times(network.file, network.inputs, 1, "cpu")
     graph = Network(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
     first, *others = nodes
     on_device = NodeTime(

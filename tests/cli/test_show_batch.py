@@ -57,7 +57,7 @@ def test_several_batches_of_another_epoch(small, tmp_path, capsys):
     arguments += ["TrainReader.total_batch_size=4"]
     assert show_batch.main(["-c", str(small), *arguments]) == 0
     assert sorted(os.listdir(tmp_path / "new")) == ["sheet_1.jpg", "sheet_2.jpg"], "all that there are"
-    counts = [int(n) for n in re.findall(r"(\d+) positive locations", capsys.readouterr().out)]
+    counts = [int(n) for n in re.findall(r"(\d+) positive points", capsys.readouterr().out)]
     assert len(counts) == 2 and min(counts) > 0
 
 
@@ -79,7 +79,7 @@ def test_mistakes_are_one_line(small, capsys, arguments, words):
 def test_numbers_that_are_none(small, capsys, batches):
     with pytest.raises(SystemExit, match="2"):
         show_batch.main(["-c", str(small), "--batches", batches])
-    assert "is no whole number from 1" in capsys.readouterr().err
+    assert "is not a whole number from 1" in capsys.readouterr().err
 
 
 def test_crowds_that_the_training_ignores(small):

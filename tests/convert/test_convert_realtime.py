@@ -53,7 +53,7 @@ def test_adelaidets_real_time_models(file_name, tmp_path):
     save(theirs, tmp_path / file_name, "model")
     model, done = converted_model(tmp_path / file_name, tmp_path)
     assert (done.format.name, done.recipe) == ("adelaidet", "real-time")
-    assert not done.translation.left_over and not done.allowed
+    assert not done.translation.unexpected and not done.allowed
     assert model.head.strides == [8, 16, 32] and model.targets.size_ranges == [64, 128]
     resize = next(
         step for step in load_config(done.config)["EvalReader"]["sample_transforms"] if "Resize" in step
@@ -68,7 +68,7 @@ def test_mmdetections_hrnet(tmp_path):
     save(theirs, checkpoint, "state_dict")
     model, done = converted_model(checkpoint, tmp_path)
     assert (done.format.name, done.recipe) == ("mmdet", "hrnet")
-    assert not done.translation.left_over and not done.allowed
+    assert not done.translation.unexpected and not done.allowed
     check_against(theirs, model, HRNET_BATCHES)
 
 
@@ -101,4 +101,4 @@ def test_what_is_no_dla34_and_no_hrnet_of_a_known_width_is_named(imagenet_dla, t
     content["backbone.stage2.0.branches.0.0.conv1.weight"] = torch.zeros(20, 20, 3, 3)
     torch.save(content, tmp_path / "fcos_hrnetv2p_w20.pth")
     assert main([str(tmp_path / "fcos_hrnetv2p_w20.pth"), "-o", str(tmp_path / "ours")]) == 2
-    assert "its HRNet is 20 channels wide" in capsys.readouterr().err
+    assert "its HRNet has width 20" in capsys.readouterr().err

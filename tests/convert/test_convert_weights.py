@@ -72,7 +72,7 @@ def check_levels(outputs, expected):
 
 
 def check_boxes(found, expected):
-    """Every box has its partner: of the same class, within 0.01 pixels, with a score within 0.00001."""
+    """Every box has its counterpart: of the same class, within 0.01 pixels, with a score within 0.00001."""
     assert len(found) == len(expected)
     left = list(found)
     for row in np.asarray(expected):
@@ -86,7 +86,7 @@ def check_boxes(found, expected):
         left.pop(int(np.argmin(distances)))
 
 
-def check_features(theirs, cfg, mean, std, blue_first):
+def check_features(theirs, cfg, mean, std, bgr):
     """The three maps of a backbone with `pretrain_weights`, to 1e-4 of the largest value."""
     model = build_model(cfg)
     load_pretrained(model, cfg["pretrain_weights"])
@@ -96,7 +96,7 @@ def check_features(theirs, cfg, mean, std, blue_first):
     sizes = [(96.0, 64.0), (70.0, 51.0)]
     images = pixels(96, 64, sizes, 0)
     with torch.no_grad():
-        expected = theirs(foreign.normalized(torch.tensor(images), sizes, mean, std, blue_first))
+        expected = theirs(foreign.normalized(torch.tensor(images), sizes, mean, std, bgr))
     with paddle.no_grad():
         model.network(paddle.to_tensor(images), paddle.to_tensor(sizes))
     assert len(kept) == len(expected) == 3
@@ -219,7 +219,7 @@ def test_the_model_answers_what_its_project_answers(project, tmp_path):
     save(theirs, tmp_path / file_name, wrapper, zipped=project != "authors")
     model, done = converted_model(tmp_path / file_name, tmp_path)
     assert done.format.name == project.split()[0].replace("authors", "fcos")
-    assert not done.translation.left_over and not done.allowed
+    assert not done.translation.unexpected and not done.allowed
     check_against(theirs, model)
 
 
@@ -386,7 +386,7 @@ BACKBONES = {
     "source", [pytest.param(key, marks=pytest.mark.slow if "101" in key else ()) for key in BACKBONES]
 )
 def test_backbones_give_the_same_features(source, tmp_path):
-    make, write, file_name, (mean, std, blue_first) = BACKBONES[source]
+    make, write, file_name, (mean, std, bgr) = BACKBONES[source]
     theirs = make()
     foreign.randomize_weights(theirs)
     if "detectron" in source:  # its statistics are in factor and shift
@@ -396,7 +396,7 @@ def test_backbones_give_the_same_features(source, tmp_path):
     write(theirs, tmp_path / file_name)
     done = convert(tmp_path / file_name, tmp_path / "ours.pdparams")
     assert done.format.name == source.split()[0]
-    check_features(theirs.eval(), load_config(done.config), mean, std, blue_first)
+    check_features(theirs.eval(), load_config(done.config), mean, std, bgr)
 
 
 @pytest.fixture(scope="module")
@@ -418,8 +418,8 @@ def test_the_command_reports_what_it_did(backbone, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "backbone.res2.res2a.short.conv.weight <- res2_0_branch1_w" in printed
     assert "265 weights matched" in printed  # 53 convolutions, each with 4 of its norm
-    assert "1 left out, the classifier of ImageNet: fc1000_w" in printed
-    assert "variant a" in printed and "blue, green, red to red, green, blue" in printed
+    assert "1 ignored, the classifier of ImageNet: fc1000_w" in printed
+    assert "variant a" in printed and "from BGR to RGB" in printed
     assert (tmp_path / "msra.pdparams").is_file() and (tmp_path / "msra.yml").is_file()
 
 
@@ -431,7 +431,7 @@ def changed(backbone, tmp_path, change):
     return path
 
 
-def test_what_has_no_partner_is_an_error_unless_allowed(backbone, tmp_path, capsys):
+def test_missing_and_unexpected_weights_are_errors_unless_allowed(backbone, tmp_path, capsys):
     target = tmp_path / "ours.pdparams"
 
     def change(blobs):
@@ -439,15 +439,15 @@ def test_what_has_no_partner_is_an_error_unless_allowed(backbone, tmp_path, caps
 
     path = changed(backbone, tmp_path, change)
     assert run(path, "-o", target) == 2
-    assert "1 weights of the file are unknown (mystery_w)" in capsys.readouterr().err
+    assert "1 weights of the file are unexpected (mystery_w)" in capsys.readouterr().err
     assert not target.exists()
     assert run(path, "-o", target, "--allow", "myst*") == 0
-    assert "1 without partner, as allowed: mystery_w" in capsys.readouterr().out
+    assert "1 missing or unexpected, as allowed: mystery_w" in capsys.readouterr().out
 
     path = changed(backbone, tmp_path, lambda blobs: blobs.pop("res4_3_branch2b_w"))
     target.unlink()
     assert run(path, "-o", target) == 2
-    assert "not in the file (backbone.res4.res4d.branch2b.conv.weight)" in capsys.readouterr().err
+    assert "missing in the file (backbone.res4.res4d.branch2b.conv.weight)" in capsys.readouterr().err
     assert not target.exists() and not list(tmp_path.glob(".*"))
 
 
@@ -460,14 +460,14 @@ def test_a_backbone_of_another_depth_and_no_weights_at_all_are_named(backbone, t
     assert "has (3, 4, 6, 2) blocks a stage" in capsys.readouterr().err
     torch.save({"weight": torch.ones(3)}, tmp_path / "other.pth")
     assert run(tmp_path / "other.pth", "-o", tmp_path / "ours") == 2
-    assert "of no project that is known" in capsys.readouterr().err
+    assert "match no known project" in capsys.readouterr().err
 
 
 def test_a_file_name_that_tells_nothing_asks_for_the_recipe(tmp_path, capsys):
     torch.save({"rpn.head.centerness.weight": torch.ones(1)}, tmp_path / "model_final.pth")
     assert run(tmp_path / "model_final.pth", "-o", tmp_path / "ours") == 2
     error = capsys.readouterr().err
-    assert "say --recipe with one of imprv" in error and "original" in error
+    assert "set --recipe to one of imprv" in error and "original" in error
 
 
 @pytest.mark.parametrize(

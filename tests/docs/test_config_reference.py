@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
+from conftest import ROOT
 
 pytest.importorskip("docstring_parser", reason="writes the page (requirements/dev.txt)")
 
 from ppdet.core.workspace import global_config
 
-from ppfcos.config import reference
 from ppfcos.config.files import Section, read_file
 from ppfcos.config.keys import DATASET_SECTIONS, PLAIN_KEYS, READER_KEYS, SCHEDULES
 from ppfcos.config.workspace import registered_modules
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import config_reference as reference
 
 
 def sections(text: str) -> dict[str, str]:

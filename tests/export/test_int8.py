@@ -155,7 +155,7 @@ def test_list_of_images_is_relative_to_its_folder(small, photos, tmp_path, capsy
         (["--integer_outputs"], "--integer_outputs is for --precision int8"),
         (["--precision", "int8"], "name a folder or a list of some with --calibration_images"),
         (["--precision", "int8", "--calibration_images", "nowhere"], "nowhere: cannot be read"),
-        (["--precision", "int8", "--calibration_images", "{empty}"], "holds no pictures"),
+        (["--precision", "int8", "--calibration_images", "{empty}"], "contains no images"),
         (["--precision", "int8", "--calibration_images", "{photos}", "--calibration", "minimax"], "'minmax'"),
         (["--precision", "int8", "--calibration_images", "{photos}", "--most_float", "3"], "most_float"),
         (["--precision", "int8", "--calibration_images", "{photos}", "--integer_outputs"], "--kind heads"),

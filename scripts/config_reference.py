@@ -1,8 +1,9 @@
-"""The page docs/configs.md: every key of a configuration, from the code that reads it.
+"""Write the page docs/configs.md: every key of a configuration, from the code that reads it.
 
-python -m ppfcos.config.reference
+python scripts/config_reference.py
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import inspect
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from docstring_parser import DocstringStyle, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from ppfcos.config.arguments import ARGUMENTS, DATASET_ARGUMENTS
 from ppfcos.config.files import Section, read_file
@@ -26,11 +30,10 @@ from ppfcos.config.keys import (
 from ppfcos.config.workspace import registered_modules
 from ppfcos.fileio import replacing
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "configs.md"
 OPENING = """# Configurations: every key
 
-<!-- `python -m ppfcos.config.reference` writes this page from the code's docstrings and tables. -->
+<!-- `python scripts/config_reference.py` writes this page from the code's docstrings and tables. -->
 
 A configuration is YAML. `_BASE_` names files that it inherits from, whose keys it changes one by one. `-o`
 on the command line changes keys once more, with dots between the levels and numbers for what is in lists:
