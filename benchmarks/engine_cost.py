@@ -48,7 +48,7 @@ def measure(folder: Path, pictures: Path, settings: dict[str, Any], steps: int) 
         steps: of each kind.
     """
     from ppfcos.config import load_config
-    from ppfcos.engine.run_log import RunLog
+    from ppfcos.engine.run_record import RunLog
     from ppfcos.engine.trainer import Trainer
 
     keys = {
@@ -61,16 +61,16 @@ def measure(folder: Path, pictures: Path, settings: dict[str, Any], steps: int) 
         "use_vdl": True,
         **settings,
     }
-    trainer = Trainer(load_config(CONFIG, [f"{key}={value}" for key, value in keys.items()]), "cpu")
+    trainer = Trainer(load_config(CONFIG, [f"{key}={value}" for key, value in keys.items()]), "cpu").setup()
     bare, engine = [], []
-    with RunLog() as log, contextlib.closing(trainer.feed):
+    with RunLog() as log, contextlib.closing(trainer.prefetcher):
         log.open(trainer.folder, "cost of the engine")
         trainer.before_train()
         trainer.model.train()
         trainer.progress.start_epoch()
-        trainer.feed.start_epoch(0)
+        trainer.prefetcher.start_epoch(0)
         for step in range(1, steps + 1):
-            (batch,) = trainer.feed.current
+            (batch,) = trainer.prefetcher.current
             inputs = {key: value for key, value in batch.items() if key != "bad_images"}
             start = time.perf_counter()
             bare_step(trainer, inputs)

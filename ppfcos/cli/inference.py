@@ -58,7 +58,7 @@ def draw_what_is_found(options: argparse.Namespace) -> None:
                 files = _count(len(paths), "file")
                 raise DataError(f"no picture could be read: {files}, the first is {paths[0]}")
             results.finish(sorted(drawn, key=lambda each: each.number))
-    if console.is_first_process():
+    if console.is_main_process():
         _log_summary(options, drawn, len(paths) - len(drawn))
 
 
@@ -78,7 +78,7 @@ def _draw_share(
             save_picture(Path(options.output_dir) / picture_name(path), picture)
             show(path.name, picture)
             objects = _count(len(detections.above(options.draw_threshold)), "object")
-            logger.info("%s: %s", path, objects, extra=console.SHOWN_BY_BAR)
+            logger.info("%s: %s", path, objects, extra=console.HIDDEN_BY_BAR)
             bar.advance()
 
 

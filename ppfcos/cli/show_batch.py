@@ -63,7 +63,7 @@ def show(options: argparse.Namespace) -> None:
         from ppfcos.data.datasets import build_dataset
         from ppfcos.data.loader import TrainLoader
         from ppfcos.engine.model import build_model
-        from ppfcos.engine.prefetcher import BatchFeed
+        from ppfcos.engine.prefetcher import Prefetcher
         from ppfcos.engine.run_folder import run_folder
         from ppfcos.visualize.batch import draw_batch
         from ppfcos.visualize.drawing import save_picture
@@ -74,7 +74,7 @@ def show(options: argparse.Namespace) -> None:
     settle_num_classes(cfg, data.class_names, data.source)
     model = build_model(cfg)
     loader = TrainLoader({**cfg, "worker_num": 0}, data)  # the batches are the same, and start sooner
-    feed = BatchFeed(loader, cfg["max_bad_images"])
+    feed = Prefetcher(loader, cfg["max_bad_images"])
     feed.start_epoch(options.epoch - 1)
     output = Path(options.output or run_folder(cfg) / "batch.png")
     for number in range(1, min(options.batches, len(feed)) + 1):
@@ -106,7 +106,7 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
 
     Args:
         model: a PPFCOS; only its strides and its targets are used.
-        batch: from BatchFeed; a part of it where `accumulate_steps` divides it.
+        batch: from Prefetcher; a part of it where `accumulate_steps` divides it.
         data: where it came from.
 
     Returns:

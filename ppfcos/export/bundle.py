@@ -41,7 +41,7 @@ from ppfcos.export.program import (
     save_program,
 )
 from ppfcos.export.trained_model import CheckpointRuntime
-from ppfcos.fileio import replacing_folder
+from ppfcos.fileio import replace_folder
 from ppfcos.modeling.fuse import folded_copy
 from ppfcos.modeling.qat.prepare import float_copy, limited_copy, ranges_of
 
@@ -149,7 +149,7 @@ def export_bundle(
     description = infer_config(cfg, class_names, category_ids)
     target = Path(directory)
     _check_target(target)
-    with replacing_folder(target) as unfinished, _evaluating(model):
+    with replace_folder(target) as unfinished, _evaluating(model):
         preprocess = Preprocess(description["Preprocess"], wanted.form)
         plain = model if ranges_of(model) is None else float_copy(model)
         folded = _Network(folded_copy(plain), model)

@@ -12,7 +12,7 @@ from paddle import nn
 from ppfcos import __version__
 from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import DecodeSettings, NetworkInput
-from ppfcos.engine.checkpoint import saved_state
+from ppfcos.engine.checkpoint import find_training_state
 from ppfcos.errors import ConfigError
 from ppfcos.export.program import HeadsForm
 from ppfcos.fileio import sha256
@@ -205,7 +205,7 @@ def source(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if path.is_file():
         known["weights"] = path.name
         known["weights_sha256"] = sha256(path)
-        state = saved_state(path)
+        state = find_training_state(path)
         if state is not None:
             known |= {"epoch": state.epochs, "ap": state.ap}
     return known

@@ -17,6 +17,7 @@ import onnxruntime
 import paddle
 import pytest
 import yaml
+from helpers.macs import count_macs
 from helpers.small_bundles import (
     FIXED_SIZE,
     STEPS,
@@ -41,7 +42,7 @@ from ppfcos.cli import main as program
 from ppfcos.cli.model_info import main
 from ppfcos.deploy.bundle import read_bundle
 from ppfcos.deploy.onnx_files import read_onnx
-from ppfcos.engine.model import count_multiply_adds, count_weights
+from ppfcos.engine.model import count_weights
 from ppfcos.export.quantizer import FloatNetwork
 from ppfcos.modeling.fuse import folded_copy
 from ppfcos.visualize import network_drawing
@@ -70,7 +71,7 @@ def model(tmp_path_factory) -> paddle.nn.Layer:
 @pytest.fixture(scope="module")
 def trained_work(model) -> int:
     """Counted in Paddle's program of the same detector, which knows nothing of ONNX."""
-    return count_multiply_adds(model, *FIXED_SIZE)
+    return count_macs(model, *FIXED_SIZE)
 
 
 @pytest.fixture(scope="module")

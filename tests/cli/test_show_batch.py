@@ -19,7 +19,7 @@ from ppfcos.data import shapes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
 from ppfcos.engine.model import build_model
-from ppfcos.engine.prefetcher import BatchFeed
+from ppfcos.engine.prefetcher import Prefetcher
 from ppfcos.visualize.batch import GAP, NO_LEVEL, FedImage, Level, draw_batch
 from ppfcos.visualize.drawing import class_colour
 
@@ -94,7 +94,7 @@ def test_crowds_that_the_training_ignores(small):
     plain = ["TrainReader.sample_transforms=[{Decode: {}}, {Permute: {}}]", "TrainReader.total_batch_size=4"]
     cfg = load_config(small, overrides + plain)
     data = build_dataset(cfg, "TrainDataset")
-    feed = BatchFeed(TrainLoader(cfg, data), 0)
+    feed = Prefetcher(TrainLoader(cfg, data), 0)
     feed.start_epoch(0)
     [batch] = feed.current
     images = show_batch.fed_images(build_model(cfg), batch, data)
@@ -110,7 +110,7 @@ def test_images_are_what_the_training_gets(small, radius):
     overrides = [MIXED, "TrainReader.total_batch_size=4", f"PPFCOSTargets.center_sampling_radius={radius}"]
     cfg = load_config(small, overrides)
     model, data = build_model(cfg), build_dataset(cfg, "TrainDataset")
-    feed = BatchFeed(TrainLoader(cfg, data), 0)
+    feed = Prefetcher(TrainLoader(cfg, data), 0)
     feed.start_epoch(0)
     [batch] = feed.current
     images = show_batch.fed_images(model, batch, data)

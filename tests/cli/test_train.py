@@ -23,7 +23,7 @@ from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
 from ppfcos.engine.checkpoint import read_manifest
 from ppfcos.engine.model import build_model
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import ConfigError
 from ppfcos.metrics.coco import FIGURE_NAMES, evaluate_detections
 

@@ -18,12 +18,11 @@ from helpers.small_detector import pictures
 from ppdet.core.workspace import create
 from ppdet.data.source.coco import COCODataSet
 from ppdet.modeling.backbones.resnet import ResNet
-from ppdet.optimizer import LearningRate, ModelEMA, OptimizerBuilder
+from ppdet.optimizer import LearningRate, OptimizerBuilder
 
 from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
 from ppfcos.deploy import Predictor
-from ppfcos.engine.ema import build_average
 from ppfcos.engine.optim import build_optimizer, build_schedule
 
 SMALL = [
@@ -57,9 +56,8 @@ def test_stock_parts_are_used(root, tinycoco):
         assert type(create(name)) is owner
     model = create(cfg["architecture"])
     assert type(model.backbone) is ResNet
-    assert isinstance(build_average(cfg, model), ModelEMA)
     schedule = build_schedule(cfg, 10)
-    assert build_optimizer(model, schedule).get_lr() == pytest.approx(0.01 / 3)
+    assert build_optimizer(cfg, model, schedule).get_lr() == pytest.approx(0.01 / 3)
     records = build_dataset(cfg, "TrainDataset").records
     stock = COCODataSet(
         dataset_dir=str(tinycoco),

@@ -28,7 +28,7 @@ from ppfcos.cli.export_model import main as export
 from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
 from ppfcos.deploy import Predictor
-from ppfcos.engine.ema import averaged_weights, build_average
+from ppfcos.engine.ema import build_ema, ema_weights
 from ppfcos.engine.model import build_model
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.trainer import Trainer
@@ -236,14 +236,14 @@ def test_evaluation_looks_and_does_not_learn(folder):
 
 def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):
     model = with_ranges(tiny_model(folder))
-    average = build_average({"use_ema": True}, model)
+    average = build_ema({"use_ema": True}, model)
     average.update()
     model.train()
     with paddle.no_grad():
         model.network(3 * pictures(1, 7), sizes(1))
     average.update()
     now = model.quantization.limits.numpy()
-    with averaged_weights(model, average):
+    with ema_weights(model, average):
         np.testing.assert_array_equal(model.quantization.limits.numpy(), now)
     np.testing.assert_array_equal(model.quantization.limits.numpy(), now)
 

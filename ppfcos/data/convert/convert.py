@@ -12,7 +12,7 @@ from ppfcos.data.convert import coco, voc, yolo
 from ppfcos.data.convert.annotated import AnnotatedSet
 from ppfcos.data.convert.images import HOW, place_pictures
 from ppfcos.errors import DataError, OutputError
-from ppfcos.fileio import replacing_folder
+from ppfcos.fileio import replace_folder
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def convert(
     if not any(split.images for split in data.splits):
         raise DataError(f"{source} has no images to convert")
     _log_contents(data, source_format)
-    with replacing_folder(output) as unfinished:
+    with replace_folder(output) as unfinished:
         names, sections = FORMATS[target_format].write(data, unfinished)
         placed = 0 if pictures == "none" else place_pictures(data, names, unfinished, pictures)
     in_folder = {
