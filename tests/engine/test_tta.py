@@ -293,7 +293,10 @@ def test_what_it_cannot_do_is_said(detector, tmp_path, capsys):
     for settings_, message in (
         ("tta={size_ranges: [[0, 10]]}", "tta.size_ranges has 1 ranges, and tta.target_size 9 sizes"),
         ("tta={target_siz: []}", "unknown key 'tta.target_siz'; did you mean 'target_size'?"),
-        ("tta={target_size: [400]}", "tta.target_size should be a list of at most 100 [shorter side, longest side]"),
+        (
+            "tta={target_size: [400]}",
+            "tta.target_size should be a list of at most 100 [shorter side, longest side]",
+        ),
         ("tta={merge: mean}", "tta.merge should be nms or vote"),
         ("tta=true", "tta should be a mapping or null"),
     ):
