@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from ppfcos import environment
 
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     import paddle.nn.functional as F

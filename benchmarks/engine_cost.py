@@ -101,7 +101,7 @@ def main() -> None:
         settings["TrainReader.total_batch_size"] = args.images
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     package = logging.getLogger("ppfcos")
     package.setLevel(logging.INFO)
     package.propagate = False  # the lines go to the log of the run

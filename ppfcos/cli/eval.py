@@ -159,10 +159,10 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ConfigError("--json_eval evaluates what was found before, and runs nothing: leave out --bundle")
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
-        from ppfcos.data.classes import settle_num_classes
+        from ppfcos.data.classes import set_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.engine import distributed
         from ppfcos.engine.device import select_device
@@ -173,7 +173,7 @@ def evaluate(options: argparse.Namespace) -> int:
     with distributed.process_group():
         with distributed.collective_error_check():
             data = build_dataset(cfg, "EvalDataset")
-            settle_num_classes(cfg, data.class_names, data.source)
+            set_num_classes(cfg, data.class_names, data.source)
         found: list[dict] = []  # of all images, in the main process
         if options.report:
             _require_writable(options.report)
@@ -217,13 +217,13 @@ def _write_report(
 ) -> None:
     from ppfcos.engine import distributed
     from ppfcos.visualize.evaluation_report import write_report
-    from ppfcos.visualize.gallery import RecordPictures
+    from ppfcos.visualize.gallery import RecordImages
 
     judged = (cfg.get("output_eval") or ".") if options.json_eval else options.bundle or cfg.get("weights")
     title = " · ".join(str(part) for part in (Path(options.config).stem, judged) if part)
     with distributed.collective_error_check():
         if distributed.is_main():
-            pictures = RecordPictures(data.records)
+            pictures = RecordImages(data.records)
             page = write_report(options.report, title, data.coco_ground_truth(), found, figures, pictures)
             logger.info("report: %s", page)
 

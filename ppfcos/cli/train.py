@@ -75,7 +75,7 @@ def train(options: argparse.Namespace) -> None:
         PPFCOSError: it cannot be done.
         Stopped: a signal ended it.
     """
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
         from ppfcos.engine import distributed, run_record

@@ -10,7 +10,7 @@ from typing import Any
 import paddle
 from paddle import Tensor, nn
 
-from ppfcos.modeling.qat.prepare import is_range
+from ppfcos.modeling.qat import is_range
 
 
 class ModelEMA:

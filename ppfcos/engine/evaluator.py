@@ -25,8 +25,8 @@ from ppfcos.engine.summary import Evaluation
 from ppfcos.errors import DataError
 from ppfcos.fileio import replacing
 from ppfcos.json_files import JSONError, read_json
-from ppfcos.metrics.coco import CocoFigures, evaluate_detections
-from ppfcos.visualize.drawing import draw_detections, draw_truth, shrink
+from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
+from ppfcos.visualize.drawing import draw_detections, draw_ground_truth, shrink
 
 if TYPE_CHECKING:  # importing VisualDL takes long
     from ppfcos.engine.writer import VisualDLWriter
@@ -48,7 +48,7 @@ def evaluate(
     precision: Precision,
     backend: str = "faster_coco_eval",
     uses: Uses = (),
-) -> CocoFigures:
+) -> CocoMetrics:
     """Run the model on its part of the images and compute the COCO metrics. All ranks must call it.
 
     Args:
@@ -74,7 +74,7 @@ def evaluate(
 
 def compute_metrics(
     detections: list[dict], bad_images: list[str], data: Any, backend: str, uses: Uses = ()
-) -> CocoFigures:
+) -> CocoMetrics:
     """Gather the detections and unreadable images ('path: reason') of all ranks, and compute the metrics."""
     detections, unreadable = _gather_lists(detections), _gather_lists(bad_images)
     metrics = None
@@ -189,7 +189,7 @@ def _is_detection(entry: Any) -> bool:
 
 def evaluate_bundle(
     detector: Detector, data: Any, backend: str, uses: Uses = ()
-) -> tuple[CocoFigures, float]:
+) -> tuple[CocoMetrics, float]:
     """Evaluate an exported bundle. All ranks must call it; each takes a part of the images.
 
     Args:
@@ -281,7 +281,7 @@ class Validation:
 
     def evaluate(
         self, model: nn.Layer, precision: Precision, epochs: int, writer: VisualDLWriter | None
-    ) -> CocoFigures:
+    ) -> CocoMetrics:
         """Evaluate the model, and log, record and draw the results.
 
         Args:
@@ -348,7 +348,7 @@ class ValidationImages:
                 continue
             image, factor = shrink(image, MAX_IMAGE_SIDE)
             found = _from_coco(rows[int(record["im_id"][0])], self.categories, factor)
-            drawn = draw_detections(draw_truth(image, record["gt_bbox"] * factor), found, MIN_DRAWN_SCORE)
+            drawn = draw_detections(draw_ground_truth(image, record["gt_bbox"] * factor), found, MIN_DRAWN_SCORE)
             yield f"{position}_{Path(record['im_file']).name}", drawn
 
 

@@ -13,7 +13,7 @@ from ppdet.core.workspace import create
 
 from ppfcos.config.keys import NESTED_KEYS
 from ppfcos.errors import ConfigError, PPFCOSError, one_line
-from ppfcos.modeling.qat.prepare import make_quantization_aware
+from ppfcos.modeling.qat import prepare_qat
 
 STATISTICS = ("_mean", "_variance")  # of batch norms: Paddle has them among the parameters
 QUANTIZATION = "quantization_aware_training"
@@ -76,7 +76,7 @@ def _prepare_qat(model: nn.Layer, cfg: Mapping[str, Any]) -> nn.Layer:
             raise ConfigError(f"{QUANTIZATION} supports neither to_static nor amp: set {key}: false")
     options = {key: plain.default for key, plain in NESTED_KEYS[QUANTIZATION].items()}
     options.update(cfg[QUANTIZATION])
-    return make_quantization_aware(model, options["range_momentum"], options["freeze_ranges_after"])
+    return prepare_qat(model, options["range_momentum"], options["freeze_ranges_after"])
 
 
 def has_sync_bn_backbone(cfg: Mapping[str, Any]) -> bool:

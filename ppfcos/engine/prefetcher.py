@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.engine import distributed
 from ppfcos.engine.profiling import DATA_WAIT, NoProfiler, StepProfiler
 from ppfcos.errors import DataError, PPFCOSError
@@ -38,7 +38,7 @@ class Prefetcher:
         self._loader = loader
         self._max_bad_images = max_bad_images
         self._bad_images: set[str] = set()
-        self._changes = Tally()
+        self._changes = LoadStatistics()
         self._steps: Iterator[list[dict]] = iter(())
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class Prefetcher:
         bad = [image for batch in self.current for image in batch["bad_images"]]
         for batch in self.current:
             for name in batch["changes"]:
-                self._changes.add(Change[name])
+                self._changes.add(LoadEvent[name])
         sizes = [batch["image"].shape[2:] for batch in self.current]
         extra = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]
         rows = distributed.all_gather_rows(
@@ -90,10 +90,10 @@ class Prefetcher:
 
     def report_changes(self) -> None:
         """Log the load statistics of all ranks since the last call. All must call it."""
-        changes = Tally()
+        changes = LoadStatistics()
         for found in distributed.all_gather_object(self._changes.changes()):
-            changes.add_all(Tally.of(found))
-        self._changes = Tally()
+            changes.add_all(LoadStatistics.from_dict(found))
+        self._changes = LoadStatistics()
         if str(changes):
             logger.info("TrainDataset: %s", changes)
 

@@ -13,7 +13,7 @@ from ppfcos.data.records import DetectionData
 from ppfcos.engine.checkpoint import Plan
 from ppfcos.engine.model import count_weights
 from ppfcos.engine.optim import batch_factor
-from ppfcos.metrics.coco import NO_OBJECTS, CocoFigures
+from ppfcos.metrics.coco import NO_OBJECTS, CocoMetrics
 
 MAX_ROWS = 10  # of the table of evaluations, without the best one
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
     """An evaluation after so many finished epochs."""
 
     epochs: float
-    metrics: CocoFigures
+    metrics: CocoMetrics
 
 
 def describe_training(

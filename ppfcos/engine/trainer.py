@@ -17,7 +17,7 @@ import paddle
 from paddle import Tensor
 
 from ppfcos.config.show import resolved_config
-from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
 from ppfcos.data.records import DetectionData
@@ -164,7 +164,7 @@ class Trainer:
     def _read_data(self, with_evaluation: bool) -> None:
         cfg, place = self.cfg, (distributed.world_size(), distributed.rank())
         self.train_data = build_dataset(cfg, "TrainDataset")
-        settle_num_classes(cfg, self.train_data.class_names, self.train_data.source)
+        set_num_classes(cfg, self.train_data.class_names, self.train_data.source)
         self.prefetcher = Prefetcher(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
         eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
         if eval_data is not None:

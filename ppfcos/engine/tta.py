@@ -21,7 +21,7 @@ from ppfcos.boxes import box_areas
 from ppfcos.config.keys import NESTED_KEYS
 from ppfcos.data.samples import pad_images
 from ppfcos.data.transforms.pipeline import pad_stride
-from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.transforms.uint8 import UInt8Resize
 from ppfcos.errors import ConfigError
 from ppfcos.modeling.postprocess import Candidates
 
@@ -128,7 +128,7 @@ class TTAModel(nn.Layer):
             )
         self.model = model
         self._stride = stride
-        self._resizes = [PixelResize(list(size), True, interp) for size in target_size]
+        self._resizes = [UInt8Resize(list(size), True, interp) for size in target_size]
         self._ranges = size_ranges or [None] * len(target_size)
         self._flips = (False, True) if flip else (False,)
         self._vote_iou = vote_iou if merge == "vote" else None
@@ -155,7 +155,7 @@ class TTAModel(nn.Layer):
         }
 
     def _run_passes(
-        self, images: list[np.ndarray], resize: PixelResize, size_range: Sequence[float] | None
+        self, images: list[np.ndarray], resize: UInt8Resize, size_range: Sequence[float] | None
     ) -> Iterator[list[Candidates]]:
         """Yield the candidates of all images at one size, as they are and flipped."""
         samples = [resize.apply({"image": image}) for image in images]
@@ -190,7 +190,7 @@ class TTAModel(nn.Layer):
             return np.zeros((0, 6), np.float32)
         decode = self.model.decode
         of_batch = Candidates(*(paddle.to_tensor(part).unsqueeze(0) for part in candidates))
-        rows, where, _ = (part.numpy() for part in decode.suppress(of_batch, self.model.head.num_classes))
+        rows, where, _ = (part.numpy() for part in decode.nms(of_batch, self.model.head.num_classes))
         if self._vote_iou is not None:
             rows[:, 2:] = vote_boxes(candidates, where.flatten(), self._vote_iou)
         return rows[box_areas(rows[:, 2:]) > 0] if decode.clip == "after" else rows
@@ -207,13 +207,13 @@ def vote_boxes(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np
     Returns:
         [N, 4].
     """
-    result = candidates.shown[kept]
-    visible = box_areas(candidates.shown) > 0
+    result = candidates.output_boxes[kept]
+    visible = box_areas(candidates.output_boxes) > 0
     for row, place in zip(result, kept):
         near = _ious(candidates.boxes[place], candidates.boxes) >= least_iou
-        voters = _select(candidates, visible & near & (candidates.classes == candidates.classes[place]))
+        voters = _select(candidates, visible & near & (candidates.labels == candidates.labels[place]))
         if len(voters.scores):  # a box without area has no IoU with itself
-            row[:] = np.average(voters.shown, axis=0, weights=voters.scores)
+            row[:] = np.average(voters.output_boxes, axis=0, weights=voters.scores)
     return result
 
 
@@ -234,9 +234,9 @@ def _flip_back(candidates: Candidates, width: int) -> Candidates:
     """Convert candidates of the flipped image to those of the image."""
     boxes, shown = (
         np.stack([width - x1, y0, width - x0, y1], axis=1)
-        for x0, y0, x1, y1 in (candidates.boxes.T, candidates.shown.T)
+        for x0, y0, x1, y1 in (candidates.boxes.T, candidates.output_boxes.T)
     )
-    return candidates._replace(boxes=boxes, shown=shown)
+    return candidates._replace(boxes=boxes, output_boxes=shown)
 
 
 def _is_in_range(candidates: Candidates, scale: np.ndarray, size_range: Sequence[float]) -> np.ndarray:

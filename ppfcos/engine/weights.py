@@ -23,7 +23,7 @@ from ppfcos.engine import distributed
 from ppfcos.engine.restricted_unpickler import Memory, RestrictedUnpickler, UnsafePickleError, checked_shape
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError, one_line
 from ppfcos.fileio import is_temporary
-from ppfcos.modeling.qat.prepare import is_range, ranges_of
+from ppfcos.modeling.qat import is_range, get_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
         WeightsError: the file cannot be read or does not fit the model; the message lists the keys.
     """
     weights, tensors = read_weights(_local_path(source, "weights")), model.state_dict()
-    if ranges_of(model) is None:
+    if get_ranges(model) is None:
         weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
     unexpected = [name for name in weights if name not in tensors]

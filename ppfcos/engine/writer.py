@@ -20,8 +20,8 @@ import numpy as np
 from ppfcos import environment
 from ppfcos.engine.progress import Report
 from ppfcos.fileio import replacing, require_writable
-from ppfcos.metrics.coco import RECALLS, CocoFigures
-from ppfcos.visualize.drawing import encode_picture
+from ppfcos.metrics.coco import RECALLS, CocoMetrics
+from ppfcos.visualize.drawing import encode_image
 
 # VisualDL's public LogWriter can neither continue a log without repeating steps, nor take precision and
 # recall as COCO has them, nor survive a full disk without half a record.
@@ -145,7 +145,7 @@ class VisualDLWriter:
         known = {f"{STEP_PREFIX}{name}": value for name, value in values.items() if not math.isnan(value)}
         self._write(_scalars(known, report.global_step))
 
-    def add_evaluation(self, metrics: CocoFigures, epochs: int) -> None:
+    def add_evaluation(self, metrics: CocoMetrics, epochs: int) -> None:
         """Write the COCO metrics, AP of each class, and precision-recall curves after so many epochs.
 
         Without objects, a metric is −1, as in COCO, and there is no curve.
@@ -157,7 +157,7 @@ class VisualDLWriter:
     def add_images(self, images: Iterable[tuple[str, np.ndarray]], epochs: int) -> None:
         """Write named BGR images [H, W, 3] uint8 as JPEG; VisualDL's PNG is three times as large."""
         for name, image in images:
-            data = Record.Image(encoded_image_string=encode_picture(image, ".jpg"))
+            data = Record.Image(encoded_image_string=encode_image(image, ".jpg"))
             value = Record.Value(id=epochs, tag=f"images/{name}", timestamp=_now(), image=data)
             self._write([Record(values=[value])])
 
@@ -199,7 +199,7 @@ def _scalars(values: Mapping[str, float], position: int) -> list[Any]:
     return [records.scalar(name, value, position, now) for name, value in values.items()]
 
 
-def _precision_recall(metrics: CocoFigures, epochs: int) -> list[Any]:
+def _precision_recall(metrics: CocoMetrics, epochs: int) -> list[Any]:
     """Curves at IoU 0.50, with AP50 as area. COCO keeps neither thresholds nor counts, so they have none."""
     curves = metrics.precision if len(metrics.per_class) <= MAX_CLASS_CURVES else {}
     curves = {"mean": metrics.mean_precision(), **{f"of_class/{name}": of for name, of in curves.items()}}

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from ppdet.data.source.category import get_categories
 
-from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import categories_of, dataset_of_images
 from ppfcos.data.records import numbered
 from ppfcos.deploy import Detector
@@ -122,7 +122,7 @@ def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = Non
     names = [category["name"] for category in categories]
     if trained is not None:
         check_same_classes(trained, "the checkpoint", names, source)
-    settle_num_classes(cfg, names, source)
+    set_num_classes(cfg, names, source)
     return categories
 
 

@@ -19,11 +19,11 @@ from ppfcos.engine.summary import (
     describe_training,
     result_table,
 )
-from ppfcos.metrics.coco import CocoFigures
+from ppfcos.metrics.coco import CocoMetrics
 
 
-def _metrics(ap: float) -> CocoFigures:
-    return CocoFigures((ap, 2 * ap, ap / 2, -1.0, *[0.1] * 8))
+def _metrics(ap: float) -> CocoMetrics:
+    return CocoMetrics((ap, 2 * ap, ap / 2, -1.0, *[0.1] * 8))
 
 
 def test_describe_training(tmp_path, root):

@@ -34,7 +34,7 @@ from ppfcos.engine.run_folder import find_latest
 from ppfcos.engine.trainer import Trainer
 from ppfcos.engine.weights import read_state
 from ppfcos.errors import ConfigError, DataError, TrainingError
-from ppfcos.metrics.coco import CocoFigures, evaluate_detections
+from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from ppfcos import environment
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     from ppfcos.engine import distributed
@@ -548,7 +548,7 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
     ).setup()
     trainer.train()
     ((epochs, figures),) = trainer.validation.results
-    assert epochs == 1 and isinstance(figures, CocoFigures)
+    assert epochs == 1 and isinstance(figures, CocoMetrics)
     folder = tmp_path / "output" / "small"
     assert sorted(path.name for path in folder.glob("*model*")) == sorted(
         f"{name}.{suffix}"

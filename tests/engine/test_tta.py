@@ -171,7 +171,7 @@ def test_a_vote_is_worth_its_score():
     np.testing.assert_allclose(vote_boxes(candidates, np.array([0, 3]), 0.6), expected, rtol=1e-6)
     np.testing.assert_array_equal(vote_boxes(candidates, np.array([0, 3]), 0.95), boxes[[0, 3]] + 1)
     # What the image's edge has left nothing of has no vote.
-    candidates.shown[1] = -1
+    candidates.output_boxes[1] = -1
     np.testing.assert_array_equal(vote_boxes(candidates, np.array([0, 3]), 0.6), boxes[[0, 3]] + 1)
 
 
@@ -215,7 +215,7 @@ def test_mirrored_pictures_have_mirrored_boxes(detector):
     _, model, _ = detector
     augmented = TTAModel(model, target_size=[[96, 128]], **{**PLAIN, "flip": True, "merge": "vote"})
     augmented.eval()
-    picture = small_detector.draw_picture(96, 128, seed=3)
+    picture = small_detector.draw_image(96, 128, seed=3)
     found, mirrored = (
         augmented(batch_of(each))["bbox"].numpy()
         for each in (picture, np.ascontiguousarray(picture[:, ::-1]))

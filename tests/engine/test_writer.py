@@ -32,8 +32,8 @@ from ppfcos.engine.evaluator import ValidationImages
 from ppfcos.engine.progress import Report
 from ppfcos.engine.writer import HPARAMS, VisualDLWriter, select_hparams
 from ppfcos.errors import OutputError
-from ppfcos.metrics.coco import FIGURE_NAMES, CocoFigures, evaluate_detections
-from ppfcos.visualize.drawing import TRUTH_COLOUR, class_colour
+from ppfcos.metrics.coco import METRIC_NAMES, CocoMetrics, evaluate_detections
+from ppfcos.visualize.drawing import GROUND_TRUTH_COLOR, class_color
 
 STEPS = 10  # an epoch
 
@@ -111,7 +111,7 @@ def test_evaluations_are_read_back(tmp_path, classes):
     expected = _precision_at_50(truth, found, tmp_path)
     figures = evaluate_detections(truth, found)
     VisualDLWriter(tmp_path / "log", {}).add_evaluation(figures, epochs=3)
-    shown = {f"eval/{name}": value for name, value in zip(FIGURE_NAMES, figures.stats)}
+    shown = {f"eval/{name}": value for name, value in zip(METRIC_NAMES, figures.stats)}
     shown.update({f"eval_AP_of_class/{name}": value for name, value in figures.per_class.items()})
     assert shown[f"eval_AP_of_class/class {classes}"] == -1
     assert curves(tmp_path / "log") == {tag: [(3, pytest.approx(value))] for tag, value in shown.items()}
@@ -194,7 +194,7 @@ def test_all_hparams_exist_in_a_configuration(root):
 def test_a_resumed_run_continues_its_log(tmp_path):
     """Steps and evaluations that the interrupted run made after the checkpoint appear once, as made anew."""
     log = VisualDLWriter(tmp_path, {"epoch": 2})
-    figures = CocoFigures(tuple(np.linspace(0, 0.75, 12)))
+    figures = CocoMetrics(tuple(np.linspace(0, 0.75, 12)))
     for step in range(2, 21, 2):
         log.add_step(report(step, 100.0 + step))
         if step % STEPS == 0:
@@ -310,10 +310,10 @@ def test_ground_truth_and_detections_are_drawn_at_their_positions(tmp_path):
     assert large.shape == (640, 512, 3)
     for picture, scale in ((small, 1), (large, 1.6)):
         for x, y in ((80, 150), (160, 150), (120, 200)):
-            assert _has(picture, TRUTH_COLOUR, round(x * scale), round(y * scale))
+            assert _has(picture, GROUND_TRUTH_COLOR, round(x * scale), round(y * scale))
         for x, y in ((200, 300), (300, 300), (250, 360)):
-            assert _has(picture, class_colour(1), round(x * scale), round(y * scale))
-        assert not (picture == class_colour(0)).all(axis=2).any()
+            assert _has(picture, class_color(1), round(x * scale), round(y * scale))
+        assert not (picture == class_color(0)).all(axis=2).any()
 
 
 def test_validation_images_are_spread_over_the_set(tmp_path):
@@ -432,7 +432,7 @@ def test_an_open_page_continues_after_a_resume(tmp_path):
 def test_the_server_finds_odd_class_names(tmp_path):
     names = ("50% off", "and/or", "Füchse & Söhne?", "#1")
     log = VisualDLWriter(tmp_path / "run", {})
-    log.add_evaluation(CocoFigures((0.5,) * 12, dict.fromkeys(names, 0.25)), epochs=2)
+    log.add_evaluation(CocoMetrics((0.5,) * 12, dict.fromkeys(names, 0.25)), epochs=2)
     with served(tmp_path) as address:
         for name in names:
             assert points(address, tmp_path / "run", f"eval_AP_of_class/{name}") == [(2, 0.25)]

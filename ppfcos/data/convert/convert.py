@@ -38,7 +38,7 @@ class Conversion(NamedTuple):
     remarks: list[str]
 
 
-def guess_format(source: Path) -> str:
+def detect_format(source: Path) -> str:
     """The format that a file or folder looks like.
 
     Args:
@@ -95,7 +95,7 @@ def convert(
         OutputError: The folder is there already, or cannot be written.
     """
     _check_output(output, source, overwrite)
-    source_format = source_format or guess_format(source)
+    source_format = source_format or detect_format(source)
     data = FORMATS[source_format].read(source, splits, image_dir, class_names)
     if not any(split.images for split in data.splits):
         raise DataError(f"{source} has no images to convert")
