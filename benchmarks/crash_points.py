@@ -42,6 +42,7 @@ from ppfcos.engine.evaluator import Validation
 from ppfcos.engine.run_folder import (
     BEST,
     checkpoint_name,
+    find_latest,
     lock_folder,
     find_latest,
     remove_old_checkpoints,

@@ -61,7 +61,7 @@ def measure(folder: Path, pictures: Path, settings: dict[str, Any], steps: int) 
         "use_vdl": True,
         **settings,
     }
-    trainer = Trainer(load_config(CONFIG, [f"{key}={value}" for key, value in keys.items()]), "cpu")
+    trainer = Trainer(load_config(CONFIG, [f"{key}={value}" for key, value in keys.items()]), "cpu").setup()
     bare, engine = [], []
     with RunLog() as log, contextlib.closing(trainer.prefetcher):
         log.open(trainer.folder, "cost of the engine")

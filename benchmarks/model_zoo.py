@@ -29,9 +29,11 @@ with environment.quiet_imports():
     import paddle  # noqa: F401
     import ppdet  # noqa: F401
 
+from macs import count_macs
+
 from ppfcos.config import load_config
 from ppfcos.data.transforms.pipeline import pad_stride
-from ppfcos.engine.model import build_model, count_multiply_adds, count_weights
+from ppfcos.engine.model import build_model, count_weights
 from ppfcos.fileio import replacing
 
 PAGE = ROOT / "docs" / "model_zoo.md"
@@ -93,7 +95,7 @@ def row(path: Path, published: Mapping[str, Any]) -> str:
     model.eval()
     height, width = test_size(cfg)
     weights = count_weights(model).total / 1e6
-    work = count_multiply_adds(model, height, width) / 1e9
+    work = count_macs(model, height, width) / 1e9
     cells = [f"`{path.stem}`", backbone(cfg), schedule(cfg), f"{height}×{width}"]
     cells += [f"{weights:.2f} M", f"{work:.1f}", published_aps(path.stem, published)]
     return f"| {' | '.join(cells)} |\n"

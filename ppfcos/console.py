@@ -1,10 +1,7 @@
-"""What the screen shows: lines everywhere, and on a terminal also bars, which lines do not tear.
+"""Terminal output: printable text, progress bars, and log messages above the bars.
 
-Names of files and classes may hold anything. All text that leaves for a terminal or a log goes through
-`printable`: in `show`, `complain` and `LineFormatter`.
-
-A bar is for somebody who looks at it. Where nobody does (a file, a pipe, a build server), in a terminal that
-cannot go back in its line, and in all processes of a training but the first, there is none.
+File and class names may hold any characters, so all text for a terminal or a log goes through `printable`: in
+`show`, `complain` and `LineFormatter`. Bars are shown only on a terminal and by the main process.
 """
 
 from __future__ import annotations
@@ -23,16 +20,16 @@ from typing import IO, Any
 from ppfcos.errors import OutputError
 
 COUNTED = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left"
-WITH_FIGURES = "{desc} {percentage:3.0f}%|{bar}| {figures}"
+WITH_METRICS = "{desc} {percentage:3.0f}%|{bar}| {metrics}"
 
-# What a log record takes as `extra` whose content the bar shows already: it goes to files, and to the screen
-# only where there is no bar.
-HIDDEN_BY_BAR = {"shown_by_bar": True}
+# `extra` of a log record that repeats what a bar shows: it is written to files, and to a screen without a
+# bar.
+HIDDEN_BY_BAR = {"hidden_by_bar": True}
 
-READER_LEFT = 141  # exit code: 128 + SIGPIPE, as shells count
+PIPE_CLOSED = 141  # exit code: 128 + SIGPIPE, as in shells
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional embeddings, overrides and
-# isolates, and surrogates. Everything else, such as the joiners of emoji and of Persian, is left alone.
+# isolates, and surrogates. The joiners of emoji and of Persian are kept.
 _UNPRINTABLE = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
@@ -44,15 +41,12 @@ _open_bars: list[Any] = []
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Text that can be printed, logged and written to any UTF-8 file: it moves no cursor and ends no line.
+    r"""Escape control characters, line separators, bidirectional controls and lone surrogates in `str(text)`.
+
+    Undecodable bytes of a file name become their value (`\xe9`).
 
     Args:
-        text: any; of what is not a string, its string.
-        keep: characters that stay, such as the line breaks of a table.
-
-    Returns:
-        The text with escapes (`\n`, `\x1b`, `\u202e`) for control characters, line separators, bidirectional
-        controls and lone surrogates. A byte of a file name that could not be decoded is its value (`\xe9`).
+        keep: characters that are not escaped, such as the line breaks of a table.
     """
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), valid(text))
 
@@ -62,16 +56,10 @@ def _escape(character: str) -> str:
 
 
 def valid(text: object, backslash: str = "\\") -> str:
-    r"""Text that can be written as UTF-8; control characters stay.
+    r"""Replace lone surrogates in `str(text)`, so that it can be encoded as UTF-8; keep control characters.
 
-    Args:
-        text: any; of what is not a string, its string.
-        backslash: what an escape begins with.
-
-    Returns:
-        The text with escapes for lone surrogates. Those that stand for bytes of a file name are decoded as
-        UTF-8 where they are that, as in a process whose locale is ASCII; a byte that is not is its value
-        (`\xe9`).
+    Surrogates that stand for bytes of a file name are decoded as UTF-8 where possible, as in a process with
+    an ASCII locale; other bytes become their value (`\xe9`).
     """
     decoded = _BYTES.sub(lambda found: _decoded(found[0]).replace("\\", backslash), str(text))
     return _SURROGATE.sub(lambda found: backslash + _escape(found[0])[1:], decoded)
@@ -82,11 +70,11 @@ def _decoded(surrogates: str) -> str:
 
 
 def show(text: object) -> None:
-    """Print text of one or several lines on the standard output.
+    """Print lines on the standard output.
 
     Raises:
-        SystemExit: nobody reads it any more, as in `| head -1`.
-        OutputError: it cannot be written, such as on a full disk.
+        SystemExit: the reader closed the pipe, as in `| head -1`.
+        OutputError: the output cannot be written, for example on a full disk.
     """
     try:
         print(printable(text, keep="\n"), flush=True)
@@ -95,7 +83,7 @@ def show(text: object) -> None:
 
 
 def flush() -> None:
-    """Write what the standard output still holds; raises as `show`."""
+    """Flush the standard output; raises like `show`."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -103,31 +91,26 @@ def flush() -> None:
 
 
 def _output_failed(error: OSError) -> None:
-    write_to_nobody(sys.stdout)
+    redirect_to_null(sys.stdout)
     if isinstance(error, BrokenPipeError):
-        raise SystemExit(READER_LEFT) from None
+        raise SystemExit(PIPE_CLOSED) from None
     raise OutputError(f"the standard output cannot be written: {error.strerror or error}") from error
 
 
 def complain(text: object, keep: str = "") -> None:
-    """Print a message on the standard error, if that can be written.
-
-    Args:
-        text: one line.
-        keep: as for `printable`.
-    """
+    """Print a message on the standard error, if that can be written; `keep` as for `printable`."""
     try:
         print(printable(text, keep), file=sys.stderr, flush=True)
     except OSError:
-        write_to_nobody(sys.stderr)
+        redirect_to_null(sys.stderr)
 
 
 def prepare_streams() -> None:
-    """Make the standard streams ones that every text can be written to.
+    """Make the standard streams accept any text.
 
-    A stream that was closed when the process started is opened to nowhere: else the next file that is opened
-    would take its number, and get what C++ libraries print. Characters that the encoding of the terminal
-    lacks are written as escapes.
+    A stream that was closed at the start of the process is opened on /dev/null: otherwise the next opened
+    file would get its number, and the output of C++ libraries. Characters that the terminal's encoding lacks
+    are written as escapes.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -142,75 +125,49 @@ def prepare_streams() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks, of those that `paddle.distributed.launch` started.
-
-    Returns:
-        True without a launcher.
-    """
+    """Whether this process is rank 0 of `paddle.distributed.launch`, or was started without it."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
 
 
 def has_bars() -> bool:
-    """Whether bars are shown in this process.
+    """Whether bars are shown: by the main process, on a terminal that can move its cursor, if tqdm exists.
 
-    Returns:
-        True where the standard output is a terminal that can move its cursor, in the first process, and tqdm
-        is there, which a machine that only runs an exported model need not have.
+    A machine that only runs an exported model need not have tqdm.
     """
     on_terminal = is_main_process() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     return on_terminal and importlib.util.find_spec("tqdm") is not None
 
 
 class Bar:
-    """A bar on the last line of a terminal, or nothing.
+    """A progress bar on the last line of a terminal; does nothing without a tqdm bar."""
 
-    Args:
-        shown: tqdm's bar; None where nothing is shown.
-    """
-
-    def __init__(self, shown: Any = None):
-        self._shown = shown
+    def __init__(self, tqdm_bar: Any = None):
+        self._bar = tqdm_bar
 
     @property
     def is_shown(self) -> bool:
-        """Whether anybody sees it."""
-        return self._shown is not None
+        """Whether the bar is displayed."""
+        return self._bar is not None
 
     def advance(self, count: int = 1) -> None:
-        """Go on.
+        """Add to the number of finished items."""
+        if self._bar is not None:
+            self._bar.update(count)
 
-        Args:
-            count: of things done since.
-        """
-        if self._shown is not None:
-            self._shown.update(count)
-
-    def move_to(self, done: int, title: str, figures: str) -> None:
-        """Show how far it is, and what is to be known about it.
-
-        Args:
-            done: things done from the very first on.
-            title: before the bar.
-            figures: behind the bar, in the layout WITH_FIGURES.
-        """
-        if self._shown is not None:
-            self._shown.figures = printable(figures)
-            self._shown.set_description_str(printable(title), refresh=False)
-            self._shown.update(done - self._shown.n)
+    def move_to(self, done: int, title: str, metrics: str) -> None:
+        """Set the number of finished items, the title, and the text behind the bar (layout WITH_METRICS)."""
+        if self._bar is not None:
+            self._bar.metrics = printable(metrics)
+            self._bar.set_description_str(printable(title), refresh=False)
+            self._bar.update(done - self._bar.n)
 
 
 @contextlib.contextmanager
 def bar(title: str, total: int, done: int = 0, layout: str = COUNTED) -> Iterator[Bar]:
-    """Show a bar where bars are shown. One within another is below it.
+    """Show a bar for `total` items of which `done` are finished; an inner bar is below the outer one.
 
     Args:
-        title: what is done.
-        total: number of things to do.
-        done: of these before.
-        layout: COUNTED or WITH_FIGURES.
-
-    Yields:
-        The bar; it is gone at the end, whatever the end is.
+        layout: COUNTED or WITH_METRICS.
     """
     if not has_bars():
         yield Bar()
@@ -232,31 +189,29 @@ def bar(title: str, total: int, done: int = 0, layout: str = COUNTED) -> Iterato
         shown.close()
 
 
-@functools.cache  # bars of one class know of one another
+@functools.cache  # tqdm positions bars of one class relative to one another
 def _bar_class() -> type:
-    """Imported where a bar is wanted: a machine that only runs an exported model has no tqdm."""
-    from tqdm import tqdm
+    from tqdm import tqdm  # here, because a machine that only runs an exported model has no tqdm
 
-    class FiguresBar(tqdm):
-        monitor_interval = 0  # no thread that redraws: processes are forked while the bar is up
-        figures = ""
+    class MetricsBar(tqdm):
+        monitor_interval = 0  # no redrawing thread: worker processes are forked while the bar is shown
+        metrics = ""
 
         @property
         def format_dict(self) -> dict:
-            return {**super().format_dict, "figures": self.figures}
+            return {**super().format_dict, "metrics": self.metrics}
 
-    FiguresBar.set_lock(threading.RLock())  # tqdm's own is shared with other processes, which draw nothing
-    return FiguresBar
+    MetricsBar.set_lock(
+        threading.RLock()
+    )  # tqdm's own lock is shared with other processes, which draw nothing
+    return MetricsBar
 
 
 class LineFormatter(logging.Formatter):
-    """`[11/20 14:03:59] message`, with `warning: ` and the like where it is one.
+    """Formats `[11/20 14:03:59] message`, with the level for warnings and errors.
 
-    A message has one line, unless its format has line breaks, such as "AP of each class:\\n%s". Then what is
-    put into it may have several: names in it must be `printable`.
-
-    Args:
-        date_format: of the time, as for `time.strftime`.
+    A message is one line unless its format has line breaks, such as "AP of each class:\\n%s". Then its
+    arguments may have several lines, and names in them must be `printable`.
     """
 
     def __init__(self, date_format: str = "%m/%d %H:%M:%S"):
@@ -269,21 +224,21 @@ class LineFormatter(logging.Formatter):
         return line.replace("] ", f"] {record.levelname.lower()}: ", 1)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Without control characters, and without line breaks of names."""
         record.message = printable(record.message, keep="\n" if "\n" in str(record.msg) else "")
         return super().formatMessage(record)
 
     def formatException(self, exc_info: Any) -> str:
-        """A traceback without control characters."""
         return printable(super().formatException(exc_info), keep="\n")
 
 
 class ScreenHandler(logging.StreamHandler):
-    """Prints log messages to the standard output, above the bars where there are any.
+    """Prints log messages on the standard output, above the bars.
+
+    tqdm.contrib.logging is not used: it replaces this handler while a bar is shown, and with it HIDDEN_BY_BAR
+    and the handling of failures below.
 
     Attributes:
-        failure: why messages are no longer printed, such as a full disk; None while they are, and where
-            nobody reads them any more.
+        failure: the error, such as a full disk, that ended the printing; None after a closed pipe.
     """
 
     def __init__(self) -> None:
@@ -294,23 +249,23 @@ class ScreenHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         if not _open_bars:
             super().emit(record)
-        elif not getattr(record, "shown_by_bar", False):
+        elif not getattr(record, "hidden_by_bar", False):
             with _open_bars[-1].external_write_mode(file=self.stream):
                 super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Go on where messages cannot be printed: a training must not end with `| head` or a full disk."""
+        """Stop printing, without an error: a training must not end with `| head` or a full disk."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        write_to_nobody(self.stream)
+        redirect_to_null(self.stream)
         if not isinstance(error, BrokenPipeError):
             self.failure = error
 
 
-def write_to_nobody(stream: IO) -> None:
-    """Let what is written to a stream that cannot be written go nowhere; or Python tries again at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def redirect_to_null(stream: IO) -> None:
+    """Discard further output of a stream that cannot be written; Python would try again at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

@@ -1,7 +1,7 @@
-"""The errors that a user can cause.
+"""Errors that a user can cause.
 
-Each message is one line that names the culprit (the file, the key, the image) and the cure. The command line
-prints it without a traceback and exits with `exit_code`; `--debug` shows the traceback.
+Each message is one line that names the file, the key or the image, and what to do. The command line prints it
+without a traceback and exits with `exit_code`; `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -12,29 +12,14 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-LONGEST_LIST_SHOWN = 12
-
-
-def hint(name: Any, valid: Iterable[str]) -> str:
-    """End a message about an unknown name with the most similar valid one, or all of them if they are few."""
-    name, valid = str(name), sorted(valid)
-    # Words of different first letters are not alike: map_type is no misspelled amp_dtype.
-    by_lower = {each.lower(): each for each in valid if each[:1].lower() == name[:1].lower()}
-    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    if nearest:
-        return f"; did you mean '{by_lower[nearest[0]]}'?"
-    return f"; there are: {', '.join(valid)}" if 0 < len(valid) <= LONGEST_LIST_SHOWN else ""
-
-
-# In what the loader of shared libraries and C++ libraries say.
+MAX_LISTED = 12  # valid names that `hint` lists
+SHARED_MEMORY = "/dev/shm"  # of Linux
+# Messages of the loader of shared libraries and of C++ libraries.
 _NO_MEMORY = ("failed to map segment", "annot allocate memory", "std::bad_alloc")
 
 
-SHARED_MEMORY = "/dev/shm"  # of Linux
-
-
 class PPFCOSError(Exception):
-    """Base of every error that a user can cause and cure."""
+    """Base of every error that a user can cause and fix."""
 
     exit_code = 2
 
@@ -60,15 +45,15 @@ class WeightsError(PPFCOSError):
 
 
 class OutputError(PPFCOSError):
-    """Something that should be written cannot be."""
+    """A file or folder cannot be written."""
 
 
 class DeviceError(PPFCOSError):
-    """The wanted device is not on this machine, or not in this build of Paddle."""
+    """The requested device is not on this machine, or not supported by this build of Paddle."""
 
 
 class TrainingError(PPFCOSError):
-    """The training cannot go on, such as after a loss that is not finite."""
+    """The training cannot continue, for example after a loss that is not finite."""
 
 
 class BundleError(PPFCOSError):
@@ -76,45 +61,41 @@ class BundleError(PPFCOSError):
 
 
 class ResourceError(PPFCOSError):
-    """The machine, or a limit that was set for the process, does not let the command run."""
+    """The machine, or a limit of the process, does not let the command run."""
 
 
-class Stopped(BaseException):
-    """A signal ended the run. Like KeyboardInterrupt, it is no Exception: no handler takes it for a failure.
+class Stopped(Exception):
+    """A signal ended the run in good order; not an error.
 
     Args:
         signal_number: of the signal.
-        message: what was left behind, in one line.
-        together: whether all processes of the run stop at the same step.
+        message: what was saved, in one line.
+        together: whether all ranks stop at the same step.
     """
 
     def __init__(self, signal_number: int, message: str, together: bool = False):
         super().__init__(message)
         self.together = together
-        self.exit_code = 128 + signal_number  # as shells count
+        self.exit_code = 128 + signal_number  # as in shells
+
+
+def hint(name: Any, valid: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the closest valid name, or a short list of them."""
+    name, valid = str(name), sorted(valid)
+    by_lower = {candidate.lower(): candidate for candidate in valid}
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean '{by_lower[nearest[0]]}'?"
+    return f"; there are: {', '.join(valid)}" if 0 < len(valid) <= MAX_LISTED else ""
 
 
 def one_line(error: Exception) -> str:
-    """What another library's exception says, short enough to be a part of ours.
-
-    Args:
-        error: the exception.
-
-    Returns:
-        Its class and message, at most 120 characters.
-    """
+    """Return the class and message of an exception in at most 120 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """What a user can do about an error that the machine or a limit of the process caused.
-
-    Args:
-        error: any.
-
-    Returns:
-        An error of one line; None for one of another kind.
-    """
+    """Return a one-line ResourceError for an error that the machine or a process limit caused, or None."""
     text = str(error)
     # Without memory, C extensions also fail in other ways, such as "error return without exception set".
     is_odd = isinstance(error, SystemError) or (isinstance(error, ImportError) and "No module" not in text)
@@ -138,8 +119,7 @@ def resource_error(error: BaseException) -> ResourceError | None:
         where = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         if error.errno == errno.ENOENT and not where and not _has_working_directory():
             where = "the working directory was removed: change to another one"
-        if not where:
-            where = _problem_of_shared_memory()
+        where = where or _shared_memory_problem()
         return ResourceError(f"{error.strerror or text}{f': {where}' if where else ''}; --debug shows where")
     return None
 
@@ -152,8 +132,8 @@ def _is_address_space_limited() -> bool:
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
-def _problem_of_shared_memory() -> str:
-    """What is wrong with the folder in which processes share memory and semaphores; "" if nothing is."""
+def _shared_memory_problem() -> str:
+    """Why processes cannot share memory and semaphores; "" if they can."""
     if not os.path.isdir(SHARED_MEMORY):
         return ""
     if not os.access(SHARED_MEMORY, os.W_OK):

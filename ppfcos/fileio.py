@@ -1,4 +1,4 @@
-"""Folders that are replaced as a whole: a reader finds the old one or the new one, never a part of it."""
+"""Reads files of limited size; replaces files and folders so that a reader finds the old or the new one."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from pathlib import Path
 
 from ppfcos.errors import OutputError
 
-MAX_BYTES = 1 << 30  # unless the caller knows better: lists of millions of images have 0.5 GB
+MAX_BYTES = (
+    1 << 30
+)  # default limit of a file that is read at once; annotations of millions of images have 0.5 GB
+
+# Without a file name in the error, these belong to a write to the current file.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# host, process, start of the process in clock ticks, random number
+_TOKEN = r"(?P<host>[A-Za-z0-9-]+)\.(?P<pid>[0-9]{1,9})\.(?P<start>[0-9]{1,20})\.[0-9a-f]{8}"
+_TEMPORARY = re.compile(rf"\..*\.{_TOKEN}\.(unfinished|old)(\.\w+)?")
+_MAX_NAME = 120  # bytes of a file's name that its temporary name keeps; file systems allow 255
 
 
 def require_regular(path: str | Path) -> None:
-    """Sees that something is a file: a pipe would be waited for, and a device such as /dev/zero has no end.
-
-    Raises:
-        OSError: It is none, or is not there.
-    """
+    """Raise an OSError unless `path` is a regular file: a pipe would block, and /dev/zero has no end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a file of at most `max_bytes`.
-
-    Raises:
-        OSError: It cannot be read, is no regular file, or is larger.
-    """
+    """Read a regular file; raise an OSError if it has more than `max_bytes`."""
     require_regular(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -45,40 +46,103 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
-    """The content of a text file in UTF-8, with or without a mark of that at its beginning.
-
-    Raises:
-        OSError: It cannot be read, is no regular file, or is larger than `max_bytes`.
-        UnicodeDecodeError: It is not in UTF-8.
-    """
+    """Read a UTF-8 file, with or without a byte order mark; raise a UnicodeDecodeError if it is not UTF-8."""
     return read_bytes(path, max_bytes).decode("utf-8-sig")
 
 
-# Without a file name in the error, these are of a write to the file at hand.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-# host, process, start of the process in clock ticks, random
-_TOKEN = r"(?P<host>[A-Za-z0-9-]+)\.(?P<pid>[0-9]{1,9})\.(?P<start>[0-9]{1,20})\.[0-9a-f]{8}"
-_TEMPORARY = re.compile(rf"\..*\.{_TOKEN}\.(unfinished|old)(\.\w+)?")
-_LONGEST_NAME = 120  # bytes of a file's name that its temporary name keeps; file systems allow 255
+def sha256(path: Path | str) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Temporary names --------------------------------------------------------------------------------------------
+
+
+def new_token() -> str:
+    """Return a unique part of temporary names: host, process, start of the process, random number."""
+    return f"{_host()}.{os.getpid()}.{_start_of(os.getpid()) or 0}.{secrets.token_hex(4)}"
+
+
+def is_token(text: object) -> bool:
+    """Whether `text` was returned by `new_token`, on any host."""
+    return isinstance(text, str) and re.fullmatch(_TOKEN, text) is not None
+
+
+def temporary_path(path: Path, token: str, ending: str = "unfinished") -> Path:
+    """Return the temporary name of a file or folder, in the same folder."""
+    name = os.fsencode(path.name)[:_MAX_NAME].decode("utf-8", "ignore")
+    return path.with_name(f".{name}.{token}.{ending}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is a temporary name of any process on any host."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def is_abandoned(path: Path, of_any_host: bool = False) -> bool:
+    """Whether `path` is a temporary name of a process that no longer runs.
+
+    Args:
+        of_any_host: also count the files of other hosts, whose processes cannot be checked.
+    """
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+        return False
+    if found["host"] != _host():
+        return of_any_host
+    start = _start_of(int(found["pid"]))
+    return start is None or (start != int(found["start"]) and 0 not in (start, int(found["start"])))
+
+
+def _host() -> str:
+    return re.sub("[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "-"
+
+
+def _start_of(pid: int) -> int | None:
+    """Start of a process in clock ticks; 0 if the system does not tell, None if it does not run."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return None if state in (b"Z", b"X") else int(fields[18])
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except OSError:  # of another user
+        pass
+    return 0
+
+
+# Writing files ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Write a file under a temporary name, and rename it once it is complete and on the disk.
+    """Write a file under a temporary name, flush it, and rename it.
 
-    Where `path` is a symbolic link, the file that it points to is replaced and the link stays. A character
-    device or a pipe, such as /dev/null and /dev/stdout, is never replaced: the content is written into it at
-    the end.
-
-    Args:
-        path: the file's name; its folder is made where it is missing.
+    If `path` is a symbolic link, its target is replaced and the link stays. A device or pipe such as
+    /dev/null or /dev/stdout is not replaced: the content is copied into it at the end.
 
     Yields:
-        The name to write to: always that of a new regular file.
+        The name to write to, always of a new regular file.
 
     Raises:
-        OutputError: the file cannot be written, or is a folder, socket or block device. What had the name
-            before is untouched. An OSError of the caller that is about another file is not changed.
+        OutputError: the file cannot be written, or is a folder, socket or block device; an existing file is
+            unchanged. OSErrors about other files pass through.
     """
     path = Path(path)
     if is_stream(path):
@@ -99,14 +163,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def is_stream(path: Path | str) -> bool:
-    """Whether output to a path goes into a device or a pipe instead of a file.
-
-    Args:
-        path: need not exist.
-
-    Raises:
-        OutputError: it is something that cannot be written to, such as a folder or a block device.
-    """
+    """Whether `path` is a device or pipe; raise an OutputError for folders, sockets and block devices."""
     path = Path(path)
     # Of a redirected command, these may be regular files, which the shell keeps open and goes on to write to.
     if str(path) in ("/dev/stdout", "/dev/stderr") or path.parent in (Path("/dev/fd"), Path("/proc/self/fd")):
@@ -116,7 +173,7 @@ def is_stream(path: Path | str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise _cannot_be_written(path, error) from error
+        raise _write_error(path, error) from error
     if stat.S_ISDIR(mode):
         raise OutputError(f"{path} cannot be written: {os.strerror(errno.EISDIR)}")
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
@@ -126,7 +183,7 @@ def is_stream(path: Path | str) -> bool:
 
 
 def _copy_into(source: Path, stream: Path) -> None:
-    # Without O_NONBLOCK, opening a pipe that nobody reads would wait for ever.
+    # Without O_NONBLOCK, opening a pipe without a reader would block.
     flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK
     descriptor = os.open(stream, flags)
     os.set_blocking(descriptor, True)
@@ -134,80 +191,13 @@ def _copy_into(source: Path, stream: Path) -> None:
         shutil.copyfileobj(content, out)
 
 
-def new_token() -> str:
-    """What makes temporary names unique: the host, the process, its start and a random number."""
-    return f"{_host()}.{os.getpid()}.{_start_of(os.getpid()) or 0}.{secrets.token_hex(4)}"
-
-
-def is_token(text: object) -> bool:
-    """Whether something is what `new_token` returns, on any host."""
-    return isinstance(text, str) and re.fullmatch(_TOKEN, text) is not None
-
-
-def temporary_path(path: Path, token: str, ending: str = "unfinished") -> Path:
-    """The temporary name of a file or folder, in the same folder.
-
-    Args:
-        path: its name.
-        token: from `new_token`.
-        ending: of the name.
-    """
-    name = os.fsencode(path.name)[:_LONGEST_NAME].decode("utf-8", "ignore")
-    return path.with_name(f".{name}.{token}.{ending}")
-
-
-def is_abandoned(path: Path, of_any_host: bool = False) -> bool:
-    """Whether a path is a temporary one of a process that no longer runs.
-
-    Args:
-        path: of any file or folder.
-        of_any_host: whether those of other hosts count as abandoned, too; whether their processes run cannot
-            be found out from here.
-    """
-    found = _TEMPORARY.fullmatch(path.name)
-    if found is None:
-        return False
-    if found["host"] != _host():
-        return of_any_host
-    start = _start_of(int(found["pid"]))
-    return start is None or (start != int(found["start"]) and 0 not in (start, int(found["start"])))
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a path is a temporary one of any process of any host."""
-    return _TEMPORARY.fullmatch(path.name) is not None
-
-
-def _host() -> str:
-    return re.sub("[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "-"
-
-
-def _start_of(pid: int) -> int | None:
-    """When a process was started, in clock ticks; 0 if the system does not say, None if it does not run."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return None if state in (b"Z", b"X") else int(fields[18])
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return None
-    except OSError:  # of another user
-        pass
-    return 0
-
-
 @contextlib.contextmanager
 def writing_beside(path: Path, token: str | None = None) -> Iterator[Path]:
-    """Write a file under a temporary name. It is removed where the body of the `with` fails.
+    """Yield a temporary name for a file. The caller renames it; it is removed if the block fails.
 
     Args:
-        path: the name that the file shall have; its folder is made where it is missing.
-        token: of the temporary name; a new one where None.
-
-    Yields:
-        The temporary name. Renaming or removing it is left to the caller.
+        path: final name; its folder is created.
+        token: of the temporary name; default: a new one.
 
     Raises:
         OutputError: the file cannot be written.
@@ -226,18 +216,17 @@ def writing_beside(path: Path, token: str | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def named_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn an OSError into an OutputError that names the file.
+    """Turn an OSError into an OutputError that names `path`.
 
     Args:
-        path: of the file.
-        temporary: its temporary name; where it is given, errors about any other file are left as they are.
+        temporary: if given, only errors about this file are converted.
     """
     try:
         yield
     except OSError as error:
         if temporary is not None and not _is_about(error, temporary):
             raise
-        raise _cannot_be_written(path, error) from error
+        raise _write_error(path, error) from error
 
 
 def _is_about(error: OSError, temporary: Path) -> bool:
@@ -248,29 +237,12 @@ def _is_about(error: OSError, temporary: Path) -> bool:
     return any(ours[:1]) or (error.errno in _DISK_ERRORS and (not ours or ours[-1]))
 
 
-def _cannot_be_written(path: Path, error: Exception) -> OutputError:
+def _write_error(path: Path, error: Exception) -> OutputError:
     return OutputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
-def sha256(path: Path | str) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def require_writable(folder: Path | str, option: str = "-o save_dir=FOLDER") -> None:
-    """Find out whether files can be written to a folder, and leave no trace of it.
-
-    Args:
-        folder: need not exist.
-        option: by which the user chooses it.
-
-    Raises:
-        OutputError: it cannot be made or written to.
-    """
+    """Raise an OutputError that names `option` unless a file can be created in `folder`; leave no trace."""
     folder = Path(folder)
     missing: list[Path] = []
     try:
@@ -289,45 +261,27 @@ def require_writable(folder: Path | str, option: str = "-o save_dir=FOLDER") -> 
 
 
 def require_writable_file(path: Path | str, option: str) -> None:
-    """Find out whether a file can be written, and leave no trace of it.
-
-    Args:
-        path: of the file, or a device or pipe.
-        option: by which the user chooses it.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Like `require_writable`, for the path of a file, device or pipe."""
     if not is_stream(path):
         require_writable(Path(path).parent, option)
 
 
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+# Writing folders --------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def replace_folder(target: Path | str) -> Iterator[Path]:
-    """Fill a folder under a temporary name, and rename it once it is complete.
+    """Fill a folder under a temporary name, and rename it when it is complete.
 
-    Where `target` is a symbolic link, the folder that it points to is replaced and the link stays. What
-    killed processes left of earlier calls is removed; a folder that was moved aside is put back.
-
-    Args:
-        target: the folder's name; the folder above it is made where it is missing. A folder that has the name
-            is replaced as a whole: whether it may be is for the caller to say.
+    An existing folder of that name is replaced as a whole. If `target` is a symbolic link, its target is
+    replaced and the link stays. Leftovers of killed processes are removed.
 
     Yields:
-        The folder to write to; gone in the end whatever happens.
+        The folder to write to; it is removed if the block fails.
 
     Raises:
-        OutputError: it cannot be written, or `target` is no folder. What had the name before is untouched. An
-            OSError of the caller that is about another file is not changed.
+        OutputError: the folder cannot be written, or `target` is not a folder; an existing folder is
+            unchanged. OSErrors about other files pass through.
     """
     target = Path(target)
     if target.is_symlink():
@@ -349,7 +303,7 @@ def replace_folder(target: Path | str) -> Iterator[Path]:
 
 
 def _clear_abandoned(target: Path) -> None:
-    """Remove what killed processes left. If one died between its two renames, the old folder goes back."""
+    """Remove leftovers of killed processes; restore the old folder of one that died between two renames."""
     with contextlib.suppress(FileNotFoundError):
         for left in list(target.parent.iterdir()):
             token, _, ending = left.name[len(f".{target.name}.") :].rpartition(".")
@@ -362,7 +316,7 @@ def _clear_abandoned(target: Path) -> None:
 
 
 def _put_into_place(unfinished: Path, target: Path, aside: Path) -> None:
-    """Rename. The old folder is moved aside first: a folder cannot be renamed over a full one."""
+    """Move the old folder aside first: a folder cannot be renamed onto a non-empty one."""
     if target.exists():
         os.replace(target, aside)
     try:

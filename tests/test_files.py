@@ -18,8 +18,8 @@ from ppfcos.fileio import (
     is_abandoned,
     is_stream,
     new_token,
-    replacing,
     replace_folder,
+    replacing,
     require_writable_file,
     temporary_path,
 )

@@ -1,11 +1,10 @@
-"""Checkpoints: all that a training needs to go on, in files that `paddle.load` and PaddleDetection read too.
+"""Saves checkpoints and resumes from them; `paddle.load` and PaddleDetection read the files, too.
 
 A checkpoint NAME is `NAME.pdparams`, the weights to evaluate and deploy; `NAME.pdopt`, the state of the
-optimizer; with averaged weights (EMA), which are in NAME.pdparams then, `NAME.pdema`, the ones that the
-optimizer moves; and `NAME.json`, the record, which says where the training stood and holds the checksums of
-the others and of itself. A checkpoint is whole if its files are what its record says.
+optimizer; with an EMA, whose weights are in NAME.pdparams, `NAME.pdema`, the raw weights that the optimizer
+updates; and `NAME.json`, the record of where the training stood, with checksums of the files and of itself.
 
-Random states are not among all this. What a step draws comes from (seed, epoch, step) alone.
+Random states are not saved: they follow from (seed, epoch, step).
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from ppfcos.engine.checkpoint_files import (
     checkpoint_prefix,
     copy_checkpoint,
     file_of,
+    find_training_state,
     has_record_file,
     note_ap,
     read_manifest,
     remove_checkpoint,
     require_regular_weights,
-    verify_checksums,
-    find_training_state,
     start_of_run,
     state_of,
+    verify_checksums,
     view,
     write_checkpoint,
 )
-from ppfcos.engine.weights import read_state
-from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_weights
+from ppfcos.engine.ema import ModelEMA
+from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_state, read_weights
 from ppfcos.errors import WeightsError
 from ppfcos.fileio import sha256
 
@@ -49,20 +48,17 @@ __all__ = [
     "TrainingState",
     "checkpoint_prefix",
     "copy_checkpoint",
+    "find_training_state",
     "note_ap",
     "read_manifest",
     "remove_checkpoint",
-    "verify_checksums",
     "resume",
     "save_checkpoint",
     "saved_class_names",
-    "find_training_state",
+    "verify_checksums",
 ]
 
-OURS = "ppfcos"  # the key of .pdopt that holds what Paddle's own state does not
-
-
-# Writing ----------------------------------------------------------------------------------------------------
+EXTRA = "ppfcos"  # key of .pdopt for what Paddle's state lacks
 
 
 def save_checkpoint(
@@ -71,21 +67,21 @@ def save_checkpoint(
     weights: Mapping[str, paddle.Tensor],
     optimizer: Optimizer,
     state: TrainingState,
-    own: Mapping[str, paddle.Tensor] | None = None,
-    average: Any = None,
+    raw: Mapping[str, paddle.Tensor] | None = None,
+    ema: ModelEMA | None = None,
     scaler: Mapping[str, Any] | None = None,
     start: int | None = None,
 ) -> Path:
-    """Write a checkpoint. A reader finds the old one or the new one, never a part of one.
+    """Write a checkpoint. A reader finds the old or the new one, never a part.
 
     Args:
-        folder: made where missing.
+        folder: it is created.
         name: of the checkpoint.
         weights: to evaluate and deploy.
         optimizer: with its learning-rate schedule.
         state: where the training stands.
-        own: the weights that the optimizer moves, where `weights` are an average of them.
-        average: PaddleDetection's ModelEMA, whose own sums are needed to go on.
+        raw: the weights that the optimizer updates, if `weights` are EMA weights.
+        ema: its sums are needed to resume.
         scaler: state of the loss scaler, in mixed precision.
         start: number of the training, from `next_start`; None: that of the run's last checkpoint.
 
@@ -96,17 +92,12 @@ def save_checkpoint(
         OutputError: a file cannot be written.
     """
     prefix = Path(folder) / name
-    ours: dict[str, Any] = {"optimizer": type(optimizer).__name__, "scaler": dict(scaler or {})}
-    if average is not None:
-        ours["ema"] = {
-            "step": average.step,
-            "epoch": average.epoch,
-            "decay": getattr(average, "_decay", average.decay),  # of the last step
-            "sums": dict(average.state_dict),
-        }
+    extra: dict[str, Any] = {"optimizer": type(optimizer).__name__, "scaler": dict(scaler or {})}
+    if ema is not None:
+        extra["ema"] = ema.state_dict()
     contents = {
-        ".pdopt": {**optimizer.state_dict(), "last_epoch": state.epochs, OURS: ours},
-        ".pdema": own,
+        ".pdopt": {**optimizer.state_dict(), "last_epoch": state.epochs, EXTRA: extra},
+        ".pdema": raw,
         ".pdparams": weights,
     }
     record = {
@@ -129,20 +120,21 @@ def save_checkpoint(
     return file_of(prefix, ".pdparams")
 
 
-# Reading ----------------------------------------------------------------------------------------------------
-
-
 def resume(
-    model: nn.Layer, optimizer: Optimizer, path: Path | str, average: Any = None, scaler: Any = None
+    model: nn.Layer,
+    optimizer: Optimizer,
+    path: Path | str,
+    ema: ModelEMA | None = None,
+    scaler: Any = None,
 ) -> TrainingState:
-    """Go on from a checkpoint.
+    """Restore a training from a checkpoint, also from one of PaddleDetection.
 
     Args:
         model: gets the weights.
-        optimizer: gets its state, and that of the learning-rate schedule.
-        path: of the checkpoint, with or without a suffix; PaddleDetection's work too.
-        average: a new ModelEMA of the model, where the training has one.
-        scaler: something with `set_state_dict`, in mixed precision: gets the loss scaler's state.
+        optimizer: gets its state and that of the learning-rate schedule.
+        path: of the checkpoint, with or without a suffix.
+        ema: a new one of the model, if the training has one.
+        scaler: Precision, in mixed precision; gets the state of the loss scaler.
 
     Returns:
         Where the training stood.
@@ -164,57 +156,53 @@ def resume(
     weights = files[".pdparams"]
     saved = read_state(files[".pdopt"])
     load_weights(model, files.get(".pdema", weights))
-    ours = saved.pop(OURS, {})
+    extra = saved.pop(EXTRA, {})
     epochs = int(saved.pop("last_epoch", 0))
-    _check_optimizer(prefix, optimizer, ours, saved)
-    # Copies of weights, as .pdema holds where there is one, have not the names that the optimizer knows.
+    _check_optimizer(prefix, optimizer, extra, saved)
+    # The names in .pdema are those of copies, which the optimizer does not know.
     table = read_state(weights).get(NAME_TABLE, {})
     renamed = _renamed(saved, _new_names(model, table))
     optimizer.set_state_dict(_as_tensors(renamed))
-    if average is not None:
-        _resume_average(average, ours.get("ema"), weights, saved)
-    if scaler is not None and ours.get("scaler"):
-        scaler.set_state_dict(ours["scaler"])
+    if ema is not None:
+        if "ema" in extra:
+            ema.set_state_dict(extra["ema"]["sums"], extra["ema"]["step"], extra["ema"]["decay"])
+        else:  # PaddleDetection saves the EMA weights, not the sums
+            ema.set_state_dict(read_weights(weights), saved["LR_Scheduler"]["last_epoch"])
+    if scaler is not None and extra.get("scaler"):
+        scaler.set_state_dict(extra["scaler"])
     return TrainingState(epochs) if record is None else state_of(record)
 
 
 def saved_class_names(source: Path | str | None) -> Sequence[str] | None:
-    """The classes that weights were trained on.
+    """Return the class names in the record beside a weights file, in the order of the labels.
 
-    Args:
-        source: path of a weights file, its address, or None.
-
-    Returns:
-        Their names in the order of the labels; None where nothing says it.
-
-    Raises:
-        WeightsError: the NAME.json beside the weights is damaged.
+    None if `source` is None or a URL, or has no record.
     """
     state = None if source is None or "://" in str(source) else find_training_state(source)
     return None if state is None else state.class_names
 
 
-def _check_optimizer(prefix: Path, optimizer: Optimizer, ours: dict, saved: dict) -> None:
-    written_by, current = ours.get("optimizer"), type(optimizer).__name__
+def _check_optimizer(prefix: Path, optimizer: Optimizer, extra: dict, saved: dict) -> None:
+    written_by, current = extra.get("optimizer"), type(optimizer).__name__
     if written_by not in (None, current):
         raise WeightsError(
             f"{prefix}.pdopt is the state of the optimizer {written_by}, the configuration wants {current}: "
-            "resume with the configuration of that run, or start anew with -o pretrain_weights="
+            "resume with the configuration of that run, or start again with -o pretrain_weights="
         )
     if "LR_Scheduler" not in saved:
         raise WeightsError(f"{prefix}.pdopt holds no learning-rate schedule: is it an optimizer's state?")
 
 
 def _new_names(model: nn.Layer, table: Mapping[str, str]) -> dict[str, str]:
-    """From the names that tensors had in the run that wrote a checkpoint to those of this process.
+    """Map the tensor names of the run that wrote a checkpoint to those of this process.
 
-    Paddle numbers tensors as they are made, so anything made before the model shifts them.
+    Paddle numbers tensors as they are made, so anything made before the model shifts the names.
     """
     return {table[name]: tensor.name for name, tensor in model.state_dict().items() if name in table}
 
 
 def _renamed(state: dict, names: Mapping[str, str]) -> dict:
-    """The optimizer's state, whose keys start with names of tensors, with these translated."""
+    """Translate the tensor names with which the keys of the optimizer's state start."""
 
     def translate(key: str) -> str:
         # `conv2d_0.w_0_velocity_0` and `conv2d_0.w_0_fp32_master_0_velocity_0` belong to `conv2d_0.w_0`.
@@ -235,17 +223,3 @@ def _as_tensors(state: dict) -> dict:
         else (_as_tensors(value) if key == "master_weights" else value)
         for key, value in state.items()
     }
-
-
-def _resume_average(average: Any, saved: dict | None, averaged: Path, optimizer_state: dict) -> None:
-    if saved is None:  # PaddleDetection's checkpoints hold the averaged weights, not the sums they came from
-        sums, step = read_weights(averaged), optimizer_state["LR_Scheduler"]["last_epoch"]
-    else:
-        sums, step = saved["sums"], saved["step"]
-        average.epoch = saved["epoch"]
-        average._decay = saved["decay"]  # without which it gives no average before its next step
-    # What is not averaged must stay the model's own tensor.
-    sums = {
-        name: paddle.to_tensor(value) for name, value in sums.items() if name not in average.ema_black_list
-    }
-    average.resume(sums, step)

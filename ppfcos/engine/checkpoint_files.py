@@ -1,8 +1,6 @@
-"""The files of a checkpoint: how they are written, checked, found and ordered.
+"""The files of a checkpoint: writes, verifies, finds and orders them. `checkpoint.py` says what they contain.
 
-A checkpoint NAME is `NAME.pdparams`, `NAME.pdopt`, with averaged weights `NAME.pdema`, and `NAME.json`, the
-record, which says where the training stood and holds the checksums of the others and of itself. A checkpoint
-is whole if its files are what its record says. `checkpoint.py` says what is in the files.
+A checkpoint is complete if its files are what its record, `NAME.json`, says.
 """
 
 from __future__ import annotations
@@ -41,17 +39,17 @@ FORMAT = 2  # of the record; 1 had no checksum, start and token
 RECORD = ".json"
 PENDING = ".pending"
 OTHER_JSON_FILES = {"run.json"}  # in a run's folder
-LARGEST_RECORD = 16 << 20  # bytes
+MAX_RECORD_BYTES = 16 << 20
 
 
 class Plan(NamedTuple):
-    """What a training set out to do; of another plan, steps and epochs mean something else.
+    """Length and batch of a training; in another plan, steps and epochs mean something else.
 
     Attributes:
         epochs: of the whole training.
         steps_per_epoch: number of them.
-        total_batch_size: images a step, over all processes.
-        processes: number of them.
+        total_batch_size: images per step, over all ranks.
+        processes: number of ranks.
     """
 
     epochs: int
@@ -65,11 +63,11 @@ class TrainingState(NamedTuple):
 
     Attributes:
         epochs: finished ones.
-        step: finished steps of the epoch after these.
+        step: finished steps of the next epoch.
         ap: box AP of these weights, if they were evaluated.
-        run: when the run began, which tells its checkpoints from those of another; a resumed run is the same.
-        plan: of the run, if the checkpoint says it.
-        class_names: what the labels mean, if the checkpoint says it.
+        run: start of the run, which identifies it; a resumed run keeps it.
+        plan: of the run, if known.
+        class_names: in the order of the labels, if known.
     """
 
     epochs: int
@@ -85,8 +83,8 @@ class Saved(NamedTuple):
 
     Attributes:
         path: without a suffix.
-        state: what its record says.
-        start: number of the training of this folder that wrote it, from 1; 0 if the record does not say.
+        state: of its record.
+        start: number of the training in this folder that wrote it, from 1; 0 if the record does not tell.
         written: seconds since 1970, by the clock of that machine.
     """
 
@@ -97,17 +95,7 @@ class Saved(NamedTuple):
 
 
 def checkpoint_prefix(path: Path | str) -> Path:
-    """The NAME of a checkpoint, however it was given.
-
-    Args:
-        path: `NAME`, or one of its files.
-
-    Returns:
-        The path without the suffix.
-
-    Raises:
-        WeightsError: the path has no name, such as `.` or `/`.
-    """
+    """Return the path of a checkpoint without the suffix of its files."""
     path = Path(path)
     if not path.name:
         raise WeightsError(f"{path} is a folder: name a checkpoint in it")
@@ -115,7 +103,7 @@ def checkpoint_prefix(path: Path | str) -> Path:
 
 
 def file_of(prefix: Path, suffix: str) -> Path:
-    """The file of a checkpoint that has a suffix."""
+    """Return the file of a checkpoint with a suffix."""
     return prefix.with_name(prefix.name + suffix)
 
 
@@ -133,14 +121,13 @@ def write_checkpoint(
     suffixes: Sequence[str],
     write: Callable[[str, Path], Mapping[str, Any]],
 ) -> None:
-    """Replace all files of a checkpoint, so that one that is whole can be read whatever interrupts it.
+    """Replace all files of a checkpoint, so that it can be read whenever this is interrupted.
 
-    1. The new files and their record are written under temporary names.
-    2. The record is renamed to `.NAME.pending`. From here on `finish_checkpoint` can complete the rest.
-    3. The new weights are renamed to `NAME.pdparams`. From here on readers go by the pending record, and by
-       the temporary names that are left.
-    4. The other files are renamed, those that the new checkpoint does not have are removed, and the record
-       is renamed to `NAME.json`.
+    1. Write the new files and their record under temporary names.
+    2. Rename the record to `.NAME.pending`. From here on, `finish_checkpoint` can complete the rest.
+    3. Rename the new weights to `NAME.pdparams`. From here on, readers use the pending record and the
+       remaining temporary names.
+    4. Rename the other files, remove those that the new checkpoint lacks, rename the record to `NAME.json`.
 
     Args:
         prefix: of the checkpoint.
@@ -180,18 +167,15 @@ def _record_bytes(record: Mapping[str, Any]) -> bytes:
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
-    """SHA-256 of a record, whatever the order and the white space of its file."""
+    """SHA-256 of a record, whatever the order and white space of its file."""
     content = {key: value for key, value in record.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def finish_checkpoint(prefix: Path) -> None:
-    """Complete the writing of a checkpoint that was interrupted, if there is one and its files are whole.
+    """Complete an interrupted writing of a checkpoint, or give it up if its files are damaged.
 
     Only the process that writes to the folder may call it.
-
-    Args:
-        prefix: path of the checkpoint without a suffix.
 
     Raises:
         OutputError: a file cannot be renamed or removed.
@@ -202,13 +186,13 @@ def finish_checkpoint(prefix: Path) -> None:
     try:
         record = _read_record(pending)
     except WeightsError as error:  # of another program
-        logger.warning("passed over: %s", error)
+        logger.warning("skipped: %s", error)
         return
     try:
         for suffix, path in _files_of(prefix, record).items():
             _require_whole_file(path, record["files"][suffix], pending)
     except WeightsError as error:
-        logger.warning("a checkpoint that was not completed is given up: %s", error)
+        logger.warning("an incomplete checkpoint is given up: %s", error)
         with named_in_errors(file_of(prefix, RECORD)):
             pending.unlink()
     else:
@@ -231,30 +215,14 @@ def _rename_files(prefix: Path, record: Mapping[str, Any]) -> None:
 
 
 def finish_interrupted(folder: Path) -> None:
-    """Complete the writing of all checkpoints of a folder that were interrupted.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        OutputError: a file cannot be renamed or removed.
-    """
+    """Complete the interrupted writing of all checkpoints of a run folder."""
     for path in _names_in(folder):
         if path.name.startswith(".") and path.name.endswith(PENDING):
             finish_checkpoint(path.with_name(path.name[1 : -len(PENDING)]))
 
 
 def note_ap(path: Path | str, ap: float) -> None:
-    """Add the result of an evaluation to a checkpoint.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-        ap: box AP of its weights.
-
-    Raises:
-        OutputError: it cannot be written.
-        WeightsError: there is no such checkpoint.
-    """
+    """Write the box AP of an evaluation into the record of a checkpoint."""
     prefix = checkpoint_prefix(path)
     finish_checkpoint(prefix)
     record = _read_record(file_of(prefix, RECORD))
@@ -263,11 +231,7 @@ def note_ap(path: Path | str, ap: float) -> None:
 
 
 def copy_checkpoint(path: Path | str, name: str) -> Path:
-    """Give a checkpoint a second name, which takes no room where the file system has hard links.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-        name: the second one, in the same folder; what had it before is replaced.
+    """Give a checkpoint a second name in its folder, with hard links if the file system has them.
 
     Returns:
         Path of the second name's weights.
@@ -291,14 +255,7 @@ def copy_checkpoint(path: Path | str, name: str) -> Path:
 
 
 def remove_checkpoint(path: Path | str) -> None:
-    """Remove a checkpoint. Its record goes last: where this is interrupted, the next `remove_old_checkpoints` goes on.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Raises:
-        OutputError: it cannot be removed.
-    """
+    """Remove a checkpoint, its record last: if interrupted, the next `remove_old_checkpoints` continues."""
     prefix = checkpoint_prefix(path)
     for file in (_pending(prefix), *(file_of(prefix, suffix) for suffix in (*SUFFIXES, RECORD))):
         try:
@@ -311,33 +268,28 @@ def remove_checkpoint(path: Path | str) -> None:
 
 
 def next_start(folder: Path) -> int:
-    """The number of a training that starts now in a folder: larger than that of all checkpoints in it.
-
-    Args:
-        folder: of the run; need not exist.
-    """
+    """Return the number of a training that starts now, larger than that of all checkpoints in the folder."""
     return 1 + max((saved.start for saved in list_checkpoints(folder)), default=0)
 
 
 def start_of_run(folder: Path, run: str | None) -> int:
-    """The number that checkpoints of a run have got so far; that of a new training where it has none."""
+    """Return the number of a run's last checkpoint, or of a new training if it has none."""
     saved = list_checkpoints(folder)
     own = [each.start for each in saved if each.state.run == run]
     return max(own) if own else 1 + max((each.start for each in saved), default=0)
 
 
 def list_checkpoints(
-    folder: Path | str, passed_over: Callable[[Path, WeightsError], object] | None = None
+    folder: Path | str, skipped: Callable[[Path, WeightsError], object] | None = None
 ) -> list[Saved]:
-    """All checkpoints of a folder whose record can be read; their other files are not looked at.
+    """List the checkpoints of a folder whose record can be read; their other files are not checked.
 
-    The order does not depend on the clock, which may go back: first those of the training that was started
-    last, of these the most epochs and steps. Only runs whose records do not number the starts (format 1) are
-    ordered by the time of their last checkpoint.
+    The order does not depend on the clock: the last started training first, then by epochs and steps. Only
+    runs whose records have no start number (format 1) are ordered by the time of their last checkpoint.
 
     Args:
         folder: need not exist.
-        passed_over: is called for each NAME.json that is no checkpoint's record, or is damaged.
+        skipped: is called for each NAME.json that is damaged or not a checkpoint's record.
 
     Returns:
         The newest first.
@@ -350,8 +302,8 @@ def list_checkpoints(
         try:
             record, _ = view(prefix)
         except WeightsError as error:
-            if passed_over is not None:
-                passed_over(prefix, error)
+            if skipped is not None:
+                skipped(prefix, error)
             continue
         saved = Saved(prefix, state_of(record), record.get("start", 0), record["written"])
         found.append(saved)
@@ -370,7 +322,7 @@ def list_checkpoints(
 
 
 def _prefixes(folder: Path) -> list[Path]:
-    """Of all that may be checkpoints, in the order of their names."""
+    """Paths of possible checkpoints, by name."""
     prefixes = set()
     for path in _names_in(folder):
         if is_temporary(path) or path.name in OTHER_JSON_FILES:
@@ -395,29 +347,12 @@ def _names_in(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path | str) -> TrainingState:
-    """Where the training stood when a checkpoint was written.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Returns:
-        What its NAME.json says.
-
-    Raises:
-        WeightsError: that is missing or damaged.
-    """
+    """Return where the training stood when a checkpoint was written; raise a WeightsError if unknown."""
     return state_of(view(checkpoint_prefix(path))[0])
 
 
 def verify_checksums(path: Path | str) -> None:
-    """Compare a checkpoint's files with their checksums.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Raises:
-        WeightsError: one is missing or not what it was; the message names it.
-    """
+    """Compare the files of a checkpoint with their checksums; raise a WeightsError that names a bad file."""
     prefix = checkpoint_prefix(path)
     record, files = view(prefix)
     for suffix in (".pdparams", ".pdopt"):
@@ -441,7 +376,7 @@ def _require_whole_file(file: Path, known: Mapping[str, Any], record: Path) -> N
 
 
 def require_regular_weights(file: Path) -> None:
-    """Reading a pipe would wait for ever, and reading some devices has no end."""
+    """Raise a WeightsError unless it is a regular file: a pipe would block, and devices have no end."""
     try:
         require_regular(file)
     except OSError as error:
@@ -449,15 +384,15 @@ def require_regular_weights(file: Path) -> None:
 
 
 def has_record_file(prefix: Path) -> bool:
-    """Whether there is a record, readable or not."""
+    """Whether a record exists, readable or not."""
     return os.path.lexists(file_of(prefix, RECORD)) or os.path.lexists(_pending(prefix))
 
 
 def view(prefix: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The record of a checkpoint, and where its files are: elsewhere only while it is replaced.
+    """Return the record of a checkpoint, and its files: under temporary names while it is replaced.
 
     Raises:
-        WeightsError: there is no record, or it is damaged.
+        WeightsError: the record is missing or damaged.
     """
     if os.path.lexists(_pending(prefix)):
         with contextlib.suppress(WeightsError):
@@ -470,7 +405,7 @@ def view(prefix: Path) -> tuple[dict[str, Any], dict[str, Path]]:
 
 
 def _files_of(prefix: Path, record: Mapping[str, Any]) -> dict[str, Path]:
-    """Where the files of a pending record are: under their temporary names until they are renamed."""
+    """Files of a pending record, under their temporary names until they are renamed."""
     files = {}
     for suffix in record["files"]:
         final = file_of(prefix, suffix)
@@ -480,7 +415,7 @@ def _files_of(prefix: Path, record: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def state_of(record: Mapping[str, Any]) -> TrainingState:
-    """Where the training stood that wrote a record."""
+    """Return the training state of a record."""
     plan = record["plan"] and Plan(**record["plan"])
     position = record["epochs"], record["step"], record["ap"]
     return TrainingState(*position, record["run"], plan, record["class_names"])
@@ -489,7 +424,7 @@ def state_of(record: Mapping[str, Any]) -> TrainingState:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         require_regular(path)
-        if path.stat().st_size > LARGEST_RECORD:
+        if path.stat().st_size > MAX_RECORD_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
         record = json.loads(path.read_bytes().decode("utf-8"), parse_int=_parse_int)
         _check_record(record)
@@ -507,14 +442,14 @@ def _parse_int(digits: str) -> int:
 
 
 def _check_record(record: Any) -> None:
-    """Raises ValueError or a relative where a record is not what `_record_bytes` has ever written."""
+    """Raise a ValueError, LookupError or TypeError if `_record_bytes` cannot have written the record."""
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}")
     format_ = record["format"]
     if not _is_whole(format_, 1) or format_ > FORMAT:
         raise ValueError(f"format {format_!r}, which this version does not know")
     if format_ > 1 and record["checksum"] != _checksum(record):
-        raise ValueError("its checksum is another one")
+        raise ValueError("its checksum does not match")
     ap, plan, run, names, files = (record[key] for key in ("ap", "plan", "run", "class_names", "files"))
     right = {
         "written": _is_number(record["written"]) and record["written"] >= 0,
@@ -549,17 +484,7 @@ def _is_sum(known: Mapping[str, Any]) -> bool:
 
 
 def find_training_state(path: Path | str) -> TrainingState | None:
-    """As `read_manifest`, of a checkpoint that need not be there.
-
-    Args:
-        path: of the checkpoint, with or without a suffix.
-
-    Returns:
-        What its NAME.json says; None if it has none.
-
-    Raises:
-        WeightsError: that is damaged.
-    """
+    """Like `read_manifest`, but None if the checkpoint has no record."""
     prefix = checkpoint_prefix(path)
     has_record = os.path.lexists(file_of(prefix, RECORD))
     # The pending record of a new checkpoint does not count before its weights have their name.

@@ -1,4 +1,4 @@
-"""The device to compute on."""
+"""Selects the device to compute on."""
 
 from __future__ import annotations
 
@@ -12,26 +12,23 @@ from ppfcos import environment
 from ppfcos.errors import DeviceError
 from ppfcos.paddle_versions import max_memory_reserved
 
-NAMED_BY_SWITCH = ("gpu", "xpu", "npu", "mlu")  # PaddleDetection's use_gpu, use_xpu, ...
-OTHER_NAMES_OF_GPUS = ("cuda", "dcu")  # that Paddle takes too
+SWITCHES = ("gpu", "xpu", "npu", "mlu")  # of PaddleDetection's use_gpu, use_xpu, ...
+GPU_ALIASES = ("cuda", "dcu")  # other names that Paddle accepts
 
 
 def select_device(cfg: Mapping) -> str:
-    """Make Paddle compute on the configured device.
-
-    Of the processes that `paddle.distributed.launch` started on one machine, each takes its own.
+    """Make Paddle compute on the configured device. Ranks on one machine each take their own.
 
     Args:
         cfg: `device`: `auto` (a GPU if there is one, else the CPU), `cpu`, `gpu`, `gpu:1`, `xpu`, `npu`,
-            `mlu` or the name of any of Paddle's plug-in devices, such as `iluvatar_gpu`. PaddleDetection's
-            `use_gpu: true` asks for that device; `use_gpu: false` for the CPU instead of a GPU.
+            `mlu` or the name of a Paddle plug-in device such as `iluvatar_gpu`. PaddleDetection's `use_gpu:
+            true` selects a GPU, `use_gpu: false` the CPU instead of a GPU.
 
     Returns:
         The device as Paddle names it, such as `gpu:0`.
 
     Raises:
-        DeviceError: it is not there, and the message lists what is; it does not start; or several processes
-            of this machine are to share it.
+        DeviceError: the device is absent or does not start, or several local processes would share it.
     """
     wanted, available = wanted_device(cfg), available_devices()
     if wanted == "auto":
@@ -49,29 +46,23 @@ def select_device(cfg: Mapping) -> str:
             f"set -o device={_kind(wanted)}, and choose with --devices of paddle.distributed.launch"
         )
     try:
-        # Without a number, Paddle takes the one that the launcher gave to this process.
+        # Without a number, Paddle takes the device that the launcher gave to this process.
         paddle.set_device(spelt[wanted])
         paddle.zeros([1])  # a device starts when it is first used
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DeviceError(
-            f"device {wanted} does not start ({reason[:200]}): is its driver there, and nobody else using it?"
+            f"device {wanted} does not start ({reason[:200]}): check its driver, and whether another process "
+            "uses it"
         ) from error
     return paddle.get_device()
 
 
 def wanted_device(cfg: Mapping) -> str:
-    """What `device`, `use_gpu`, `use_xpu` and so on ask for together.
-
-    Args:
-        cfg: the configuration.
-
-    Returns:
-        Name of a device in small letters, or `auto`.
-    """
+    """Return the device that `device`, `use_gpu`, `use_xpu` and so on select, in lower case, or `auto`."""
     device = str(cfg.get("device") or "auto").lower()
-    device = re.sub(rf"^({'|'.join(OTHER_NAMES_OF_GPUS)})(?=:|$)", "gpu", device)
-    for name in NAMED_BY_SWITCH:
+    device = re.sub(rf"^({'|'.join(GPU_ALIASES)})(?=:|$)", "gpu", device)
+    for name in SWITCHES:
         if cfg.get(f"use_{name}"):
             return device if _kind(device) == name else name
     if cfg.get("use_gpu") is False and _kind(device) in ("auto", "gpu"):
@@ -80,11 +71,7 @@ def wanted_device(cfg: Mapping) -> str:
 
 
 def available_devices() -> list[str]:
-    """Paddle's devices on this machine.
-
-    Returns:
-        `cpu` and the likes of `gpu:0` and `npu:1`.
-    """
+    """Return Paddle's devices on this machine: `cpu` and names such as `gpu:0` and `npu:1`."""
     found = [
         "cpu",
         *paddle.device.get_available_device(),
@@ -94,11 +81,7 @@ def available_devices() -> list[str]:
 
 
 def peak_memory() -> int:
-    """Most memory taken so far: of the accelerator where one is used, else of this process.
-
-    Returns:
-        Bytes; 0 where the system does not tell.
-    """
+    """Return the peak memory of the accelerator, or of this process on a CPU, in bytes; 0 if unknown."""
     device = paddle.get_device()
     if _kind(device) == "gpu":
         return paddle.device.cuda.max_memory_reserved()

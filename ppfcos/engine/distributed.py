@@ -1,6 +1,6 @@
-"""Several processes as one: who they are, what they tell one another, and how they fail together.
+"""Collectives over the ranks that `paddle.distributed.launch` started.
 
-All of it works the same over gloo (CPU) and NCCL (GPU), and does nothing in a run of one process.
+All functions work over gloo (CPU) and NCCL (GPU), and do nothing in a run of one process.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ppfcos.errors import DeviceError, PPFCOSError
 
 
 def start() -> None:
-    """Join the other processes that `paddle.distributed.launch` started. Select the device before."""
+    """Join the other ranks. Select the device before."""
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) < 2:
         return
     if paddle.get_device() == "cpu":
-        # A build with CUDA would otherwise insist on NCCL, and on a GPU for each process.
+        # Otherwise, a build with CUDA insists on NCCL and a GPU for each process.
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     try:
         # It prints Paddle's flags, and holds Python's lock while it waits for the other ranks.
@@ -39,53 +39,31 @@ def start() -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Be one of the ranks that `paddle.distributed.launch` started: if one dies, or the launcher, all exit.
-
-    The device must be selected before. Without a launcher, this does nothing.
-    """
+def process_group() -> Iterator[None]:
+    """Be one of the launched ranks: if a rank or the launcher dies, all exit. Select the device before."""
     with watchdog.exit_with_launcher():
         start()
-        with watchdog.watch(rank(), world_size(), from_main):
+        with watchdog.watch(rank(), world_size(), broadcast_object):
             yield
 
 
 def world_size() -> int:
-    """Number of processes that train together.
-
-    Returns:
-        1 without a launcher.
-    """
+    """Return the number of ranks; 1 without a launcher."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process.
-
-    Returns:
-        0 to `world_size()` − 1.
-    """
+    """Return the rank of this process; 0 without a launcher."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and speaks.
-
-    Returns:
-        True in process 0.
-    """
+    """Whether this is rank 0, which writes the files and the log."""
     return rank() == 0
 
 
-def gather(value: Any) -> list:
-    """What each process has, in all of them.
-
-    Args:
-        value: anything that can be pickled, of any size.
-
-    Returns:
-        One value a process, in their order.
-    """
+def all_gather_object(value: Any) -> list:
+    """Return the values of all ranks, in their order; `value` can be any picklable object."""
     if world_size() == 1:
         return [value]
     values: list = []
@@ -93,15 +71,8 @@ def gather(value: Any) -> list:
     return values
 
 
-def from_main(value: Any) -> Any:
-    """What process 0 has, in all of them.
-
-    Args:
-        value: anything that can be pickled; only that of process 0 counts.
-
-    Returns:
-        That one.
-    """
+def broadcast_object(value: Any) -> Any:
+    """Return the value of rank 0, any picklable object."""
     if world_size() == 1:
         return value
     values = [value]
@@ -109,15 +80,8 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
-def gather_rows(values: Tensor) -> np.ndarray:
-    """A few numbers of each process, in all of them.
-
-    Args:
-        values: [N] float32, of one length everywhere.
-
-    Returns:
-        [processes, N] float64.
-    """
+def all_gather_rows(values: Tensor) -> np.ndarray:
+    """Gather [N] float32 values, of one length on all ranks, as [ranks, N] float64."""
     rows = values.detach()
     if world_size() > 1:
         gathered: list = []
@@ -127,12 +91,8 @@ def gather_rows(values: Tensor) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Let what fails inside in one process fail in all, so that none waits. All must enter and leave it.
-
-    Raises:
-        PPFCOSError: the error of the first process that has one.
-    """
+def collective_error_check() -> Iterator[None]:
+    """Raise a PPFCOSError of one rank on all ranks, so that none waits for it. All must enter and leave."""
     failure = None
     try:
         yield
@@ -140,24 +100,17 @@ def together() -> Iterator[None]:
         if world_size() == 1:
             raise
         failure = error
-    raise_in_all(failure)
+    raise_on_all_ranks(failure)
 
 
-def raise_in_all(failure: PPFCOSError | None) -> None:
-    """Raise one process's error in all of them; all must call it.
-
-    Args:
-        failure: this process's error, if it has one.
-
-    Raises:
-        PPFCOSError: the error of the first process that has one, of the same class.
-    """
+def raise_on_all_ranks(failure: PPFCOSError | None) -> None:
+    """Raise the error of the first rank that has one, on all ranks. All must call it."""
     if world_size() == 1:
         if failure is not None:
             raise failure
         return
     try:
-        failures = gather(None if failure is None else (type(failure).__name__, str(failure)))
+        failures = all_gather_object(None if failure is None else (type(failure).__name__, str(failure)))
     except Exception:  # the others are busy for longer than a collective waits; the watchdog tells them
         if failure is not None:
             raise failure from None
@@ -171,27 +124,19 @@ def raise_in_all(failure: PPFCOSError | None) -> None:
     raise getattr(errors, name)(message) from failure
 
 
-def synchronize_norms(model: nn.Layer) -> None:
-    """Let batch norms take their statistics over all processes. Those that are frozen stay as they are.
-
-    Args:
-        model: or a part of one; changed in place. Paddle has such norms on accelerators only.
-    """
+def convert_sync_batchnorm(model: nn.Layer) -> None:
+    """Replace batch norms by synchronized ones, which Paddle has on accelerators; keep frozen ones."""
     for parent in model.sublayers(include_self=True):
         for name, child in list(parent.named_children()):
-            # Paddle's own conversion of a whole model would forget that a norm uses its stored statistics.
+            # Paddle's conversion of a whole model does not keep `use_global_stats`.
             if isinstance(child, nn.BatchNorm2D) and not child._use_global_stats:
                 setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
-def share_statistics(model: nn.Layer) -> None:
-    """Give all processes the running statistics of process 0: each took them from other images.
-
-    Args:
-        model: changed in place.
-    """
+def broadcast_buffers(model: nn.Layer) -> None:
+    """Give all ranks the running statistics of rank 0."""
     if world_size() == 1:
         return
     for tensor in model.state_dict().values():
-        if tensor.stop_gradient:  # Paddle counts statistics among the parameters
+        if tensor.stop_gradient:  # Paddle has statistics among the parameters
             dist.broadcast(tensor, src=0)

@@ -1,13 +1,13 @@
-"""How good and how fast an exported bundle is on a data set."""
+"""Evaluation on a data set: of a model, of an exported bundle, and during a training."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -15,17 +15,30 @@ from paddle import nn
 
 from ppfcos import console
 from ppfcos.data.images import ImageUnreadable, read_image
+from ppfcos.data.loader import EvalLoader
+from ppfcos.data.records import DetectionData, Record, stated_size
 from ppfcos.deploy import Detections, Detector
-from ppfcos.engine import distributed
+from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.amp import Precision
+from ppfcos.engine.run_folder import BEST, find_best
+from ppfcos.engine.summary import Evaluation
 from ppfcos.errors import DataError
 from ppfcos.fileio import replacing
 from ppfcos.json_files import JSONError, read_json
 from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
+from ppfcos.visualize.drawing import draw_detections, draw_ground_truth, shrink
+
+if TYPE_CHECKING:  # importing VisualDL takes long
+    from ppfcos.engine.writer import VisualDLWriter
 
 logger = logging.getLogger(__name__)
 
-DETECTIONS_FILE = "bbox.json"  # PaddleDetection's name for it
+DETECTIONS_FILE = "bbox.json"  # PaddleDetection's name
+MAX_IMAGE_SIDE = 640  # pixels, of validation images in the VisualDL log
+MIN_DRAWN_SCORE = 0.3
+
+# Functions that rank 0 calls with the detections of all images, as dicts of COCO's result files.
+Uses = Sequence[Callable[[list[dict]], object]]
 
 
 def evaluate(
@@ -34,123 +47,100 @@ def evaluate(
     data: Any,
     precision: Precision,
     backend: str = "faster_coco_eval",
-    uses: Sequence[Callable[[list[dict]], object]] = (),
+    uses: Uses = (),
 ) -> CocoMetrics:
-    """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
+    """Run the model on its part of the images and compute the COCO metrics. All ranks must call it.
 
     Args:
-        model: left in the mode, training or evaluation, in which it came.
-        loader: EvalLoader of this process.
-        data: DetectionData of the images.
+        model: keeps its mode, training or evaluation.
+        loader: EvalLoader of this rank.
+        data: DetectionData of all images.
         precision: of the network.
         backend: of `evaluate_detections`.
-        uses: what else the main process does with the detections of all images, such as writing them.
+        uses: what else rank 0 does with all detections.
 
     Returns:
-        The figures. An image that does not decode counts as one in which nothing was found.
+        The metrics, on all ranks. An unreadable image counts as one without detections.
 
     Raises:
-        DataError: an image cannot be transformed, or none of them decodes.
+        DataError: an image cannot be transformed, or all are unreadable.
         OutputError: one of `uses` cannot write.
     """
-    share: list[dict] = []
+    detections: list[dict] = []
     with distributed.collective_error_check():
-        share += detect(model, loader, data.categories, precision)
-    return compared(share, loader.bad_images, data, backend, uses)
+        detections += detect(model, loader, data.categories, precision)
+    return compute_metrics(detections, loader.bad_images, data, backend, uses)
 
 
-def compared(
-    share: list[dict],
-    bad_images: list[str],
-    data: Any,
-    backend: str,
-    uses: Sequence[Callable[[list[dict]], object]] = (),
+def compute_metrics(
+    detections: list[dict], bad_images: list[str], data: Any, backend: str, uses: Uses = ()
 ) -> CocoMetrics:
-    """The figures of what all processes detected. All of them must call it, and all get the figures.
-
-    Args:
-        share: this process's detections.
-        bad_images: 'path: reason' of those of its images that did not decode.
-        data: DetectionData of all images.
-        backend: of `evaluate_detections`.
-        uses: as of `evaluate`.
-
-    Raises:
-        DataError: none of the images decodes.
-        OutputError: one of `uses` cannot write.
-    """
-    found, unreadable = _gathered(share), _gathered(bad_images)
-    figures = None
+    """Gather the detections and unreadable images ('path: reason') of all ranks, and compute the metrics."""
+    detections, unreadable = _gather_lists(detections), _gather_lists(bad_images)
+    metrics = None
     with distributed.collective_error_check():
         if distributed.is_main():
-            _report_unreadable(unreadable, len(data))
+            for image in unreadable:
+                logger.warning("an unreadable image counts as one without detections: %s", image)
+            if unreadable and len(unreadable) == len(data):
+                raise DataError(
+                    f"none of the {len(data)} images to evaluate can be decoded; the first one: "
+                    f"{unreadable[0]}"
+                )
             for use in uses:
-                use(found)
-            figures = evaluate_detections(data.coco_ground_truth(), found, backend)
-    return distributed.broadcast_object(figures)
+                use(detections)
+            metrics = evaluate_detections(data.coco_ground_truth(), detections, backend)
+    return distributed.broadcast_object(metrics)
+
+
+def _gather_lists(values: list) -> list:
+    return [item for part in distributed.all_gather_object(values) for item in part]
 
 
 def detect(model: nn.Layer, loader: Any, categories: Sequence[dict], precision: Precision) -> list[dict]:
-    """This process's share of the detections.
+    """Run the model on the batches of this rank.
 
     Args:
-        model: left in the mode in which it came.
-        loader: a number of batches, with `im_id` [B, 1] besides what the model takes.
-        categories: `id` and `name` of every class.
+        model: keeps its mode.
+        loader: batches with `im_id` [B, 1] and the inputs of the model.
+        categories: `id` and `name` of each class.
         precision: of the network.
 
     Returns:
-        Dicts as in COCO's result files, see `evaluate_detections`.
+        Dicts as in COCO's result files.
     """
     was_training = model.training
     model.eval()
-    found: list[dict] = []
+    detections: list[dict] = []
     try:
         with paddle.no_grad(), precision.autocast(), console.bar("evaluating", len(loader)) as bar:
             for batch in loader:
                 outputs = model(batch)
-                boxes, counts = outputs["bbox"].numpy(), outputs["bbox_num"].numpy()
-                found += _as_coco(boxes, counts, batch["im_id"].numpy(), categories)
+                # [N, 6] label, score, x0, y0, x1, y1; counts [B] of the images
+                rows, counts = outputs["bbox"].numpy(), outputs["bbox_num"].numpy()
+                images = np.repeat(batch["im_id"].numpy().reshape(-1), counts)
+                detections += _as_coco(images, rows[:, 0].astype(int), rows[:, 1], rows[:, 2:], categories)
                 bar.advance()
     finally:
         if was_training:
             model.train()
-    return found
+    return detections
 
 
 def _as_coco(
-    boxes: np.ndarray, counts: np.ndarray, image_ids: np.ndarray, categories: Sequence[dict]
+    images: np.ndarray, labels: np.ndarray, scores: np.ndarray, boxes: np.ndarray, categories: Sequence[dict]
 ) -> list[dict]:
-    """Boxes [N, 6] of label, score, x0, y0, x1, y1; counts [B] of each image's; image ids [B]."""
-    images = np.repeat(image_ids.reshape(-1), counts)
-    corners, sizes = boxes[:, 2:4], boxes[:, 4:6] - boxes[:, 2:4]
-    rows = zip(
-        images.tolist(), boxes[:, 0].astype(int), boxes[:, 1].tolist(), corners.tolist(), sizes.tolist()
-    )
+    """Convert [N] image ids, labels and scores and [N, 4] boxes x0, y0, x1, y1 to COCO's dicts."""
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    rows = zip(images.tolist(), labels.tolist(), boxes.tolist(), scores.tolist())
     return [
-        {
-            "image_id": image,
-            "category_id": categories[label]["id"],
-            "bbox": corner + size,
-            "score": score,
-        }
-        for image, label, score, corner, size in rows
+        {"image_id": image, "category_id": categories[label]["id"], "bbox": box, "score": score}
+        for image, label, box, score in rows
     ]
 
 
 def write_detections(folder: Path | str, detections: list[dict]) -> Path:
-    """Write COCO's result file.
-
-    Args:
-        folder: made where missing.
-        detections: dicts as in COCO's result files.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Write COCO's result file to a folder, and return its path."""
     path = Path(folder) / DETECTIONS_FILE
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(detections), encoding="utf-8")
@@ -159,17 +149,7 @@ def write_detections(folder: Path | str, detections: list[dict]) -> Path:
 
 
 def read_detections(folder: Path | str) -> list[dict]:
-    """Read COCO's result file.
-
-    Args:
-        folder: that holds it.
-
-    Returns:
-        Dicts as in COCO's result files.
-
-    Raises:
-        DataError: it is missing or holds something else.
-    """
+    """Read COCO's result file of a folder; raise a DataError if it is missing or has other contents."""
     path = Path(folder) / DETECTIONS_FILE
     try:
         detections = read_json(path)
@@ -180,7 +160,7 @@ def read_detections(folder: Path | str) -> list[dict]:
     except JSONError as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(detections, list):
-        raise DataError(f"{path} is no list of detections: write it anew, with --output_eval {folder}")
+        raise DataError(f"{path} is no list of detections: write it again, with --output_eval {folder}")
     wrong = next((i for i, each in enumerate(detections) if not _is_detection(each)), None)
     if wrong is not None:
         raise DataError(
@@ -204,67 +184,50 @@ def _is_detection(entry: Any) -> bool:
     )
 
 
-def _gathered(share: list) -> list:
-    return [item for part in distributed.all_gather_object(share) for item in part]
-
-
-def _report_unreadable(images: list[str], total: int) -> None:
-    for image in images:
-        logger.warning("an image that cannot be evaluated counts as one without detections: %s", image)
-    if images and len(images) == total:
-        raise DataError(f"none of the {total} images to evaluate can be decoded, the first being {images[0]}")
+# A bundle ---------------------------------------------------------------------------------------------------
 
 
 def evaluate_bundle(
-    detector: Detector, data: Any, backend: str, uses: Sequence[Callable[[list[dict]], object]] = ()
+    detector: Detector, data: Any, backend: str, uses: Uses = ()
 ) -> tuple[CocoMetrics, float]:
-    """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
+    """Evaluate an exported bundle. All ranks must call it; each takes a part of the images.
 
     Args:
-        detector: the bundle, ready to run.
-        data: DetectionData of the images.
+        detector: of the bundle.
+        data: DetectionData of all images.
         backend: of `evaluate_detections`.
-        uses: what else the main process does with the detections of all images, such as writing them.
+        uses: what else rank 0 does with all detections.
 
     Returns:
-        The figures, in which an image that does not decode counts as one where nothing was found; and how
-        many images a second all processes did together, reading the files included; an image that does not
-        decode takes no time to speak of, and is none of them.
+        The metrics, as `evaluate`; and images per second of all ranks together, decoding included, without
+        unreadable images.
 
     Raises:
-        DataError: none of the images decodes.
+        DataError: all images are unreadable.
         OutputError: one of `uses` cannot write.
     """
     positions = range(distributed.rank(), len(data), distributed.world_size())
-    share: list[dict] = []
+    results: list[dict] = []
     bad_images: list[str] = []
     with distributed.collective_error_check():
-        _warm_up(detector, data, positions)
+        for _ in detector.detect(_read(data, positions[:1], [])):  # warm-up: the first run also prepares
+            pass
         started = time.perf_counter()
-        share += _detect(detector, data, positions, bad_images)
+        with console.bar("evaluating", len(positions)) as bar:
+            for position, _, found in detector.detect(_read(data, positions, bad_images)):
+                images = np.full(len(found.labels), data.record(position)["im_id"][0])
+                boxes = found.boxes.astype(float)
+                results += _as_coco(images, found.labels, found.scores, boxes, data.categories)
+                bar.advance()
         seconds = time.perf_counter() - started
-    figures = compared(share, bad_images, data, backend, uses)
+    metrics = compute_metrics(results, bad_images, data, backend, uses)
     slowest = max(distributed.all_gather_object(seconds))
     decoded = len(data) - sum(distributed.all_gather_object(len(bad_images)))
-    return figures, decoded / slowest
-
-
-def _warm_up(detector: Detector, data: Any, positions: range) -> None:
-    """The first run of a network also prepares it, which is not what is measured."""
-    for _ in detector.detect(_read(data, positions[:1], [])):
-        pass
-
-
-def _detect(detector: Detector, data: Any, positions: range, bad_images: list[str]) -> Iterator[dict]:
-    """Dicts as in COCO's result files."""
-    with console.bar("evaluating", len(positions)) as bar:
-        for position, _, detections in detector.detect(_read(data, positions, bad_images)):
-            yield from _bundle_as_coco(int(data.record(position)["im_id"][0]), detections, data.categories)
-            bar.advance()
+    return metrics, decoded / slowest
 
 
 def _read(data: Any, positions: Iterable[int], bad_images: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """Positions and pictures, blue first, turned as their annotations say; the others are named."""
+    """Yield positions and BGR images, rotated as annotated; add unreadable ones to `bad_images`."""
     for position in positions:
         record = data.record(position)
         height, width = int(record.get("h", 0)), int(record.get("w", 0))
@@ -276,12 +239,126 @@ def _read(data: Any, positions: Iterable[int], bad_images: list[str]) -> Iterato
         yield position, image[:, :, ::-1]
 
 
-def _bundle_as_coco(image_id: int, detections: Detections, categories: list[dict]) -> Iterator[dict]:
-    for box, score, label in zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels):
-        x0, y0, x1, y1 = box
-        yield {
-            "image_id": image_id,
-            "category_id": categories[label]["id"],
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": score,
-        }
+# During a training ------------------------------------------------------------------------------------------
+
+
+class Validation:
+    """Evaluates the model during a training, and keeps the best checkpoint. All ranks must call its methods.
+
+    Args:
+        cfg: the configuration.
+        data: of EvalDataset; None in a training without evaluations.
+        folder: of the run.
+
+    Attributes:
+        data: as given.
+        results: evaluations of this run.
+        best: path and box AP of the best checkpoint, also of an earlier part of the run; None without one.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], data: DetectionData | None, folder: Path):
+        place = distributed.world_size(), distributed.rank()
+        self.data = data
+        self.results: list[Evaluation] = []
+        self.best: tuple[Path, float] | None = None
+        self._loader = None if data is None else EvalLoader(cfg, data, "EvalReader", *place)
+        self._cfg = cfg
+        self._file = folder / f"{BEST}.pdparams"
+
+    def find_best(self, run: str | None) -> None:
+        """Find the best checkpoint of an earlier part of a run.
+
+        The AP in each checkpoint decides; a killed run may not have copied the best one yet.
+        """
+        best = None
+        with distributed.collective_error_check():
+            if distributed.is_main():
+                best = find_best(self._file.parent, run)
+                if best is not None and best[0].name != BEST:
+                    checkpoint.copy_checkpoint(best[0], BEST)
+        best = distributed.broadcast_object(best)
+        self.best = None if best is None else (self._file, best[1])
+
+    def evaluate(
+        self, model: nn.Layer, precision: Precision, epochs: int, writer: VisualDLWriter | None
+    ) -> CocoMetrics:
+        """Evaluate the model, and log, record and draw the results.
+
+        Args:
+            model: keeps its mode.
+            precision: of the network.
+            epochs: finished ones.
+            writer: of rank 0, if there is one.
+        """
+
+        def draw(detections: list[dict]) -> None:
+            images = ValidationImages(self.data, self._cfg["vdl_images"])
+            writer.add_images(images.draw(detections), epochs)
+
+        uses = [] if writer is None else [draw]
+        metrics = evaluate(model, self._loader, self.data, precision, self._cfg["coco_eval"], uses)
+        logger.info("after epoch %d:\n%s", epochs, metrics.table())
+        self.results.append(Evaluation(epochs, metrics))
+        if writer is not None:
+            writer.add_evaluation(metrics, epochs)
+        return metrics
+
+    def keep_if_best(self, path: Path, ap: float) -> None:
+        """Write the box AP into a checkpoint's record, and copy the checkpoint if it is the best so far."""
+        is_best = self.best is None or ap > self.best[1]
+        with distributed.collective_error_check():
+            if distributed.is_main():
+                checkpoint.note_ap(path, ap)
+                if is_best:
+                    checkpoint.copy_checkpoint(path, BEST)
+        if is_best:
+            self.best = self._file, ap
+
+
+class ValidationImages:
+    """Draws ground truth and detections on some images of a data set.
+
+    Args:
+        data: the images with their annotations.
+        number: how many of them, spread evenly over those with objects.
+    """
+
+    def __init__(self, data: DetectionData, number: int):
+        records: list[Record] = [record for record in data.records if len(record.get("gt_bbox", ()))]
+        chosen = np.linspace(0, len(records) - 1, min(number, len(records))).round().astype(int)
+        self.records = [records[i] for i in chosen]
+        self.categories = data.categories
+
+    def draw(self, detections: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield a name and a BGR image [H, W, 3] uint8 for each readable image.
+
+        The ground truth is white; detections of at least `MIN_DRAWN_SCORE` have the colors of their classes.
+
+        Args:
+            detections: of all images, dicts as in COCO's result files.
+        """
+        rows: dict[int, list] = {int(record["im_id"][0]): [] for record in self.records}
+        for detection in detections:
+            if detection["image_id"] in rows:
+                rows[detection["image_id"]].append(detection)
+        for position, record in enumerate(self.records, start=1):
+            try:
+                image = read_image(record["im_file"], stated_size(record))[..., ::-1]
+            except ImageUnreadable:  # the evaluation warns of it
+                continue
+            image, factor = shrink(image, MAX_IMAGE_SIDE)
+            found = _from_coco(rows[int(record["im_id"][0])], self.categories, factor)
+            drawn = draw_detections(draw_ground_truth(image, record["gt_bbox"] * factor), found, MIN_DRAWN_SCORE)
+            yield f"{position}_{Path(record['im_file']).name}", drawn
+
+
+def _from_coco(rows: Sequence[Mapping], categories: Sequence[Mapping], factor: float) -> Detections:
+    label_of = {category["id"]: label for label, category in enumerate(categories)}
+    boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return Detections(
+        boxes * factor,
+        np.array([row["score"] for row in rows], np.float32),
+        np.array([label_of[row["category_id"]] for row in rows], np.int64),
+        tuple(category["name"] for category in categories),
+    )

@@ -1,4 +1,4 @@
-"""What to do when a loss is not finite: say what was in it, keep the batch, and stop or go on."""
+"""Interruptions of a training: signals, and losses that are not finite."""
 
 from __future__ import annotations
 
@@ -17,84 +17,152 @@ from ppfcos.fileio import replacing
 
 logger = logging.getLogger(__name__)
 
-NAMED_IMAGES = 16  # most images that a message names
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MAX_NAMED_IMAGES = 16  # in a message
+
+
+class StopRequest:
+    """Handles SIGTERM and SIGINT within `listening`.
+
+    Attributes:
+        signal: number of a signal that was deferred; 0 if none was.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._is_deferred = False
+        self._is_stopping = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Raise Stopped on a signal within the block, or note it where it is deferred.
+
+        This replaces Paddle's handler, which prints C++ frames and dies, so Paddle must be imported before.
+        """
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
+            yield self
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                # paddle.distributed.launch sends SIGTERM up to three times; the last must not kill a process
+                # that is about to exit.
+                default = signal.SIG_DFL if handler is None else handler
+                signal.signal(number, signal.SIG_IGN if self._is_stopping else default)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note signals within the block, in `signal`; a second SIGINT still raises Stopped."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Raise Stopped on signals, also earlier ones, in this part of a `deferred` block."""
+        self._is_deferred = False
+        if self.signal:
+            self._handle(self.signal, None)
+        try:
+            yield
+        finally:
+            self._is_deferred = True
+
+    def agree_to_stop(self, number: int, message: str) -> Stopped:
+        """Ignore further signals, and return the exception to raise when all ranks stop at the same step."""
+        self._is_stopping = True
+        return Stopped(number, message, together=True)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._is_stopping:
+            return
+        is_second_interrupt = number == signal.SIGINT and self.signal == signal.SIGINT
+        if self._is_deferred and not is_second_interrupt:
+            self.signal = number
+            return
+        self._is_stopping = True
+        raise Stopped(number, f"stopped by {signal.Signals(number).name}")
 
 
 class NonFiniteSteps:
-    """The steps of a run whose loss or gradient was not finite.
+    """Steps whose loss or gradient is not finite: stops the run, or skips a few of them.
 
     Args:
-        cfg: `on_nonfinite`, `stop` or `skip`, and `max_nonfinite_steps`, how many may be skipped.
-        folder: where the batches go.
-        model: whose running statistics a skipped step must not spoil.
-        records: of the data set that is trained on.
+        cfg: `on_nonfinite` (`stop` or `skip`) and `max_nonfinite_steps`, how many may be skipped.
+        folder: where the batches are saved.
+        model: a skipped step must not change its running statistics.
+        records: of the training set.
     """
 
     def __init__(self, cfg: Mapping[str, Any], folder: Path, model: nn.Layer, records: Sequence[Mapping]):
-        self._may_be_skipped = cfg["max_nonfinite_steps"] if cfg["on_nonfinite"] == "skip" else 0
+        self._max_skipped = cfg["max_nonfinite_steps"] if cfg["on_nonfinite"] == "skip" else 0
         self._folder = folder
         self._images = {int(record["im_id"][0]): record["im_file"] for record in records}
         self._count = 0
-        names = running_statistics(model) if self._may_be_skipped else ()
+        names = running_statistics(model) if self._max_skipped else ()
         self._statistics = [tensor for name, tensor in model.state_dict().items() if name in names]
         self.remember()
 
     def remember(self) -> None:
-        """Keep the running statistics, which the next forward pass changes before its loss is known."""
-        self._kept = [tensor.clone() for tensor in self._statistics]
+        """Save the running statistics: the next forward pass changes them before its loss is known."""
+        self._saved = [tensor.clone() for tensor in self._statistics]
 
     def add(
-        self, name: str, losses: dict[str, float], batches: Sequence[dict], facts: dict[str, float]
+        self, name: str, losses: dict[str, float], batches: Sequence[dict], values: dict[str, float]
     ) -> None:
-        """Note one; all processes must call it.
+        """Save the batch, and stop or skip. All ranks must call it.
 
         Args:
             name: of the step, such as `epoch 1, step 20`.
-            losses: of this process, by name.
-            batches: of this process.
-            facts: what else to name, such as the learning rate, by name.
+            losses: of this rank, by name.
+            batches: of this rank.
+            values: what else to report, such as the learning rate, by name.
 
         Raises:
-            TrainingError: the training must stop; the same in all processes.
+            TrainingError: the training must stop; the same on all ranks.
         """
         file = self._folder / f"nonfinite_{name.replace(', ', '_').replace(' ', '')}_{distributed.rank()}.npz"
         with distributed.collective_error_check():
-            _write(file, batches)
+            _save_batches(file, batches)
         names = [self._images[int(n)] for batch in batches for n in batch["im_id"].numpy().reshape(-1)]
         parts = distributed.all_gather_object((losses, names, str(file)))
         self._count += 1
-        message = f"the loss or its gradient is not finite at {name} ({_described(parts, facts)})"
-        if self._count <= self._may_be_skipped:
-            logger.warning("%s: skipped, %d of %d", message, self._count, self._may_be_skipped)
-            for tensor, kept in zip(self._statistics, self._kept):
-                tensor.set_value(kept)
+        message = f"the loss or its gradient is not finite at {name} ({_describe(parts, values)})"
+        if self._count <= self._max_skipped:
+            logger.warning("%s: skipped, %d of %d", message, self._count, self._max_skipped)
+            for tensor, saved in zip(self._statistics, self._saved):
+                tensor.set_value(saved)
             return
-        skipped = f", after {self._count - 1} that were skipped" if self._may_be_skipped else ""
+        skipped = f", after {self._count - 1} that were skipped" if self._max_skipped else ""
         raise TrainingError(
-            f"{message}{skipped}: lower LearningRate.base_lr, look at their annotations, or pass over a few "
-            "such steps with -o on_nonfinite=skip"
+            f"{message}{skipped}: lower LearningRate.base_lr, check the annotations of these images, or skip "
+            "a few such steps with -o on_nonfinite=skip"
         )
 
 
-def _described(parts: Sequence[tuple], facts: Mapping[str, float]) -> str:
-    """Losses, facts, images and files; of several processes those whose own loss is not finite, if any is."""
+def _describe(parts: Sequence[tuple], values: Mapping[str, float]) -> str:
+    """Losses, values, images and files, of the ranks whose own loss is not finite if there are any."""
     broken = [part for part in parts if not np.isfinite(list(part[0].values())).all()] or parts
-    losses = " and ".join(_numbers(part[0], ".4g") for part in broken)
+    losses = " and ".join(_format(part[0], ".4g") for part in broken)
     images = [image for part in broken for image in part[1]]
-    more = f" and {len(images) - NAMED_IMAGES} more" if len(images) > NAMED_IMAGES else ""
+    more = f" and {len(images) - MAX_NAMED_IMAGES} more" if len(images) > MAX_NAMED_IMAGES else ""
     files = ", ".join(part[2] for part in broken)
     return (
-        f"{losses}; {_numbers(facts, '.6g')}; images {', '.join(images[:NAMED_IMAGES])}{more}; "
+        f"{losses}; {_format(values, '.6g')}; images {', '.join(images[:MAX_NAMED_IMAGES])}{more}; "
         f"the batch is in {files}"
     )
 
 
-def _numbers(values: Mapping[str, float], form: str) -> str:
+def _format(values: Mapping[str, float], form: str) -> str:
     return ", ".join(f"{key} {value:{form}}" for key, value in values.items())
 
 
-def _write(path: Path, batches: Sequence[dict]) -> None:
-    """All that the network saw, as NumPy reads it: `image_0`, `gt_bbox_0` and so on, by the part's number."""
+def _save_batches(path: Path, batches: Sequence[dict]) -> None:
+    """Write the inputs of the network as .npz: `image_0`, `gt_bbox_0` and so on, by micro-batch."""
     arrays = {
         f"{key}_{number}": value.numpy()
         for number, batch in enumerate(batches)

@@ -1,4 +1,4 @@
-"""The batches of a training: fetched ahead, and spoken about with the other processes once a step."""
+"""Fetches the next batch while the device computes, and agrees with the other ranks once a step."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NO_PROFILER = NoProfiler()
 
 
 class Prefetcher:
-    """Holds what this process trains on in a step, and knows which images of any process could not be read.
+    """Holds the batches of the current step, and counts the unreadable images of all ranks.
 
     Args:
-        loader: this process's TrainLoader.
-        max_bad_images: number of unreadable images, over all processes, beyond which the training stops.
+        loader: TrainLoader of this rank.
+        max_bad_images: unreadable images over all ranks beyond which the training stops.
 
     Attributes:
-        current: this process's parts of the global batch; empty behind an epoch's last step.
+        current: micro-batches of this rank; empty after the last step of an epoch.
     """
 
     def __init__(self, loader: Any, max_bad_images: int):
@@ -46,36 +46,27 @@ class Prefetcher:
         return len(self._loader)
 
     def start_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Fetch the first batch.
-
-        Args:
-            epoch: from 0.
-            first_step: steps of the epoch that were done already.
-
-        Raises:
-            PPFCOSError: a process has no batch.
-        """
+        """Fetch the first batch of an epoch, counted from 0, after `first_step` finished steps."""
         self._loader.set_position(epoch, first_step)
         self._steps = iter(self._loader)
         self.advance(paddle.zeros([1]))
 
     def advance(self, values: Tensor, profiler: NoProfiler | StepProfiler = _NO_PROFILER) -> np.ndarray:
-        """Fetch the next batch while the device computes, and then hear from the other processes.
+        """Fetch the next batch while the device computes, then exchange values with the other ranks.
 
-        That a process has no batch must be known before the others start a step that they cannot finish
-        without it. And all parts of the global batch are padded to one size, since what is found in an image
-        depends on its padding (GroupNorm sees it): so the losses do not depend on who took which image. Both
-        travel with the values, so that a step costs one message.
+        If a rank has no batch, all must know before they start a step that would wait for it. All
+        micro-batches of the global batch are padded to one size, because padding influences the outputs
+        (GroupNorm): the losses do not depend on which rank takes which image. Both travel with `values`, so
+        that a step needs one collective.
 
         Args:
-            values: [N] float32 of this process.
-            profiler: told of the wait for the batch.
+            values: [N] float32 of this rank.
 
         Returns:
-            [processes, N] those of all processes, float64.
+            [ranks, N] float64, the values of all ranks.
 
         Raises:
-            PPFCOSError: a process has no batch, or too many images cannot be read; the same in all processes.
+            PPFCOSError: a rank has no batch, or too many images are unreadable; the same on all ranks.
         """
         with profiler.phase(DATA_WAIT):
             failure = self._fetch()
@@ -84,19 +75,21 @@ class Prefetcher:
             for name in batch["changes"]:
                 self._changes.add(LoadEvent[name])
         sizes = [batch["image"].shape[2:] for batch in self.current]
-        news = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]
-        rows = distributed.all_gather_rows(paddle.concat([values.detach(), paddle.to_tensor(news, "float32")]))
+        extra = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]
+        rows = distributed.all_gather_rows(
+            paddle.concat([values.detach(), paddle.to_tensor(extra, "float32")])
+        )
         failed, found_bad, height, width = rows[:, -4:].max(axis=0)
         if failed:
             distributed.raise_on_all_ranks(failure)
         if found_bad:
-            self._note([image for images in distributed.all_gather_object(bad) for image in images])
+            self._report_bad([image for images in distributed.all_gather_object(bad) for image in images])
         for batch in self.current:
-            batch["image"] = _padded(batch["image"], int(height), int(width))
+            batch["image"] = _pad(batch["image"], int(height), int(width))
         return rows[:, :-4]
 
     def report_changes(self) -> None:
-        """Say what reading did to the pictures since this was last called; all processes must call it."""
+        """Log the load statistics of all ranks since the last call. All must call it."""
         changes = LoadStatistics()
         for found in distributed.all_gather_object(self._changes.changes()):
             changes.add_all(LoadStatistics.from_dict(found))
@@ -105,16 +98,12 @@ class Prefetcher:
             logger.info("TrainDataset: %s", changes)
 
     def close(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         self._steps = iter(())
         self.current = []
 
     def take_seconds_waited(self) -> float:
-        """Time spent waiting for batches since this was last asked.
-
-        Returns:
-            Seconds.
-        """
+        """Return the seconds spent waiting for batches since the last call."""
         seconds, self._seconds_waited = self._seconds_waited, 0.0
         return seconds
 
@@ -129,7 +118,7 @@ class Prefetcher:
             self._seconds_waited += time.perf_counter() - start
         return None
 
-    def _note(self, images: list[str]) -> None:
+    def _report_bad(self, images: list[str]) -> None:
         for image in sorted(set(images) - self._bad_images):
             self._bad_images.add(image)
             logger.warning("unreadable image %d, replaced by another: %s", len(self._bad_images), image)
@@ -140,8 +129,8 @@ class Prefetcher:
             )
 
 
-def _padded(image: Tensor, height: int, width: int) -> Tensor:
-    """[B, 3, H, W] uint8 with zeros added at the bottom and the right."""
+def _pad(image: Tensor, height: int, width: int) -> Tensor:
+    """Pad [B, 3, H, W] uint8 with zeros at the bottom and the right."""
     batch, channels, old_height, old_width = image.shape
     if (old_height, old_width) == (height, width):
         return image

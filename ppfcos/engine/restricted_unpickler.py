@@ -35,23 +35,14 @@ ENTRY_COST = 160  # of a dictionary or a set
 OBJECT_COST = 400
 ARRAY_COST = 1500  # an array, the view it was made from, their shapes
 
-NUMERIC_DTYPES = frozenset(
-    [
-        "b1",
-        "i1",
-        "i2",
-        "i4",
-        "i8",
-        "u1",
-        "u2",
-        "u4",
-        "u8",
-        "f2",
-        "f4",
-        "f8",
-        "c8",
-        "c16",
-    ]  # as NumPy pickles them
+NUMERIC_DTYPES = frozenset(  # as NumPy pickles them
+    ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+)
+PLAIN_OPCODES = (
+    *("PROTO", "NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "STRING", "BINSTRING"),
+    *("SHORT_BINSTRING", "SHORT_BINBYTES", "UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"),
+    *("EMPTY_TUPLE", "POP", "POP_MARK", "DUP", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL"),
+    *("PERSID", "BINPERSID"),
 )
 _PLAIN_KEYS = (int, float, bool, type(None), bytes)
 
@@ -67,17 +58,13 @@ class Placeholder:
 
 
 class Function(NamedTuple):
-    """What an allowed name stands for. The pickle can pass arguments and has no other way to use it.
-
-    Attributes:
-        call: takes the unpickler and the pickle's arguments, and checks them.
-    """
+    """Replaces a callable that a pickle names; `call` gets the unpickler and the unchecked arguments."""
 
     call: Callable[..., Any]
 
 
 class Name(NamedTuple):
-    """An allowed name that cannot be called, such as that of a class that is an argument."""
+    """Replaces a name that is only passed as an argument, such as a class."""
 
     value: Any
 
@@ -107,7 +94,7 @@ class _Dtype:
 
 
 class _UnfinishedArray:
-    """An array before the pickle has said what is in it."""
+    """An array whose state the pickle has not set yet."""
 
     __slots__ = ("memo_keys",)
 
@@ -116,21 +103,13 @@ class _UnfinishedArray:
 
 
 class Memory:
-    """How many bytes may still be allocated for a file.
-
-    Args:
-        size: of the file, in bytes.
-    """
+    """Budget of bytes that reading a file of `size` bytes may allocate."""
 
     def __init__(self, size: int):
         self.left = MEMORY_PER_BYTE * size + MEMORY_CONSTANT
 
     def charge(self, count: int) -> None:
-        """Note that so many bytes are about to be allocated.
-
-        Raises:
-            pickle.UnpicklingError: that is more than a file of this size can need.
-        """
+        """Charge an allocation; raise an UnpicklingError if a file of this size cannot need it."""
         self.left -= count
         if self.left < 0:
             raise pickle.UnpicklingError("it takes more memory than its size explains")
@@ -141,9 +120,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     Args:
         file: to read from, at its current position.
-        size: bytes that may be read from there. It also sets how much memory reading may take.
-        names: what the pickle may name: a `Function` or a `Name` by module and name.
-        memory: that may still be allocated, where the file took some of it already.
+        size: bytes that may be read; also sets the memory budget.
+        names: allowed names, by module and name; default: NUMPY_NAMES.
+        memory: rest of the budget, if the file has used a part of it.
     """
 
     def __init__(
@@ -160,14 +139,11 @@ class RestrictedUnpickler(pickle._Unpickler):
         self.longest_line = sys.maxsize
 
     def load(self) -> Any:
-        """Read one pickle.
-
-        Returns:
-            Numbers, text, arrays, and dicts, lists, tuples and sets of these, without cycles.
+        """Read one pickle of numbers, text, arrays, and containers of these, without cycles.
 
         Raises:
-            UnsafePickleError: the pickle names something that is not allowed, or uses it in another way.
-            Exception: it is damaged, or takes too much memory. Damaged bytes raise exceptions of any class.
+            UnsafePickleError: the pickle uses a name that is not allowed.
+            Exception: of any class, if the pickle is damaged or takes too much memory.
         """
         self.memo: dict[int, Any] = {}
         self.metastack: list[list] = []
@@ -225,11 +201,7 @@ class RestrictedUnpickler(pickle._Unpickler):
     # Opcodes --------------------------------------------------------------------------------------------
 
     def find_class(self, module: str, name: str) -> Function | Name:
-        """What a name in the pickle stands for.
-
-        Raises:
-            UnsafePickleError: it is not allowed.
-        """
+        """Return the replacement of a name; raise an UnsafePickleError if it is not allowed."""
         try:
             return self._names[module, name]
         except KeyError:
@@ -271,7 +243,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         self._remember(len(self.memo))
 
     def check_keys(self, keys: Iterable[Any]) -> None:
-        """Refuse keys that are slow to compare or to hash. Deep tuples would crash the interpreter."""
+        """Reject keys that are slow to compare or to hash; deep tuples would crash the interpreter."""
         for key in keys:
             if type(key) is str:
                 continue
@@ -380,7 +352,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
 
 def _with_short_line(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """For numbers that are written as text, since converting long ones takes quadratic time."""
+    """For numbers written as text: converting long ones takes quadratic time."""
 
     def load_short_line(unpickler: RestrictedUnpickler) -> None:
         unpickler.longest_line = MAX_NUMBER
@@ -391,30 +363,12 @@ def _with_short_line(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _handlers() -> dict[int, tuple[Callable[[Any], None], int]]:
-    """What each opcode does and what it costs. All others are refused: extensions and external buffers."""
+    """Handler and memory cost of each opcode. All others are rejected: extensions and external buffers."""
     ours, base = RestrictedUnpickler, pickle._Unpickler
     handlers = {
         OPCODE_COST: {
             # These read from the file, and push, pop and repeat plain values.
-            **{
-                name: getattr(base, f"load_{name.lower()}")
-                for name in (
-                    *(
-                        "PROTO",
-                        "NONE",
-                        "BININT",
-                        "BININT1",
-                        "BININT2",
-                        "LONG1",
-                        "BINFLOAT",
-                        "STRING",
-                        "BINSTRING",
-                    ),
-                    *("SHORT_BINSTRING", "SHORT_BINBYTES", "UNICODE", "BINUNICODE", "BINUNICODE8"),
-                    *("SHORT_BINUNICODE", "EMPTY_TUPLE", "POP", "POP_MARK", "DUP", "BINGET", "LONG_BINGET"),
-                    *("GLOBAL", "STACK_GLOBAL", "PERSID", "BINPERSID"),
-                )
-            },
+            **{name: getattr(base, f"load_{name.lower()}") for name in PLAIN_OPCODES},
             "NEWTRUE": base.load_true,
             "NEWFALSE": base.load_false,
             "INT": _with_short_line(base.load_int),
@@ -472,7 +426,7 @@ _KEYS = (*_PLAIN_KEYS, str, Placeholder, Function, Name)
 
 
 def _check_nesting(value: Any) -> None:
-    """Refuse cycles, and containers nested too deep for functions that visit them recursively.
+    """Reject cycles, and containers nested too deep for functions that visit them recursively.
 
     Every container is visited once, however often it occurs.
     """
@@ -517,15 +471,11 @@ class _Visit:
 _CONTAINERS = (dict, list, tuple)  # the keys of dictionaries and the items of sets were checked
 
 
-# The functions that stand for NumPy's ----------------------------------------------------------------------
+# Replacements of NumPy's functions ----------------------------------------------------------------------
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
-    """A shape, which must be a short tuple of whole numbers that are not negative.
-
-    Raises:
-        pickle.UnpicklingError: it is anything else.
-    """
+    """Return `shape`; raise an UnpicklingError unless it is a short tuple of non-negative integers."""
     if type(shape) is not tuple or len(shape) > MAX_DIMENSIONS:
         raise pickle.UnpicklingError("an array with an invalid shape")
     if not all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape):
@@ -534,12 +484,12 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
 
 
 def array_of_bytes(memory: Memory, data: Any, dtype: np.dtype) -> np.ndarray:
-    """A flat array in the machine's byte order. It shares the memory of `data` where that is possible.
+    """Return a flat array in native byte order, which shares the memory of `data` if possible.
 
     Args:
         memory: is charged for copies.
-        data: as many bytes as a number of items have.
-        dtype: a plain numeric one, in any byte order.
+        data: bytes of a whole number of items.
+        dtype: numeric, in any byte order.
     """
     memory.charge(ARRAY_COST)
     if dtype.kind == "b":  # a byte that is neither 0 nor 1 is no bool
@@ -669,7 +619,7 @@ NUMPY_NAMES: dict[tuple[str, str], Function | Name] = {
     },
     **{(f"numpy.{core}.numeric", "_frombuffer"): Function(_array_of_buffer) for core in ("core", "_core")},
 }
-# What other projects' checkpoints name besides: containers, and the arguments of these.
+# Other names in checkpoints of other projects: containers and their arguments.
 CONTAINER_NAMES: dict[tuple[str, str], Function | Name] = {
     ("collections", "Counter"): Function(_counter),
     ("collections", "defaultdict"): Function(_default_dict),

@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints, which of them stay, and from which one to go on."""
+"""The folder of a run: its lock, its checkpoints, and which of them to keep or resume from."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _held: weakref.WeakValueDictionary[str, FolderLock] = weakref.WeakValueDictionar
 
 
 class FolderLock:
-    """Keeps other trainings out of a run's folder, until `release`, or until the process ends in any way.
+    """Keeps other trainings out of a run folder until `release` or the end of the process.
 
-    The lock is the kernel's (`fcntl.lockf`): it ends with this process, and processes that this one starts or
-    forks do not hold it. The lock file says who holds it. In one process a folder can be locked repeatedly.
+    The kernel holds the lock (`fcntl.lockf`): it ends with this process, and child processes do not hold it.
+    The lock file names the holder. Within one process, a folder can be locked repeatedly.
 
     Attributes:
-        is_exclusive: False on a file system that has no locks; a warning was logged then.
+        is_exclusive: False on a file system without locks, of which a warning was logged.
     """
 
     def __init__(self, path: Path):
@@ -51,7 +51,7 @@ class FolderLock:
         self._made: list[Path] = []  # folders
 
     def release(self) -> None:
-        """Let other trainings use the folder; it is removed if it was made for the lock and is empty."""
+        """Release the lock, and remove the folder if it was made for the lock and is empty."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -70,11 +70,11 @@ class FolderLock:
         self.release()
 
     def acquire(self) -> None:
-        """Lock the folder, which is made where it is missing.
+        """Lock the folder, creating it if it is missing.
 
         Raises:
             OSError: the lock file cannot be made.
-            OutputError: another process holds it.
+            OutputError: another process holds the lock.
         """
         folder = self.path.parent
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -119,7 +119,7 @@ class FolderLock:
 
 
 def _holder(file: Any) -> str:
-    """Who holds a lock, as its file says; the file may hold anything."""
+    """The holder of a lock according to its file, which may contain anything."""
     try:
         holder = json.loads(os.pread(file.fileno(), 1000, 0))
         pid, host, started = int(holder["pid"]), str(holder["host"]), str(holder["started"])
@@ -130,13 +130,10 @@ def _holder(file: Any) -> str:
 
 
 def lock_folder(folder: Path) -> FolderLock:
-    """Lock a run's folder, before anything in it is read or written.
-
-    Args:
-        folder: made where missing.
+    """Lock a run folder before anything in it is read or written.
 
     Returns:
-        The lock; it is released when nothing refers to it any more.
+        The lock, which is released when nothing refers to it any more.
 
     Raises:
         OutputError: another process holds it (the message names it), or the folder cannot be written.
@@ -157,27 +154,15 @@ def lock_folder(folder: Path) -> FolderLock:
 
 
 def run_folder(cfg: Mapping[str, Any]) -> Path:
-    """Where a run keeps its checkpoints.
-
-    Args:
-        cfg: the configuration.
-
-    Returns:
-        `{save_dir}/{filename}`.
-    """
+    """Return `{save_dir}/{filename}`."""
     return Path(cfg["save_dir"]) / cfg["filename"]
 
 
 def checkpoint_name(state: checkpoint.TrainingState, epochs: int) -> str:
-    """What the checkpoint of a position is called.
+    """Return the name of a checkpoint.
 
-    Args:
-        state: the position.
-        epochs: of the whole training.
-
-    Returns:
-        After an epoch its number, from 0 as PaddleDetection counts, after the last one `model_final`; within
-        an epoch such as `3_step1200`.
+    After an epoch it is the epoch's number, from 0 as PaddleDetection counts; after the last of `epochs`,
+    `model_final`; within an epoch, for example `3_step1200`.
     """
     if state.step:
         return f"{state.epochs}_step{state.step}"
@@ -185,73 +170,60 @@ def checkpoint_name(state: checkpoint.TrainingState, epochs: int) -> str:
 
 
 def find_latest(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written.
+    """Return the path, without suffix, of the newest undamaged checkpoint in a run folder; None without one.
 
-    Args:
-        folder: of the run.
-
-    Returns:
-        Its path without suffix; None if there is none. Those that are damaged are named in the log, and so
-        are files NAME.json that are no record of a checkpoint.
+    Damaged checkpoints and other NAME.json files are logged.
 
     Raises:
         WeightsError: the folder cannot be read.
     """
-    return first_whole([saved.path for saved in checkpoint.list_checkpoints(folder, _pass_over)])
+    return _first_undamaged([saved.path for saved in checkpoint.list_checkpoints(folder, _warn_skipped)])
 
 
-def _pass_over(path: Path, error: WeightsError) -> None:
-    logger.warning("the checkpoint %s is passed over: %s", path, error)
+def _warn_skipped(path: Path, error: WeightsError) -> None:
+    logger.warning("the checkpoint %s is skipped: %s", path, error)
 
 
-def first_whole(paths: list[Path]) -> Path | None:
-    """The first checkpoint whose files are what was written; those before it are named in the log.
-
-    Args:
-        paths: without suffix.
-    """
+def _first_undamaged(paths: list[Path]) -> Path | None:
+    """The first undamaged checkpoint; those before it are logged."""
     for path in paths:
         try:
             checkpoint.verify_checksums(path)
         except WeightsError as error:
-            _pass_over(path, error)
+            _warn_skipped(path, error)
             continue
         return path
     return None
 
 
 def find_best(folder: Path, run: str | None) -> tuple[Path, float] | None:
-    """The checkpoint of a run with the highest AP that an evaluation has noted.
+    """Return path without suffix and box AP of a run's best undamaged checkpoint; None without one.
 
-    Args:
-        folder: of the run.
-        run: which the checkpoint must be of.
-
-    Returns:
-        Its path without suffix, and its AP; None if there is none. `best_model` comes before others of the
-        same AP.
+    `best_model` comes before others of the same AP.
     """
     found = {
         each.path: each.state.ap
         for each in checkpoint.list_checkpoints(folder)
         if each.state.run == run and each.state.ap is not None
     }
-    path = first_whole(sorted(found, key=lambda path: (found[path], path.name == BEST), reverse=True))
+    path = _first_undamaged(sorted(found, key=lambda path: (found[path], path.name == BEST), reverse=True))
     return None if path is None else (path, found[path])
 
 
-def remove_old_checkpoints(folder: Path, run: str | None, keep: int | None, newest: Path | None = None) -> None:
-    """Remove the checkpoints that the newest one has made superfluous.
+def remove_old_checkpoints(
+    folder: Path, run: str | None, keep: int | None, newest: Path | None = None
+) -> None:
+    """Remove checkpoints of a run that the newest one makes superfluous.
 
-    Of those at the end of an epoch the newest stay, of those within an epoch only the newest of all; the best
-    one stays, and so does whatever another run has left here.
+    Of those at the end of an epoch the newest are kept, of those within an epoch the very newest; also the
+    best one, and all of other runs.
 
     Args:
         folder: of the run.
         run: whose checkpoints may be removed.
-        keep: how many to keep at the end of an epoch; None keeps them all.
-        newest: path of a checkpoint without suffix that counts as the newest: those that come before it,
-            which may be damaged, stay and are not counted. None: the newest of the run.
+        keep: how many to keep at the end of an epoch; None keeps all.
+        newest: path without suffix of the checkpoint that counts as the newest; earlier ones in the list,
+            which may be damaged, are kept and not counted. None: the newest of the run.
 
     Raises:
         OutputError: a file cannot be removed.
@@ -272,7 +244,7 @@ def remove_old_checkpoints(folder: Path, run: str | None, keep: int | None, newe
 
 
 def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
-    """Complete checkpoints whose files a killed process was renaming, and remove its temporary files.
+    """Complete interrupted checkpoints of a run folder, and remove temporary files of killed processes.
 
     Args:
         folder: of the run.
@@ -287,19 +259,14 @@ def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
         of_any_host = lock is not None and lock.is_exclusive and any(name in path.name for name in names)
         of_old_version = path.name.endswith(".unfinished") and not is_temporary(path)
         if is_abandoned(path, of_any_host) or of_old_version:
-            with contextlib.suppress(OSError):  # it is in nobody's way
+            with contextlib.suppress(OSError):  # harmless
                 path.unlink()
 
 
 def position_in_plan(saved: checkpoint.TrainingState, plan: checkpoint.Plan) -> tuple[int, int]:
-    """Where a training stands in a plan that may be another than that of its checkpoint. Says what differs.
+    """Return finished epochs and finished steps of the next one in a plan that may differ from the saved one.
 
-    Args:
-        saved: what the checkpoint says.
-        plan: of the run that goes on.
-
-    Returns:
-        Finished epochs and finished steps of the next one.
+    Differences are logged.
     """
     before = saved.plan
     if before is None:

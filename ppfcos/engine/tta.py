@@ -1,8 +1,9 @@
-"""Multi-scale and flip testing: an image is looked at in several sizes, mirrored too, and one answer given.
+"""Test-time augmentation (TTA): several scales and flips of an image, merged by one NMS.
 
-Sources: the authors' `bbox_aug.py` (github.com/tianzhi0549/FCOS), which joins the candidates of all passes in
-one suppression; ATSS's `bbox_aug_vote.py` (github.com/sfzhang15/ATSS) for the sizes of box that a pass may
-speak of; Gidaris and Komodakis (ICCV 2015), section 5, for box voting.
+Sources: the authors' `bbox_aug.py` (github.com/tianzhi0549/FCOS), which merges the candidates of all passes
+    in
+one NMS; ATSS's `bbox_aug_vote.py` (github.com/sfzhang15/ATSS) for the range of box sizes of a pass; Gidaris
+and Komodakis (ICCV 2015), section 5, for box voting.
 """
 
 from __future__ import annotations
@@ -27,22 +28,18 @@ from ppfcos.modeling.postprocess import Candidates
 logger = logging.getLogger(__name__)
 
 KEY = "tta"
-READ_AS = ["Decode", "Resize", "Permute"]
+READER_TRANSFORMS = ["Decode", "Resize", "Permute"]
 
 
 def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """The configuration by which a reader should be made.
+    """Return the configuration for the reader: with `tta`, a copy without Resize, since TTAModel resizes.
 
     Args:
         cfg: the configuration.
         section: EvalReader or TestReader.
 
-    Returns:
-        The configuration itself; where it has `tta`, a copy whose reader leaves the images in their own size,
-        which is what `tta_model` takes.
-
     Raises:
-        ConfigError: with `tta`, the reader does more than `tta` could do in its place.
+        ConfigError: with `tta`, the reader has other transforms.
     """
     if cfg.get(KEY) is None:
         return cfg
@@ -53,66 +50,63 @@ def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 
 
 def tta_model(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer:
-    """What finds boxes in the images that the reader of `tta_config` gives.
+    """Return the model itself, or a TTAModel for the images of `tta_config` if the configuration has `tta`.
 
     Args:
         model: a PPFCOS.
         cfg: the configuration.
         section: EvalReader or TestReader, with its Resize.
 
-    Returns:
-        The model itself, or where the configuration has `tta` an TTAModel.
-
     Raises:
         ConfigError: `tta` contradicts itself or the reader.
     """
     if cfg.get(KEY) is None:
         return model
-    settings = {key: plain.default for key, plain in NESTED_KEYS[KEY].items()}
-    settings.update(cfg[KEY])
+    options = {key: plain.default for key, plain in NESTED_KEYS[KEY].items()}
+    options.update(cfg[KEY])
     resize = _resize_of(cfg[section], section)
-    augmented = TTAModel(
+    wrapper = TTAModel(
         model,
         stride=pad_stride(cfg[section], section),
         interp=resize.get("interp", cv2.INTER_LINEAR),
-        **settings,
+        **options,
     )
-    logger.info("multi-scale testing: every image in %d passes, %s", augmented.passes, settings["merge"])
-    return augmented
+    logger.info("test-time augmentation: %d passes per image, %s", wrapper.passes, options["merge"])
+    return wrapper
 
 
 def _resize_of(reader: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     """The arguments of a reader's Resize."""
     transforms = reader.get("sample_transforms") or []
-    if [name for entry in transforms for name in entry] != READ_AS:
+    if [name for entry in transforms for name in entry] != READER_TRANSFORMS:
         raise ConfigError(
-            f"{KEY} resizes the images itself: {section}.sample_transforms must be {', '.join(READ_AS)} "
-            f"and nothing else; or leave {KEY} out: -o {KEY}=null"
+            f"{KEY} resizes the images itself: {section}.sample_transforms must be "
+            f"{', '.join(READER_TRANSFORMS)} and nothing else; or leave {KEY} out: -o {KEY}=null"
         )
     return transforms[1]["Resize"] or {}
 
 
 class TTAModel(nn.Layer):
-    """A model behind its own face that runs several times on an image and joins what it finds.
+    """Wraps a model: runs it on several versions of an image and merges the detections.
 
     Args:
-        model: a PPFCOS; its decode says thresholds and numbers.
-        stride: what the sides of the network's inputs are multiples of.
+        model: a PPFCOS; its post-processing has thresholds and limits.
+        stride: divides the sides of the network's inputs.
         interp: OpenCV's number of the interpolation.
-        target_size: sizes in which an image is looked at, each as PaddleDetection's Resize takes it, with the
-            ratio kept: the shorter side, and what the longer is at most.
-        flip: look at each of them mirrored left to right, too.
-        merge: `nms`, or `vote`: a box that the suppression has kept then moves to the mean, weighted with the
-            scores, of all boxes of its class whose IoU with it is `vote_iou` or more.
+        target_size: of each pass, as for PaddleDetection's Resize with `keep_ratio`: shorter side, limit of
+            the longer side.
+        flip: also run on each image mirrored horizontally.
+        merge: `nms`, or `vote`: a box that NMS keeps becomes the mean, weighted by scores, of all boxes of
+            its class with an IoU of at least `vote_iou`.
         vote_iou: from 0 to 1.
-        size_ranges: for each of `target_size`, the ends between which the root of a box's area must lie, in
-            pixels of the image in that size, for the box to count; None takes all.
+        size_ranges: for each of `target_size`, the range of the square root of a box's area, in pixels of the
+            resized image, in which boxes count; None: all count.
 
     Attributes:
-        passes: of an image through the network.
+        passes: per image.
 
     Raises:
-        ConfigError: `size_ranges` and `target_size` are not equally many.
+        ConfigError: `size_ranges` and `target_size` differ in length.
     """
 
     def __init__(
@@ -136,44 +130,48 @@ class TTAModel(nn.Layer):
         self._stride = stride
         self._resizes = [UInt8Resize(list(size), True, interp) for size in target_size]
         self._ranges = size_ranges or [None] * len(target_size)
-        self._mirrorings = (False, True) if flip else (False,)
+        self._flips = (False, True) if flip else (False,)
         self._vote_iou = vote_iou if merge == "vote" else None
-        self.passes = len(self._resizes) * len(self._mirrorings)
+        self.passes = len(self._resizes) * len(self._flips)
 
     def forward(self, batch: dict) -> dict:
-        """Find boxes.
+        """Detect.
 
         Args:
-            batch: `image` [B, 3, H, W] RGB from 0 to 255, not resized, and `im_shape` [B, 2] the height and
-                width of each image without its padding.
+            batch: `image` [B, 3, H, W] RGB from 0 to 255, not resized, and `im_shape` [B, 2], height and
+                width of each image without padding.
 
         Returns:
-            `bbox` [N, 6] and `bbox_num` [B] as PPFCOS gives them.
+            `bbox` [N, 6] and `bbox_num` [B], as PPFCOS returns them.
         """
-        images = _without_padding(batch)
-        passes = [found for view in zip(self._resizes, self._ranges) for found in self._looks(images, *view)]
-        merged = [self._merged(Candidates(*map(np.concatenate, zip(*image)))) for image in zip(*passes)]
+        images = _unpad(batch)
+        passes = [
+            found for view in zip(self._resizes, self._ranges) for found in self._run_passes(images, *view)
+        ]
+        merged = [self._merge(Candidates(*map(np.concatenate, zip(*image)))) for image in zip(*passes)]
         return {
             "bbox": paddle.to_tensor(np.concatenate(merged)),
             "bbox_num": paddle.to_tensor([len(rows) for rows in merged], dtype="int32"),
         }
 
-    def _looks(
+    def _run_passes(
         self, images: list[np.ndarray], resize: UInt8Resize, size_range: Sequence[float] | None
     ) -> Iterator[list[Candidates]]:
-        """The candidates of every image in one size, as it is and mirrored."""
+        """Yield the candidates of all images at one size, as they are and flipped."""
         samples = [resize.apply({"image": image}) for image in images]
         scales = [sample["scale_factor"] for sample in samples]
-        for mirrored in self._mirrorings:
+        for mirrored in self._flips:
             found = self._candidates(samples, mirrored)
             if mirrored:
-                found = [_mirrored(each, image.shape[1]) for each, image in zip(found, images)]
+                found = [_flip_back(each, image.shape[1]) for each, image in zip(found, images)]
             if size_range is not None:
-                found = [_only(each, _within(each, scale, size_range)) for each, scale in zip(found, scales)]
+                found = [
+                    _select(each, _is_in_range(each, scale, size_range)) for each, scale in zip(found, scales)
+                ]
             yield found
 
     def _candidates(self, samples: list[dict], mirrored: bool) -> list[Candidates]:
-        """[K, ...] arrays of every image, of those above the threshold."""
+        """Candidates above the score threshold, [K, ...] arrays of each image."""
         pixels = [cv2.flip(sample["image"], 1) if mirrored else sample["image"] for sample in samples]
         padded = pad_images([image.transpose(2, 0, 1) for image in pixels], self._stride)
         batch = {
@@ -184,9 +182,9 @@ class TTAModel(nn.Layer):
         found = (
             Candidates(*image) for image in zip(*(part.numpy() for part in self.model.candidates(batch)))
         )
-        return [_only(image, image.scores > self.model.decode.score_threshold) for image in found]
+        return [_select(image, image.scores > self.model.decode.score_threshold) for image in found]
 
-    def _merged(self, candidates: Candidates) -> np.ndarray:
+    def _merge(self, candidates: Candidates) -> np.ndarray:
         """[N, 6] label, score, x0, y0, x1, y1 of one image."""
         if not len(candidates.scores):
             return np.zeros((0, 6), np.float32)
@@ -194,17 +192,17 @@ class TTAModel(nn.Layer):
         of_batch = Candidates(*(paddle.to_tensor(part).unsqueeze(0) for part in candidates))
         rows, where, _ = (part.numpy() for part in decode.nms(of_batch, self.model.head.num_classes))
         if self._vote_iou is not None:
-            rows[:, 2:] = voted(candidates, where.flatten(), self._vote_iou)
+            rows[:, 2:] = vote_boxes(candidates, where.flatten(), self._vote_iou)
         return rows[box_areas(rows[:, 2:]) > 0] if decode.clip == "after" else rows
 
 
-def voted(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndarray:
-    """Box voting: each kept box becomes the mean, by scores, of those that lie about where it does.
+def vote_boxes(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndarray:
+    """Box voting: replace each kept box by the mean, weighted by scores, of overlapping boxes of its class.
 
     Args:
         candidates: of one image.
-        kept: [N] the places of those that the suppression has kept.
-        least_iou: IoU from which another one of the same class has a vote.
+        kept: [N] indices of the boxes that NMS kept.
+        least_iou: IoU from which a box votes.
 
     Returns:
         [N, 4].
@@ -213,14 +211,14 @@ def voted(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndar
     visible = box_areas(candidates.output_boxes) > 0
     for row, place in zip(result, kept):
         near = _ious(candidates.boxes[place], candidates.boxes) >= least_iou
-        voters = _only(candidates, visible & near & (candidates.labels == candidates.labels[place]))
-        if len(voters.scores):  # a box without area is not even like itself
+        voters = _select(candidates, visible & near & (candidates.labels == candidates.labels[place]))
+        if len(voters.scores):  # a box without area has no IoU with itself
             row[:] = np.average(voters.output_boxes, axis=0, weights=voters.scores)
     return result
 
 
-def _only(candidates: Candidates, chosen: np.ndarray) -> Candidates:
-    """Those of one image that a mask [K] says."""
+def _select(candidates: Candidates, chosen: np.ndarray) -> Candidates:
+    """Select candidates of one image by a mask [K]."""
     return Candidates(*(part[chosen] for part in candidates))
 
 
@@ -232,8 +230,8 @@ def _ious(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return intersections / unions.clip(min=np.finfo(np.float32).tiny)
 
 
-def _mirrored(candidates: Candidates, width: int) -> Candidates:
-    """Candidates of an image of this width, from those of its mirror image."""
+def _flip_back(candidates: Candidates, width: int) -> Candidates:
+    """Convert candidates of the flipped image to those of the image."""
     boxes, shown = (
         np.stack([width - x1, y0, width - x0, y1], axis=1)
         for x0, y0, x1, y1 in (candidates.boxes.T, candidates.output_boxes.T)
@@ -241,14 +239,14 @@ def _mirrored(candidates: Candidates, width: int) -> Candidates:
     return candidates._replace(boxes=boxes, output_boxes=shown)
 
 
-def _within(candidates: Candidates, scale: np.ndarray, size_range: Sequence[float]) -> np.ndarray:
-    """[K] whether the root of a box's area, in pixels of the resized image, is within a range."""
+def _is_in_range(candidates: Candidates, scale: np.ndarray, size_range: Sequence[float]) -> np.ndarray:
+    """[K] whether the square root of a box's area, in pixels of the resized image, is within a range."""
     sides = np.sqrt(box_areas(candidates.boxes).clip(min=0) * scale.prod())
     return (sides > size_range[0]) & (sides < size_range[1])
 
 
-def _without_padding(batch: dict) -> list[np.ndarray]:
-    """The images of a batch, [H_b, W_b, 3] uint8 each."""
+def _unpad(batch: dict) -> list[np.ndarray]:
+    """Return the images of a batch without padding, [H_b, W_b, 3] uint8 each."""
     pixels = batch["image"].numpy().astype(np.uint8, copy=False)
     sizes = np.rint(batch["im_shape"].numpy()).astype(int)
     return [np.ascontiguousarray(image[:, :h, :w].transpose(1, 2, 0)) for image, (h, w) in zip(pixels, sizes)]

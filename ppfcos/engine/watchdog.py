@@ -1,15 +1,14 @@
-"""If one rank dies, all exit within seconds and name it.
+"""Watchdog: if one rank dies, all exit within seconds and name it.
 
 A rank that is killed or crashes leaves the others waiting in a collective, and `paddle.distributed.launch`
-stops only the ranks of its own machine. So every rank holds a TCP connection to rank 0. The system closes it
-however a rank ends; rank 0 then tells the others, and all exit. TCP keepalive finds a machine that vanished.
-A rank that leaves in good order says so first.
+stops only the ranks of its own machine. Therefore every rank holds a TCP connection to rank 0, which the
+system closes when the rank ends in any way; rank 0 then tells the others. TCP keepalive detects a lost
+machine. A rank that exits normally says so first. A stopped rank (SIGSTOP) keeps its connection: it may
+continue within 20 seconds or, on another machine, until a collective times out; the others then ping all
+ranks.
 
-A rank that is stopped (SIGSTOP) keeps its connection. It may be resumed within 20 seconds, or, on another
-machine, until a collective of the others times out; they then find out who does not answer.
-
-Only the standard library and threads that sleep: it works whatever Paddle does at that moment. The messages
-are JSON, one object a line.
+Only the standard library and sleeping threads are used, so that it works whatever Paddle is doing. The
+messages are JSON objects, one per line.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ from ppfcos.errors import PPFCOSError, Stopped
 
 logger = logging.getLogger(__name__)
 
-EXIT_CODE = 3  # of a rank that exits because another one died: 2 is for what the user can cure
+EXIT_CODE = 3  # of a rank that exits because another one died; 2 is for errors that a user can fix
 CONNECT_SECONDS = 30.0
-# From the error of one rank until ranks that still run are stopped. If all raise it, they exit sooner.
+# From the error of one rank until ranks that still run are stopped; if all raise it, they exit sooner.
 FAILURE_SECONDS = 15.0
-PONG_SECONDS = 3.0  # that a rank has to answer; its listening thread does, whatever its main thread does
-# After an error that may be no more than a broken collective: time to learn which rank broke it.
+PONG_SECONDS = 3.0  # to answer a ping; the listening thread does, whatever the main thread is doing
+# After an error that may only be a broken collective: time to learn which rank broke it.
 NEWS_SECONDS = 5.0
 FLUSH_SECONDS = 2.0
 POLL_SECONDS = 1.0
-STOPPED_SECONDS = 20.0  # that a rank of the same machine may be stopped; gloo's collectives time out after 30
+STOPPED_SECONDS = 20.0  # that a local rank may be stopped; gloo's collectives time out after 30
 LONGEST_LINE = 8192  # bytes
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -54,7 +53,7 @@ PROBE_AFTER, PROBE_EVERY, PROBES = 8, 4, 3
 
 
 class Rank(NamedTuple):
-    """A rank, as the others name it. `log` is the path of its output on its machine, or empty."""
+    """Identifies a rank; `log` is the path of its output on its machine, or empty."""
 
     rank: int
     world_size: int
@@ -64,7 +63,7 @@ class Rank(NamedTuple):
 
     @classmethod
     def this_process(cls, rank: int, world_size: int) -> Rank:
-        """This process, with the log file that `paddle.distributed.launch` gave it."""
+        """Return the rank of this process, with the log file of `paddle.distributed.launch`."""
         folder, number = os.environ.get("PADDLE_LOG_DIR"), os.environ.get("PADDLE_LOCAL_RANK")
         log = os.path.join(folder, f"workerlog.{number}") if folder and number else ""
         return cls(rank, world_size, socket.gethostname(), os.getpid(), log)
@@ -75,9 +74,9 @@ class Rank(NamedTuple):
 
 @contextlib.contextmanager
 def exit_with_launcher() -> Iterator[None]:
-    """Within it, this process exits when `paddle.distributed.launch`, which started it, is gone.
+    """Exit, within the block, when `paddle.distributed.launch`, which started this process, has ended.
 
-    Does nothing without the launcher: a training may outlive the shell that started it.
+    Without the launcher this does nothing: a training may outlive the shell that started it.
     """
     launcher = environment.launcher()
     if launcher is None:
@@ -99,7 +98,7 @@ def exit_with_launcher() -> Iterator[None]:
 
 @contextlib.contextmanager
 def killed_with_launcher() -> Iterator[None]:
-    """`exit_with_launcher` for calls that keep other Python threads from running; without a message."""
+    """Like `exit_with_launcher`, for calls that block other Python threads; without a message."""
     launcher = environment.launcher()
     if launcher is None or not sys.platform.startswith("linux"):
         yield
@@ -120,12 +119,12 @@ def _without_launcher(launcher: int) -> str:
 
 @contextlib.contextmanager
 def watch(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> Iterator[None]:
-    """Within it, this process exits when another rank dies. All ranks must enter it.
+    """Exit, within the block, when another rank dies. All ranks must enter it.
 
     Args:
-        rank: Of this process.
-        world_size: Number of ranks; 1: does nothing.
-        broadcast: Gives all ranks the value of rank 0.
+        rank: of this process.
+        world_size: number of ranks; with 1, this does nothing.
+        broadcast: returns the value of rank 0 on all ranks.
     """
     if world_size == 1:
         yield
@@ -142,7 +141,7 @@ def watch(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> Iterat
 
 
 class _Connection:
-    """Messages from and to another rank."""
+    """Sends messages to a rank and receives its messages."""
 
     def __init__(self, link: socket.socket, peer: Rank | None = None):
         self.link = link
@@ -152,24 +151,19 @@ class _Connection:
         _close_in_children.add(link)
 
     def send(self, **message: Any) -> None:
-        """Sends a message, unless the peer is gone already."""
+        """Send a message; does nothing if the peer is gone."""
         with contextlib.suppress(OSError):
             self.link.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> dict:
-        """The next message.
-
-        Raises:
-            OSError: The peer closed the connection or does not answer.
-            ValueError: Not a message.
-        """
+        """Return the next message; raise OSError if the connection is lost, ValueError for other data."""
         line = self._lines.readline(LONGEST_LINE)
         if not line:
             raise ConnectionResetError(errno.ECONNRESET, "closed")
         return json.loads(line)
 
     def close(self) -> None:
-        """Closes the connection and ends a `receive` that is waiting in another thread."""
+        """Close the connection; a `receive` that waits in another thread ends."""
         _close_in_children.discard(self.link)
         with contextlib.suppress(OSError):
             self.link.shutdown(socket.SHUT_RDWR)
@@ -178,7 +172,7 @@ class _Connection:
 
 
 def _set_keepalive(link: socket.socket) -> None:
-    """A busy rank need not answer the probes: its system does."""
+    """Set keepalive probes, which the system of a busy rank answers."""
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {
         "TCP_KEEPIDLE": PROBE_AFTER,
@@ -192,7 +186,7 @@ def _set_keepalive(link: socket.socket) -> None:
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-# Data-loading workers are forks of their rank. Their copy would keep a connection open after its death.
+# Data-loading workers are forks of their rank: their copy would keep a connection open after its death.
 _close_in_children: set[socket.socket] = set()
 
 
@@ -207,7 +201,7 @@ if hasattr(os, "register_at_fork"):  # systems without it do not fork
 
 
 def _connect(me: Rank, broadcast: Callable[[Any], Any]) -> list[_Connection]:
-    """Connections of rank 0 to all others, of the others to rank 0; fewer where that fails."""
+    """Connect rank 0 to all others, and the others to rank 0; failures are logged."""
     if me.rank > 0:
         return _connect_to_main(me, broadcast(None))
     with socket.create_server(("", 0), backlog=me.world_size) as server:
@@ -245,7 +239,7 @@ def _accept_others(server: socket.socket, secret: str, world_size: int) -> list[
             link = server.accept()[0]
         except OSError:
             break
-        connection = _introduced(link, secret)
+        connection = _authenticate(link, secret)
         if connection is not None:
             connections[connection.peer.rank] = connection
     missing = [str(rank) for rank in range(1, world_size) if rank not in connections]
@@ -256,8 +250,8 @@ def _accept_others(server: socket.socket, secret: str, world_size: int) -> list[
     return list(connections.values())
 
 
-def _introduced(link: socket.socket, secret: str) -> _Connection | None:
-    """The connection, if it is a rank's and not, for example, a port scanner's."""
+def _authenticate(link: socket.socket, secret: str) -> _Connection | None:
+    """Return the connection if it is that of a rank and not, for example, of a port scanner."""
     link.settimeout(PONG_SECONDS)
     connection = _Connection(link)
     try:
@@ -274,7 +268,7 @@ def _introduced(link: socket.socket, secret: str) -> _Connection | None:
 
 
 class _Watchdog:
-    """Listens to the other ranks until this one leaves, and exits when one of them dies."""
+    """Listens to the other ranks until this one exits normally, and exits when one of them dies."""
 
     def __init__(self, me: Rank, connections: list[_Connection]):
         self._me = me
@@ -293,7 +287,7 @@ class _Watchdog:
         threading.Thread(target=self._look_for_stopped, name="watchdog", daemon=True).start()
 
     def leave(self) -> None:
-        """Leaves in good order."""
+        """Tell the others that this rank exits normally."""
         with self._lock:
             self._leaving = True
         self._tell_all(leaves=True)
@@ -303,13 +297,13 @@ class _Watchdog:
             thread.join()
 
     def leave_with(self, error: BaseException) -> None:
-        """Leaves because of an error that the other ranks may not have."""
+        """Tell the others of an error that they may not have."""
         if isinstance(error, Stopped) and error.together:
             self.leave()
             return
         reason = " ".join(f"{self._me} stopped with {type(error).__name__}: {error}".split())[:1000]
         if isinstance(error, Exception) and not isinstance(error, (PPFCOSError, Stopped)):
-            # If another rank is the cause, this process exits here, with the news.
+            # If another rank is the cause, this process exits here and names it.
             self._ping_all(reason).join()
             time.sleep(NEWS_SECONDS - PONG_SECONDS)
         code = error.exit_code if isinstance(error, PPFCOSError) else EXIT_CODE
@@ -331,7 +325,7 @@ class _Watchdog:
         except (OSError, ValueError) as error:
             with self._lock:
                 if not self._leaving:
-                    self._stop_all(_obituary(connection.peer, error), 0.0)
+                    self._stop_all(_death_message(connection.peer, error), 0.0)
 
     def _handle(self, connection: _Connection, message: dict) -> None:
         if "text" in message:
@@ -344,7 +338,7 @@ class _Watchdog:
                 threading.Thread(target=self._ping_all, args=[message["ping"]], daemon=True).start()
 
     def _ping_all(self, reason: str) -> threading.Thread:
-        """Looks for the rank for which another one waited in vain. The timer names it, and exits."""
+        """Ping all ranks because one waited in vain; the timer names those that do not answer, and exits."""
         with self._lock:
             if not self._pinging.is_alive():
                 self._unanswered = list(self._connections)
@@ -366,12 +360,9 @@ class _Watchdog:
                     self._stop_all(f"{peer} is stopped (state T)", 0.0)
 
     def _look_for_stopped(self) -> None:
-        """Names a rank of this machine that stays stopped.
-
-        Before gloo times out: some of its exceptions abort the process instead of reaching Python.
-        """
+        """Name a local rank that stays stopped, before gloo times out: some of its exceptions abort."""
         here = [each for each in self._connections if each.peer.host == self._me.host]
-        polls = dict.fromkeys(here, 0)  # not seconds: this rank may have been stopped, too
+        polls = dict.fromkeys(here, 0)  # not seconds: this rank may have been stopped as well
         while here and not self._leaving:
             time.sleep(POLL_SECONDS)
             with self._lock:
@@ -386,8 +377,8 @@ class _Watchdog:
         return [each for each, thread in zip(self._connections, self._threads) if thread.is_alive()]
 
     def _stop_all(self, text: str, seconds: float, code: int = EXIT_CODE) -> None:
-        """Exits after some seconds and, on rank 0, has all ranks exit; the earliest time counts."""
-        if self._reason:  # who goes later goes because of the first
+        """Exit after some seconds, the earliest time counts; rank 0 makes all ranks exit."""
+        if self._reason:  # the first reason counts
             text, code = self._reason, self._code
         if self._me.rank == 0:
             self._tell_all(text=text, seconds=seconds, code=code)
@@ -410,7 +401,7 @@ def _start_timer(seconds: float, action: Callable[..., None], *arguments: Any) -
     return timer
 
 
-def _obituary(peer: Rank, error: Exception) -> str:
+def _death_message(peer: Rank, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (
         errno.ETIMEDOUT,
         errno.EHOSTUNREACH,
@@ -422,14 +413,14 @@ def _obituary(peer: Rank, error: Exception) -> str:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process of this machine is stopped by a signal; False if it is not known."""
+    """Whether a local process is stopped by a signal; False if unknown."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
     return False
 
 
 def _exit(reason: str, code: int = EXIT_CODE) -> NoReturn:
-    """Exits at once: the main thread may be waiting in a collective for ever."""
+    """Exit at once: the main thread may be blocked in a collective."""
     # Not through sys.stderr, whose lock the main thread may hold.
     with contextlib.suppress(OSError):
         os.write(2, f"error: {reason}\n".encode())

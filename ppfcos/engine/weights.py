@@ -1,13 +1,16 @@
-"""Weights from files and addresses into a model: all of them, or those that fit."""
+"""Reads weights files with a restricted unpickler, downloads them, and loads them into a model."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import pickle
 import re
+import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +20,21 @@ from paddle import nn
 
 from ppfcos.download import Limits, download, printable
 from ppfcos.engine import distributed
-from ppfcos.engine.weights import read_state
-from ppfcos.errors import OutputError, PPFCOSError, WeightsError
+from ppfcos.engine.restricted_unpickler import Memory, RestrictedUnpickler, UnsafePickleError, checked_shape
+from ppfcos.errors import OutputError, PPFCOSError, WeightsError, one_line
 from ppfcos.fileio import is_temporary
 from ppfcos.modeling.qat import is_range, get_ranges
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pdparams", ".pdopt", ".pdema")  # of the files of a checkpoint
-# Half an hour is how long Paddle's processes wait for one another.
+NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's: from names in the model to names of tensors
+SLICES = "UnpackBigParamInfor@@"  # paddle.save's: which entries are slices of which array
+# Paddle's ranks wait for one another for at most half an hour.
 DOWNLOAD_LIMITS = Limits(max_size=4 << 30, attempts=3, seconds=20 * 60)
 ARCHIVES = (".tar", ".zip", ".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".7z", ".rar")
 ARCHIVE_BYTES = (b"PK\3\4", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")  # the first of a file
-# Whose files PaddleDetection's cache tells apart by their names.
+# Servers whose files have unique names in PaddleDetection's cache.
 PADDLE_SERVERS = (
     "paddledet.bj.bcebos.com/",
     "bj.bcebos.com/v1/paddledet/",
@@ -37,23 +42,100 @@ PADDLE_SERVERS = (
     "paddle-imagenet-models-name.bj.bcebos.com/",
     "paddlemodels.bj.bcebos.com/",
 )
-NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's: from places in the model to names of tensors
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: str, needed: str) -> Iterator[None]:
+    """Turn any failure to read a weights file into a WeightsError of one line.
+
+    Args:
+        path: of the file.
+        kind: of the file, such as `weights file`.
+        needed: what its pickle may contain.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block, and a device never ends
+            raise WeightsError(f"{path} cannot be read: it is not a regular file")
+        yield
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnsafePickleError as error:
+        raise WeightsError(
+            f"{path} is refused: its pickle asks for {error}, and weights need nothing but {needed}"
+        ) from None
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        raise WeightsError(
+            f"{path} is damaged or no {kind} ({one_line(error)}): download or write it again"
+        ) from error
+
+
+def require_dict(path: Path, content: Any) -> None:
+    """Raise a WeightsError unless the content of a file is a dictionary."""
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not weights by their names")
+
+
+def read_state(path: Path | str) -> dict[str, Any]:
+    """Read a file of `paddle.save` with a restricted unpickler.
+
+    Args:
+        path: a .pdparams, .pdopt or .pdema file of Paddle 2 or 3, or of PaddleDetection.
+
+    Returns:
+        Arrays, numbers and dicts of these, by name.
+
+    Raises:
+        WeightsError: the file is missing or corrupt, takes more memory than its size explains, or contains
+            other objects.
+    """
+    path = Path(path)
+    with reading(path, "weights file", "NumPy arrays"), path.open("rb") as file:
+        unpickler = RestrictedUnpickler(file, os.fstat(file.fileno()).st_size)
+        state = unpickler.load()
+        require_dict(path, state)
+        _remove_tensor_names(state)
+        _join_slices(state, unpickler.memory)
+    return state
+
+
+def _remove_tensor_names(state: dict[str, Any]) -> None:
+    """Paddle saves tensors of a nested state as pairs of a name and an array."""
+    pending, seen = [state], {id(state)}
+    while pending:
+        nested = pending.pop()
+        for name, value in nested.items():
+            if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray):
+                nested[name] = value[1]
+            elif isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                pending.append(value)
+
+
+def _join_slices(state: dict[str, Any], memory: Memory) -> None:
+    """Before pickle protocol 4, Paddle saves an array of more than a GiB in slices."""
+    slices = state.pop(SLICES, {})
+    if type(slices) is not dict:
+        raise pickle.UnpicklingError("slices without names")
+    for name, about in slices.items():
+        names, shape = about["slices"], checked_shape(about["OriginShape"])
+        parts = [state.pop(part, None) for part in names if type(part) is str]
+        if not parts or not all(
+            isinstance(part, np.ndarray) and part.dtype == parts[0].dtype for part in parts
+        ):
+            raise pickle.UnpicklingError("slices of an array that are missing")
+        memory.charge(sum(part.nbytes for part in parts))
+        state[name] = np.concatenate(parts).reshape(shape)
 
 
 def read_weights(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of a weights file.
-
-    Args:
-        path: of the file; `.pdparams` is added where it has no suffix of a checkpoint.
-
-    Returns:
-        Arrays by their places in the model.
-
-    Raises:
-        WeightsError: it cannot be read, or holds something else.
-    """
+    """Read the arrays of a weights file by their names; `.pdparams` is appended to a NAME without suffix."""
     path = Path(path)
-    # A checkpoint whose writing was interrupted may have files under temporary names.
+    # An interrupted checkpoint may have files under temporary names.
     path = path if path.suffix in SUFFIXES or is_temporary(path) else path.with_name(path.name + ".pdparams")
     weights = {name: value for name, value in read_state(path).items() if name != NAME_TABLE}
     odd = [
@@ -62,23 +144,24 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
         if type(name) is not str or getattr(value, "dtype", np.dtype(object)).kind not in "fiub"
     ]
     if odd:
-        raise WeightsError(f"{path} holds more than weights ({_some(odd)}): is it a .pdparams file?")
+        raise WeightsError(f"{path} holds more than weights ({_shorten(odd)}): is it a .pdparams file?")
     return weights
 
 
-def load_weights(model: nn.Layer, source: Path | str) -> None:
-    """Give a model the weights of a checkpoint, all of them.
+# Loading ----------------------------------------------------------------------------------------------------
 
-    A model in float does without the ranges of a quantisation-aware training.
+
+def load_weights(model: nn.Layer, source: Path | str) -> None:
+    """Load all weights of a checkpoint into a model; a float model ignores the ranges of QAT.
 
     Args:
-        model: changed in place, or not at all.
-        source: path of the checkpoint, with or without `.pdparams`, or its URL.
+        model: unchanged if this fails.
+        source: path with or without `.pdparams`, or URL.
 
     Raises:
-        WeightsError: the file cannot be read, or does not fit the model; the message lists what does not.
+        WeightsError: the file cannot be read or does not fit the model; the message lists the keys.
     """
-    weights, tensors = read_weights(_local(source, "weights")), model.state_dict()
+    weights, tensors = read_weights(_local_path(source, "weights")), model.state_dict()
     if get_ranges(model) is None:
         weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
@@ -90,7 +173,9 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
     ]
     if missing or unexpected or reshaped:
         parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-        listed = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in parts.items() if names)
+        listed = "; ".join(
+            f"{len(names)} {what} ({_shorten(names)})" for what, names in parts.items() if names
+        )
         raise WeightsError(
             f"{source} holds weights of another model: {listed}. Use the configuration it was trained with, "
             "or start from it with -o pretrain_weights="
@@ -99,20 +184,19 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
 
 
 def load_pretrained(model: nn.Layer, source: str) -> None:
-    """Give a model what fits of another one's weights, such as a backbone trained on ImageNet.
+    """Load the weights that fit a model by name and shape, by PaddleDetection's rule.
 
-    A weight of the file is taken where its name, or what follows a dot in it, is a name of the model:
-    `conv1.weight` fits `backbone.conv1.weight`. Of several, the longest is taken. This is PaddleDetection's
-    rule.
+    A name of the file fits if it is the end of a name of the model: `conv1.weight` fits
+    `backbone.conv1.weight`. The longest match wins.
 
     Args:
-        model: changed in place.
-        source: path of the file, with or without `.pdparams`, or its URL.
+        model: to load into.
+        source: path with or without `.pdparams`, or URL.
 
     Raises:
-        WeightsError: it cannot be read or downloaded, nothing of it fits, or a weight of it fits twice.
+        WeightsError: the file cannot be read or downloaded, no weight fits, or one fits twice.
     """
-    weights, tensors = read_weights(_local(source, "pretrain_weights")), model.state_dict()
+    weights, tensors = read_weights(_local_path(source, "pretrain_weights")), model.state_dict()
     matches = _match_names(tensors, weights)
     _check_unambiguous(source, matches)
     reshaped = [
@@ -122,7 +206,7 @@ def load_pretrained(model: nn.Layer, source: str) -> None:
     if not fitting:
         raise WeightsError(
             f"pretrain_weights {source}: none of its {len(weights)} weights fits the model "
-            f"({_some(list(weights))} in the file, {_some(list(tensors))} in the model)"
+            f"({_shorten(list(weights))} in the file, {_shorten(list(tensors))} in the model)"
         )
     _assign(tensors, fitting)
     logger.info(
@@ -130,13 +214,13 @@ def load_pretrained(model: nn.Layer, source: str) -> None:
         source,
         len(fitting),
         len(tensors),
-        _counted("not in the model", [key for key in weights if key not in matches.values()]),
-        _counted("of another shape", reshaped),
+        _count_keys("not in the model", [key for key in weights if key not in matches.values()]),
+        _count_keys("of another shape", reshaped),
     )
 
 
 def _match_names(wanted: Iterable[str], offered: Mapping[str, Any]) -> dict[str, str]:
-    """For each name of the model the longest of the file's that it ends with."""
+    """Map each name of the model to the longest name of the file that it ends with."""
     matches: dict[str, str] = {}
     for name in wanted:
         parts = name.split(".")
@@ -157,28 +241,29 @@ def _check_unambiguous(source: str, matches: Mapping[str, str]) -> None:
 
 def _assign(tensors: Mapping[str, paddle.Tensor], weights: Mapping[str, np.ndarray]) -> None:
     for name, array in weights.items():
-        if array.dtype == np.uint16:  # how Paddle keeps bfloat16 in NumPy: the upper half of a float32
+        if array.dtype == np.uint16:  # bfloat16 in NumPy: the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name].set_value(paddle.to_tensor(array).astype(tensors[name].dtype))
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _counted(what: str, names: list[str]) -> str:
-    return f", {len(names)} {what} ({_some(names)})" if names else ""
+def _count_keys(what: str, names: list[str]) -> str:
+    return f", {len(names)} {what} ({_shorten(names)})" if names else ""
 
 
-def _local(source: Path | str, key: str) -> Path | str:
+def _local_path(source: Path | str, key: str) -> Path | str:
     return _download(str(source), key) if "://" in str(source) else source
 
 
 def _download(url: str, key: str) -> Path:
-    """Path of a URL's file in PaddleDetection's cache. One process a machine downloads, the others wait.
+    """Download a URL to PaddleDetection's cache; one rank per machine downloads, the others wait.
 
-    PaddleDetection's cache goes by the last part of an address alone. Its files are used for addresses of its
-    own, and for others if these cannot be reached. What is downloaded here has the whole address in its name.
+    PaddleDetection's cache uses only the last part of a URL as the name. Its files are used for
+    PaddlePaddle's own servers, and as a fallback for others; files downloaded here have a hash of the URL in
+    their name.
     """
     from ppdet.utils.download import WEIGHTS_HOME, parse_url
 
@@ -197,28 +282,30 @@ def _download(url: str, key: str) -> Path:
             except PPFCOSError as error:
                 if not os.path.isfile(shared):
                     raise
-                logger.warning("%s; taken instead: %s, of an address that ends alike", error, shared)
+                logger.warning("%s; using the cached %s of a URL that ends alike", error, shared)
     return cached if os.path.isfile(cached) else shared
 
 
 def _download_to_cache(url: str, cached: Path, key: str, once: bool) -> None:
-    cure = f"download it by hand and give the .pdparams file with -o {key}=FILE"
+    fix = f"download it by hand and give the .pdparams file with -o {key}=FILE"
     if key == "pretrain_weights":
-        cure += ", or train from scratch with -o pretrain_weights="
+        fix += ", or train from scratch with -o pretrain_weights="
     if re.split("[?#]", url)[0].lower().endswith(ARCHIVES):
-        raise WeightsError(f"{printable(url)} is an archive, which is not unpacked: {cure}")
+        raise WeightsError(f"{printable(url)} is an archive, which is not unpacked: {fix}")
     logger.info("downloading %s", printable(url))
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{cached.parent} cannot be made ({error.strerror}): {cure}") from error
+        raise OutputError(f"{cached.parent} cannot be made ({error.strerror}): {fix}") from error
     limits = DOWNLOAD_LIMITS._replace(attempts=1) if once else DOWNLOAD_LIMITS
-    on_terminal = sys.stderr is not None and sys.stderr.isatty()  # in a log, it would be many lines
-    download(url, cached, check=_fault, limits=limits, error=WeightsError, cure=cure, progress=on_terminal)
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    download(
+        url, cached, check=_find_fault, limits=limits, error=WeightsError, cure=fix, progress=on_terminal
+    )
 
 
-def _fault(path: Path) -> str | None:
-    """Why a downloaded file is not a .pdparams file: a pickle of protocol 2 or later, as Paddle writes."""
+def _find_fault(path: Path) -> str | None:
+    """Return why a file is not a .pdparams file, a pickle of protocol 2 or later; None if it is."""
     with open(path, "rb") as file:
         start = file.read(512)
         file.seek(-min(1, len(start)), os.SEEK_END)

@@ -17,6 +17,7 @@ import onnxruntime
 import paddle
 import pytest
 import yaml
+from helpers.macs import count_macs
 from helpers.small_bundles import (
     FIXED_SIZE,
     STEPS,
@@ -42,7 +43,7 @@ from ppfcos.cli import main as program
 from ppfcos.cli.model_info import main
 from ppfcos.deploy.bundle import read_bundle
 from ppfcos.deploy.onnx_files import read_onnx
-from ppfcos.engine.model import count_multiply_adds, count_weights
+from ppfcos.engine.model import count_weights
 from ppfcos.export.quantizer import FloatNetwork
 from ppfcos.modeling.fuse import fuse_batch_norms
 from ppfcos.visualize import network_drawing

@@ -117,7 +117,7 @@ def test_deformable_convolutions_are_where_the_authors_have_them(name, blocks):
 def train_one_step(model, cfg):
     """As the trainer does, at the warm-up's first rate."""
     schedule = build_schedule(cfg, STEPS_PER_EPOCH)
-    optimizer = build_optimizer(model, schedule)
+    optimizer = build_optimizer(cfg, model, schedule)
     model.train()
     losses = model(batch(cfg["num_classes"]))
     losses["loss"].backward()

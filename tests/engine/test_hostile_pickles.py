@@ -36,7 +36,7 @@ def read_apart(folder: Path, files: dict[str, bytes]) -> dict[str, dict]:
     while left:
         command = [sys.executable, hostile_pickles.__file__, *map(str, left)]
         done = subprocess.run(command, capture_output=True, text=True)
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         results.update({paths[path]: line for path, line in zip(left, lines)})
         left = left[len(lines) :]
         if left:

@@ -24,8 +24,15 @@ from ppfcos.data.shapes import generate
 from ppfcos.engine import run_record
 from ppfcos.engine.model import build_model
 from ppfcos.engine.optim import build_optimizer, build_schedule
-from ppfcos.engine.run_record import LOG_FILE, RunLog
-from ppfcos.engine.run_record import CONFIG_FILE, RECORD_FILE, describe_run, git_state, write_record
+from ppfcos.engine.run_record import (
+    CONFIG_FILE,
+    LOG_FILE,
+    RECORD_FILE,
+    RunLog,
+    describe_run,
+    git_state,
+    write_record,
+)
 from ppfcos.errors import ConfigError, OutputError
 
 logger = logging.getLogger("ppfcos.engine")
@@ -84,7 +91,7 @@ def test_the_written_configuration_builds_the_same_training(small, tmp_path):
         paddle.seed(5)
         model = build_model(cfg)
         schedule = build_schedule(cfg, steps_per_epoch=7)
-        build_optimizer(model, schedule)
+        build_optimizer(cfg, model, schedule)
         rates = []
         for _ in range(80):
             rates.append(schedule.get_lr())

@@ -18,7 +18,7 @@ from helpers.small_config import write_config
 from paddle import nn
 from paddle.optimizer.lr import PiecewiseDecay
 from ppdet.core.workspace import create
-from ppdet.optimizer import ModelEMA
+from ppdet.optimizer import ModelEMA as TheirEMA
 
 from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
@@ -26,13 +26,13 @@ from ppfcos.data.loader import EvalLoader
 from ppfcos.data.shapes import generate
 from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.amp import Precision
-from ppfcos.engine.ema import ema_weights, restart_ema_cycle, build_ema
+from ppfcos.engine.ema import build_ema, ema_weights, restart_ema_cycle
 from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
 from ppfcos.engine.model import has_sync_bn_backbone
-from ppfcos.engine.optim import build_schedule
+from ppfcos.engine.optim import build_optimizer, build_schedule
 from ppfcos.engine.run_folder import find_latest
-from ppfcos.engine.weights import read_state
 from ppfcos.engine.trainer import Trainer
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import ConfigError, DataError, TrainingError
 from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 
@@ -203,8 +203,8 @@ def test_the_backbones_norm_type_says_whether_its_norms_are_synchronised(config,
 
 
 def test_the_schedule_is_the_configured_one(config):
-    config("LearningRate.base_lr=0.3")
-    schedule = build_schedule({}, steps_per_epoch=5)
+    cfg = config("LearningRate.base_lr=0.3")
+    schedule = build_schedule(cfg, steps_per_epoch=5)
     rates = []
     for _ in range(60):
         rates.append(schedule.get_lr())
@@ -236,31 +236,33 @@ def test_the_schedule_is_paddledetections_in_every_step(config, decay):
     ],
 )
 def test_a_warm_up_beyond_the_first_milestone_is_refused(config, decay, steps, milestone):
-    config(f"LearningRate.schedulers=[{decay}, {{name: LinearWarmup, steps: {steps}}}]")
+    cfg = config(f"LearningRate.schedulers=[{decay}, {{name: LinearWarmup, steps: {steps}}}]")
     with pytest.raises(
         ConfigError, match=rf"warm-up of {steps} steps.*epoch {milestone}.*step {milestone * 5}"
     ):
-        build_schedule({}, steps_per_epoch=5)
-    build_schedule({}, steps_per_epoch=6)
+        build_schedule(cfg, steps_per_epoch=5)
+    build_schedule(cfg, steps_per_epoch=6)
 
 
 def test_a_warm_up_in_epochs_counts_too(config):
-    config(
+    cfg = config(
         "LearningRate.schedulers="
         "[{name: PiecewiseDecay, milestones: [2, 3]}, {name: LinearWarmup, epochs: 2}]"
     )
     with pytest.raises(ConfigError, match="warm-up of 10 steps"):
-        build_schedule({}, steps_per_epoch=5)
+        build_schedule(cfg, steps_per_epoch=5)
 
 
-def test_a_schedule_without_its_warm_up_is_a_config_error(config):
+def test_a_schedule_without_its_warm_up_is_a_config_error():
+    cfg = {"LearningRate": {"schedulers": [{"name": "PiecewiseDecay", "milestones": [2, 3]}]}}
     with pytest.raises(ConfigError, match=r"LearningRate\.schedulers"):
-        config("LearningRate.schedulers=[{name: PiecewiseDecay, milestones: [2, 3]}]")
+        build_schedule(cfg, steps_per_epoch=5)
 
 
 def test_an_impossible_optimizer_is_a_config_error(config):
-    with pytest.raises(ConfigError, match=r"OptimizerBuilder\.optimizer\.momentum"):
-        config("OptimizerBuilder.optimizer={type: Momentum, momentum: null}")
+    cfg = {**config(), "OptimizerBuilder": {"optimizer": {"type": "Momentum", "momentum": None}}}
+    with pytest.raises(ConfigError, match="OptimizerBuilder"):
+        build_optimizer(cfg, nn.Linear(2, 2), build_schedule(cfg, 5))
 
 
 # Average
@@ -312,13 +314,13 @@ def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
 def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
     model = nn.Sequential(nn.Conv2D(3, 5, 3), nn.BatchNorm2D(5), nn.Linear(7, 2))
     ours = build_ema({"use_ema": True, "ema_decay": 0.97, "ema_decay_type": decay_type}, model)
-    theirs = ModelEMA(model, 0.97, decay_type)
+    theirs = TheirEMA(model, 0.97, decay_type)
     for _ in range(12):
         for tensor in model.state_dict().values():
             tensor.set_value(paddle.randn(tensor.shape))
         ours.update()
         theirs.update(model)
-    ours, theirs = ours.apply(), theirs.apply()
+    ours, theirs = ours.weights(), theirs.apply()
     for name in model.state_dict():
         np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
 
@@ -404,7 +406,7 @@ def test_a_file_of_detections_that_is_none_is_named(tmp_path):
         read_detections(tmp_path)
     for content in ("{", '{"a": 1}', '[{"bbox": [1, 2, 3, 4]}]'):
         (tmp_path / "bbox.json").write_text(content)
-        with pytest.raises(DataError, match=r"bbox\.json"):
+        with pytest.raises(DataError, match=r"bbox\.json(: entry 0)? (is no|cannot be read as JSON)"):
             read_detections(tmp_path)
     write_detections(tmp_path, [])
     assert read_detections(tmp_path) == []
@@ -416,12 +418,12 @@ def test_a_file_of_detections_that_is_none_is_named(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config, shapes, tmp_path):
     overrides = (
         "LearningRate.base_lr=1000",
-        "OptimizerBuilder.clip_grad_by_norm=null",
+        "lr_batch_size=1",
         "epoch=3",
         "snapshot_steps=1",
         "worker_num=2",
     )
-    trainer = Trainer(config(*overrides), "cpu")
+    trainer = Trainer(config(*overrides), "cpu").setup()
     with pytest.raises(TrainingError) as caught:
         trainer.train()
     message = str(caught.value)
@@ -446,7 +448,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config,
 @pytest.mark.parametrize("frozen", ["true", "false"])
 def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
     overrides = ("on_nonfinite=skip", "max_nonfinite_steps=2", f"ResNet.freeze_norm={frozen}")
-    trainer = Trainer(config(*overrides), "cpu")
+    trainer = Trainer(config(*overrides), "cpu").setup()
     trainer.model.train()
     trainer.prefetcher.start_epoch(0)
     trainer.train_one_step("epoch 1, step 1")
@@ -471,7 +473,7 @@ def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
 def test_a_clipped_gradient_moves_the_weights_by_no_more_than_its_limit(config):
     limit = 1e-3
     overrides = ("OptimizerBuilder.regularizer.factor=0.0", "ResNet.freeze_norm=true")
-    trainer = Trainer(config(f"OptimizerBuilder.clip_grad_by_norm={limit}", *overrides), "cpu")
+    trainer = Trainer(config(f"OptimizerBuilder.clip_grad_by_norm={limit}", *overrides), "cpu").setup()
     trainer.model.train()
     trainer.prefetcher.start_epoch(0)
     weights = [(name, weight) for name, weight in trainer.model.named_parameters() if "bias" not in name]
@@ -489,9 +491,9 @@ def test_the_learning_rate_follows_the_batch_and_the_log_says_so(config, caplog)
         assert build_schedule(cfg, 10, 5).get_lr() == pytest.approx(rate)
     said = "the learning rate is LearningRate.base_lr times 0.125, since a step takes 2 images"
     with caplog.at_level("INFO", logger="ppfcos"):
-        Trainer(config("lr_batch_size=null"), "cpu").before_train()
+        Trainer(config("lr_batch_size=null"), "cpu").setup().before_train()
         assert "LearningRate.base_lr" not in caplog.text
-        Trainer(config("lr_batch_size=16"), "cpu").before_train()
+        Trainer(config("lr_batch_size=16"), "cpu").setup().before_train()
     assert said in caplog.text and "lr_batch_size=null leaves the rate alone" in caplog.text
 
 
@@ -531,21 +533,21 @@ def test_too_many_unreadable_images_stop_the_run(config, shapes, tmp_path):
 
 def test_fewer_images_than_a_batch_are_an_error_with_both_numbers(config):
     with pytest.raises(DataError, match=r"6 images.*\(8\)"):
-        Trainer(config("TrainReader.total_batch_size=8"), "cpu")
+        Trainer(config("TrainReader.total_batch_size=8"), "cpu").setup()
 
 
 def test_a_model_that_cannot_be_built_is_a_config_error(config, tmp_path):
     with pytest.raises(ConfigError, match="'hexp'"):
-        Trainer(config("PPFCOSHead.distance=hexp"), "cpu")
+        Trainer(config("PPFCOSHead.distance=hexp"), "cpu").setup()
     assert not (tmp_path / "output").exists()
 
 
 def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config, tmp_path):
     trainer = Trainer(
         config("use_ema=true", "ema_decay=0.5", "ema_decay_type=normal"), "cpu", with_evaluation=True
-    )
+    ).setup()
     trainer.train()
-    ((epochs, figures),) = trainer.validation.made
+    ((epochs, figures),) = trainer.validation.results
     assert epochs == 1 and isinstance(figures, CocoMetrics)
     folder = tmp_path / "output" / "small"
     assert sorted(path.name for path in folder.glob("*model*")) == sorted(
@@ -563,7 +565,7 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
 def test_a_compiled_network_learns_the_same(config):
     losses = []
     for overrides in ((), ("to_static=true",)):
-        trainer = Trainer(config("ResNet.freeze_norm=true", *overrides), "cpu")
+        trainer = Trainer(config("ResNet.freeze_norm=true", *overrides), "cpu").setup()
         trainer.model.train()
         trainer.prefetcher.start_epoch(0)
         losses.append([trainer.train_one_step(f"step {step}").losses for step in range(2)])
@@ -592,7 +594,7 @@ def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
     found = {}
     for ignored in (False, True):
         overrides = (f"PPFCOSTargets.ignore_crowd={ignored}", "PPFCOSHead.prior_prob=0.5")
-        trainer = Trainer(config(*overrides), "cpu")
+        trainer = Trainer(config(*overrides), "cpu").setup()
         trainer.model.train()
         trainer.model.head.class_conv.weight.set_value(trainer.model.head.class_conv.weight * 0)
         trainer.prefetcher.start_epoch(0)
@@ -614,15 +616,15 @@ def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
 def test_another_batch_is_resumed_at_the_same_part_of_the_epoch(config, tmp_path, caplog):
     Trainer(config("snapshot_steps=1", "keep_checkpoints=null", "epoch=1"), "cpu").train()
     # Six images: after epoch 1, the second one has 3 steps of 2. Let it be stopped after 1 of them.
-    first = Trainer(config("epoch=2", "lr_batch_size=2"), "cpu", resume="auto")
+    first = Trainer(config("epoch=2", "lr_batch_size=2"), "cpu", resume="auto").setup()
     first.model.train()
-    first.feed.start_epoch(1)
+    first.prefetcher.start_epoch(1)
     first.train_one_step("epoch 2, step 1")
     first.state = first.state._replace(epochs=1, step=1)
     first.save()
     with caplog.at_level("INFO", logger="ppfcos"):
         cfg = config("epoch=2", "lr_batch_size=2", "TrainReader.total_batch_size=1")
-        second = Trainer(cfg, "cpu", resume="auto")
+        second = Trainer(cfg, "cpu", resume="auto").setup()
     assert (second.state.epochs, second.state.step) == (1, 2)
     assert "an epoch has 6 steps of 1 images instead of 3 of 2: going on after step 2 of 6" in caplog.text
     assert second.optimizer.get_lr() == pytest.approx(first.optimizer.get_lr() / 2)
@@ -636,7 +638,7 @@ def test_more_epochs_follow_the_schedule_as_it_is_now(config, tmp_path, caplog):
 
     Trainer(config("epoch=1", schedulers(2)), "cpu").train()
     with caplog.at_level("INFO", logger="ppfcos"):
-        longer = Trainer(config("epoch=3", schedulers(3)), "cpu", resume="auto")
+        longer = Trainer(config("epoch=3", schedulers(3)), "cpu", resume="auto").setup()
     assert (longer.state.epochs, longer.state.step) == (1, 0)
     assert "3 epochs instead of 1; LearningRate's milestones are where the configuration has" in caplog.text
     # Half a cosine: a half of the rate after half of the epochs, three quarters after a third of them.
@@ -645,7 +647,7 @@ def test_more_epochs_follow_the_schedule_as_it_is_now(config, tmp_path, caplog):
     longer.train()
     assert checkpoint.read_manifest(tmp_path / "output" / "small" / "model_final").epochs == 3
     caplog.clear()
-    Trainer(config("epoch=3", schedulers(3)), "cpu", resume=str(tmp_path / "output" / "small" / "1"))
+    Trainer(config("epoch=3", schedulers(3)), "cpu", resume=str(tmp_path / "output" / "small" / "1")).setup()
     assert "learning rate was" not in caplog.text, "it goes on as it was"
     assert longer.optimizer.get_lr() == pytest.approx(0, abs=1e-9)
 
@@ -656,10 +658,10 @@ def test_other_classes_are_not_resumed(config, shapes, tmp_path):
         path = shapes / "annotations" / f"instances_{split}.json"
         path.write_text(path.read_text().replace('"circle"', '"disc"'))
     with pytest.raises(DataError, match="disc"):
-        Trainer(config("epoch=2"), "cpu", resume="auto")
+        Trainer(config("epoch=2"), "cpu", resume="auto").setup()
 
 
 def test_a_finished_run_is_not_resumed(config, tmp_path):
     Trainer(config(), "cpu").train()
     with pytest.raises(ConfigError, match=r"has finished all 1 epochs.*-o epoch=2"):
-        Trainer(config(), "cpu", resume=str(tmp_path / "output" / "small" / "model_final"))
+        Trainer(config(), "cpu", resume=str(tmp_path / "output" / "small" / "model_final")).setup()

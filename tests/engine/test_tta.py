@@ -22,7 +22,7 @@ from ppfcos.cli import eval as eval_command
 from ppfcos.cli import export_model, infer
 from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
-from ppfcos.engine.tta import TTAModel, tta_config, tta_model, voted
+from ppfcos.engine.tta import TTAModel, tta_config, tta_model, vote_boxes
 from ppfcos.errors import ConfigError
 from ppfcos.modeling.fcos import PPFCOS
 from ppfcos.modeling.postprocess import Candidates, PPFCOSDecode
@@ -168,11 +168,11 @@ def test_a_vote_is_worth_its_score():
     )
     # The third is of another class, the fourth elsewhere; and what is shown has the votes.
     expected = [[1, 1, 11, (0.9 * 11 + 0.6 * 10) / 1.5], [51, 51, 61, 61]]
-    np.testing.assert_allclose(voted(candidates, np.array([0, 3]), 0.6), expected, rtol=1e-6)
-    np.testing.assert_array_equal(voted(candidates, np.array([0, 3]), 0.95), boxes[[0, 3]] + 1)
+    np.testing.assert_allclose(vote_boxes(candidates, np.array([0, 3]), 0.6), expected, rtol=1e-6)
+    np.testing.assert_array_equal(vote_boxes(candidates, np.array([0, 3]), 0.95), boxes[[0, 3]] + 1)
     # What the image's edge has left nothing of has no vote.
     candidates.output_boxes[1] = -1
-    np.testing.assert_array_equal(voted(candidates, np.array([0, 3]), 0.6), boxes[[0, 3]] + 1)
+    np.testing.assert_array_equal(vote_boxes(candidates, np.array([0, 3]), 0.6), boxes[[0, 3]] + 1)
 
 
 # With a real network
@@ -293,7 +293,10 @@ def test_what_it_cannot_do_is_said(detector, tmp_path, capsys):
     for settings_, message in (
         ("tta={size_ranges: [[0, 10]]}", "tta.size_ranges has 1 ranges, and tta.target_size 9 sizes"),
         ("tta={target_siz: []}", "unknown key 'tta.target_siz'; did you mean 'target_size'?"),
-        ("tta={target_size: [400]}", "tta.target_size should be a list of"),
+        (
+            "tta={target_size: [400]}",
+            "tta.target_size should be a list of at most 100 [shorter side, longest side]",
+        ),
         ("tta={merge: mean}", "tta.merge should be nms or vote"),
         ("tta=true", "tta should be a mapping or null"),
     ):

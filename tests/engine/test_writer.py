@@ -1,4 +1,4 @@
-"""What VisualDL shows of a training: the records read back, and its page opened in a browser."""
+"""The VisualDL log of a training, read by VisualDL's reader and server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import resource
 import signal
 import socket
@@ -24,10 +23,6 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from visualdl import LogReader
 
 from ppfcos.config import load_config
@@ -35,7 +30,7 @@ from ppfcos.data.datasets import build_dataset
 from ppfcos.data.records import DetectionData
 from ppfcos.engine.evaluator import ValidationImages
 from ppfcos.engine.progress import Report
-from ppfcos.engine.writer import CHOSEN, VisualDLWriter, select_hparams
+from ppfcos.engine.writer import HPARAMS, VisualDLWriter, select_hparams
 from ppfcos.errors import OutputError
 from ppfcos.metrics.coco import METRIC_NAMES, CocoMetrics, evaluate_detections
 from ppfcos.visualize.drawing import GROUND_TRUTH_COLOR, class_color
@@ -67,7 +62,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 # Records
 
 
-def test_every_figure_of_a_step_is_read_back(tmp_path):
+def test_steps_are_read_back(tmp_path):
     log = VisualDLWriter(tmp_path, {})
     log.add_step(report(1, 2.0))
     log.add_step(report(3, 1.0, gradient_norm=6.5))
@@ -111,7 +106,7 @@ def _precision_at_50(truth: dict, found: list[dict], folder: Path) -> np.ndarray
 
 
 @pytest.mark.parametrize("classes", [4, 30])
-def test_an_evaluation_is_read_back(tmp_path, classes):
+def test_evaluations_are_read_back(tmp_path, classes):
     truth, found = _truth_and_detections(classes)
     expected = _precision_at_50(truth, found, tmp_path)
     figures = evaluate_detections(truth, found)
@@ -136,7 +131,7 @@ def test_an_evaluation_is_read_back(tmp_path, classes):
     assert 0.1 < np.mean(mean) < 0.9  # the case says something
 
 
-def test_where_nothing_was_to_be_found_figures_are_as_cocos_and_there_is_no_precision(tmp_path):
+def test_without_objects_metrics_are_minus_one(tmp_path):
     truth, _ = _truth_and_detections(4)
     figures = evaluate_detections({**truth, "annotations": []}, [])
     VisualDLWriter(tmp_path, {}).add_evaluation(figures, epochs=1)
@@ -145,7 +140,7 @@ def test_where_nothing_was_to_be_found_figures_are_as_cocos_and_there_is_no_prec
     assert {value for points in curves(tmp_path).values() for _, value in points} == {-1}
 
 
-def test_settings_are_read_back_with_the_curves_they_are_compared_by(tmp_path):
+def test_hparams_are_read_back(tmp_path):
     VisualDLWriter(tmp_path, {"epoch": 12, "seed": 2**40, "base_lr": 0.1, "amp": "false"})
     reader = LogReader(file_path=str(newest(tmp_path)))
     (record,) = reader.get_data("hyper_parameters", "hparam")
@@ -154,7 +149,7 @@ def test_settings_are_read_back_with_the_curves_they_are_compared_by(tmp_path):
     assert [info.name for info in record.hparam.metricInfos] == ["eval/AP", "eval/AP50", "train/loss"]
 
 
-def test_the_settings_are_those_of_the_configuration(root):
+def test_select_hparams(root):
     overrides = ["seed=5", "OptimizerBuilder.optimizer.momentum=0.8", "pretrain_weights=null"]
     assert select_hparams(load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)) == {
         "filename": "fcos_r50_fpn_1x_coco",
@@ -183,20 +178,20 @@ def test_the_settings_are_those_of_the_configuration(root):
     }
 
 
-def test_no_setting_is_chosen_that_no_configuration_has(root):
+def test_all_hparams_exist_in_a_configuration(root):
     schedulers = "[{name: CosineDecay, max_epochs: 9}, {name: LinearWarmup, steps: 7}]"
     seen = {}
     for overrides in (["seed=1"], [f"LearningRate.schedulers={schedulers}"]):
         seen.update(select_hparams(load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)))
     assert seen["CosineDecay max_epochs"] == 9
     assert seen["LinearWarmup steps"] == 7
-    assert {pattern.split(".")[-1] for pattern in CHOSEN} == {name.split(" ")[-1] for name in seen}
+    assert {pattern.split(".")[-1] for pattern in HPARAMS} == {name.split(" ")[-1] for name in seen}
 
 
 # Files
 
 
-def test_a_resumed_run_carries_its_curves_on(tmp_path):
+def test_a_resumed_run_continues_its_log(tmp_path):
     """Steps and evaluations that the interrupted run made after the checkpoint appear once, as made anew."""
     log = VisualDLWriter(tmp_path, {"epoch": 2})
     figures = CocoMetrics(tuple(np.linspace(0, 0.75, 12)))
@@ -204,7 +199,7 @@ def test_a_resumed_run_carries_its_curves_on(tmp_path):
         log.add_step(report(step, 100.0 + step))
         if step % STEPS == 0:
             log.add_evaluation(figures, step // STEPS)
-            log.add_pictures([("1_a.jpg", np.zeros((8, 8, 3), np.uint8))], step // STEPS)
+            log.add_images([("1_a.jpg", np.zeros((8, 8, 3), np.uint8))], step // STEPS)
     first = log.path
     first.write_bytes(first.read_bytes() + (999).to_bytes(8, "little") + b"half a record")
 
@@ -226,7 +221,7 @@ def test_a_resumed_run_carries_its_curves_on(tmp_path):
     assert curves(tmp_path) == read
 
 
-def test_a_new_run_in_an_old_folder_begins_afresh_and_keeps_the_old_file(tmp_path):
+def test_a_new_run_in_an_old_folder_starts_a_new_log(tmp_path):
     old = VisualDLWriter(tmp_path, {})
     old.add_step(report(1, 5.0))
     content = old.path.read_bytes()
@@ -236,7 +231,7 @@ def test_a_new_run_in_an_old_folder_begins_afresh_and_keeps_the_old_file(tmp_pat
     assert old.path.read_bytes() == content
 
 
-def test_a_killed_run_leaves_all_it_reported(tmp_path):
+def test_a_killed_run_keeps_its_records(tmp_path):
     child = os.fork()
     if child == 0:
         log = VisualDLWriter(tmp_path / "log", {})
@@ -247,7 +242,7 @@ def test_a_killed_run_leaves_all_it_reported(tmp_path):
     assert curves(tmp_path / "log")["train/loss"] == [(step, float(step)) for step in range(1, 6)]
 
 
-def test_a_full_disk_ends_the_curves_and_not_the_training(tmp_path, caplog):
+def test_a_full_disk_does_not_end_the_training(tmp_path, caplog):
     """The system refuses what goes beyond a size, in the middle of a record, as a full disk does."""
     log = VisualDLWriter(tmp_path, {})
     log.add_step(report(1, 1.0))
@@ -261,7 +256,7 @@ def test_a_full_disk_ends_the_curves_and_not_the_training(tmp_path, caplog):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith(f"no more curves: {log.path} cannot be written (")
+    assert warning.startswith(f"{log.path} cannot be written (")
     assert log.path.stat().st_size == size
     assert curves(tmp_path)["train/loss"] == [(1, 1.0)]
 
@@ -301,7 +296,7 @@ def _has(picture: np.ndarray, colour: tuple, x: int, y: int) -> bool:
     return bool((picture[y - 1 : y + 2, x - 1 : x + 2] == colour).all(axis=2).any())
 
 
-def test_truth_and_detections_are_drawn_where_they_are(tmp_path):
+def test_ground_truth_and_detections_are_drawn_at_their_positions(tmp_path):
     data = _black_pictures(tmp_path, [(400, 320), (1600, 1280)])
     found = [
         {"image_id": 100, "category_id": 9, "bbox": [200, 240, 100, 120], "score": 0.9},
@@ -309,7 +304,7 @@ def test_truth_and_detections_are_drawn_where_they_are(tmp_path):
         {"image_id": 101, "category_id": 7, "bbox": [100, 100, 90, 900], "score": 0.29},
         {"image_id": 999, "category_id": 7, "bbox": [0, 0, 90, 90], "score": 0.9},
     ]
-    (small_name, small), (large_name, large) = ValidationImages(data, 5).drawn(found)
+    (small_name, small), (large_name, large) = ValidationImages(data, 5).draw(found)
     assert (small_name, large_name) == ("1_0.png", "2_1.png")
     assert small.shape == (400, 320, 3)
     assert large.shape == (640, 512, 3)
@@ -321,23 +316,23 @@ def test_truth_and_detections_are_drawn_where_they_are(tmp_path):
         assert not (picture == class_color(0)).all(axis=2).any()
 
 
-def test_the_same_images_are_shown_every_time_spread_over_the_set(tmp_path):
+def test_validation_images_are_spread_over_the_set(tmp_path):
     data = _black_pictures(tmp_path, [(40, 40)] * 10)
     data.records[0]["gt_bbox"] = np.zeros((0, 4), np.float32)  # not chosen: nothing is to be found in it
     pictures = ValidationImages(data, 3)
-    names = [[name for name, _ in pictures.drawn([])] for _ in range(2)]
+    names = [[name for name, _ in pictures.draw([])] for _ in range(2)]
     assert names == [["1_1.png", "2_5.png", "3_9.png"]] * 2
     (tmp_path / "5.png").write_bytes(b"no picture")
-    assert [name for name, _ in pictures.drawn([])] == ["1_1.png", "3_9.png"]
-    assert not list(ValidationImages(data, 0).drawn([]))
+    assert [name for name, _ in pictures.draw([])] == ["1_1.png", "3_9.png"]
+    assert not list(ValidationImages(data, 0).draw([]))
 
 
-def test_pictures_are_read_back_in_their_colours(tmp_path):
+def test_images_are_read_back(tmp_path):
     picture = np.zeros((60, 80, 3), np.uint8)
     picture[:, 40:] = (255, 0, 0)  # blue
     log = VisualDLWriter(tmp_path, {})
     for epochs in (1, 2):
-        log.add_pictures([("1_a b%.jpg", picture)], epochs)
+        log.add_images([("1_a b%.jpg", picture)], epochs)
     first, second = LogReader(file_path=str(newest(tmp_path))).get_data("image", "images/1_a b%.jpg")
     assert (first.id, second.id) == (1, 2)
     encoded = np.frombuffer(first.image.encoded_image_string, np.uint8)
@@ -353,7 +348,7 @@ def test_real_photographs_are_drawn(tinycoco, root):
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)
     data = build_dataset(cfg, "EvalDataset")
     found = [{**note, "score": 0.9} for note in data.coco_ground_truth()["annotations"]]
-    pictures = list(ValidationImages(data, cfg["vdl_images"]).drawn(found))
+    pictures = list(ValidationImages(data, cfg["vdl_images"]).draw(found))
     assert len(pictures) == 4
     for name, picture in pictures:
         photograph = cv2.imread(str(tinycoco / "images" / "val2017" / name.split("_", 1)[1]))
@@ -417,7 +412,7 @@ def last_point_becomes(address: str, run: Path, tag: str, wanted: tuple[int, flo
     return False
 
 
-def test_a_page_that_is_open_while_a_run_is_resumed_goes_on(tmp_path):
+def test_an_open_page_continues_after_a_resume(tmp_path):
     folder = tmp_path / "run"
     log = VisualDLWriter(folder, {})
     for step in range(1, 5):
@@ -434,144 +429,10 @@ def test_a_page_that_is_open_while_a_run_is_resumed_goes_on(tmp_path):
         assert points(address, folder, "train/loss") == expected
 
 
-ODD_NAMES = ("cat", "50% off", "and/or", "Füchse & Söhne?", "#1")
-
-
-@pytest.fixture(scope="module")
-def two_runs(tmp_path_factory) -> Path:
-    """Logs of two runs whose losses fall, evaluated twice."""
-    folder = tmp_path_factory.mktemp("output")
-    for run, rate in (("first", 0.01), ("second", 0.02)):
-        log = VisualDLWriter(folder / run, {"PPFCOSLoss quality": "iou", "LearningRate base_lr": rate})
-        for step in range(1, 41):
-            log.add_step(report(step, 100 * rate * (0.1 + math.exp(-step / 8)), gradient_norm=4.0))
-        precision = dict.fromkeys(ODD_NAMES, tuple(np.linspace(20 * rate, 0, 101)))
-        for epochs in (1, 2):
-            figures = CocoMetrics((25 * rate * epochs,) * 12, dict.fromkeys(ODD_NAMES, rate), precision)
-            log.add_evaluation(figures, epochs)
-            log.add_pictures([("1_a.jpg", np.full((90, 120, 3), (0, 128, 255), np.uint8))], epochs)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def page(two_runs) -> Iterator[str]:
-    with served(two_runs) as address:
-        yield address
-
-
-# Where a chart has pixels of a colour: in each such column, left to right, their mean height from the top.
-COLOURED_COLUMNS = """
-const [canvas, colour] = arguments, {width, height} = canvas;
-const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data, columns = [];
-for (let x = 0; x < width; x++) {
-  let sum = 0, number = 0;
-  for (let y = 0; y < height; y++) {
-    const at = 4 * (y * width + x);
-    if (colour.every((value, i) => Math.abs(pixels[at + i] - value) < 12)) { sum += y; number++; }
-  }
-  if (number) columns.push(sum / number);
-}
-return columns;
-"""
-
-
-FIRST_COLOUR = [0x29, 0x32, 0xE1]  # of the run that VisualDL lists first
-
-
-def _wait(browser, what):
-    """Until it is there; the page may make its elements anew in between."""
-    return WebDriverWait(browser, 30, ignored_exceptions=[StaleElementReferenceException]).until(what)
-
-
-def _text(browser) -> str:
-    return browser.find_element(By.CSS_SELECTOR, "body").text
-
-
-def _show_charts(browser, tags: str, number: int) -> None:
-    """Have the page show the curves whose names match, and wait until they alone are there."""
-
-    def shown(driver) -> list:
-        for field in driver.find_elements(By.CSS_SELECTOR, "input[placeholder*='Search tags']"):
-            if field.get_property("value") != tags:
-                field.send_keys(Keys.CONTROL, "a", Keys.NULL, tags)
-        return _canvases(driver, number) if f"Search Result\n{number}\n" in _text(driver) else []
-
-    _wait(browser, shown)
-
-
-def _canvases(browser, number: int) -> list:
-    found = browser.find_elements(By.CSS_SELECTOR, "canvas")
-    return found if len(found) == number else []
-
-
-def _curve(browser, number: int = 1, chart: int = 0) -> list[float]:
-    """The first run's, of one of so many charts, once it is drawn and stands still: its height from the top,
-    column by column."""
-
-    def drawn(driver) -> list[float]:
-        canvases = _canvases(driver, number)  # found anew: the page may make them anew
-        heights = driver.execute_script(COLOURED_COLUMNS, canvases[chart], FIRST_COLOUR) if canvases else []
-        return heights if heights and len(heights) > canvases[chart].size["width"] / 4 else []
-
-    def standing(driver) -> list[float]:
-        first = drawn(driver)
-        time.sleep(0.3)
-        return first if first == drawn(driver) else []
-
-    return _wait(browser, standing)
-
-
-def test_the_page_draws_the_loss_curve(page, browser):
-    browser.get(f"{page}/scalar")
-    _show_charts(browser, "^train/loss$", 1)
-    heights = _curve(browser)
-    start, middle, end = heights[0], heights[len(heights) // 2], heights[-1]
-    assert middle - start > 2 * (end - middle) > 0, "the loss falls, and the slower the lower it is"
-
-
-def test_the_page_draws_curves_of_classes_with_odd_names(page, browser):
-    browser.get(f"{page}/scalar")
-    _show_charts(browser, "^eval_AP_of_class/", len(ODD_NAMES))
-    for chart in range(len(ODD_NAMES)):
-        heights = _curve(browser, len(ODD_NAMES), chart)
-        assert max(heights) - min(heights) < 2, "the AP stays as it is"
-
-
-def test_the_page_draws_precision_over_recall(page, browser):
-    browser.get(f"{page}/pr-curve")
-    _show_charts(browser, "IoU50/mean$", 1)
-    heights = _curve(browser)
-    straight = np.linspace(heights[0], heights[-1], len(heights))
-    assert heights[-1] - heights[0] > 100, "precision falls over the recall"
-    np.testing.assert_allclose(heights, straight, atol=3)
-
-
-def test_the_page_lists_settings_beside_the_last_figures(page, browser):
-    browser.get(f"{page}/hyper-parameter")
-    expected = ["PPFCOSLoss quality", "LearningRate base_lr", "eval/AP", "eval/AP50", "train/loss"]
-    _wait(browser, lambda b: all(name in _text(b) for name in expected))
-    shown = _text(browser)
-    rows = re.findall(r"/(first|second)\niou\n([\d.]+)\n([\d.]+)\n([\d.]+)\n([\d.]+)", shown)
-    values = {row[0]: [float(value) for value in row[1:]] for row in rows}
-    loss = 0.1 + math.exp(-40 / 8)
-    assert values["first"] == pytest.approx([0.01, 0.5, 0.5, loss], rel=1e-3), shown
-    assert values["second"] == pytest.approx([0.02, 1, 1, 2 * loss], rel=1e-3)
-
-
-PIXEL = """
-const canvas = document.createElement('canvas'), pencil = canvas.getContext('2d');
-pencil.drawImage(arguments[0], 0, 0);
-return [...pencil.getImageData(60, 45, 1, 1).data];
-"""
-
-
-def test_the_page_shows_pictures(page, browser):
-    browser.get(f"{page}/sample/image")
-    for picture in _wait(browser, _loaded_pictures):
-        assert picture.get_property("naturalWidth") == 120
-        assert browser.execute_script(PIXEL, picture) == pytest.approx([255, 128, 0, 255], abs=4)
-
-
-def _loaded_pictures(browser) -> list:
-    found = browser.find_elements(By.CSS_SELECTOR, "img[src^='blob:']")
-    return found if len(found) == 2 and all(image.get_property("naturalWidth") for image in found) else []
+def test_the_server_finds_odd_class_names(tmp_path):
+    names = ("50% off", "and/or", "Füchse & Söhne?", "#1")
+    log = VisualDLWriter(tmp_path / "run", {})
+    log.add_evaluation(CocoMetrics((0.5,) * 12, dict.fromkeys(names, 0.25)), epochs=2)
+    with served(tmp_path) as address:
+        for name in names:
+            assert points(address, tmp_path / "run", f"eval_AP_of_class/{name}") == [(2, 0.25)]

@@ -18,7 +18,7 @@ from helpers.small_detector import pictures
 from ppdet.core.workspace import create
 from ppdet.data.source.coco import COCODataSet
 from ppdet.modeling.backbones.resnet import ResNet
-from ppdet.optimizer import LearningRate, ModelEMA, OptimizerBuilder
+from ppdet.optimizer import LearningRate, OptimizerBuilder
 
 from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
@@ -51,7 +51,7 @@ def test_stock_parts_are_used(root, tinycoco):
     assert type(model.backbone) is ResNet
     assert isinstance(build_ema(cfg, model), ModelEMA)
     schedule = build_schedule(cfg, 10)
-    assert build_optimizer(model, schedule).get_lr() == pytest.approx(0.01 / 3)
+    assert build_optimizer(cfg, model, schedule).get_lr() == pytest.approx(0.01 / 3)
     records = build_dataset(cfg, "TrainDataset").records
     stock = COCODataSet(
         dataset_dir=str(tinycoco),
