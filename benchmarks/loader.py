@@ -43,7 +43,7 @@ def prepare():
     """Import Paddle as ppfcos does, for both sides."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import paddle
         import ppdet  # noqa: F401

@@ -13,7 +13,7 @@ from selenium.webdriver import Chrome
 from ppfcos import environment
 from ppfcos.errors import BundleError
 
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     from ppdet.core.workspace import global_config

@@ -14,7 +14,7 @@ from ppdet.core.workspace import global_config
 from ppdet.data.source.coco import COCODataSet
 
 from ppfcos.data.annotation_cache import AnnotationCache
-from ppfcos.data.classes import read_names, settle_num_classes
+from ppfcos.data.classes import read_names, set_num_classes
 from ppfcos.data.formats import coco
 from ppfcos.data.formats.concat import PPFCOSJoinedDataSet, join, join_categories
 from ppfcos.data.formats.voc import PPFCOSVOCDataSet
@@ -68,7 +68,7 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     if not isinstance(data.records, RecordStore):
         data.records = RecordStore.from_records(data.records)
     if cfg.get("num_classes") is not None:
-        settle_num_classes(cfg, data.class_names, data.source)
+        set_num_classes(cfg, data.class_names, data.source)
     _log(data)
     return data
 
@@ -382,7 +382,7 @@ def categories_of(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]] 
     """
     found = _named_classes(section, cfg.get(section) or {})
     if found is not None and cfg.get("num_classes") is not None:
-        settle_num_classes(cfg, found.class_names, found.source)
+        set_num_classes(cfg, found.class_names, found.source)
     return found.categories if found is not None else None
 
 

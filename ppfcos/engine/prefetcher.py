@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _NO_PROFILER = NoProfiler()
 
 
-class BatchFeed:
+class Prefetcher:
     """Holds what this process trains on in a step, and knows which images of any process could not be read.
 
     Args:
@@ -85,12 +85,12 @@ class BatchFeed:
                 self._changes.add(LoadEvent[name])
         sizes = [batch["image"].shape[2:] for batch in self.current]
         news = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]
-        rows = distributed.gather_rows(paddle.concat([values.detach(), paddle.to_tensor(news, "float32")]))
+        rows = distributed.all_gather_rows(paddle.concat([values.detach(), paddle.to_tensor(news, "float32")]))
         failed, found_bad, height, width = rows[:, -4:].max(axis=0)
         if failed:
-            distributed.raise_in_all(failure)
+            distributed.raise_on_all_ranks(failure)
         if found_bad:
-            self._note([image for images in distributed.gather(bad) for image in images])
+            self._note([image for images in distributed.all_gather_object(bad) for image in images])
         for batch in self.current:
             batch["image"] = _padded(batch["image"], int(height), int(width))
         return rows[:, :-4]
@@ -98,7 +98,7 @@ class BatchFeed:
     def report_changes(self) -> None:
         """Say what reading did to the pictures since this was last called; all processes must call it."""
         changes = LoadStatistics()
-        for found in distributed.gather(self._changes.changes()):
+        for found in distributed.all_gather_object(self._changes.changes()):
             changes.add_all(LoadStatistics.from_dict(found))
         self._changes = LoadStatistics()
         if str(changes):

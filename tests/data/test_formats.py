@@ -17,7 +17,7 @@ from ppdet.core.workspace import global_config
 
 from ppfcos.config import load_config
 from ppfcos.data import shapes
-from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.formats import yolo as yolo_format
 from ppfcos.data.images import ImageUnreadable, image_size, list_images, read_image
@@ -265,7 +265,7 @@ def test_lists_with_all_kinds_of_paths(tmp_path, caplog):
     ],
 )
 def test_where_labels_are_looked_for(image, label):
-    assert yolo_format.label_file_of(image) == label
+    assert yolo_format.label_path(image) == label
 
 
 def test_label_dir_and_the_splits_of_a_description(tmp_path):
@@ -638,7 +638,7 @@ def test_the_model_has_as_many_classes_as_the_data(drawn, root, tmp_path):
     data = build_dataset(cfg, "TrainDataset")
     with pytest.raises(ConfigError, match="num_classes is not set"):
         build_model(cfg)
-    settle_num_classes(cfg, data.class_names, data.source)
+    set_num_classes(cfg, data.class_names, data.source)
     assert cfg["num_classes"] == 3
     assert build_model(cfg).head.num_classes == 3
 
@@ -646,11 +646,11 @@ def test_the_model_has_as_many_classes_as_the_data(drawn, root, tmp_path):
 def test_num_classes_is_settled_or_contradicted(caplog):
     caplog.set_level("INFO")
     cfg = {}
-    settle_num_classes(cfg, ["a", "b"], "here")
+    set_num_classes(cfg, ["a", "b"], "here")
     assert cfg == {"num_classes": 2} and "num_classes: 2 (a, b), from here" in caplog.text
-    settle_num_classes(cfg, ["a", "b"], "here")
+    set_num_classes(cfg, ["a", "b"], "here")
     with pytest.raises(DataError, match="there has 3 classes, but num_classes is 2"):
-        settle_num_classes(cfg, ["a", "b", "c"], "there")
+        set_num_classes(cfg, ["a", "b", "c"], "there")
 
 
 @pytest.mark.parametrize(

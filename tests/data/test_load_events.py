@@ -13,7 +13,7 @@ from ppfcos.data.datasets import build_dataset
 from ppfcos.data.images import image_size, load_events, read_image
 from ppfcos.data.loader import TrainLoader
 from ppfcos.data.statistics import LoadEvent
-from ppfcos.engine.prefetcher import BatchFeed
+from ppfcos.engine.prefetcher import Prefetcher
 
 WIDTH, HEIGHT = 80, 60
 ORIENTATION = 0x0112
@@ -81,7 +81,7 @@ def test_the_log_counts_them_once(pictures, worker_num, caplog):
         "total_batch_size": 3,
     }
     cfg = {"num_classes": 1, "worker_num": worker_num, "seed": 0, "epoch": 2, "TrainDataset": section}
-    feed = BatchFeed(TrainLoader({**cfg, "TrainReader": reader}, build_dataset(cfg, "TrainDataset")), 0)
+    feed = Prefetcher(TrainLoader({**cfg, "TrainReader": reader}, build_dataset(cfg, "TrainDataset")), 0)
     caplog.set_level(logging.INFO, "ppfcos.engine.prefetcher")
     for epoch in range(2):
         feed.start_epoch(epoch)

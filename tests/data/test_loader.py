@@ -665,7 +665,7 @@ def test_voc_details(tmp_path, caplog):
         (lambda d, s: s.update(image_set="nonsense"), "nonsense.txt"),
         (lambda d, s: s.update(class_names=[]), "trainval.txt has 1 classes, but num_classes is 2"),
         (lambda d, s: s.update(class_names=["cat", "cat"]), "twice"),
-        (lambda d, s: s.update(class_names=["dog", "cow"]), "'cat' that is not in class_names"),
+        (lambda d, s: s.update(class_names=["dog", "cow"]), "'cat' is not in class_names"),
         (lambda d, s: (d / "Annotations/one.xml").write_text("<annotation>"), "one.xml"),
         (lambda d, s: (d / "Annotations/one.xml").write_bytes(b"\xff\xfe\0"), "one.xml"),
         (

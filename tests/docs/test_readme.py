@@ -20,7 +20,7 @@ from paddle.distributed.launch.context import args_envs
 
 from ppfcos.cli.main import COMMANDS, parser_of
 from ppfcos.config import load_config
-from ppfcos.data.check.issues import KINDS
+from ppfcos.data.issues import ISSUE_TYPES
 from ppfcos.data.datasets import build_dataset
 
 TWINS = ("README.md", "README_cn.md")
@@ -268,7 +268,7 @@ def test_the_demo_is_told_as_make_types_it():
 
 def test_the_kinds_of_faults_are_as_many_as_is_said():
     told = [text_of("README.md"), text_of("CHANGELOG.md")]
-    assert [re.findall(r"(\d+) kinds of faults", text) for text in told] == [[str(len(KINDS))]] * 2
+    assert [re.findall(r"(\d+) kinds of faults", text) for text in told] == [[str(len(ISSUE_TYPES))]] * 2
 
 
 def test_every_benchmark_is_on_the_page():

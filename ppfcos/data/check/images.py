@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ppfcos.data.check.coverage import Geometry, Responsibility, responsibility
+from ppfcos.data.check.levels import Geometry, Responsibility, responsibility
 from ppfcos.data.images import (
     ImageSizeMismatch,
     ImageTooLarge,

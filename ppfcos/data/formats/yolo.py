@@ -99,7 +99,7 @@ def _bounding_box(polygon: Sequence[float]) -> tuple[float, float, float, float]
     return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
 
 
-def label_file_of(picture: str) -> str:
+def label_path(picture: str) -> str:
     """Where YOLO's tools look for a picture's labels.
 
     Args:
@@ -454,7 +454,7 @@ class PPFCOSYOLODataSet(DetDataset):
 
     def _label_file(self, picture: str) -> str:
         if not self.label_dir:
-            return label_file_of(picture)
+            return label_path(picture)
         inner = os.path.relpath(picture, os.path.join(self.dataset_dir, self.image_dir or ""))
         return os.path.join(self.dataset_dir, self.label_dir, os.path.splitext(inner)[0] + ".txt")
 
