@@ -490,15 +490,7 @@ def printable(text: object) -> str:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Check that a disk has room.
-
-    Args:
-        folder: on that disk.
-        needed: bytes.
-
-    Raises:
-        OutputError: it has not.
-    """
+    """Raise OutputError if the disk of a folder has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(

@@ -1,9 +1,9 @@
-"""Parsed annotations on disk: a file of a million images takes minutes to parse, and this seconds to open.
+"""A cache of parsed annotations: a million images take minutes to parse, and seconds to open from the cache.
 
-One file holds the columns of a `RecordStore`, the categories, and what they were made of: the annotation
-file's size and time, the time of the folder of images, and the keys that decide what is read. Whatever does
-not agree with that, or cannot be read, is made anew. The times of folders below the folder of images are not
-looked at: delete the cache after taking pictures out of them.
+One file holds the columns of a `RecordStore`, the categories, and their source: the size and time of the
+annotation file, the time of the image folder, and the keys that decide what is read. A cache of another
+source, or a broken one, is written again. Subfolders of the image folder are not checked: delete the cache
+after removing images from them.
 """
 
 from __future__ import annotations
@@ -53,11 +53,7 @@ class AnnotationCache:
         self.path = Path(folder) / f"{annotations.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
 
     def open_or_make(self, make: Callable[[], DetectionData]) -> Content:
-        """Records, categories and what reading left out: from the cache, if it is there and right.
-
-        Args:
-            make: Reads the annotations; called only where the cache is no use.
-        """
+        """Records, categories and statistics: from the cache if it is valid, or else from `make`."""
         found = self._open()
         if found is not None:
             logger.info("annotations from %s", self.path)
@@ -87,11 +83,7 @@ class AnnotationCache:
             return None
 
     def write(self, records: RecordStore, categories: list[dict[str, Any]], tally: LoadStatistics) -> None:
-        """Keeps what was read of the annotations as they are now.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Write the cache; raises OutputError if it cannot be written."""
         meta = np.frombuffer(json.dumps([self._state, categories, tally.changes()]).encode(), dtype=np.uint8)
         # a stream, since np.savez would add a suffix to a name
         with replacing(self.path) as unfinished, open(unfinished, "wb") as stream:
@@ -99,11 +91,7 @@ class AnnotationCache:
 
 
 def check_categories(categories: Any) -> list[dict[str, Any]]:
-    """Whether categories are dicts with an id and a name.
-
-    Raises:
-        DataError: They are not.
-    """
+    """Return categories if each has an id and a name, or raise DataError."""
     if not (
         isinstance(categories, list)
         and all(isinstance(each, dict) for each in categories)

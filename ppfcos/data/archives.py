@@ -166,19 +166,9 @@ def download(
     pause: float = 1.0,
     limits: Limits | None = None,
 ) -> None:
-    """Downloads a zip file; without a known MD5 sum, the sums in the zip file are checked.
+    """Download a zip file; without an MD5 sum, check the sums in it.
 
-    Args:
-        url: The address.
-        target: The file; it only appears once it is complete and checked.
-        size: The length that it must have.
-        md5: The sum that it must have.
-        pause: Seconds before the second attempt; doubled for each further one.
-        limits: When the download is given up.
-
-    Raises:
-        DataError: The server fails again and again, or its file is not the one that is wanted.
-        OutputError: The disk is too full, or the file cannot be written.
+    Arguments and errors as `ppfcos.download.download`.
     """
     download_file(
         url,

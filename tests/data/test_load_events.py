@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ppfcos.data.datasets import build_dataset
-from ppfcos.data.images import load_events
+from ppfcos.data.images import image_size, load_events, read_image
 from ppfcos.data.loader import TrainLoader
 from ppfcos.data.statistics import LoadEvent
 from ppfcos.engine.prefetcher import Prefetcher
@@ -93,3 +93,19 @@ def test_the_log_counts_them_once(pictures, worker_num, caplog):
         "TrainDataset: rotated 1 image with an EXIF orientation; converted 3 grayscale images, "
         "1 palette image, 1 CMYK image, 1 16-bit image, 1 image with alpha"
     )
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_image_size_of_a_png_with_exif_on_either_side_of_its_pixels(tmp_path, position):
+    path = tmp_path / "x.png"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (WIDTH, HEIGHT), "red").save(path, exif=exif)
+    content = path.read_bytes()
+    if position == "after":
+        start = content.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        chunk, rest = content[start:end], content[:start] + content[end:]
+        content = rest[:-12] + chunk + rest[-12:]  # before IEND
+        path.write_bytes(content)
+    assert image_size(path) == read_image(path).shape[:2]
