@@ -121,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     from ppfcos import environment
 
-    environment.prepare()  # for the processes started here, too
+    environment.configure_process()  # for the processes started here, too
     with tempfile.TemporaryDirectory() as temporary:
         scratch = args.keep or Path(temporary)
         scratch.mkdir(parents=True, exist_ok=True)

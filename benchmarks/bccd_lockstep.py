@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from ppfcos import environment
 
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     import paddle.nn.functional as F
@@ -43,7 +43,7 @@ from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
 from ppfcos.engine.model import build_model
 from ppfcos.engine.optim import build_optimizer, build_schedule
-from ppfcos.engine.prefetcher import BatchFeed
+from ppfcos.engine.prefetcher import Prefetcher
 from ppfcos.modeling import assigner
 
 LOSSES = ("loss_cls", "loss_box", "loss_quality")
@@ -130,7 +130,7 @@ def our_side(folder: Path, peer: paddle.nn.Layer) -> tuple:
         weight.regularizer = theirs[stock_name(name)].regularizer
     schedule = build_schedule(config, len(loader))
     side = Side(model, lambda schedule, model: build_optimizer(model, schedule), schedule)
-    feed = BatchFeed(loader, max_bad_images=0)
+    feed = Prefetcher(loader, max_bad_images=0)
     feed.start_epoch(0)
     return side, feed
 

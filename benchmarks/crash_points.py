@@ -37,17 +37,17 @@ sys.path.insert(0, str(ROOT))
 
 from ppfcos.engine import checkpoint
 from ppfcos.engine.checkpoint import TrainingState
-from ppfcos.engine.checkpoint_files import finish_all, next_start
-from ppfcos.engine.evaluations import Evaluations
+from ppfcos.engine.checkpoint_files import finish_interrupted, next_start
+from ppfcos.engine.evaluator import Validation
 from ppfcos.engine.run_folder import (
     BEST,
     checkpoint_name,
     lock_folder,
-    newest_whole,
-    remove_old,
+    find_latest,
+    remove_old_checkpoints,
     remove_unfinished,
 )
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 
 CHANGES = ("replace", "rename", "link", "unlink", "remove", "rmdir", "fsync")
 RUN = "2026-01-01T00:00:00"
@@ -75,15 +75,15 @@ class Training:
     def run(self, folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
         """From the newest checkpoint to the end, as the Trainer does it."""
         lock = lock_folder(folder)
-        finish_all(folder)
-        newest = newest_whole(folder)
+        finish_interrupted(folder)
+        newest = find_latest(folder)
         saved = TrainingState(0) if newest is None else checkpoint.read_manifest(newest)
         remove_unfinished(folder, lock)
         start = next_start(folder)
-        evaluations = Evaluations({}, None, folder)
+        evaluations = Validation({}, None, folder)
         evaluations.find_best(RUN)
         if newest is not None:
-            remove_old(folder, RUN, KEPT, newest)
+            remove_old_checkpoints(folder, RUN, KEPT, newest)
         if newest is not None and not saved.step and saved.ap is None:
             evaluations.keep_if_best(newest, APS[saved.epochs])
         for epochs, step in POSITIONS:
@@ -94,7 +94,7 @@ class Training:
             name = checkpoint_name(state, len(APS))
             checkpoint.save_checkpoint(folder, name, weights, self.optimizer, state, own, start=start)
             say(f"newest {10 * epochs + step}")
-            remove_old(folder, RUN, KEPT)
+            remove_old_checkpoints(folder, RUN, KEPT)
             if not step:
                 evaluations.keep_if_best(folder / name, APS[epochs])
                 say(f"best {evaluations.best[1]}")
@@ -150,7 +150,7 @@ def run_in_child(training: Training, folder: Path, kill_before: int | None = Non
 
 def position_of(path: Path) -> float:
     """10 × epochs + steps by the record of a checkpoint, which must be whole and have the weights of that."""
-    checkpoint.require_whole(path)
+    checkpoint.verify_checksums(path)
     state = checkpoint.read_manifest(path)
     position = 10.0 * state.epochs + state.step
     weights = read_state(path.with_name(f"{path.name}.pdparams"))
@@ -160,10 +160,10 @@ def position_of(path: Path) -> float:
 
 def check_after_kill(folder: Path, said: dict) -> str:
     """Both checkpoints are whole, and not older than what the training said before it was killed."""
-    newest, best = newest_whole(folder), folder / BEST
+    newest, best = find_latest(folder), folder / BEST
     position = 0 if newest is None else position_of(newest)
     ap = 0
-    if checkpoint.saved_state(best) is not None:
+    if checkpoint.find_training_state(best) is not None:
         position_of(best)
         ap = checkpoint.read_manifest(best).ap
     assert position >= said.get("newest", 0), f"the newest is of {position}"

@@ -105,7 +105,7 @@ def our_network():
     import paddle
     from paddle.static import InputSpec
 
-    from ppfcos.export.inputs import network_input
+    from ppfcos.export.program import network_input
     from ppfcos.export.program import CandidatesNetwork
     from ppfcos.modeling.fcos import center_grid
     from ppfcos.modeling.head import HeadOutputs
@@ -158,7 +158,7 @@ def load(name: str, folder: Path, threads: int):
     """The runtime of one side with its network."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import onnx
         import ppdet  # noqa: F401
@@ -180,9 +180,9 @@ def load(name: str, folder: Path, threads: int):
             save_program(network, prefix)
         files = prefix.with_suffix(".json"), prefix.with_suffix(".pdiparams")
         return copying_once()(*files, ("bbox", "bbox_num"), threads, "cpu")
-    from ppfcos.export.onnx_export import suppressed_model
+    from ppfcos.export.onnx_export import model_with_nms
 
-    onnx.save(suppressed_model(our_network(), 17), prefix.with_suffix(".onnx"))
+    onnx.save(model_with_nms(our_network(), 17), prefix.with_suffix(".onnx"))
     kind = OnnxRuntime if runtime == "onnxruntime" else OpenVinoRuntime
     return kind(prefix.with_suffix(".onnx"), threads, "cpu")
 

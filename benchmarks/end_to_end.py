@@ -53,7 +53,7 @@ def export_ours(folder: Path, photo: Path) -> None:
     """Export R50 with random weights by the command, in INT8, too, with the ranges of the photograph."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import paddle
         import ppdet  # noqa: F401

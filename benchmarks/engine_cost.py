@@ -48,7 +48,7 @@ def measure(folder: Path, pictures: Path, settings: dict[str, Any], steps: int) 
         steps: of each kind.
     """
     from ppfcos.config import load_config
-    from ppfcos.engine.run_log import RunLog
+    from ppfcos.engine.run_record import RunLog
     from ppfcos.engine.trainer import Trainer
 
     keys = {
@@ -63,14 +63,14 @@ def measure(folder: Path, pictures: Path, settings: dict[str, Any], steps: int) 
     }
     trainer = Trainer(load_config(CONFIG, [f"{key}={value}" for key, value in keys.items()]), "cpu")
     bare, engine = [], []
-    with RunLog() as log, contextlib.closing(trainer.feed):
+    with RunLog() as log, contextlib.closing(trainer.prefetcher):
         log.open(trainer.folder, "cost of the engine")
         trainer.before_train()
         trainer.model.train()
         trainer.progress.start_epoch()
-        trainer.feed.start_epoch(0)
+        trainer.prefetcher.start_epoch(0)
         for step in range(1, steps + 1):
-            (batch,) = trainer.feed.current
+            (batch,) = trainer.prefetcher.current
             inputs = {key: value for key, value in batch.items() if key != "bad_images"}
             start = time.perf_counter()
             bare_step(trainer, inputs)
@@ -101,7 +101,7 @@ def main() -> None:
         settings["TrainReader.total_batch_size"] = args.images
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     package = logging.getLogger("ppfcos")
     package.setLevel(logging.INFO)
     package.propagate = False  # the lines go to the log of the run

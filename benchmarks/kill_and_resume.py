@@ -64,7 +64,7 @@ def differences(one: Path, other: Path) -> list[str]:
     """Names of what differs in the two runs' last checkpoints."""
     import numpy as np
 
-    from ppfcos.engine.state_file import read_state
+    from ppfcos.engine.weights import read_state
 
     def flat(value, name):
         if isinstance(value, dict):

@@ -43,7 +43,7 @@ def prepare():
     """Import Paddle as ppfcos does; both sides run in the same environment."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import paddle
         import ppdet  # noqa: F401
@@ -165,15 +165,15 @@ def padding(annotations: Path, grouped: bool, batch: int = 16, images: int = 800
     """The share of a batch's pixels that is padding, for images of the sizes of the photographs."""
     import numpy as np
 
-    from ppfcos.data.sampler import GlobalBatches
-    from ppfcos.data.transforms.uint8 import PixelResize
+    from ppfcos.data.sampler import GlobalBatchSampler
+    from ppfcos.data.transforms.uint8 import UInt8Resize
 
     listed = json.loads(annotations.read_text())["images"]
-    resize = PixelResize(SIZE, True)
+    resize = UInt8Resize(SIZE, True)
     sizes = np.array([resize.size_of(image["height"], image["width"]) for image in listed])
     sizes = sizes[np.random.default_rng(0).integers(0, len(sizes), images)]
     upright = sizes[:, 0] > sizes[:, 1]
-    order = GlobalBatches(images, batch, shapes=(lambda _epoch: upright) if grouped else None)
+    order = GlobalBatchSampler(images, batch, shapes=(lambda _epoch: upright) if grouped else None)
     padded = -(-sizes[order.global_batches()].max(axis=1) // 32) * 32
     pixels = sizes[order.global_batches()].prod(axis=2).sum()
     return float(1 - pixels / (padded.prod(axis=1).sum() * batch))
@@ -234,7 +234,7 @@ def no_need():
 def print_records(folder: Path) -> None:
     """Memory and opening of generated data sets; a list of dicts, PaddleDetection's way, for comparison."""
     from ppfcos.data.annotation_cache import AnnotationCache
-    from ppfcos.data.statistics import Tally
+    from ppfcos.data.statistics import LoadStatistics
 
     print("\n| records | held once, MB | each worker, MB | opened from the cache in |")
     print("|---|---|---|---|")
@@ -242,7 +242,7 @@ def print_records(folder: Path) -> None:
         records = generated_records(count)
         size = sum(column.nbytes for column in records.columns.values()) / 1e6
         cache = AnnotationCache(folder, folder / "annotations.json", folder, {"count": count})
-        cache.write(records, [], Tally())
+        cache.write(records, [], LoadStatistics())
         start = time.perf_counter()
         records, _, _ = cache.open_or_make(no_need)
         seconds = time.perf_counter() - start

@@ -36,14 +36,14 @@ def export_ours(name: str, folder: Path) -> tuple[int, int]:
 
     from ppfcos.config import load_config
     from ppfcos.engine.model import build_model
-    from ppfcos.export.inputs import network_input
+    from ppfcos.export.program import network_input
     from ppfcos.export.program import EndToEndNetwork, save_program
-    from ppfcos.modeling.fuse import folded_copy
+    from ppfcos.modeling.fuse import fuse_batch_norms
 
     cfg = load_config(ROOT / "configs" / f"{name}.yml", ["device=cpu"])
     size = test_size(cfg)
     folder.mkdir()
-    save_program(EndToEndNetwork(folded_copy(build_model(cfg)), network_input()), folder / MODEL)
+    save_program(EndToEndNetwork(fuse_batch_norms(build_model(cfg)), network_input()), folder / MODEL)
     return size
 
 
@@ -69,7 +69,7 @@ def prepared(side: str, name: str, folder: Path) -> Callable[[], object]:
     """A function that runs one image."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import numpy as np
         import ppdet  # noqa: F401

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from ppfcos import environment
 
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle  # noqa: F401
     import ppdet  # noqa: F401

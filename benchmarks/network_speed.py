@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="counted runs of each (default 7)")
     args = parser.parse_args()
     bundle = read_bundle(args.bundle)
-    figures = NetworkInfo(bundle).figures()
+    figures = NetworkInfo(bundle).describe()
     with tempfile.TemporaryDirectory() as folder:
         peaks = convolutions(Path(folder), args.threads)
         found = measure({**peaks, **networks(bundle, args.threads)}, args.repeats)

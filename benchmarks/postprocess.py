@@ -25,14 +25,14 @@ import cv2
 import numpy as np
 from machine import day_and_machine
 
-from ppfcos.deploy.bundle import HEAD_OUTPUTS, DecodeSettings, Heads, Level
+from ppfcos.deploy.bundle import HEAD_OUTPUTS, DecodeOptions, Heads, Level
 from ppfcos.deploy.heads_decoder import HeadsDecoder
 
 SIDES = (512, 768, 896)
 STRIDES = (8, 16, 32, 64, 128)
 NUM_CLASSES = 80
 REPEATS = 100
-SETTINGS = DecodeSettings(score_threshold=0.3, sqrt_score=True)
+SETTINGS = DecodeOptions(score_threshold=0.3, sqrt_score=True)
 # What a step of the integers is worth, about; each channel has a little more or less.
 STEPS = {"class_logits": 0.08, "distances": 4.0, "quality_logits": 0.05}
 CHANNELS = {"class_logits": NUM_CLASSES, "distances": 4, "quality_logits": 1}

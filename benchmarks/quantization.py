@@ -28,7 +28,7 @@ from machine import day_and_machine
 
 from ppfcos import environment
 
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import onnxruntime
     import openvino

@@ -50,7 +50,7 @@ def our_step(depth: int, height: int, width: int, batch: int):
     """A function that does one training step of PPFCOS."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import numpy as np
         import paddle

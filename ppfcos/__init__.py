@@ -18,5 +18,5 @@ from ppfcos import environment, registration
 
 __version__ = "0.1.0"
 
-environment.prepare()
+environment.configure_process()
 registration.install()

@@ -27,7 +27,7 @@ WITH_FIGURES = "{desc} {percentage:3.0f}%|{bar}| {figures}"
 
 # What a log record takes as `extra` whose content the bar shows already: it goes to files, and to the screen
 # only where there is no bar.
-SHOWN_BY_BAR = {"shown_by_bar": True}
+HIDDEN_BY_BAR = {"shown_by_bar": True}
 
 READER_LEFT = 141  # exit code: 128 + SIGPIPE, as shells count
 
@@ -141,7 +141,7 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def is_first_process() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that speaks, of those that `paddle.distributed.launch` started.
 
     Returns:
@@ -157,7 +157,7 @@ def has_bars() -> bool:
         True where the standard output is a terminal that can move its cursor, in the first process, and tqdm
         is there, which a machine that only runs an exported model need not have.
     """
-    on_terminal = is_first_process() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    on_terminal = is_main_process() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     return on_terminal and importlib.util.find_spec("tqdm") is not None
 
 

@@ -312,7 +312,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing_folder(target: Path | str) -> Iterator[Path]:
+def replace_folder(target: Path | str) -> Iterator[Path]:
     """Fill a folder under a temporary name, and rename it once it is complete.
 
     Where `target` is a symbolic link, the folder that it points to is replaced and the link stays. What

@@ -22,7 +22,7 @@ import pytest
 
 from ppfcos import environment
 
-environment.prepare()
+environment.configure_process()
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

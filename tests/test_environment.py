@@ -154,7 +154,7 @@ def test_code_path_is_left_alone_where_the_processor_is_unknown(tmp_path, monkey
 
 def test_nothing_is_set_over_the_users_values(root):
     theirs = {"OMP_NUM_THREADS": "3", "MKL_DEBUG_CPU_TYPE": "4", "GLOG_minloglevel": "0"}
-    after = environment_after(root, "import ppfcos; ppfcos.environment.prepare()", **theirs)
+    after = environment_after(root, "import ppfcos; ppfcos.environment.configure_process()", **theirs)
     assert after == {**theirs, "PPFCOS_OMP_NUM_THREADS": None}
     empty = environment_after(root, "import ppfcos", OMP_NUM_THREADS="", MKL_DEBUG_CPU_TYPE="")
     assert (empty["OMP_NUM_THREADS"], empty["MKL_DEBUG_CPU_TYPE"]) == ("", "")
@@ -162,14 +162,14 @@ def test_nothing_is_set_over_the_users_values(root):
 
 def test_preparing_twice_is_preparing_once(root):
     once = environment_after(root, "import ppfcos")
-    assert environment_after(root, "import ppfcos; ppfcos.environment.prepare()") == once
+    assert environment_after(root, "import ppfcos; ppfcos.environment.configure_process()") == once
 
 
 def test_after_paddle_nothing_is_changed_that_paddle_has_read(monkeypatch):
     assert "paddle" in sys.modules
     for name in ("OMP_NUM_THREADS", "PPFCOS_OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"):
         monkeypatch.delenv(name, raising=False)
-    environment.prepare()
+    environment.configure_process()
     assert not {"OMP_NUM_THREADS", "PPFCOS_OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"} & set(os.environ)
 
 

@@ -19,7 +19,7 @@ from ppfcos.fileio import (
     is_stream,
     new_token,
     replacing,
-    replacing_folder,
+    replace_folder,
     require_writable_file,
     temporary_path,
 )
@@ -60,11 +60,11 @@ def test_only_errors_of_the_file_itself_name_it(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OutputError, match=r"file cannot be written"), replacing(path) as temporary:
         (temporary / "below a file").write_text("")
-    with pytest.raises(FileNotFoundError, match="nowhere"), replacing_folder(tmp_path / "folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere"), replace_folder(tmp_path / "folder"):
         (tmp_path / "nowhere").read_bytes()
     with (
         pytest.raises(OutputError, match=r"folder cannot be written"),
-        replacing_folder(tmp_path / "folder") as f,
+        replace_folder(tmp_path / "folder") as f,
     ):
         (f / "a" / "b").write_text("")
     assert not list(tmp_path.iterdir())
@@ -89,7 +89,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     with pytest.raises(OutputError, match="loop cannot be written"), replacing(tmp_path / "loop"):
         pass
     (tmp_path / "folder").symlink_to("there")
-    with replacing_folder(tmp_path / "folder") as temporary:
+    with replace_folder(tmp_path / "folder") as temporary:
         (temporary / "new").write_text("")
     assert os.readlink(tmp_path / "folder") == "there"
     assert [each.name for each in (tmp_path / "there").iterdir()] == ["new"]
@@ -136,7 +136,7 @@ def test_what_is_no_file_is_refused_before_anything_is_written(tmp_path):
                 pytest.fail("the body was run")
     (tmp_path / "file").write_text("old")
     for path in ("/dev/null", tmp_path / "file"):
-        with pytest.raises(OutputError, match="is no folder"), replacing_folder(path):
+        with pytest.raises(OutputError, match="is no folder"), replace_folder(path):
             pytest.fail("the body was run")
     assert is_stream("/dev/null") and (tmp_path / "file").read_text() == "old"
 
@@ -168,7 +168,7 @@ def test_a_folder_whose_writer_was_killed_is_old_or_new_after_the_next(tmp_path,
     (tmp_path / ".folder.more.unfinished").mkdir()  # of somebody else
     script = (
         "import os, signal, sys\n"
-        "from ppfcos.fileio import replacing_folder\n"
+        "from ppfcos.fileio import replace_folder\n"
         "renamed = 0\n"
         "def replace(*names, rename=os.replace):\n"
         "    global renamed\n"
@@ -176,11 +176,11 @@ def test_a_folder_whose_writer_was_killed_is_old_or_new_after_the_next(tmp_path,
         f"    if renamed == {kill_before}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    rename(*names)\n"
         "os.replace = replace\n"
-        "with replacing_folder(sys.argv[1]) as folder: (folder / 'file').write_text('new')\n"
+        "with replace_folder(sys.argv[1]) as folder: (folder / 'file').write_text('new')\n"
     )
     done = subprocess.run([sys.executable, "-c", script, target], check=False)
     assert done.returncode == (-signal.SIGKILL if kill_before < 3 else 0)
-    with pytest.raises(ValueError), replacing_folder(target):
+    with pytest.raises(ValueError), replace_folder(target):
         raise ValueError
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == ({"folder/sub/file"} if kill_before < 3 else {"folder/file"})

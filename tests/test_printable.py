@@ -15,7 +15,7 @@ from ppfcos import console
 from ppfcos.cli import convert_data
 from ppfcos.data.convert.convert import convert
 from ppfcos.json_files import to_json
-from ppfcos.metrics.coco import CocoFigures
+from ppfcos.metrics.coco import CocoMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "a\x1b[2J\r\nerror: forged\x07\x7f\x9b1m\u2028\u202egpj\u2066\ud800\udce9"
@@ -58,7 +58,7 @@ def test_a_name_cannot_forge_a_line_of_a_log():
 
 
 def test_class_names_in_the_table_of_an_evaluation():
-    figures = CocoFigures.__new__(CocoFigures)
+    figures = CocoMetrics.__new__(CocoMetrics)
     object.__setattr__(figures, "per_class", {HOSTILE: 0.5, "b": -1.0})
     assert is_harmless(figures.class_table(), lines=2)
 
@@ -108,7 +108,7 @@ def test_no_picture_or_box_is_lost_by_a_name(yolo, tmp_path, target):
     for number, wanted in enumerate((target, "coco")):
         done = convert(source, wanted, tmp_path / str(number))
         source = tmp_path / str(number)
-        assert done.pictures == len(NAMES) and [loss for loss in done.losses if "<folder>" not in loss] == []
+        assert done.images == len(NAMES) and [loss for loss in done.dropped if "<folder>" not in loss] == []
     [file] = (source / "annotations").iterdir()
     content = json.loads(file.read_text(encoding="utf-8"))
     assert sorted(note["bbox"][2] for note in content["annotations"]) == widths

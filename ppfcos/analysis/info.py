@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppfcos.analysis.graph import QUANTIZE, NetworkGraph
+from ppfcos.analysis.network import QUANTIZE, Network
 from ppfcos.analysis.layers import DECODE, INPUT, Layers, Precisions, fused_names, layer_precision
 from ppfcos.analysis.timing import LayerTimes, layer_times, onnx_runtime_times, openvino_times
 from ppfcos.deploy.bundle import ONNX, Bundle, NetworkInput
@@ -47,7 +47,7 @@ class NetworkInfo:
         # Noise of a fixed seed, for time may depend on what is found.
         noise = np.random.default_rng(0).integers(0, 256, (*self.form.size, 3), np.uint8)
         self.inputs = Preprocess(bundle.preprocess, self.form)([noise] * (self.form.batch or 1))
-        self._graph = NetworkGraph(self.file, {name: each.shape for name, each in self.inputs.items()})
+        self._graph = Network(self.file, {name: each.shape for name, each in self.inputs.items()})
         self._layers = Layers(self._graph, self.form.height)
         self._precisions = Precisions(self._graph)
         self._is_quantised = any(node.op_type == QUANTIZE for node in self._graph.nodes)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, helper
 
-from ppfcos.analysis.graph import (
+from ppfcos.analysis.network import (
     CONVOLUTIONS,
     DEQUANTIZE,
     INTEGER_PRODUCTS,
     MATRIX_PRODUCTS,
     QUANTIZE,
-    NetworkGraph,
+    Network,
     Value,
 )
 
@@ -46,7 +46,7 @@ class Precisions:
         graph: the network.
     """
 
-    def __init__(self, graph: NetworkGraph):
+    def __init__(self, graph: Network):
         self._graph = graph
         self._behind: set[str] = set()  # first outputs of nodes whose inputs come from integers
         self._ahead: set[str] = set()  # of nodes whose outputs become integers
@@ -149,7 +149,7 @@ class Layers:
         of_value: the number of the layer that makes a value.
     """
 
-    def __init__(self, graph: NetworkGraph, height: int):
+    def __init__(self, graph: Network, height: int):
         self._graph = graph
         self._height = height
         self._behind, self._ahead = _around_products(graph)
@@ -341,7 +341,7 @@ def layer_precision(layer: Layer, precisions: Precisions) -> str:
     return floats.most_common(1)[0][0] if floats else precisions.of(layer.nodes[0])
 
 
-def _around_products(graph: NetworkGraph) -> tuple[set[str], set[str]]:
+def _around_products(graph: Network) -> tuple[set[str], set[str]]:
     """First outputs of the nodes behind a convolution, and of those that a convolution is behind."""
     return (
         _reached(graph.nodes, lambda node: (node.input, node.output)),

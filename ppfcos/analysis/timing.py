@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from ppfcos.analysis.graph import NetworkGraph
+from ppfcos.analysis.network import Network
 from ppfcos.analysis.layers import Layers
 from ppfcos.deploy.onnx_files import OnnxFile
 from ppfcos.deploy.runtimes.onnx_runtime import CPU_PROVIDER, open_session
@@ -165,7 +165,7 @@ def _openvino_nodes(model: Any, device: str) -> Iterator[NodeTime]:
         yield NodeTime(says.get("layerType", ""), names, (_plain(name),), milliseconds, device)
 
 
-def layer_times(nodes: Iterable[NodeTime], graph: NetworkGraph, layers: Layers, wanted: str) -> LayerTimes:
+def layer_times(nodes: Iterable[NodeTime], graph: Network, layers: Layers, wanted: str) -> LayerTimes:
     """Share out the time of a runtime's nodes among the layers.
 
     A node that a runtime added, such as one that reorders channels, goes to the layer that it takes its input

@@ -120,7 +120,7 @@ def benchmark(options: argparse.Namespace) -> None:
     _check_output("--output", options.output)
     _check_output("--chart", options.chart)
     os.environ["OMP_NUM_THREADS"] = str(max(options.threads))  # in time: Paddle is imported below, if at all
-    from ppfcos.visualize.benchmark_table import benchmark_text
+    from ppfcos.visualize.benchmark_report import benchmark_text
 
     content = _measured(options)
     if options.output:
@@ -217,18 +217,18 @@ def _read_pictures(folder: Path) -> list[Picture]:
 def _drawn_pictures(bundle: Path) -> list[Picture]:
     """Shapes on backgrounds, as JPEG."""
     from ppfcos.data.rng import generator
-    from ppfcos.data.shapes import draw_picture
+    from ppfcos.data.shapes import draw_image
     from ppfcos.deploy.bundle import read_bundle
     from ppfcos.deploy.preprocess import Preprocess
     from ppfcos.deploy.streams import Picture
-    from ppfcos.visualize.drawing import encode_picture
+    from ppfcos.visualize.drawing import encode_image
 
     description = read_bundle(bundle)
     size = Preprocess(description.preprocess, description.input).natural_size or SIZE_OF_ANY
     pictures = []
     for number in range(DRAWN):
-        pixels, _ = draw_picture(max(size), generator(SEED, number))
-        content = encode_picture(pixels[: size[0], : size[1]], ".jpg")
+        pixels, _ = draw_image(max(size), generator(SEED, number))
+        content = encode_image(pixels[: size[0], : size[1]], ".jpg")
         pictures.append(Picture(f"drawn picture {number}", content, size))
     return pictures
 

@@ -16,7 +16,7 @@ from ppfcos.json_files import to_json
 
 if TYPE_CHECKING:  # imported where it is used: it brings PaddleDetection with it
     from ppfcos.data.check.check import DataReport
-    from ppfcos.data.check.coverage import Geometry
+    from ppfcos.data.check.levels import Geometry
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.data.check.check import check_data
     from ppfcos.visualize.data_report import text_report
@@ -95,11 +95,11 @@ def check(options: argparse.Namespace) -> int:
     _write_reports(report, Path(options.output_dir), options.config or options.path, options.accept)
     if options.fix:
         _write_cleaned(report, Path(options.fix))
-    return FINDINGS if any(finding.kind not in options.accept for finding in report.findings) else CLEAN
+    return FINDINGS if any(finding.kind not in options.accept for finding in report.issues) else CLEAN
 
 
 def _check_kinds(accepted: Sequence[str]) -> None:
-    from ppfcos.data.check.issues import KINDS
+    from ppfcos.data.issues import ISSUE_TYPES
 
     unknown = [kind for kind in accepted if kind not in KINDS]
     if unknown:
@@ -108,8 +108,8 @@ def _check_kinds(accepted: Sequence[str]) -> None:
 
 def _what_to_check(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geometry]:
     """A configuration, the user's own or one that is made for a path, and at which sizes to look at boxes."""
-    from ppfcos.data.check.coverage import Geometry, geometry_of
-    from ppfcos.data.check.layouts import sections_at
+    from ppfcos.data.check.levels import Geometry, geometry_of
+    from ppfcos.data.formats.layouts import find_sections
 
     if bool(options.path) == bool(options.config):
         raise ConfigError("name either a configuration (-c FILE) or a path, and not both")
@@ -122,7 +122,7 @@ def _what_to_check(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geom
         return cfg, geometry_of(cfg, _strides(cfg))
     if options.opt:
         raise ConfigError("-o changes keys of a configuration; a path has none: leave out -o, or take -c")
-    return sections_at(Path(options.path), Path(options.image_dir) if options.image_dir else None), Geometry()
+    return find_sections(Path(options.path), Path(options.image_dir) if options.image_dir else None), Geometry()
 
 
 def _strides(cfg: Mapping[str, Any]) -> list[int]:
@@ -160,7 +160,7 @@ def _write_reports(report: DataReport, folder: Path, title: str, accepted: Seque
 
 def _write_cleaned(report: DataReport, path: Path) -> None:
     from ppfcos.data.check.fix import clean
-    from ppfcos.data.check.issues import KINDS
+    from ppfcos.data.issues import ISSUE_TYPES
     from ppfcos.fileio import replacing
 
     raw = report.sections[0].raw
@@ -170,9 +170,9 @@ def _write_cleaned(report: DataReport, path: Path) -> None:
     with replacing(path) as unfinished:
         unfinished.write_text(to_json(content), encoding="utf-8")
     left = 0
-    for kind, section, findings in report.by_kind():
-        if section is report.sections[0] and KINDS[kind].fix:
-            logger.info("--fix: %s: %d; it %s", kind, len(findings), KINDS[kind].fix)
+    for kind, section, findings in report.by_type():
+        if section is report.sections[0] and ISSUE_TYPES[kind].fix:
+            logger.info("--fix: %s: %d; it %s", kind, len(findings), ISSUE_TYPES[kind].fix)
         elif section is report.sections[0]:
             left += len(findings)
     logger.info(

@@ -54,7 +54,7 @@ def joined() -> Iterator[None]:
             return
         with environment.quiet_imports():
             from ppfcos.engine import distributed
-        with distributed.joined():
+        with distributed.process_group():
             yield
 
 
@@ -66,7 +66,7 @@ def together() -> Iterator[None]:
         return
     from ppfcos.engine import distributed
 
-    with distributed.together():
+    with distributed.collective_error_check():
         yield
 
 
@@ -76,7 +76,7 @@ def gather(value: Any) -> list:
         return [value]
     from ppfcos.engine import distributed
 
-    return distributed.gather(value)
+    return distributed.all_gather_object(value)
 
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -396,7 +396,7 @@ def messages_on_stdout() -> Iterator[console.ScreenHandler]:
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.propagate = False  # a library's handler on the root logger would print every line twice
-    logger.setLevel(logging.INFO if console.is_first_process() else logging.WARNING)
+    logger.setLevel(logging.INFO if console.is_main_process() else logging.WARNING)
     try:
         yield handler
     finally:

@@ -111,12 +111,12 @@ def convert_data(options: argparse.Namespace) -> None:
     )
     for remark in done.remarks:
         logger.info("note: %s", remark)
-    for loss in done.losses:
+    for loss in done.dropped:
         logger.info("lost: %s", loss)
-    if not done.losses:
+    if not done.dropped:
         logger.info("nothing is lost")
     how = {"link": "linked", "copy": "copied", "none": "placed"}[options.pictures]
-    logger.info("%s written to %s, %d pictures %s", options.target_format, options.output, done.pictures, how)
+    logger.info("%s written to %s, %d pictures %s", options.target_format, options.output, done.images, how)
     for split, section in done.sections.items():
         text = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
         logger.info("to read %s, set TrainDataset or EvalDataset: %s", split, text)

@@ -80,7 +80,7 @@ def convert_weights(options: argparse.Namespace) -> None:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.convert.convert import convert
     target = options.output

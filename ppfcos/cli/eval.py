@@ -159,10 +159,10 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ConfigError("--json_eval evaluates what was found before, and runs nothing: leave out --bundle")
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # in time: Paddle is imported below
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
-        from ppfcos.data.classes import settle_num_classes
+        from ppfcos.data.classes import set_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.engine import distributed
         from ppfcos.engine.device import select_device
@@ -170,10 +170,10 @@ def evaluate(options: argparse.Namespace) -> int:
     cfg = load_config(options.config, command.overrides(options, "classwise", "output_eval", "amp"))
     device = select_device(cfg)
     images_a_second = None
-    with distributed.joined():
-        with distributed.together():
+    with distributed.process_group():
+        with distributed.collective_error_check():
             data = build_dataset(cfg, "EvalDataset")
-            settle_num_classes(cfg, data.class_names, data.source)
+            set_num_classes(cfg, data.class_names, data.source)
         found: list[dict] = []  # of all images, in the main process
         if options.report:
             _require_writable(options.report)
@@ -207,7 +207,7 @@ def _require_writable(folder: str) -> None:
     from ppfcos.engine import distributed
     from ppfcos.fileio import require_writable
 
-    with distributed.together():
+    with distributed.collective_error_check():
         if distributed.is_main():
             require_writable(folder, "--report FOLDER")
 
@@ -217,13 +217,13 @@ def _write_report(
 ) -> None:
     from ppfcos.engine import distributed
     from ppfcos.visualize.evaluation_report import write_report
-    from ppfcos.visualize.gallery import RecordPictures
+    from ppfcos.visualize.gallery import RecordImages
 
     judged = (cfg.get("output_eval") or ".") if options.json_eval else options.bundle or cfg.get("weights")
     title = " · ".join(str(part) for part in (Path(options.config).stem, judged) if part)
-    with distributed.together():
+    with distributed.collective_error_check():
         if distributed.is_main():
-            pictures = RecordPictures(data.records)
+            pictures = RecordImages(data.records)
             page = write_report(options.report, title, data.coco_ground_truth(), found, figures, pictures)
             logger.info("report: %s", page)
 
@@ -242,7 +242,7 @@ def _uses(cfg: Mapping[str, Any], found: list[dict]) -> list[Callable[[list[dict
     from ppfcos.fileio import require_writable
 
     output = cfg.get("output_eval")
-    with distributed.together():
+    with distributed.collective_error_check():
         if output and distributed.is_main():
             require_writable(output)
     return [found.extend, *([functools.partial(evaluator.write_detections, output)] if output else [])]
@@ -256,12 +256,12 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
     from ppfcos.engine.checkpoint import saved_class_names
     from ppfcos.engine.model import build_model
     from ppfcos.engine.run_folder import FINAL, run_folder
-    from ppfcos.engine.tta import config_for_testing, model_for_testing
+    from ppfcos.engine.tta import tta_config, tta_model
     from ppfcos.engine.weights import load_weights
 
     uses = _uses(cfg, found)
-    with distributed.together():
-        reading = config_for_testing(cfg, "EvalReader")
+    with distributed.collective_error_check():
+        reading = tta_config(cfg, "EvalReader")
         loader = EvalLoader(reading, data, "EvalReader", distributed.world_size(), distributed.rank())
         model = build_model(cfg)
         weights = cfg.get("weights") or run_folder(cfg) / FINAL
@@ -270,7 +270,7 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
             check_same_classes(trained_on, str(weights), data.class_names, data.source)
         load_weights(model, weights)
         logger.info("weights: %s", weights)
-        model = model_for_testing(model, cfg, "EvalReader")
+        model = tta_model(model, cfg, "EvalReader")
     return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
 
 
@@ -283,7 +283,7 @@ def _figures_of_bundle(
     from ppfcos.engine import distributed, evaluator
 
     uses = _uses(cfg, found)
-    with distributed.together():
+    with distributed.collective_error_check():
         way = options.runtime, options.precision, options.threads, options.batch, options.device
         predictor = Predictor(options.bundle, *way)
         check_same_classes(list(predictor.class_names), str(options.bundle), data.class_names, data.source)

@@ -18,7 +18,7 @@ from ppfcos.fileio import read_text
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from ppfcos.export.int8 import Calibration
+    from ppfcos.export.ptq import Calibration
     from ppfcos.export.qat_export import TrainedRanges
 
 INT8 = "int8"
@@ -92,7 +92,7 @@ def calibration(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Calibrat
         return None
     if cfg.get("quantization_aware_training") is not None:
         return _trained_ranges(options)
-    from ppfcos.export.int8 import Calibration
+    from ppfcos.export.ptq import Calibration
     from ppfcos.export.ptq import QuantizationSettings, evenly_chosen
 
     values = {name: getattr(options, option) for option, name in SETTINGS.items()}
@@ -161,7 +161,7 @@ def _images_of_datasets(cfg: Mapping[str, Any]) -> list[str]:
 
 
 if TYPE_CHECKING:
-    from ppfcos.export.bundle import Wanted
+    from ppfcos.export.bundle import ExportOptions
 
 
 DESCRIPTION = (
@@ -291,10 +291,10 @@ def export_model(options: argparse.Namespace) -> None:
     logger.info("run it with: python tools/infer.py --bundle %s --infer_img IMAGE", folder)
 
 
-def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Wanted:
-    from ppfcos.export.bundle import Wanted, onnx_is_installed
-    from ppfcos.export.inputs import network_input
-    from ppfcos.export.program import HeadsForm
+def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> ExportOptions:
+    from ppfcos.export.bundle import ExportOptions, onnx_is_installed
+    from ppfcos.export.program import network_input
+    from ppfcos.export.program import HeadsSpec
 
     formats = options.formats
     if formats is None and options.integer_outputs:
@@ -307,7 +307,7 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Wanted:
             )
     heads = None
     if options.kind == names.HEADS:
-        heads = HeadsForm(options.layout, options.distances, bool(options.image_only))
+        heads = HeadsSpec(options.layout, options.distances, bool(options.image_only))
     elif (options.layout, options.distances, options.image_only) != (names.NCHW, names.PIXELS, None):
         raise ConfigError(
             "--layout, --distances and --image_only are for --kind heads; add it or leave them out"
@@ -318,9 +318,9 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Wanted:
     int8 = calibration(options, cfg)
     # A network in INT8 is true on pictures like those that it was calibrated with, and not on noise.
     pictures = _pictures(options.check_images, cfg) or list(getattr(int8, "images", ()))[:PICTURES]
-    return Wanted(
+    return ExportOptions(
         heads=heads,
-        form=network_input(options.input, options.channels, options.batch, options.fixed_size),
+        input_spec=network_input(options.input, options.channels, options.batch, options.fixed_size),
         formats=formats,
         precisions=options.precision,
         opset=options.opset,

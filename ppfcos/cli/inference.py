@@ -22,7 +22,7 @@ from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video,
 from ppfcos.engine.hooks import StopRequest
 from ppfcos.errors import ConfigError, DataError, OutputError, Stopped
 from ppfcos.fileio import replacing
-from ppfcos.visualize.drawing import draw_detections, save_picture
+from ppfcos.visualize.drawing import draw_detections, save_image
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def draw_what_is_found(options: argparse.Namespace) -> None:
                 files = _count(len(paths), "file")
                 raise DataError(f"no picture could be read: {files}, the first is {paths[0]}")
             results.finish(sorted(drawn, key=lambda each: each.number))
-    if console.is_first_process():
+    if console.is_main_process():
         _log_summary(options, drawn, len(paths) - len(drawn))
 
 
@@ -75,10 +75,10 @@ def _draw_share(
         for path, image, detections in detector.detect(read_pictures(own)):
             yield Drawn(numbers[path], path.name, detections)  # kept before the picture, which may not fit
             picture = draw_detections(image, detections, options.draw_threshold)
-            save_picture(Path(options.output_dir) / picture_name(path), picture)
+            save_image(Path(options.output_dir) / picture_name(path), picture)
             show(path.name, picture)
             objects = _count(len(detections.above(options.draw_threshold)), "object")
-            logger.info("%s: %s", path, objects, extra=console.SHOWN_BY_BAR)
+            logger.info("%s: %s", path, objects, extra=console.HIDDEN_BY_BAR)
             bar.advance()
 
 

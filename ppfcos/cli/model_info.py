@@ -63,7 +63,7 @@ def show(options: argparse.Namespace) -> None:
     with environment.quiet_imports():
         from ppfcos.deploy.bundle import read_bundle
         from ppfcos.fileio import require_writable, require_writable_file
-        from ppfcos.visualize.network_text import text_of_network
+        from ppfcos.visualize.network_report import network_text
 
     bundle = read_bundle(options.bundle)
     if options.output:
@@ -78,7 +78,7 @@ def show(options: argparse.Namespace) -> None:
     if options.output:
         _draw(Path(options.output), figures)
     # At the end, for whoever reads it may go before it does.
-    console.show(text_of_network(figures))
+    console.show(network_text(figures))
 
 
 def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -97,12 +97,12 @@ def _figures(bundle: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(folder: Path, figures: Mapping[str, Any]) -> None:
-    from ppfcos.visualize.network_drawing import svg_of_network
-    from ppfcos.visualize.network_page import page_of_network
+    from ppfcos.visualize.network_drawing import network_svg
+    from ppfcos.visualize.network_page import network_page
 
-    drawing = svg_of_network(figures)
+    drawing = network_svg(figures)
     _write_text(folder / DRAWING_FILE, drawing)
-    _write_text(folder / PAGE_FILE, page_of_network(figures, drawing))
+    _write_text(folder / PAGE_FILE, network_page(figures, drawing))
 
 
 def _write_text(path: Path, text: str) -> None:

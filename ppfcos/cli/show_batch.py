@@ -54,27 +54,27 @@ def show(options: argparse.Namespace) -> None:
     Raises:
         PPFCOSError: it cannot be done.
     """
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import paddle
 
         from ppfcos.config import load_config
-        from ppfcos.data.classes import settle_num_classes
+        from ppfcos.data.classes import set_num_classes
         from ppfcos.data.datasets import build_dataset
         from ppfcos.data.loader import TrainLoader
         from ppfcos.engine.model import build_model
-        from ppfcos.engine.prefetcher import BatchFeed
+        from ppfcos.engine.prefetcher import Prefetcher
         from ppfcos.engine.run_folder import run_folder
         from ppfcos.visualize.batch import draw_batch
-        from ppfcos.visualize.drawing import save_picture
+        from ppfcos.visualize.drawing import save_image
 
     cfg = load_config(options.config, options.opt)
     paddle.set_device("cpu")  # whoever looks may be training on the GPU
     data = build_dataset(cfg, "TrainDataset")
-    settle_num_classes(cfg, data.class_names, data.source)
+    set_num_classes(cfg, data.class_names, data.source)
     model = build_model(cfg)
     loader = TrainLoader({**cfg, "worker_num": 0}, data)  # the batches are the same, and start sooner
-    feed = BatchFeed(loader, cfg["max_bad_images"])
+    feed = Prefetcher(loader, cfg["max_bad_images"])
     feed.start_epoch(options.epoch - 1)
     output = Path(options.output or run_folder(cfg) / "batch.png")
     for number in range(1, min(options.batches, len(feed)) + 1):
@@ -82,7 +82,7 @@ def show(options: argparse.Namespace) -> None:
             feed.advance(paddle.zeros([1]))
         images = [image for part in feed.current for image in fed_images(model, part, data)]
         path = output.with_name(f"{output.stem}_{number}{output.suffix}") if options.batches > 1 else output
-        save_picture(path, draw_batch(images, pyramid_levels(model)))
+        save_image(path, draw_batch(images, pyramid_levels(model)))
         _log_counts(path, images)
 
 
@@ -106,15 +106,15 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
 
     Args:
         model: a PPFCOS; only its strides and its targets are used.
-        batch: from BatchFeed; a part of it where `accumulate_steps` divides it.
+        batch: from Prefetcher; a part of it where `accumulate_steps` divides it.
         data: where it came from.
 
     Returns:
-        B × ppfcos.visualize.batch.FedImage.
+        B × ppfcos.visualize.batch.BatchImage.
     """
     import numpy as np
 
-    from ppfcos.visualize.batch import FedImage
+    from ppfcos.visualize.batch import BatchImage
     from ppfcos.visualize.drawing import printable_name
 
     assigned = _assigned(model, batch)
@@ -127,7 +127,7 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
         height, width = np.rint(batch["im_shape"][i].numpy()).astype(int).tolist()
         title = f"{files[int(batch['im_id'][i])]}: {width}x{height}, {len(labels)} boxes, "
         images.append(
-            FedImage(
+            BatchImage(
                 batch["image"][i].numpy().transpose(1, 2, 0)[..., ::-1],
                 (height, width),
                 title + f"{len(locations['levels'])} locations",

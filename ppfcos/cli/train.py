@@ -75,22 +75,22 @@ def train(options: argparse.Namespace) -> None:
         PPFCOSError: it cannot be done.
         Stopped: a signal ended it.
     """
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
         from ppfcos.engine import distributed, run_record
         from ppfcos.engine.device import select_device
         from ppfcos.engine.hooks import StopRequest
-        from ppfcos.engine.run_log import RunLog
+        from ppfcos.engine.run_record import RunLog
         from ppfcos.engine.trainer import Trainer
 
     switches = command.overrides(options, "amp", "to_static", "use_vdl", "vdl_log_dir")
     with RunLog() as log, StopRequest().listening() as stop:
         cfg = load_config(options.config, switches)
         device = select_device(cfg)
-        with distributed.joined():
+        with distributed.process_group():
             trainer = Trainer(cfg, device, options.eval, options.resume, stop, options.profile)
-            with distributed.together():
+            with distributed.collective_error_check():
                 if distributed.is_main():
                     log.open(trainer.folder, run_record.command_line())
             trainer.train()
@@ -103,14 +103,14 @@ def _say_what_came_of_it(trainer: Trainer) -> None:
 
     last = trainer.folder / f"{FINAL}.pdparams"
     arguments = ["-c", trainer.folder / run_record.CONFIG_FILE, "-o"]
-    best = trainer.evaluations.best
+    best = trainer.validation.best
     if best is None:
         following = command.command_line("eval", *arguments, f"weights={last}")
     else:
         following = command.command_line("export_model", *arguments, f"weights={best[0]}")
-    if trainer.curves is not None:
-        logger.info("curves: visualdl --language en --logdir %s", trainer.curves.folder)
-    for line in summary.closing(trainer.evaluations.made, best, last, following):
+    if trainer.writer is not None:
+        logger.info("curves: visualdl --language en --logdir %s", trainer.writer.folder)
+    for line in summary.describe_results(trainer.validation.made, best, last, following):
         logger.info("%s", line)
 
 

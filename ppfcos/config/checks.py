@@ -371,11 +371,11 @@ def _refuse_mixing(path: str, transforms: list) -> None:
     """Further training samples are to be had in TrainReader.sample_transforms itself only."""
     from ppdet.data import transform
 
-    from ppfcos.data.transforms import MixingOperator
+    from ppfcos.data.transforms import MixTransform
 
     for index, element in enumerate(transforms):
         [name] = element
-        if issubclass(getattr(transform, name), MixingOperator):
+        if issubclass(getattr(transform, name), MixTransform):
             raise ConfigError(
                 f"{element.origins[name]}: {path}.{index}.{name} is refused: it mixes several training "
                 "samples, and its place is in TrainReader.sample_transforms itself"
@@ -386,7 +386,7 @@ def _check_transforms(origin: str, path: str, transforms: list, valid: Sequence[
     """A list of operators, each a mapping of its name to its arguments."""
     from ppdet.data import transform
 
-    from ppfcos.data.transforms.uint8 import PIXEL_OPERATORS
+    from ppfcos.data.transforms.uint8 import UINT8_TRANSFORMS
 
     for index, element in enumerate(transforms):
         if not isinstance(element, Section) or len(element) != 1:
@@ -410,7 +410,7 @@ def _check_transforms(origin: str, path: str, transforms: list, valid: Sequence[
                 _refuse_mixing(f"{inner_path}.{key}", arguments[key])
         if name not in BATCH_TRANSFORMS:  # which are never built
             try:
-                (PIXEL_OPERATORS.get(name) or getattr(transform, name))(**arguments)
+                (UINT8_TRANSFORMS.get(name) or getattr(transform, name))(**arguments)
             except Exception as error:  # of whatever PaddleDetection's constructors do with odd values
                 raise ConfigError(
                     f"{inner_origin}: {inner_path} cannot be used: {one_line(error)}"

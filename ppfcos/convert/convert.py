@@ -18,7 +18,7 @@ from ppfcos.convert.formats import Format, Recipe
 from ppfcos.convert.names import Translation, reverse_channels
 from ppfcos.convert.torch_file import is_torch_file, read_torch
 from ppfcos.engine.model import build_model
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import ConfigError, WeightsError
 from ppfcos.fileio import replacing
 

@@ -30,7 +30,7 @@ from ppfcos.engine.restricted_unpickler import (
     array_of_bytes,
     checked_shape,
 )
-from ppfcos.engine.state_file import reading, require_dict
+from ppfcos.engine.weights import reading, require_dict
 
 OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_FORMAT_PROTOCOL = 1001

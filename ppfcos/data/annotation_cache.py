@@ -21,7 +21,7 @@ from typing import Any, Callable
 import numpy as np
 
 from ppfcos.data.records import DetectionData, RecordStore, check_columns
-from ppfcos.data.statistics import Tally
+from ppfcos.data.statistics import LoadStatistics
 from ppfcos.errors import DataError, OutputError, one_line
 from ppfcos.fileio import replacing, require_regular
 
@@ -31,7 +31,7 @@ _VERSION = 1
 _MAX_HEADER = 1024  # bytes of a .npy file that hold its header; np.save writes 128
 _META = "meta"  # beside the columns, a JSON text as bytes
 
-Content = tuple[RecordStore, list[dict[str, Any]], Tally]
+Content = tuple[RecordStore, list[dict[str, Any]], LoadStatistics]
 
 
 class AnnotationCache:
@@ -63,7 +63,7 @@ class AnnotationCache:
             logger.info("annotations from %s", self.path)
             return found
         data = make()
-        content = RecordStore.of(data.records), data.categories, data.tally
+        content = RecordStore.from_records(data.records), data.categories, data.tally
         try:
             self.write(*content)
         except OutputError as error:
@@ -77,7 +77,7 @@ class AnnotationCache:
             if state != self._state:
                 logger.info("%s is of an earlier state of the data and is made anew", self.path)
                 return None
-            tally = Tally.of(changes)
+            tally = LoadStatistics.from_dict(changes)
             check_columns(columns, len(check_categories(categories)))
             return RecordStore(columns), categories, tally
         except FileNotFoundError:
@@ -86,7 +86,7 @@ class AnnotationCache:
             logger.warning("%s is broken and is made anew: %s", self.path, one_line(error))
             return None
 
-    def write(self, records: RecordStore, categories: list[dict[str, Any]], tally: Tally) -> None:
+    def write(self, records: RecordStore, categories: list[dict[str, Any]], tally: LoadStatistics) -> None:
         """Keeps what was read of the annotations as they are now.
 
         Raises:

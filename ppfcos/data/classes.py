@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 _SHOWN = 5  # names that a message lists
 
 
-def settle_num_classes(cfg: MutableMapping[str, Any], class_names: Sequence[str], source: str) -> None:
+def set_num_classes(cfg: MutableMapping[str, Any], class_names: Sequence[str], source: str) -> None:
     """Sets `num_classes` to what the data has, or sees that it is what the configuration says.
 
     To be called before the model is built: PaddleDetection's workspace gives the key to the parts of the

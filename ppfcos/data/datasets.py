@@ -14,25 +14,25 @@ from ppdet.core.workspace import global_config
 from ppdet.data.source.coco import COCODataSet
 
 from ppfcos.data.annotation_cache import AnnotationCache
-from ppfcos.data.classes import read_names, settle_num_classes
+from ppfcos.data.classes import read_names, set_num_classes
 from ppfcos.data.formats import coco
 from ppfcos.data.formats.concat import PPFCOSJoinedDataSet, join, join_categories
 from ppfcos.data.formats.voc import PPFCOSVOCDataSet
 from ppfcos.data.formats.yolo import PPFCOSYOLODataSet
 from ppfcos.data.images import IMAGE_SUFFIXES, list_images
 from ppfcos.data.records import (
-    SHORTEST_SIDE,
+    MIN_BOX_SIDE,
     DetectionData,
-    EpochDraw,
+    EpochSampling,
     Record,
     RecordStore,
     clip_boxes,
     drop_boxes_without_area,
     numbered,
-    set_crowds_apart,
+    separate_crowds,
 )
 from ppfcos.data.rng import global_generators
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,9 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     """
     data = _read(cfg, section, cfg.get(section) or {})
     if not isinstance(data.records, RecordStore):
-        data.records = RecordStore.of(data.records)
+        data.records = RecordStore.from_records(data.records)
     if cfg.get("num_classes") is not None:
-        settle_num_classes(cfg, data.class_names, data.source)
+        set_num_classes(cfg, data.class_names, data.source)
     _log(data)
     return data
 
@@ -77,7 +77,7 @@ def _log(data: DetectionData) -> None:
     """One line: what there is, and what was done to have it so."""
     changes = f"; {data.tally}" if str(data.tally) else ""
     logger.log(
-        logging.WARNING if data.tally.tells_of_faults else logging.INFO,
+        logging.WARNING if data.tally.has_faults else logging.INFO,
         "%s: %d images, %d objects, %d classes from %s%s",
         data.section,
         len(data),
@@ -107,7 +107,7 @@ def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> Dete
     # PaddleDetection draws some of the images without objects (empty_ratio): every process must draw the same
     with global_generators(int(cfg.get("seed") or 0)):
         data = _parsed(cfg, dataset, section, keys)
-    if data.keeps_crowds:
+    if data.has_crowds:
         _settle_crowds(data, _ignores_crowds(cfg))
     return data
 
@@ -128,9 +128,9 @@ def _ignores_crowds(cfg: Mapping[str, Any]) -> bool:
 def _settle_crowds(data: DetectionData, ignored: bool) -> None:
     """Takes the boxes around crowds away from the records, unless what is in them is to be ignored."""
     if not isinstance(data.records, RecordStore):
-        data.records = RecordStore.of(data.records)
+        data.records = RecordStore.from_records(data.records)
     if ignored:
-        data.tally.move(Change.CROWD, Change.IGNORED_CROWD, data.records.number_of_crowds())
+        data.tally.move(LoadEvent.CROWD, LoadEvent.IGNORED_CROWD, data.records.number_of_crowds())
     else:
         data.records = data.records.without_crowds()
 
@@ -151,7 +151,7 @@ def _joined(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDataSet) 
         raise ConfigError(f"{section}.datasets is empty: list the data sets to be joined")
     draw = None
     if _is_training(section) and any(weight != 1 for weight in weights):
-        draw = EpochDraw([len(part.records) for part in parts], weights, int(cfg.get("seed") or 0))
+        draw = EpochSampling([len(part.records) for part in parts], weights, int(cfg.get("seed") or 0))
     return join(parts, section, dataset.class_names, draw)
 
 
@@ -226,7 +226,7 @@ def _coco(dataset: Any, section: str) -> DetectionData:
         contextlib.suppress(AssertionError),
     ):
         dataset.parse_dataset()
-    of_boxes = Tally()
+    of_boxes = LoadStatistics()
     records = [_plain(record) for record in getattr(dataset, "roidbs", None) or []]
     _count_left_out(dataset, content, records, of_boxes)
     records = drop_boxes_without_area(records, dataset.allow_empty, of_boxes)
@@ -274,22 +274,22 @@ def _cached_coco(
     )
 
 
-def _count_left_out(dataset: Any, content: dict[str, Any], records: list[Record], tally: Tally) -> None:
+def _count_left_out(dataset: Any, content: dict[str, Any], records: list[Record], tally: LoadStatistics) -> None:
     """Counts what PaddleDetection left out without a word: images without objects, and boxes."""
     taken = {int(record["im_id"][0]) for record in records}
     files = {image["id"]: image["file_name"] for image in content["images"]}
     if dataset.sample_num > 0:  # it read no further than that, in the order of the ids
         files = {number: name for number, name in files.items() if number <= max(taken, default=0)}
-    tally.add(Change.EMPTY_IMAGE, len(files.keys() - taken))
+    tally.add(LoadEvent.EMPTY_IMAGE, len(files.keys() - taken))
     for note in content.get("annotations", ()):
         if note["image_id"] not in files:
             continue
         if note.get("ignore"):
-            tally.add(Change.MARKED_IGNORE)
+            tally.add(LoadEvent.MARKED_IGNORE)
         elif note["iscrowd"] and not dataset.load_crowd:
-            tally.add(Change.CROWD)
-        elif min(note["bbox"][2], note["bbox"][3]) <= SHORTEST_SIDE:
-            tally.add(Change.NO_AREA, first=files[note["image_id"]])
+            tally.add(LoadEvent.CROWD)
+        elif min(note["bbox"][2], note["bbox"][3]) <= MIN_BOX_SIDE:
+            tally.add(LoadEvent.NO_AREA, first=files[note["image_id"]])
 
 
 def _add_crowds(records: list[Record], content: dict[str, Any]) -> None:
@@ -318,11 +318,11 @@ def _other(dataset: Any, section: str) -> DetectionData:
     names = getattr(dataset, "cname2cid", None)
     if not names:
         raise ConfigError(f"{section}: {type(dataset).__name__} does not say which classes it has")
-    tally, keep_empty = Tally(), getattr(dataset, "allow_empty", False)
-    tally.add_all(getattr(dataset, "tally", Tally()))
+    tally, keep_empty = LoadStatistics(), getattr(dataset, "allow_empty", False)
+    tally.add_all(getattr(dataset, "tally", LoadStatistics()))
     records = drop_boxes_without_area([_plain(record) for record in dataset.roidbs], keep_empty, tally)
     if _is_training(section):
-        records = set_crowds_apart(records, keep_empty, tally)
+        records = separate_crowds(records, keep_empty, tally)
     categories = getattr(dataset, "categories", None) or numbered(sorted(names, key=names.get))
     source = folder / (dataset.anno_path or dataset.image_dir or "")
     return DetectionData(section, str(source), records, categories, tally=tally)
@@ -380,7 +380,7 @@ def categories_of(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]] 
     """
     found = _named_classes(section, cfg.get(section) or {})
     if found is not None and cfg.get("num_classes") is not None:
-        settle_num_classes(cfg, found.class_names, found.source)
+        set_num_classes(cfg, found.class_names, found.source)
     return found.categories if found is not None else None
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from ppfcos.data.images import read_image, read_reduced_image
 from ppfcos.data.records import RecordStore
-from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.transforms.uint8 import UInt8Resize
 from ppfcos.errors import ConfigError, OutputError
 from ppfcos.fileio import replacing, require_regular
 
@@ -46,7 +46,7 @@ class FirstResize:
             Its pixels are then other ones, by a few levels.
     """
 
-    def __init__(self, resize: PixelResize, cache: ImageCache | None = None, reduced: bool = False):
+    def __init__(self, resize: UInt8Resize, cache: ImageCache | None = None, reduced: bool = False):
         self._resize = resize
         self._cache = cache
         self._reduced = reduced
@@ -117,7 +117,7 @@ class ImageCache:
     def __init__(
         self,
         records: RecordStore,
-        resize: PixelResize,
+        resize: UInt8Resize,
         limit: float,
         path: Path | None = None,
         reduced: bool = False,
@@ -190,7 +190,7 @@ class ImageCache:
         return flat.reshape(height, width, 3)
 
 
-def _resized_sizes(records: RecordStore, resize: PixelResize) -> np.ndarray:
+def _resized_sizes(records: RecordStore, resize: UInt8Resize) -> np.ndarray:
     """[N, 2] height and width of what Resize makes of each image, 0 where its size is not stated."""
     stated = np.stack([records.columns["h"], records.columns["w"]], axis=1).astype(np.int64)
     kinds, which = np.unique(stated, axis=0, return_inverse=True)  # far fewer than images
@@ -198,7 +198,7 @@ def _resized_sizes(records: RecordStore, resize: PixelResize) -> np.ndarray:
     return np.array(resized, dtype=np.int32).reshape(-1, 2)[which.reshape(-1)]
 
 
-def _settings(resize: PixelResize) -> list[Any]:
+def _settings(resize: UInt8Resize) -> list[Any]:
     return [_VERSION, resize.target_size, resize.keep_ratio, resize.interp, cv2.__version__]
 
 

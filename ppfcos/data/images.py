@@ -15,7 +15,7 @@ from PIL import Image
 from PIL import ImageFile as PillowFile
 
 from ppfcos import fileio
-from ppfcos.data.statistics import Change
+from ppfcos.data.statistics import LoadEvent
 from ppfcos.fileio import require_regular
 from ppfcos.image_files import (
     PILLOW_FORMATS,
@@ -41,13 +41,13 @@ _KIND_OF_MODE = {
 }
 _PNG_DEPTH_AT, _TIFF_BITS = 24, 258
 _CHANGE_OF_KIND = {
-    "image-grey": Change.GREY,
-    "image-palette": Change.PALETTE,
-    "image-cmyk": Change.CMYK,
-    "image-16-bit": Change.DEEP,
-    "image-alpha": Change.ALPHA,
-    "image-turned": Change.TURNED,
-    "image-turn-unclear": Change.TURNED,
+    "image-grey": LoadEvent.GRAYSCALE,
+    "image-palette": LoadEvent.PALETTE,
+    "image-cmyk": LoadEvent.CMYK,
+    "image-16-bit": LoadEvent.SIXTEEN_BIT,
+    "image-alpha": LoadEvent.ALPHA,
+    "image-turned": LoadEvent.ROTATED,
+    "image-turn-unclear": LoadEvent.ROTATED,
 }
 
 
@@ -136,7 +136,7 @@ def _is_deep(picture: Image.Image, path: str) -> bool:
     return max(bits if isinstance(bits, tuple) else (bits,)) > 8
 
 
-def colour_kinds(header: Header) -> Iterator[tuple[str, str]]:
+def color_issues(header: Header) -> Iterator[tuple[str, str]]:
     """Why `read_image` converts the pixels to 8-bit RGB.
 
     Args:
@@ -154,7 +154,7 @@ def colour_kinds(header: Header) -> Iterator[tuple[str, str]]:
         yield "image-alpha", detail
 
 
-def turn_kinds(header: Header, stated: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
+def orientation_issues(header: Header, stated: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
     """What `read_image` makes of the EXIF orientation of a picture that it can read.
 
     Args:
@@ -179,7 +179,7 @@ def turn_kinds(header: Header, stated: tuple[int, int] | None) -> Iterator[tuple
         yield "image-not-turned", f"{detail}, but the stated size is that of the stored pixels"
 
 
-def changes_in_reading(path: str, stated: tuple[int, int] | None) -> list[Change]:
+def load_events(path: str, stated: tuple[int, int] | None) -> list[Change]:
     """What `read_image` does to a picture that it can read, besides decoding it.
 
     Args:
@@ -192,7 +192,7 @@ def changes_in_reading(path: str, stated: tuple[int, int] | None) -> list[Change
     header = read_header(path)
     if header is None:
         return []
-    kinds = [kind for kind, _ in (*colour_kinds(header), *turn_kinds(header, stated))]
+    kinds = [kind for kind, _ in (*color_issues(header), *orientation_issues(header, stated))]
     return [_CHANGE_OF_KIND[kind] for kind in kinds if kind in _CHANGE_OF_KIND]
 
 
@@ -217,7 +217,7 @@ class ImageUnreadable(Exception):
         self.reason = reason
 
 
-class ImageCutShort(ImageUnreadable):
+class ImageTruncated(ImageUnreadable):
     """A picture whose file ends before its pixels do."""
 
 
@@ -225,7 +225,7 @@ class ImageTooLarge(ImageUnreadable):
     """A picture of more pixels or scans than are decoded."""
 
 
-class ImageOfAnotherSize(ImageUnreadable):
+class ImageSizeMismatch(ImageUnreadable):
     """A picture that is not of the stated size, turned or not."""
 
 
@@ -259,7 +259,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     if stored is not image:
         if stored.shape[:2] != tuple(size):
             height, width = image.shape[:2]
-            raise ImageOfAnotherSize(
+            raise ImageSizeMismatch(
                 path, f"is {width}x{height} pixels, but its annotation says {size[1]}x{size[0]}"
             )
         image = stored
@@ -352,7 +352,7 @@ def _reasons_named(path: str | Path) -> Iterator[None]:
     except ValueError as error:  # a zero in the name
         raise ImageUnreadable(path, str(error)) from None
     except TruncatedImageError as error:
-        raise ImageCutShort(path, str(error)) from None
+        raise ImageTruncated(path, str(error)) from None
     except TooLargeImageError as error:
         raise ImageTooLarge(path, str(error)) from None
     except ImageFileError as error:

@@ -9,10 +9,10 @@ from typing import Any
 
 from ppfcos.data.image_cache import FirstResize, ImageCache
 from ppfcos.data.records import DetectionData, RecordStore
-from ppfcos.data.sampler import GlobalBatches
+from ppfcos.data.sampler import GlobalBatchSampler
 from ppfcos.data.samples import Collate, EvaluationSamples, TrainingSamples
 from ppfcos.data.transforms.pipeline import SampleTransforms, pad_stride
-from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.transforms.uint8 import UInt8Resize
 from ppfcos.data.workers import Batch, Items, Source, open_source
 from ppfcos.errors import ConfigError
 
@@ -45,7 +45,7 @@ class TrainLoader:
                 "TrainReader.total_batch_size is missing: the images of a step over all processes"
             )
         shuffle = reader.get("shuffle", True)
-        self._indices = GlobalBatches(
+        self._indices = GlobalBatchSampler(
             len(data),
             total,
             world_size,
@@ -54,7 +54,7 @@ class TrainLoader:
             shuffle,
             reader.get("drop_last", True),
             reader.get("accumulate_steps", 1),
-            data.is_upright if shuffle and reader.get("aspect_ratio_grouping", True) else None,
+            data.is_portrait if shuffle and reader.get("aspect_ratio_grouping", True) else None,
         )
         transforms = SampleTransforms(reader, "TrainReader")
         self._parts = reader.get("accumulate_steps", 1)
@@ -118,7 +118,7 @@ class TrainLoader:
         return self._open(_items(self._indices, epoch, first_step, self._epochs))
 
 
-def _items(indices: GlobalBatches, epoch: int, first_step: int, epochs: int | None) -> Iterator[Items]:
+def _items(indices: GlobalBatchSampler, epoch: int, first_step: int, epochs: int | None) -> Iterator[Items]:
     """The parts of all steps from there on, over all the epochs that follow; (epoch, index) each.
 
     No method of the loader: what the reading processes are fed with must not keep alive who ends them.
@@ -222,13 +222,13 @@ def _training_samples(
     return TrainingSamples(data, rest, seed, FirstResize(resize, cache, reduced))
 
 
-def _image_cache(reader: Mapping[str, Any], data: DetectionData, resize: PixelResize) -> ImageCache:
+def _image_cache(reader: Mapping[str, Any], data: DetectionData, resize: UInt8Resize) -> ImageCache:
     path = None
     if reader["image_cache"] == "disk":
         if not reader.get("image_cache_dir"):
             raise ConfigError("TrainReader.image_cache is disk: set TrainReader.image_cache_dir to a folder")
         path = Path(reader["image_cache_dir"]) / f"{Path(data.source).stem}.images"
-    records = data.records if isinstance(data.records, RecordStore) else RecordStore.of(data.records)
+    records = data.records if isinstance(data.records, RecordStore) else RecordStore.from_records(data.records)
     limit = reader.get("image_cache_gb", 8) * 1e9
     return ImageCache(records, resize, limit, path, reader.get("reduced_decoding", False))
 

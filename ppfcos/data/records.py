@@ -11,7 +11,7 @@ from typing import Any, Callable
 import numpy as np
 
 from ppfcos.data.rng import generator
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 
 Record = dict[str, Any]
@@ -203,12 +203,12 @@ def _rows(records: Sequence[Record], boxes: Sequence[int], key: str, kind: type,
 # Images to be looked at only (ImageFolder) have im_file and im_id.
 
 # A side this short (pixels) is no side: PaddleDetection's limit for COCO.
-SHORTEST_SIDE = 1e-5
+MIN_BOX_SIDE = 1e-5
 # What a record and a sample say of each box, row by row.
 PER_BOX = ("gt_bbox", "gt_class", "is_crowd", "difficult")
 
 
-class EpochDraw:
+class EpochSampling:
     """Which records an epoch of a joined data set goes through: each part as often as its weight says.
 
     A part of weight 2 comes twice, one of weight 0.5 with half of its images. That half is another one in
@@ -267,8 +267,8 @@ class DetectionData:
     records: Sequence[Record]
     categories: list[dict[str, Any]]
     read_ground_truth: Callable[[], dict[str, Any]] | None = None
-    draw: EpochDraw | None = None
-    tally: Tally = field(default_factory=Tally)
+    draw: EpochSampling | None = None
+    tally: LoadStatistics = field(default_factory=LoadStatistics)
     _ground_truth: dict[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -288,7 +288,7 @@ class DetectionData:
         """Where in `records` an epoch's image stands. Arguments as of `record`."""
         return position if self.draw is None else int(self.draw.positions(epoch)[position])
 
-    def is_upright(self, epoch: int = 0) -> np.ndarray:
+    def is_portrait(self, epoch: int = 0) -> np.ndarray:
         """Of each image of an epoch whether it is higher than wide, bool [len(self)]; False if not stated.
 
         Args:
@@ -315,7 +315,7 @@ class DetectionData:
         return sum(len(record.get("gt_bbox", ())) for record in self.records)
 
     @property
-    def keeps_crowds(self) -> bool:
+    def has_crowds(self) -> bool:
         """Whether the records have the boxes around crowds, apart from those of objects."""
         return bool(self.records) and "gt_crowd" in self.records[0]
 
@@ -367,7 +367,7 @@ def image_ids(files: Sequence[str | Path]) -> list[int]:
     return list(range(1, len(files) + 1))
 
 
-def set_crowds_apart(records: list[Record], keep_empty: bool, tally: Tally) -> list[Record]:
+def separate_crowds(records: list[Record], keep_empty: bool, tally: LoadStatistics) -> list[Record]:
     """Moves the boxes of crowds to gt_crowd, in place: they are one box around many objects.
 
     Args:
@@ -383,12 +383,12 @@ def set_crowds_apart(records: list[Record], keep_empty: bool, tally: Tally) -> l
         boxes = record.get("gt_bbox", np.zeros((0, 4), dtype=np.float32))
         crowd = record["is_crowd"][:, 0] != 0 if "is_crowd" in record else np.zeros(len(boxes), dtype=bool)
         record["gt_crowd"] = boxes[crowd]
-        tally.add(Change.CROWD, int(crowd.sum()))
+        tally.add(LoadEvent.CROWD, int(crowd.sum()))
         if crowd.any():
             _keep_boxes(record, ~crowd)
         if keep_empty or not crowd.any() or not crowd.all():
             remaining.append(record)
-    tally.add(Change.EMPTY_IMAGE, len(records) - len(remaining))
+    tally.add(LoadEvent.EMPTY_IMAGE, len(records) - len(remaining))
     return remaining
 
 
@@ -414,10 +414,10 @@ def clip_boxes(boxes: np.ndarray, height: float, width: float) -> tuple[np.ndarr
         limits = np.array([width, height, width, height], dtype=np.float32)
         boxes = np.minimum(np.maximum(boxes, 0), limits)  # np.clip takes ten times as long on so few
     sides = boxes[:, 2:] - boxes[:, :2]
-    return boxes, (sides > SHORTEST_SIDE).all(axis=1)
+    return boxes, (sides > MIN_BOX_SIDE).all(axis=1)
 
 
-def drop_boxes_without_area(records: list[Record], keep_empty: bool, tally: Tally) -> list[Record]:
+def drop_boxes_without_area(records: list[Record], keep_empty: bool, tally: LoadStatistics) -> list[Record]:
     """Clips all boxes to their images, in place, and drops those without an area.
 
     Args:
@@ -436,13 +436,13 @@ def drop_boxes_without_area(records: list[Record], keep_empty: bool, tally: Tall
         written = record["gt_bbox"]
         record["gt_bbox"], kept = clip_boxes(written, record["h"], record["w"])
         lost = len(kept) - int(kept.sum())
-        tally.add(Change.CLIPPED, int(((record["gt_bbox"] != written).any(axis=1) & kept).sum()))
+        tally.add(LoadEvent.CLIPPED, int(((record["gt_bbox"] != written).any(axis=1) & kept).sum()))
         if lost:
-            tally.add(Change.NO_AREA, lost, record["im_file"])
+            tally.add(LoadEvent.NO_AREA, lost, record["im_file"])
             _keep_boxes(record, kept)
         if keep_empty or not lost or kept.any():
             remaining.append(record)
-    tally.add(Change.EMPTY_IMAGE, len(records) - len(remaining))
+    tally.add(LoadEvent.EMPTY_IMAGE, len(records) - len(remaining))
     return remaining
 
 

@@ -10,7 +10,7 @@ from ppfcos.data.rng import generator
 from ppfcos.errors import ConfigError, DataError
 
 
-def images_at_once(total_batch_size: int, world_size: int, accumulate_steps: int = 1) -> int:
+def micro_batch_size(total_batch_size: int, world_size: int, accumulate_steps: int = 1) -> int:
     """How many images of the global batch one process takes at once.
 
     Args:
@@ -47,7 +47,7 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-class GlobalBatches:
+class GlobalBatchSampler:
     """The indices that one process trains on, step by step.
 
     Global batch k of epoch e holds the same images in the same order however many processes share it and in
@@ -88,7 +88,7 @@ class GlobalBatches:
         accumulate_steps: int = 1,
         shapes: Callable[[int], Sequence[int]] | None = None,
     ):
-        self._part = images_at_once(total_batch_size, world_size, accumulate_steps)
+        self._part = micro_batch_size(total_batch_size, world_size, accumulate_steps)
         self._parts = accumulate_steps
         self._images, self._total, self._rank = images, total_batch_size, rank
         self._seed, self._shuffle = seed, shuffle

@@ -12,7 +12,7 @@ import numpy as np
 from paddle.io import Dataset
 
 from ppfcos.data.image_cache import FirstResize
-from ppfcos.data.images import ImageUnreadable, changes_in_reading, read_image
+from ppfcos.data.images import ImageUnreadable, load_events, read_image
 from ppfcos.data.records import DetectionData, Record
 from ppfcos.data.rng import global_generators
 from ppfcos.data.transforms.pipeline import SampleTransforms, TransformError
@@ -136,7 +136,7 @@ class TrainingSamples(Dataset):
         self._data = data
         self._transforms = transforms
         self._seed = seed
-        self._keeps_crowds = data.keeps_crowds
+        self._keeps_crowds = data.has_crowds
         self._first_resize = first_resize
 
     def __len__(self) -> int:
@@ -236,7 +236,7 @@ def _sample(record: Record, image: np.ndarray, height: int, width: int) -> dict[
 
 def _changes(sample: dict[str, Any]) -> list[str]:
     """The names of what reading did to a sample's picture."""
-    return [each.name for each in changes_in_reading(sample["im_file"], (int(sample["h"]), int(sample["w"])))]
+    return [each.name for each in load_events(sample["im_file"], (int(sample["h"]), int(sample["w"])))]
 
 
 def _with_boxes(sample: dict[str, Any], record: Record) -> dict[str, Any]:

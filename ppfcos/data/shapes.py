@@ -121,7 +121,7 @@ def generate(directory: str | Path, train: int = 600, val: int = 120, size: int 
     return True
 
 
-def draw_picture(size: int, random: np.random.RandomState) -> tuple[np.ndarray, list[tuple[Shape, float]]]:
+def draw_image(size: int, random: np.random.RandomState) -> tuple[np.ndarray, list[tuple[Shape, float]]]:
     """Draws one picture.
 
     Args:
@@ -228,7 +228,7 @@ def _draw_split(folder: Path, split: str, count: int, size: int, seed: int) -> N
     pictures.mkdir()
     images, annotations = [], []
     for number in range(1, count + 1):
-        picture, shapes = draw_picture(size, generator(seed, _SPLITS.index(split), number))
+        picture, shapes = draw_image(size, generator(seed, _SPLITS.index(split), number))
         name = f"shapes_{number:06d}.jpg"
         encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1]
         (pictures / name).write_bytes(encoded.tobytes())

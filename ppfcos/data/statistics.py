@@ -39,7 +39,7 @@ class Change(Enum):
     ALPHA = _Words("converted", "picture with transparency", "pictures with transparency", False)
 
 
-class Tally:
+class LoadStatistics:
     """Counts changes, and keeps the first place where each was made."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Tally:
         self._first: dict[Change, str] = {}
 
     @classmethod
-    def of(cls, changes: Mapping[str, Sequence]) -> Tally:
+    def of(cls, changes: Mapping[str, Sequence]) -> LoadStatistics:
         """A tally again of what `changes` gave.
 
         Raises:
@@ -55,7 +55,7 @@ class Tally:
         """
         tally = cls()
         for name, (number, first) in changes.items():
-            tally.add(Change[name], number, first)
+            tally.add(LoadEvent[name], number, first)
         return tally
 
     def changes(self) -> dict[str, tuple[int, str]]:
@@ -74,7 +74,7 @@ class Tally:
             self._counts[change] = self._counts.get(change, 0) + number
             self._first.setdefault(change, first)
 
-    def add_all(self, other: Tally) -> None:
+    def add_all(self, other: LoadStatistics) -> None:
         """Count all that another tally counted."""
         for change, number in other._counts.items():
             self.add(change, number, other._first[change])
@@ -95,7 +95,7 @@ class Tally:
         return self._counts.get(change, 0)
 
     @property
-    def tells_of_faults(self) -> bool:
+    def has_faults(self) -> bool:
         """Whether something was left out that should perhaps have been there."""
         return any(change.value.is_fault for change in self._counts)
 

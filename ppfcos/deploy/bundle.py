@@ -134,7 +134,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class DecodeSettings:
+class DecodeOptions:
     """The arguments of PPFCOSDecode (ppfcos/modeling/postprocess.py)."""
 
     pre_nms_top_k: int = 1000
@@ -171,7 +171,7 @@ class Bundle:
     kind: str
     input: NetworkInput
     preprocess: list[dict[str, Any]]
-    postprocess: DecodeSettings
+    postprocess: DecodeOptions
     heads: Heads | None
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -350,9 +350,9 @@ def _category_ids(classes: list[Section]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _postprocess(section: Section) -> DecodeSettings:
-    known = DecodeSettings()
-    return DecodeSettings(
+def _postprocess(section: Section) -> DecodeOptions:
+    known = DecodeOptions()
+    return DecodeOptions(
         pre_nms_top_k=section.whole("pre_nms_top_k", 1, known.pre_nms_top_k),
         score_threshold=section.fraction("score_threshold", known.score_threshold),
         nms_threshold=section.fraction("nms_threshold", known.nms_threshold),

@@ -22,7 +22,7 @@ from ppfcos.deploy.bundle import (
     NCHW,
     QUALITY_LOGITS,
     STRIDES,
-    DecodeSettings,
+    DecodeOptions,
     Heads,
     Level,
 )
@@ -67,7 +67,7 @@ class HeadsDecoder:
         num_classes: channels of the class logits; None: any number.
     """
 
-    def __init__(self, heads: Heads, settings: DecodeSettings, num_classes: int | None = None):
+    def __init__(self, heads: Heads, settings: DecodeOptions, num_classes: int | None = None):
         self.settings = settings
         self._levels = [_LevelDecoder(level, heads, settings, num_classes) for level in heads.levels]
 
@@ -166,7 +166,7 @@ class HeadsDecoder:
 class _LevelDecoder:
     """Finds the candidates of one level of the pyramid."""
 
-    def __init__(self, level: Level, heads: Heads, settings: DecodeSettings, num_classes: int | None):
+    def __init__(self, level: Level, heads: Heads, settings: DecodeOptions, num_classes: int | None):
         self.level = level
         self.channels = {CLASS_LOGITS: num_classes, DISTANCES: 4, QUALITY_LOGITS: 1}
         self.heads = heads

@@ -107,7 +107,7 @@ class DecodedHeads:
             raise BundleError(f"{self.bundle.directory}: {error}") from error
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Run a batch; arguments and result as of `EndToEnd.run`."""
+        """Run a batch; arguments and result as of `BundleNetwork.run`."""
         return self.boxes(self.forward(inputs), inputs)
 
 

@@ -32,14 +32,14 @@ from ppfcos.engine.checkpoint_files import (
     read_manifest,
     remove_checkpoint,
     require_regular_weights,
-    require_whole,
-    saved_state,
+    verify_checksums,
+    find_training_state,
     start_of_run,
     state_of,
     view,
     write_checkpoint,
 )
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_weights
 from ppfcos.errors import WeightsError
 from ppfcos.fileio import sha256
@@ -52,11 +52,11 @@ __all__ = [
     "note_ap",
     "read_manifest",
     "remove_checkpoint",
-    "require_whole",
+    "verify_checksums",
     "resume",
     "save_checkpoint",
     "saved_class_names",
-    "saved_state",
+    "find_training_state",
 ]
 
 OURS = "ppfcos"  # the key of .pdopt that holds what Paddle's own state does not
@@ -152,7 +152,7 @@ def resume(
     """
     prefix = checkpoint_prefix(path)
     if has_record_file(prefix):
-        require_whole(prefix)
+        verify_checksums(prefix)
         record, files = view(prefix)
     else:
         record = None
@@ -190,7 +190,7 @@ def saved_class_names(source: Path | str | None) -> Sequence[str] | None:
     Raises:
         WeightsError: the NAME.json beside the weights is damaged.
     """
-    state = None if source is None or "://" in str(source) else saved_state(source)
+    state = None if source is None or "://" in str(source) else find_training_state(source)
     return None if state is None else state.class_names
 
 

@@ -230,7 +230,7 @@ def _rename_files(prefix: Path, record: Mapping[str, Any]) -> None:
         flush_to_disk(prefix.parent)
 
 
-def finish_all(folder: Path) -> None:
+def finish_interrupted(folder: Path) -> None:
     """Complete the writing of all checkpoints of a folder that were interrupted.
 
     Args:
@@ -291,7 +291,7 @@ def copy_checkpoint(path: Path | str, name: str) -> Path:
 
 
 def remove_checkpoint(path: Path | str) -> None:
-    """Remove a checkpoint. Its record goes last: where this is interrupted, the next `remove_old` goes on.
+    """Remove a checkpoint. Its record goes last: where this is interrupted, the next `remove_old_checkpoints` goes on.
 
     Args:
         path: of the checkpoint, with or without a suffix.
@@ -409,7 +409,7 @@ def read_manifest(path: Path | str) -> TrainingState:
     return state_of(view(checkpoint_prefix(path))[0])
 
 
-def require_whole(path: Path | str) -> None:
+def verify_checksums(path: Path | str) -> None:
     """Compare a checkpoint's files with their checksums.
 
     Args:
@@ -548,7 +548,7 @@ def _is_sum(known: Mapping[str, Any]) -> bool:
     return _is_whole(known["bytes"]) and re.fullmatch("[0-9a-f]{64}", known["sha256"]) is not None
 
 
-def saved_state(path: Path | str) -> TrainingState | None:
+def find_training_state(path: Path | str) -> TrainingState | None:
     """As `read_manifest`, of a checkpoint that need not be there.
 
     Args:

@@ -10,7 +10,7 @@ import paddle
 from paddle import nn
 from ppdet.optimizer import ModelEMA
 
-from ppfcos.modeling.qat.prepare import is_range
+from ppfcos.modeling.qat import is_range
 
 
 class InPlaceAverage(ModelEMA):
@@ -28,7 +28,7 @@ class InPlaceAverage(ModelEMA):
                     average.add_((1 - self._decay) * self._model_state[name]())
 
 
-def build_average(cfg: Mapping[str, Any], model: nn.Layer) -> InPlaceAverage | None:
+def build_ema(cfg: Mapping[str, Any], model: nn.Layer) -> InPlaceAverage | None:
     """The average, where the configuration wants one.
 
     Args:
@@ -74,7 +74,7 @@ def running_statistics(model: nn.Layer) -> set[str]:
 
 
 @contextlib.contextmanager
-def averaged_weights(model: nn.Layer, average: ModelEMA | None) -> Iterator[dict[str, paddle.Tensor] | None]:
+def ema_weights(model: nn.Layer, average: ModelEMA | None) -> Iterator[dict[str, paddle.Tensor] | None]:
     """Within it, the model has the averaged weights.
 
     Args:
@@ -103,7 +103,7 @@ def _applied(average: ModelEMA) -> dict[str, paddle.Tensor]:
     return weights
 
 
-def begin_epoch(average: ModelEMA | None, epoch: int) -> None:
+def restart_ema_cycle(average: ModelEMA | None, epoch: int) -> None:
     """Let the average start afresh if its cycle is over.
 
     Args:

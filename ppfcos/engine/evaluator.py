@@ -21,7 +21,7 @@ from ppfcos.engine.amp import Precision
 from ppfcos.errors import DataError
 from ppfcos.fileio import replacing
 from ppfcos.json_files import JSONError, read_json
-from ppfcos.metrics.coco import CocoFigures, evaluate_detections
+from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def evaluate(
     precision: Precision,
     backend: str = "faster_coco_eval",
     uses: Sequence[Callable[[list[dict]], object]] = (),
-) -> CocoFigures:
+) -> CocoMetrics:
     """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
 
     Args:
@@ -54,7 +54,7 @@ def evaluate(
         OutputError: one of `uses` cannot write.
     """
     share: list[dict] = []
-    with distributed.together():
+    with distributed.collective_error_check():
         share += detect(model, loader, data.categories, precision)
     return compared(share, loader.bad_images, data, backend, uses)
 
@@ -65,7 +65,7 @@ def compared(
     data: Any,
     backend: str,
     uses: Sequence[Callable[[list[dict]], object]] = (),
-) -> CocoFigures:
+) -> CocoMetrics:
     """The figures of what all processes detected. All of them must call it, and all get the figures.
 
     Args:
@@ -81,13 +81,13 @@ def compared(
     """
     found, unreadable = _gathered(share), _gathered(bad_images)
     figures = None
-    with distributed.together():
+    with distributed.collective_error_check():
         if distributed.is_main():
             _report_unreadable(unreadable, len(data))
             for use in uses:
                 use(found)
             figures = evaluate_detections(data.coco_ground_truth(), found, backend)
-    return distributed.from_main(figures)
+    return distributed.broadcast_object(figures)
 
 
 def detect(model: nn.Layer, loader: Any, categories: Sequence[dict], precision: Precision) -> list[dict]:
@@ -205,7 +205,7 @@ def _is_detection(entry: Any) -> bool:
 
 
 def _gathered(share: list) -> list:
-    return [item for part in distributed.gather(share) for item in part]
+    return [item for part in distributed.all_gather_object(share) for item in part]
 
 
 def _report_unreadable(images: list[str], total: int) -> None:
@@ -217,7 +217,7 @@ def _report_unreadable(images: list[str], total: int) -> None:
 
 def evaluate_bundle(
     detector: Detector, data: Any, backend: str, uses: Sequence[Callable[[list[dict]], object]] = ()
-) -> tuple[CocoFigures, float]:
+) -> tuple[CocoMetrics, float]:
     """Detect and compare. All processes must call it; each sees a share of the images, all get the figures.
 
     Args:
@@ -238,14 +238,14 @@ def evaluate_bundle(
     positions = range(distributed.rank(), len(data), distributed.world_size())
     share: list[dict] = []
     bad_images: list[str] = []
-    with distributed.together():
+    with distributed.collective_error_check():
         _warm_up(detector, data, positions)
         started = time.perf_counter()
         share += _detect(detector, data, positions, bad_images)
         seconds = time.perf_counter() - started
     figures = compared(share, bad_images, data, backend, uses)
-    slowest = max(distributed.gather(seconds))
-    decoded = len(data) - sum(distributed.gather(len(bad_images)))
+    slowest = max(distributed.all_gather_object(seconds))
+    decoded = len(data) - sum(distributed.all_gather_object(len(bad_images)))
     return figures, decoded / slowest
 
 

@@ -144,10 +144,10 @@ class NonFiniteSteps:
             TrainingError: the training must stop; the same in all processes.
         """
         file = self._folder / f"nonfinite_{name.replace(', ', '_').replace(' ', '')}_{distributed.rank()}.npz"
-        with distributed.together():
+        with distributed.collective_error_check():
             _write(file, batches)
         names = [self._images[int(n)] for batch in batches for n in batch["im_id"].numpy().reshape(-1)]
-        parts = distributed.gather((losses, names, str(file)))
+        parts = distributed.all_gather_object((losses, names, str(file)))
         self._count += 1
         message = f"the loss or its gradient is not finite at {name} ({_described(parts, facts)})"
         if self._count <= self._may_be_skipped:

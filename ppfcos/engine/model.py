@@ -15,7 +15,7 @@ from ppdet.core.workspace import create
 
 from ppfcos.config.keys import NESTED_KEYS
 from ppfcos.errors import ConfigError, PPFCOSError, one_line
-from ppfcos.modeling.qat.prepare import make_quantization_aware
+from ppfcos.modeling.qat import prepare_qat
 from ppfcos.paddle_versions import convolution_shapes, operator_name
 
 STATISTICS = ("_mean", "_variance")  # of batch norms: Paddle counts them among the parameters
@@ -146,10 +146,10 @@ def _quantization_aware(model: nn.Layer, cfg: Mapping[str, Any]) -> nn.Layer:
             raise ConfigError(f"{QUANTIZATION} goes with float32 step by step: set {key}: false")
     settings = {key: plain.default for key, plain in NESTED_KEYS[QUANTIZATION].items()}
     settings.update(cfg[QUANTIZATION])
-    return make_quantization_aware(model, settings["range_momentum"], settings["freeze_ranges_after"])
+    return prepare_qat(model, settings["range_momentum"], settings["freeze_ranges_after"])
 
 
-def has_synchronized_backbone(cfg: Mapping[str, Any]) -> bool:
+def has_sync_bn_backbone(cfg: Mapping[str, Any]) -> bool:
     """Whether the backbone's batch norms take their statistics over all processes. The head sees to its own.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.engine import distributed
 from ppfcos.engine.profiling import DATA_WAIT, NoProfiler, StepProfiler
 from ppfcos.errors import DataError, PPFCOSError
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _NO_PROFILER = NoProfiler()
 
 
-class BatchFeed:
+class Prefetcher:
     """Holds what this process trains on in a step, and knows which images of any process could not be read.
 
     Args:
@@ -38,7 +38,7 @@ class BatchFeed:
         self._loader = loader
         self._max_bad_images = max_bad_images
         self._bad_images: set[str] = set()
-        self._changes = Tally()
+        self._changes = LoadStatistics()
         self._steps: Iterator[list[dict]] = iter(())
 
     def __len__(self) -> int:
@@ -82,25 +82,25 @@ class BatchFeed:
         bad = [image for batch in self.current for image in batch["bad_images"]]
         for batch in self.current:
             for name in batch["changes"]:
-                self._changes.add(Change[name])
+                self._changes.add(LoadEvent[name])
         sizes = [batch["image"].shape[2:] for batch in self.current]
         news = [failure is not None, len(bad), *np.max(sizes or [[0, 0]], axis=0)]
-        rows = distributed.gather_rows(paddle.concat([values.detach(), paddle.to_tensor(news, "float32")]))
+        rows = distributed.all_gather_rows(paddle.concat([values.detach(), paddle.to_tensor(news, "float32")]))
         failed, found_bad, height, width = rows[:, -4:].max(axis=0)
         if failed:
-            distributed.raise_in_all(failure)
+            distributed.raise_on_all_ranks(failure)
         if found_bad:
-            self._note([image for images in distributed.gather(bad) for image in images])
+            self._note([image for images in distributed.all_gather_object(bad) for image in images])
         for batch in self.current:
             batch["image"] = _padded(batch["image"], int(height), int(width))
         return rows[:, :-4]
 
     def report_changes(self) -> None:
         """Say what reading did to the pictures since this was last called; all processes must call it."""
-        changes = Tally()
-        for found in distributed.gather(self._changes.changes()):
-            changes.add_all(Tally.of(found))
-        self._changes = Tally()
+        changes = LoadStatistics()
+        for found in distributed.all_gather_object(self._changes.changes()):
+            changes.add_all(LoadStatistics.from_dict(found))
+        self._changes = LoadStatistics()
         if str(changes):
             logger.info("TrainDataset: %s", changes)
 

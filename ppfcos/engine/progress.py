@@ -126,7 +126,7 @@ class Progress:
         """
         total = self.epochs * self.steps_per_epoch
         try:
-            with console.bar("training", total, finished_steps, console.WITH_FIGURES) as self._bar:
+            with console.bar("training", total, finished_steps, console.WITH_METRICS) as self._bar:
                 yield
         finally:
             self._bar = console.Bar()
@@ -216,7 +216,7 @@ class Progress:
             report: of the last steps.
         """
         on_screen_too = report.step == report.steps_per_epoch
-        logger.info("%s", report.line(), extra=None if on_screen_too else console.SHOWN_BY_BAR)
+        logger.info("%s", report.line(), extra=None if on_screen_too else console.HIDDEN_BY_BAR)
         is_timed = self._pace.steps > STEPS_OF_AN_ESTIMATE and report.seconds_left > 0
         if is_timed and not self._end_is_foretold:
             self._end_is_foretold = True

@@ -184,7 +184,7 @@ def checkpoint_name(state: checkpoint.TrainingState, epochs: int) -> str:
     return FINAL if state.epochs == epochs else str(state.epochs - 1)
 
 
-def newest_whole(folder: Path) -> Path | None:
+def find_latest(folder: Path) -> Path | None:
     """The newest checkpoint whose files are what was written.
 
     Args:
@@ -212,7 +212,7 @@ def first_whole(paths: list[Path]) -> Path | None:
     """
     for path in paths:
         try:
-            checkpoint.require_whole(path)
+            checkpoint.verify_checksums(path)
         except WeightsError as error:
             _pass_over(path, error)
             continue
@@ -220,7 +220,7 @@ def first_whole(paths: list[Path]) -> Path | None:
     return None
 
 
-def best_whole(folder: Path, run: str | None) -> tuple[Path, float] | None:
+def find_best(folder: Path, run: str | None) -> tuple[Path, float] | None:
     """The checkpoint of a run with the highest AP that an evaluation has noted.
 
     Args:
@@ -240,7 +240,7 @@ def best_whole(folder: Path, run: str | None) -> tuple[Path, float] | None:
     return None if path is None else (path, found[path])
 
 
-def remove_old(folder: Path, run: str | None, keep: int | None, newest: Path | None = None) -> None:
+def remove_old_checkpoints(folder: Path, run: str | None, keep: int | None, newest: Path | None = None) -> None:
     """Remove the checkpoints that the newest one has made superfluous.
 
     Of those at the end of an epoch the newest stay, of those within an epoch only the newest of all; the best
@@ -281,7 +281,7 @@ def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
     Raises:
         OutputError: a file cannot be renamed or removed.
     """
-    checkpoint.finish_all(folder)
+    checkpoint.finish_interrupted(folder)
     names = [f"{suffix}." for suffix in (*SUFFIXES, RECORD)]
     for path in [*folder.glob(".*"), *folder.glob("profile/.*"), *folder.glob("vdl_log/.*")]:
         of_any_host = lock is not None and lock.is_exclusive and any(name in path.name for name in names)

@@ -53,7 +53,7 @@ def describe_run(device: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": platform.platform(),
         "processes": distributed.world_size(),
-        "devices": distributed.gather(f"{device}: {device_name(device)}"),
+        "devices": distributed.all_gather_object(f"{device}: {device_name(device)}"),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "versions": versions(),
         "checkout": git_state(Path(ppfcos.__file__).parent),

@@ -13,7 +13,7 @@ from ppfcos.data.records import DetectionData
 from ppfcos.engine.checkpoint import Plan
 from ppfcos.engine.model import count_weights
 from ppfcos.engine.optim import batch_factor
-from ppfcos.metrics.coco import NO_OBJECTS, CocoFigures
+from ppfcos.metrics.coco import NO_OBJECTS, CocoMetrics
 
 ROWS = 10  # most evaluations in the table at the end, the best one not counted
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -71,7 +71,7 @@ class Evaluation(NamedTuple):
     """
 
     epochs: float
-    figures: CocoFigures
+    figures: CocoMetrics
 
 
 def opening(

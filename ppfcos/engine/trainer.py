@@ -17,7 +17,7 @@ import paddle
 from paddle import Tensor
 
 from ppfcos.config.show import resolved_config
-from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
 from ppfcos.data.records import DetectionData
@@ -25,27 +25,27 @@ from ppfcos.data.rng import seed_of
 from ppfcos.engine import checkpoint, distributed, run_record, summary
 from ppfcos.engine.amp import Precision
 from ppfcos.engine.checkpoint import Plan, TrainingState
-from ppfcos.engine.checkpoint_files import finish_all, next_start
-from ppfcos.engine.ema import averaged_weights, begin_epoch, build_average
-from ppfcos.engine.evaluations import Evaluations
+from ppfcos.engine.checkpoint_files import finish_interrupted, next_start
+from ppfcos.engine.ema import ema_weights, restart_ema_cycle, build_ema
+from ppfcos.engine.evaluator import Validation
 from ppfcos.engine.hooks import NonFiniteSteps, StopRequest
-from ppfcos.engine.model import build_model, compile_network, has_synchronized_backbone
+from ppfcos.engine.model import build_model, compile_network, has_sync_bn_backbone
 from ppfcos.engine.optim import build_optimizer, build_schedule
-from ppfcos.engine.prefetcher import BatchFeed
+from ppfcos.engine.prefetcher import Prefetcher
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.run_folder import (
     FolderLock,
     checkpoint_name,
     lock_folder,
-    newest_whole,
+    find_latest,
     position_in_plan,
-    remove_old,
+    remove_old_checkpoints,
     remove_unfinished,
     run_folder,
 )
 from ppfcos.engine.weights import load_pretrained
-from ppfcos.engine.writer import VisualDLLog, settings_of
+from ppfcos.engine.writer import VisualDLWriter, select_hparams
 from ppfcos.errors import ConfigError
 from ppfcos.fileio import require_writable
 from ppfcos.modeling.losses import global_normalizers
@@ -106,7 +106,7 @@ class Trainer:
         self.device = device
         self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
-        self.curves: VisualDLLog | None = None
+        self.curves: VisualDLWriter | None = None
         self._lock: FolderLock | None = None  # of the main process
         self._start: int | None = None
         try:
@@ -117,16 +117,16 @@ class Trainer:
 
     def _prepare(self, with_evaluation: bool, resume: str | None, with_profile: bool) -> None:
         cfg = self.cfg
-        with distributed.together():
+        with distributed.collective_error_check():
             if distributed.is_main():
                 require_writable(self.folder)
                 self._lock = lock_folder(self.folder)
-                finish_all(self.folder)
-        with distributed.together():
+                finish_interrupted(self.folder)
+        with distributed.collective_error_check():
             self._read_data(with_evaluation)
         # Before anything is built of it: PaddleDetection takes names out of it.
-        self._resolved, self._settings = resolved_config(cfg), settings_of(cfg)
-        with distributed.together():
+        self._resolved, self._settings = resolved_config(cfg), select_hparams(cfg)
+        with distributed.collective_error_check():
             self._build_model()
         self._load_weights(resume)
         self.progress = Progress(cfg["epoch"], len(self.feed), cfg["log_iter"], self.plan.total_batch_size)
@@ -144,12 +144,12 @@ class Trainer:
     def _read_data(self, with_evaluation: bool) -> None:
         cfg, place = self.cfg, (distributed.world_size(), distributed.rank())
         self.train_data = build_dataset(cfg, "TrainDataset")
-        settle_num_classes(cfg, self.train_data.class_names, self.train_data.source)
-        self.feed = BatchFeed(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
+        set_num_classes(cfg, self.train_data.class_names, self.train_data.source)
+        self.feed = Prefetcher(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
         eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
         if eval_data is not None:
             check_same_classes(*_classes(self.train_data), *_classes(eval_data))
-        self.evaluations = Evaluations(cfg, eval_data, self.folder)
+        self.evaluations = Validation(cfg, eval_data, self.folder)
         self.plan = Plan(cfg["epoch"], len(self.feed), cfg["TrainReader"]["total_batch_size"], place[0])
 
     def _build_model(self) -> None:
@@ -158,15 +158,15 @@ class Trainer:
         self.precision = Precision(cfg, self.device)
         self._seed()
         self.model = build_model(cfg)
-        if has_synchronized_backbone(cfg) and distributed.world_size() > 1:
+        if has_sync_bn_backbone(cfg) and distributed.world_size() > 1:
             if self.device == "cpu":
                 logger.warning("norm_type sync_bn: Paddle has none on a CPU; each process norms alone")
             else:
-                distributed.synchronize_norms(self.model.backbone)
+                distributed.convert_sync_batchnorm(self.model.backbone)
         if cfg["to_static"]:
             compile_network(self.model)
         self.optimizer = build_optimizer(self.model, self.schedule)
-        self.average = build_average(cfg, self.model)
+        self.average = build_ema(cfg, self.model)
 
     def _seed(self, *key: int) -> None:
         """Weights and whatever a step draws depend on the seed and the key alone, however often a run was
@@ -177,13 +177,13 @@ class Trainer:
         paddle.seed(number)
 
     def _load_weights(self, resume: str | None) -> None:
-        run = distributed.from_main(datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"))
+        run = distributed.broadcast_object(datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"))
         self.state = TrainingState(0, run=run, plan=self.plan, class_names=self.train_data.class_names)
         self._not_evaluated: Path | None = None
         self._resumed: Path | None = None
         pretrained = self.cfg.get("pretrain_weights")
         path = self._newest_checkpoint() if resume == AUTO else resume
-        with distributed.together():
+        with distributed.collective_error_check():
             if path:
                 self._resume(path, may_be_finished=resume == AUTO)
             elif pretrained:
@@ -191,10 +191,10 @@ class Trainer:
 
     def _newest_checkpoint(self) -> Path | None:
         path = None
-        with distributed.together():
+        with distributed.collective_error_check():
             if distributed.is_main():
-                path = newest_whole(self.folder)
-        path = distributed.from_main(path)
+                path = find_latest(self.folder)
+        path = distributed.broadcast_object(path)
         if path is None:
             logger.info("%s holds no checkpoint to go on from: starting anew", self.folder)
         return path
@@ -261,15 +261,15 @@ class Trainer:
         record = run_record.describe_run(self.device)
         if self._resumed is not None:
             self.evaluations.find_best(self.state.run)
-        with distributed.together():
+        with distributed.collective_error_check():
             if distributed.is_main():
                 remove_unfinished(self.folder, self._lock)
                 self._start = next_start(self.folder)
                 if self._resumed is not None:  # where the run was killed before it removed them
-                    remove_old(self.folder, self.state.run, cfg["keep_checkpoints"], self._resumed)
+                    remove_old_checkpoints(self.folder, self.state.run, cfg["keep_checkpoints"], self._resumed)
                 run_record.write_record(self.folder, record, self._resolved)
                 if cfg["use_vdl"]:
-                    self.curves = VisualDLLog(
+                    self.curves = VisualDLWriter(
                         cfg.get("vdl_log_dir") or self.folder / "vdl_log",
                         self._settings,
                         self._finished_steps(),
@@ -289,7 +289,7 @@ class Trainer:
             epoch: from 0.
         """
         if not self.state.step:
-            begin_epoch(self.average, epoch)
+            restart_ema_cycle(self.average, epoch)
         self.model.train()
         self.progress.start_epoch()
         self.feed.start_epoch(epoch, self.state.step)
@@ -412,7 +412,7 @@ class Trainer:
         """
         self.state = self.state._replace(epochs=self.state.epochs + 1, step=0)
         self.feed.report_changes()
-        stop_signal = max(distributed.gather(self.stop.signal))
+        stop_signal = max(distributed.all_gather_object(self.stop.signal))
         is_last = self.state.epochs == self.cfg["epoch"]
         if self.state.epochs % self.cfg["snapshot_epoch"] and not is_last and not stop_signal:
             return None
@@ -436,7 +436,7 @@ class Trainer:
         """
         if self.evaluations.data is None:
             return
-        with averaged_weights(self.model, self.average), self.stop.at_once():
+        with ema_weights(self.model, self.average), self.stop.at_once():
             figures = self.evaluations.evaluate(self.model, self.precision, self.state.epochs, self.curves)
         self.evaluations.keep_if_best(path, figures.ap)
 
@@ -449,9 +449,9 @@ class Trainer:
         Raises:
             OutputError: it cannot be written; the older ones are untouched.
         """
-        distributed.share_statistics(self.model)
+        distributed.broadcast_buffers(self.model)
         name = checkpoint_name(self.state, self.cfg["epoch"])
-        with averaged_weights(self.model, self.average) as own, distributed.together():
+        with ema_weights(self.model, self.average) as own, distributed.collective_error_check():
             if distributed.is_main():
                 path = checkpoint.save_checkpoint(
                     self.folder,
@@ -464,7 +464,7 @@ class Trainer:
                     self.precision.state_dict(),
                     self._start,
                 )
-                remove_old(self.folder, self.state.run, self.cfg["keep_checkpoints"])
+                remove_old_checkpoints(self.folder, self.state.run, self.cfg["keep_checkpoints"])
                 logger.info("checkpoint: %s", path)
         self._last_saved = time.monotonic()
         return self.folder / f"{name}.pdparams"

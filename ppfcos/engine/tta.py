@@ -20,7 +20,7 @@ from ppfcos.boxes import box_areas
 from ppfcos.config.keys import NESTED_KEYS
 from ppfcos.data.samples import pad_images
 from ppfcos.data.transforms.pipeline import pad_stride
-from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.transforms.uint8 import UInt8Resize
 from ppfcos.errors import ConfigError
 from ppfcos.modeling.postprocess import Candidates
 
@@ -30,7 +30,7 @@ KEY = "tta"
 READ_AS = ["Decode", "Resize", "Permute"]
 
 
-def config_for_testing(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     """The configuration by which a reader should be made.
 
     Args:
@@ -39,7 +39,7 @@ def config_for_testing(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any
 
     Returns:
         The configuration itself; where it has `tta`, a copy whose reader leaves the images in their own size,
-        which is what `model_for_testing` takes.
+        which is what `tta_model` takes.
 
     Raises:
         ConfigError: with `tta`, the reader does more than `tta` could do in its place.
@@ -52,8 +52,8 @@ def config_for_testing(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any
     return {**cfg, section: {**reader, "sample_transforms": kept}}
 
 
-def model_for_testing(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer:
-    """What finds boxes in the images that the reader of `config_for_testing` gives.
+def tta_model(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer:
+    """What finds boxes in the images that the reader of `tta_config` gives.
 
     Args:
         model: a PPFCOS.
@@ -61,7 +61,7 @@ def model_for_testing(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> 
         section: EvalReader or TestReader, with its Resize.
 
     Returns:
-        The model itself, or where the configuration has `tta` an AugmentedModel.
+        The model itself, or where the configuration has `tta` an TTAModel.
 
     Raises:
         ConfigError: `tta` contradicts itself or the reader.
@@ -71,7 +71,7 @@ def model_for_testing(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> 
     settings = {key: plain.default for key, plain in NESTED_KEYS[KEY].items()}
     settings.update(cfg[KEY])
     resize = _resize_of(cfg[section], section)
-    augmented = AugmentedModel(
+    augmented = TTAModel(
         model,
         stride=pad_stride(cfg[section], section),
         interp=resize.get("interp", cv2.INTER_LINEAR),
@@ -92,7 +92,7 @@ def _resize_of(reader: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     return transforms[1]["Resize"] or {}
 
 
-class AugmentedModel(nn.Layer):
+class TTAModel(nn.Layer):
     """A model behind its own face that runs several times on an image and joins what it finds.
 
     Args:
@@ -134,7 +134,7 @@ class AugmentedModel(nn.Layer):
             )
         self.model = model
         self._stride = stride
-        self._resizes = [PixelResize(list(size), True, interp) for size in target_size]
+        self._resizes = [UInt8Resize(list(size), True, interp) for size in target_size]
         self._ranges = size_ranges or [None] * len(target_size)
         self._mirrorings = (False, True) if flip else (False,)
         self._vote_iou = vote_iou if merge == "vote" else None
@@ -159,7 +159,7 @@ class AugmentedModel(nn.Layer):
         }
 
     def _looks(
-        self, images: list[np.ndarray], resize: PixelResize, size_range: Sequence[float] | None
+        self, images: list[np.ndarray], resize: UInt8Resize, size_range: Sequence[float] | None
     ) -> Iterator[list[Candidates]]:
         """The candidates of every image in one size, as it is and mirrored."""
         samples = [resize.apply({"image": image}) for image in images]
@@ -192,7 +192,7 @@ class AugmentedModel(nn.Layer):
             return np.zeros((0, 6), np.float32)
         decode = self.model.decode
         of_batch = Candidates(*(paddle.to_tensor(part).unsqueeze(0) for part in candidates))
-        rows, where, _ = (part.numpy() for part in decode.suppress(of_batch, self.model.head.num_classes))
+        rows, where, _ = (part.numpy() for part in decode.nms(of_batch, self.model.head.num_classes))
         if self._vote_iou is not None:
             rows[:, 2:] = voted(candidates, where.flatten(), self._vote_iou)
         return rows[box_areas(rows[:, 2:]) > 0] if decode.clip == "after" else rows
@@ -209,13 +209,13 @@ def voted(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndar
     Returns:
         [N, 4].
     """
-    result = candidates.shown[kept]
-    visible = box_areas(candidates.shown) > 0
+    result = candidates.output_boxes[kept]
+    visible = box_areas(candidates.output_boxes) > 0
     for row, place in zip(result, kept):
         near = _ious(candidates.boxes[place], candidates.boxes) >= least_iou
-        voters = _only(candidates, visible & near & (candidates.classes == candidates.classes[place]))
+        voters = _only(candidates, visible & near & (candidates.labels == candidates.labels[place]))
         if len(voters.scores):  # a box without area is not even like itself
-            row[:] = np.average(voters.shown, axis=0, weights=voters.scores)
+            row[:] = np.average(voters.output_boxes, axis=0, weights=voters.scores)
     return result
 
 
@@ -236,9 +236,9 @@ def _mirrored(candidates: Candidates, width: int) -> Candidates:
     """Candidates of an image of this width, from those of its mirror image."""
     boxes, shown = (
         np.stack([width - x1, y0, width - x0, y1], axis=1)
-        for x0, y0, x1, y1 in (candidates.boxes.T, candidates.shown.T)
+        for x0, y0, x1, y1 in (candidates.boxes.T, candidates.output_boxes.T)
     )
-    return candidates._replace(boxes=boxes, shown=shown)
+    return candidates._replace(boxes=boxes, output_boxes=shown)
 
 
 def _within(candidates: Candidates, scale: np.ndarray, size_range: Sequence[float]) -> np.ndarray:

@@ -17,10 +17,10 @@ from paddle import nn
 
 from ppfcos.download import Limits, download, printable
 from ppfcos.engine import distributed
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError
 from ppfcos.fileio import is_temporary
-from ppfcos.modeling.qat.prepare import is_range, ranges_of
+from ppfcos.modeling.qat import is_range, get_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
         WeightsError: the file cannot be read, or does not fit the model; the message lists what does not.
     """
     weights, tensors = read_weights(_local(source, "weights")), model.state_dict()
-    if ranges_of(model) is None:
+    if get_ranges(model) is None:
         weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
     unexpected = [name for name in weights if name not in tensors]
@@ -190,7 +190,7 @@ def _download(url: str, key: str) -> Path:
     stem = re.sub("[^A-Za-z0-9_-]", "_", last.partition(".")[0])[:80]
     digest = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:16]
     cached = Path(WEIGHTS_HOME, f"{stem}-{digest}.pdparams")
-    with distributed.together():
+    with distributed.collective_error_check():
         if not os.path.isfile(cached) and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
             try:
                 _download_to_cache(url, cached, key, once=os.path.isfile(shared))

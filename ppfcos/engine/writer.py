@@ -20,8 +20,8 @@ import numpy as np
 from ppfcos import environment
 from ppfcos.engine.progress import Report
 from ppfcos.fileio import replacing, require_writable
-from ppfcos.metrics.coco import RECALLS, CocoFigures
-from ppfcos.visualize.drawing import encode_picture
+from ppfcos.metrics.coco import RECALLS, CocoMetrics
+from ppfcos.visualize.drawing import encode_image
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ CHOSEN = (
 )
 
 
-def settings_of(cfg: Mapping[str, Any]) -> dict[str, int | float | str]:
+def select_hparams(cfg: Mapping[str, Any]) -> dict[str, int | float | str]:
     """What a configuration says of `CHOSEN`.
 
     Args:
@@ -98,7 +98,7 @@ COMPARED = ("eval/AP", "eval/AP50", "train/loss")  # curves whose last values st
 MOST_CLASS_CURVES = 20  # with more classes than these, only their mean has a precision-recall curve
 
 
-class VisualDLLog:
+class VisualDLWriter:
     """Writes records that `visualdl --logdir FOLDER` shows.
 
     VisualDL's LogWriter is not used: it can neither carry a log on nor take precision as COCO has it, and on
@@ -159,7 +159,7 @@ class VisualDLLog:
         known = {f"{STEPS}{name}": value for name, value in values.items() if not math.isnan(value)}
         self._write(_scalars(known, report.global_step))
 
-    def add_evaluation(self, figures: CocoFigures, epochs: int) -> None:
+    def add_evaluation(self, figures: CocoMetrics, epochs: int) -> None:
         """The twelve COCO figures and the AP of each class, over the epochs; precision over recall.
 
         Where no object was to be found, a figure is −1, as COCO has it, and a class has no precision.
@@ -180,7 +180,7 @@ class VisualDLLog:
             epochs: finished before it.
         """
         for name, picture in pictures:
-            image = Record.Image(encoded_image_string=encode_picture(picture, ".jpg"))
+            image = Record.Image(encoded_image_string=encode_image(picture, ".jpg"))
             value = Record.Value(id=epochs, tag=f"images/{name}", timestamp=_now(), image=image)
             self._write([Record(values=[value])])
 
@@ -231,7 +231,7 @@ def _scalars(values: Mapping[str, float], position: int) -> list[Any]:
     return [records.scalar(name, value, position, now) for name, value in values.items()]
 
 
-def _precision_recall(figures: CocoFigures, epochs: int) -> list[Any]:
+def _precision_recall(figures: CocoMetrics, epochs: int) -> list[Any]:
     """Curves at IoU 0.50, of which AP50 is the area.
 
     They have no thresholds and no counts, which COCO's precision does not keep: of what the page says of a

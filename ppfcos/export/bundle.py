@@ -22,7 +22,7 @@ from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import BundleError, ConfigError, OutputError
 from ppfcos.export.bundle_files import files_of, infer_config, manifest
-from ppfcos.export.inputs import network_input
+from ppfcos.export.program import network_input
 from ppfcos.export.parity import (
     TOLERANCES,
     PixelsFirst,
@@ -35,20 +35,20 @@ from ppfcos.export.parity import (
 from ppfcos.export.program import (
     VERSIONS_THAT_CAN,
     EndToEndNetwork,
-    HeadsForm,
+    HeadsSpec,
     HeadsNetwork,
     check_paddle,
     save_program,
 )
 from ppfcos.export.trained_model import CheckpointRuntime
-from ppfcos.fileio import replacing_folder
-from ppfcos.modeling.fuse import folded_copy
-from ppfcos.modeling.qat.prepare import float_copy, limited_copy, ranges_of
+from ppfcos.fileio import replace_folder
+from ppfcos.modeling.fuse import fuse_batch_norms
+from ppfcos.modeling.qat import float_copy, clipped_copy, get_ranges
 
 if TYPE_CHECKING:  # without the packages for ONNX it cannot be imported
     from onnx import ModelProto
 
-    from ppfcos.export.int8 import Calibration, Int8Network
+    from ppfcos.export.ptq import Calibration, Int8Network
     from ppfcos.export.qat_export import TrainedRanges
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ INT8_CURE = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What an export shall make.
 
     Attributes:
@@ -81,7 +81,7 @@ class Wanted:
         ConfigError: the parts contradict one another.
     """
 
-    heads: HeadsForm | None = None
+    heads: HeadsSpec | None = None
     form: NetworkInput = field(default_factory=network_input)
     formats: Sequence[str] = (names.PADDLE,)
     precisions: Sequence[str] = (FP32,)
@@ -116,7 +116,7 @@ def export_bundle(
     class_names: Sequence[str],
     directory: str | os.PathLike,
     category_ids: Sequence[int] | None = None,
-    wanted: Wanted | None = None,
+    wanted: ExportOptions | None = None,
 ) -> Path:
     """Write a bundle, after having run its networks beside the model.
 
@@ -139,7 +139,7 @@ def export_bundle(
         OutputError: the folder cannot be written, or holds files that are not a bundle's.
     """
     check_paddle()
-    wanted = wanted or Wanted()
+    wanted = wanted or ExportOptions()
     _check_ranges(model, wanted)
     if names.ONNX in wanted.formats and not goes_to_onnx(model):
         raise BundleError(
@@ -149,10 +149,10 @@ def export_bundle(
     description = infer_config(cfg, class_names, category_ids)
     target = Path(directory)
     _check_target(target)
-    with replacing_folder(target) as unfinished, _evaluating(model):
+    with replace_folder(target) as unfinished, _evaluating(model):
         preprocess = Preprocess(description["Preprocess"], wanted.form)
-        plain = model if ranges_of(model) is None else float_copy(model)
-        folded = _Network(folded_copy(plain), model)
+        plain = model if get_ranges(model) is None else float_copy(model)
+        folded = _Network(fuse_batch_norms(plain), model)
         networks, scales = _write_networks(folded, wanted, preprocess, unfinished)
         if _paddledetection_can_run(wanted):
             _write_yaml(unfinished / names.CONFIG_FILE, description)
@@ -173,14 +173,14 @@ def onnx_is_installed() -> bool:
     return all(importlib.util.find_spec(package) is not None for package in ONNX_PACKAGES)
 
 
-def _check_ranges(model: paddle.nn.Layer, wanted: Wanted) -> None:
+def _check_ranges(model: paddle.nn.Layer, wanted: ExportOptions) -> None:
     """Refuse INT8 by trained ranges where there are none."""
     if INT8 not in wanted.precisions:
         return
     from ppfcos.export.qat_export import TrainedRanges
 
-    ranges = ranges_of(model)
-    trained = ranges is not None and ranges.are_known()
+    ranges = get_ranges(model)
+    trained = ranges is not None and ranges.is_initialized()
     if isinstance(wanted.calibration, TrainedRanges) and not trained:
         raise BundleError(
             "the network has no trained ranges for INT8: train it with quantization_aware_training first, or "
@@ -219,7 +219,7 @@ def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _paddledetection_can_run(wanted: Wanted) -> bool:
+def _paddledetection_can_run(wanted: ExportOptions) -> bool:
     """Whether `infer_cfg.yml` would be true: PaddleDetection's script feeds floats and wants boxes."""
     form = wanted.form
     usual = form.type == names.FLOAT32 and form.channels == names.RGB
@@ -234,7 +234,7 @@ class _Network(NamedTuple):
 
 
 def _write_networks(
-    model: _Network, wanted: Wanted, preprocess: Preprocess, folder: Path
+    model: _Network, wanted: ExportOptions, preprocess: Preprocess, folder: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
     """Make all networks; their files by format and precision, and the scales of integer outputs."""
     networks: dict[str, dict[str, Any]] = {}
@@ -253,7 +253,7 @@ def _write_networks(
 
 
 def _write_onnx(
-    model: _Network, wanted: Wanted, preprocess: Preprocess, folder: Path
+    model: _Network, wanted: ExportOptions, preprocess: Preprocess, folder: Path
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     if not onnx_is_installed():
         raise BundleError(
@@ -262,10 +262,10 @@ def _write_onnx(
         )
     import onnx
 
-    from ppfcos.export.fp16 import half_precision
+    from ppfcos.export.fp16 import convert_to_fp16
 
     network = _onnx_network(model.plain, wanted)
-    makers = {FP32: lambda network: network, FP16: half_precision}
+    makers = {FP32: lambda network: network, FP16: convert_to_fp16}
     files: dict[str, Any] = {}
     scales: dict[str, list[float]] = {}
     for precision in wanted.precisions:
@@ -280,7 +280,7 @@ def _write_onnx(
     return files, scales
 
 
-def _onnx_network(model: paddle.nn.Layer, wanted: Wanted) -> ModelProto:
+def _onnx_network(model: paddle.nn.Layer, wanted: ExportOptions) -> ModelProto:
     from ppfcos.export.onnx_export import end_to_end_model, heads_model
 
     if wanted.heads is None:
@@ -289,19 +289,19 @@ def _onnx_network(model: paddle.nn.Layer, wanted: Wanted) -> ModelProto:
 
 
 def _write_int8(
-    network: ModelProto, model: _Network, wanted: Wanted, preprocess: Preprocess, target: Path
+    network: ModelProto, model: _Network, wanted: ExportOptions, preprocess: Preprocess, target: Path
 ) -> Int8Network:
-    from ppfcos.export.int8 import write_int8
+    from ppfcos.export.ptq import write_int8
     from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
 
     if not isinstance(wanted.calibration, TrainedRanges):
         return write_int8(network, model.plain, target, preprocess, wanted.calibration)
-    limits = ranges_of(model.trained).limits.tolist()
-    limited = _onnx_network(limited_copy(model.trained), wanted)
+    limits = get_ranges(model.trained).limits.tolist()
+    limited = _onnx_network(clipped_copy(model.trained), wanted)
     return write_trained_int8(limited, map(tuple, limits), target, wanted.calibration)
 
 
-def _check_answers(model: _Network, wanted: Wanted, preprocess: Preprocess, folder: Path) -> None:
+def _check_answers(model: _Network, wanted: ExportOptions, preprocess: Preprocess, folder: Path) -> None:
     """Run every network beside the model: one in INT8 beside the model as it was trained.
 
     Raises:
@@ -337,7 +337,7 @@ def _check_answers(model: _Network, wanted: Wanted, preprocess: Preprocess, fold
         )
 
 
-def _check_batches(wanted: Wanted, preprocess: Preprocess) -> Iterator[dict[str, Any]]:
+def _check_batches(wanted: ExportOptions, preprocess: Preprocess) -> Iterator[dict[str, Any]]:
     if wanted.pictures:
         batches = picture_batches(preprocess, [read_image(path) for path in wanted.pictures])
     else:

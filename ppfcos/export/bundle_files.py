@@ -11,10 +11,10 @@ from paddle import nn
 
 from ppfcos import __version__
 from ppfcos.deploy import bundle as names
-from ppfcos.deploy.bundle import DecodeSettings, NetworkInput
-from ppfcos.engine.checkpoint import saved_state
+from ppfcos.deploy.bundle import DecodeOptions, NetworkInput
+from ppfcos.engine.checkpoint import find_training_state
 from ppfcos.errors import ConfigError
-from ppfcos.export.program import HeadsForm
+from ppfcos.export.program import HeadsSpec
 from ppfcos.fileio import sha256
 
 DRAW_THRESHOLD = 0.5
@@ -125,7 +125,7 @@ def manifest(
     cfg: Mapping[str, Any],
     description: Mapping[str, Any],
     form: NetworkInput,
-    heads: HeadsForm | None,
+    heads: HeadsSpec | None,
     networks: Mapping[str, Mapping[str, Any]],
     scales: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def manifest(
         "preprocess": description["Preprocess"],
         "postprocess": {
             field.name: type(field.default)(getattr(model.decode, field.name))
-            for field in fields(DecodeSettings)
+            for field in fields(DecodeOptions)
         },
         "classes": [{"name": name, "id": number} for name, number in classes],
         "source": source(cfg),
@@ -205,7 +205,7 @@ def source(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if path.is_file():
         known["weights"] = path.name
         known["weights_sha256"] = sha256(path)
-        state = saved_state(path)
+        state = find_training_state(path)
         if state is not None:
             known |= {"epoch": state.epochs, "ap": state.ap}
     return known
@@ -218,7 +218,7 @@ def _input(form: NetworkInput) -> dict[str, Any]:
     return says
 
 
-def _heads(model: nn.Layer, heads: HeadsForm, scales: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _heads(model: nn.Layer, heads: HeadsSpec, scales: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     levels = head_outputs(model.head.strides)
     if scales:
         for level in levels:

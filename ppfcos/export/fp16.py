@@ -29,7 +29,7 @@ OPERATIONS = {
 FIRST_INPUT_ONLY = {"Reshape", "Resize"}  # the others are sizes
 
 
-def half_precision(model: ModelProto) -> ModelProto:
+def convert_to_fp16(model: ModelProto) -> ModelProto:
     """The same network in float16 between its first convolutions and its last.
 
     What is done to pixels stays in float32, and so does everything from the convolutions on that make logits

@@ -14,7 +14,7 @@ from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError, ConfigError, one_line
 from ppfcos.export.bundle_files import head_outputs
-from ppfcos.export.program import VERSIONS_THAT_CAN, CandidatesNetwork, HeadsForm, HeadsNetwork, save_program
+from ppfcos.export.program import VERSIONS_THAT_CAN, CandidatesNetwork, HeadsSpec, HeadsNetwork, save_program
 
 with environment.quiet_imports():
     import onnx
@@ -22,7 +22,7 @@ with environment.quiet_imports():
     import paddle2onnx
     from onnx import GraphProto, ModelProto, compose
 
-    from ppfcos.export.onnx_nms import suppression_graph
+    from ppfcos.export.onnx_nms import nms_graph
 
 OPSETS = range(13, 21)  # below, axes are attributes; above, ONNX Runtime 1.17 does not read it
 
@@ -42,10 +42,10 @@ def end_to_end_model(model: nn.Layer, form: NetworkInput, opset: int) -> ModelPr
         BundleError: it cannot be converted.
         ConfigError: the opset is none of `OPSETS`.
     """
-    return suppressed_model(CandidatesNetwork(model, form), opset)
+    return model_with_nms(CandidatesNetwork(model, form), opset)
 
 
-def suppressed_model(network: CandidatesNetwork, opset: int) -> ModelProto:
+def model_with_nms(network: CandidatesNetwork, opset: int) -> ModelProto:
     """A network that ends with candidates, and their suppression behind it; otherwise as `end_to_end_model`.
 
     Args:
@@ -57,7 +57,7 @@ def suppressed_model(network: CandidatesNetwork, opset: int) -> ModelProto:
     _rename(converted.graph, _weight_names(model))
     boxes, *shown, scores, classes = (output.name for output in converted.graph.output)
     count = len(model.head.strides) * model.decode.pre_nms_top_k
-    suppression = suppression_graph(model.decode, count, model.head.num_classes, converted.ir_version, opset)
+    suppression = nms_graph(model.decode, count, model.head.num_classes, converted.ir_version, opset)
     sources = {"boxes": boxes, "shown": (shown or [boxes])[0], "scores": scores, "classes": classes}
     joined = compose.merge_models(
         converted, suppression, io_map=[(source, target) for target, source in sources.items()]
@@ -65,7 +65,7 @@ def suppressed_model(network: CandidatesNetwork, opset: int) -> ModelProto:
     return _simplified(joined)
 
 
-def heads_model(model: nn.Layer, form: NetworkInput, heads: HeadsForm, opset: int) -> ModelProto:
+def heads_model(model: nn.Layer, form: NetworkInput, heads: HeadsSpec, opset: int) -> ModelProto:
     """Image batch in, the head's answers out.
 
     Args:

@@ -66,7 +66,7 @@ ROWS = """
 """
 
 
-def suppression_graph(
+def nms_graph(
     decode: PPFCOSDecode, num_candidates: int, num_classes: int, ir_version: int, opset: int
 ) -> ModelProto:
     """What `PPFCOSDecode` does after it has its candidates.

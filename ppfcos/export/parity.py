@@ -12,7 +12,7 @@ from ppfcos.deploy.bundle import IM_SHAPE, IMAGE, SCALE_FACTOR, NetworkInput
 from ppfcos.deploy.detections import Detections, split_batch
 from ppfcos.deploy.networks import Runtime
 from ppfcos.deploy.preprocess import Preprocess
-from ppfcos.export.inputs import image_layer
+from ppfcos.export.program import image_layer
 
 RUNS = 3
 NOISE_SIZE = 256, 320

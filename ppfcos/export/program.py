@@ -13,14 +13,14 @@ from paddle.static import InputSpec
 from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError
-from ppfcos.export.inputs import image_layer, image_spec, pair_spec
+from ppfcos.export.program import image_layer, image_spec, pair_spec
 from ppfcos.paddle_versions import HAS_DOUBLES_IN_PROGRAMS, HAS_NEW_IR
 
 VERSIONS_THAT_CAN = "Paddle 3.0 to 3.2 can (3.2.2 is what the requirements pin)"
 
 
 @dataclass(frozen=True)
-class HeadsForm:
+class HeadsSpec:
     """How a network gives the head's answers.
 
     Attributes:
@@ -92,7 +92,7 @@ class HeadsNetwork(nn.Layer):
         heads: of the answers.
     """
 
-    def __init__(self, model: nn.Layer, form: NetworkInput, heads: HeadsForm):
+    def __init__(self, model: nn.Layer, form: NetworkInput, heads: HeadsSpec):
         super().__init__()
         self.model = model
         self.form = form

@@ -19,7 +19,7 @@ from onnx import GraphProto, ModelProto, numpy_helper
 
 from ppfcos.deploy import bundle as names
 from ppfcos.errors import BundleError, one_line
-from ppfcos.export.int8 import Int8Network
+from ppfcos.export.ptq import Int8Network
 from ppfcos.export.integer_heads import with_integer_outputs
 from ppfcos.export.quantizer import FloatNetwork, known_ranges
 from ppfcos.fileio import replacing

@@ -11,14 +11,14 @@ import numpy as np
 import paddle
 from ppdet.data.source.category import get_categories
 
-from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import categories_of, dataset_of_images
 from ppfcos.data.records import numbered
 from ppfcos.deploy import Detector
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.engine.checkpoint import saved_class_names
 from ppfcos.engine.model import build_model
-from ppfcos.engine.tta import config_for_testing, model_for_testing
+from ppfcos.engine.tta import tta_config, tta_model
 from ppfcos.engine.weights import load_weights
 from ppfcos.errors import ConfigError
 from ppfcos.export.bundle_files import preprocess_steps
@@ -90,10 +90,10 @@ def checkpoint_detector(cfg: Mapping[str, Any]) -> Detector:
         ConfigError: `weights` is not set, or the TestReader has a transform that deployment does not know.
         WeightsError: the file is missing, corrupt, or another model's.
     """
-    preprocess = Preprocess(preprocess_steps(config_for_testing(cfg, "TestReader")["TestReader"]))
+    preprocess = Preprocess(preprocess_steps(tta_config(cfg, "TestReader")["TestReader"]))
     categories = model_categories(cfg, saved_class_names(cfg.get("weights")))
     names, ids = [each["name"] for each in categories], [each["id"] for each in categories]
-    model = model_for_testing(trained_model(cfg), cfg, "TestReader")
+    model = tta_model(trained_model(cfg), cfg, "TestReader")
     return Detector(preprocess, CheckpointRuntime(model), names, ids)
 
 
@@ -122,7 +122,7 @@ def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = Non
     names = [category["name"] for category in categories]
     if trained is not None:
         check_same_classes(trained, "the checkpoint", names, source)
-    settle_num_classes(cfg, names, source)
+    set_num_classes(cfg, names, source)
     return categories
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 NO_OBJECTS = -1.0  # the figure where no object was to be found, as COCO has it
 
-FIGURE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 class _Figure(NamedTuple):
@@ -75,11 +75,11 @@ class _Curves(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CocoFigures:
+class CocoMetrics:
     """How well the boxes were found.
 
     Attributes:
-        stats: the twelve figures in the order of `FIGURE_NAMES`, from 0 to 1; −1 where no object was to be
+        stats: the twelve figures in the order of `METRIC_NAMES`, from 0 to 1; −1 where no object was to be
             found.
         per_class: AP of each class by its name; −1 where the class has no object.
         precision: of each class that has objects, by its name: the precision at IoU 0.50 and each of COCO's
@@ -114,7 +114,7 @@ class CocoFigures:
         Returns:
             Such as {"AP": 0.389, "AP50": 0.581, ...}.
         """
-        return dict(zip(FIGURE_NAMES, self.stats))
+        return dict(zip(METRIC_NAMES, self.stats))
 
     def table(self) -> str:
         """The twelve lines that COCO's users know.
@@ -140,7 +140,7 @@ class CocoFigures:
 
 def evaluate_detections(
     ground_truth: dict, detections: Iterable[dict], backend: str = "faster_coco_eval"
-) -> CocoFigures:
+) -> CocoMetrics:
     """Compare detections with the truth.
 
     Args:
@@ -164,7 +164,7 @@ def evaluate_detections(
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     per_class = {names[number]: _class_ap(curves, k) for k, number in enumerate(curves.categories)}
     precision = {names[number]: _class_precision(curves, k) for k, number in enumerate(curves.categories)}
-    return CocoFigures(
+    return CocoMetrics(
         tuple(_value(curves, figure) for figure in _FIGURES),
         per_class,
         {name: values for name, values in precision.items() if per_class[name] != NO_OBJECTS},

@@ -37,7 +37,7 @@ class Targets(NamedTuple):
     counted: Tensor | None = None
 
 
-def centerness_of(distances: Tensor) -> Tensor:
+def compute_centerness(distances: Tensor) -> Tensor:
     """sqrt(min(l, r)/max(l, r) · min(t, b)/max(t, b)), equation 3 of the paper.
 
     Args:
@@ -131,7 +131,7 @@ class PPFCOSTargets:
         if self.ignore_crowd and crowds is not None:
             counted = self._counted(points, crowds, matched < box_count)
         own_strides = point_strides.gather(number)
-        return Targets(all_labels, positives, distances, centerness_of(distances), own_strides, counted)
+        return Targets(all_labels, positives, distances, compute_centerness(distances), own_strides, counted)
 
     def check_levels(self, strides: list) -> None:
         """Raise ValueError if `size_ranges` does not fit the number of levels, whose strides these are."""

@@ -14,7 +14,7 @@ CONVOLUTIONS = (nn.Conv2D, DeformConv2D)
 SMALLEST_IMAGE = 64
 
 
-def norms_behind_convolutions(model: nn.Layer) -> list[tuple[nn.Layer, nn.Layer]]:
+def find_conv_norm_pairs(model: nn.Layer) -> list[tuple[nn.Layer, nn.Layer]]:
     """Norms and the convolutions that they always follow, found by watching one image go through.
 
     Args:
@@ -42,20 +42,20 @@ def norms_behind_convolutions(model: nn.Layer) -> list[tuple[nn.Layer, nn.Layer]
         elif isinstance(layer, _BatchNormBase):
             hooks.append(layer.register_forward_pre_hook(normalises))
     with paddle.no_grad():
-        model(smallest_batch())
+        model(example_batch())
     for hook in hooks:
         hook.remove()
     return [pair for pair, count in meetings.items() if count == calls[pair[0]] == calls[pair[1]]]
 
 
-def smallest_batch() -> dict[str, Tensor]:
+def example_batch() -> dict[str, Tensor]:
     """One black image, for watching a model at work."""
     size = paddle.full([1, 2], float(SMALLEST_IMAGE))
     image = paddle.zeros([1, 3, SMALLEST_IMAGE, SMALLEST_IMAGE])
     return {"image": image, "im_shape": size, "scale_factor": paddle.ones([1, 2])}
 
 
-def folded_weights(conv: nn.Layer, norm: nn.Layer) -> tuple[Tensor, Tensor]:
+def fused_weights(conv: nn.Layer, norm: nn.Layer) -> tuple[Tensor, Tensor]:
     """norm(conv(x)) = (w·f) x + (b − mean)·f + shift, where f is the norm's weight by its deviation.
 
     Args:
@@ -86,7 +86,7 @@ def replace_layer(model: nn.Layer, old: nn.Layer, new: nn.Layer) -> None:
                 setattr(parent, name, new)
 
 
-def folded_copy(model: nn.Layer) -> nn.Layer:
+def fuse_batch_norms(model: nn.Layer) -> nn.Layer:
     """A copy of a model for inference, in which convolutions do the work of the batch norms behind them.
 
     Args:
@@ -97,14 +97,14 @@ def folded_copy(model: nn.Layer) -> nn.Layer:
     """
     model = copy.deepcopy(model)
     model.eval()
-    for norm, conv in norms_behind_convolutions(model):
+    for norm, conv in find_conv_norm_pairs(model):
         _fold(norm, conv)
         replace_layer(model, norm, nn.Identity())
     return model
 
 
 def _fold(norm: nn.Layer, conv: nn.Layer) -> None:
-    weight, bias = folded_weights(conv, norm)
+    weight, bias = fused_weights(conv, norm)
     conv.weight.set_value(weight)
     if conv.bias is None:
         conv.bias = conv.create_parameter([len(bias)], is_bias=True)

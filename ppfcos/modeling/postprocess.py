@@ -13,7 +13,7 @@ from ppdet.core.workspace import register, serializable
 from ppfcos.modeling.head import HeadOutputs
 
 
-def best_pairs(ranks: list, count: int, zero: Tensor) -> tuple:
+def top_k_pairs(ranks: list, count: int, zero: Tensor) -> tuple:
     """The best pairs of each level.
 
     Args:
@@ -181,13 +181,13 @@ class PPFCOSDecode:
         """
         # The operator wants [B, C, S] scores; a candidate stands in the row of its class, and is 0 in the
         # others.
-        one_hot = F.one_hot(candidates.classes, num_classes)
+        one_hot = F.one_hot(candidates.labels, num_classes)
         per_class = one_hot.transpose([0, 2, 1]) * candidates.scores.unsqueeze(1)
         rows, where, counts = paddle._C_ops.multiclass_nms3(
             candidates.boxes, per_class, None, *self._nms_attributes()
         )
-        if candidates.shown is not candidates.boxes and not _is_known_empty(rows):
-            shown = candidates.shown.flatten(0, 1).gather(where.flatten())
+        if candidates.output_boxes is not candidates.boxes and not _is_known_empty(rows):
+            shown = candidates.output_boxes.flatten(0, 1).gather(where.flatten())
             columns = [*paddle.split(rows, 6, axis=1)[:2], *paddle.split(shown, 4, axis=1)]
             rows = paddle.stack([column.flatten() for column in columns], axis=1)
         return rows, where, counts
@@ -211,7 +211,7 @@ class PPFCOSDecode:
             self._ranks(*level)
             for level in zip(outputs.class_logits, outputs.quality_logits or [None] * len(grids))
         ]
-        scores, pairs = best_pairs(ranks, self.pre_nms_top_k, 0.0 * height)
+        scores, pairs = top_k_pairs(ranks, self.pre_nms_top_k, 0.0 * height)
         rows, columns = _of_levels(grids, "height"), _of_levels(grids, "width")
         classes, where = _class_and_location(pairs, ranks[0].shape[1], rows * columns)
         if self.rank_by == "class" and outputs.quality_logits:

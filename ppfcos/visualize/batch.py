@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ppfcos.boxes import box_areas
-from ppfcos.visualize.drawing import FONT, Style, class_colour, draw_box, draw_label, style_for
+from ppfcos.visualize.drawing import FONT, Style, class_color, draw_box, draw_label, style_for
 
 NO_LEVEL = -1
 
@@ -25,7 +25,7 @@ CROWD = (200, 200, 200)
 TEXT_SCALE, LINE_HEIGHT = 0.55, 26
 
 
-class FedImage(NamedTuple):
+class BatchImage(NamedTuple):
     """One image of a batch.
 
     Attributes:
@@ -70,7 +70,7 @@ class Level(NamedTuple):
         return f"over {self.lower:g} px" if last else f"{self.lower:g} to {self.upper:g} px"
 
 
-def draw_batch(images: Sequence[FedImage], levels: Sequence[Level]) -> np.ndarray:
+def draw_batch(images: Sequence[BatchImage], levels: Sequence[Level]) -> np.ndarray:
     """Draw a batch on one sheet, with a legend.
 
     Args:
@@ -93,7 +93,7 @@ def draw_batch(images: Sequence[FedImage], levels: Sequence[Level]) -> np.ndarra
     return cv2.copyMakeBorder(sheet, GAP, 0, GAP, 0, cv2.BORDER_CONSTANT, value=PAPER)
 
 
-def _draw_image(image: FedImage, levels: Sequence[Level], scale: float) -> np.ndarray:
+def _draw_image(image: BatchImage, levels: Sequence[Level], scale: float) -> np.ndarray:
     """One image with what belongs to it, its title above, and a gap at the right and below."""
     height, width = (round(side * scale) for side in image.pixels.shape[:2])
     # shrunk without moiré, or enlarged so that the pixels that the network sees can be told apart
@@ -125,7 +125,7 @@ def _draw_crowd(canvas: np.ndarray, box: np.ndarray, style: Style) -> None:
     draw_label(canvas, box, "crowd", CROWD, style._replace(font_scale=max(0.35, 0.8 * style.font_scale)))
 
 
-def _draw_names(canvas: np.ndarray, image: FedImage, scale: float) -> None:
+def _draw_names(canvas: np.ndarray, image: BatchImage, scale: float) -> None:
     """The class of each box, unless its plate would cover a larger box's; those without a location always."""
     style = style_for(*canvas.shape[:2])
     style = style._replace(font_scale=max(0.35, 0.8 * style.font_scale))
@@ -148,7 +148,7 @@ def _draw_dot(canvas: np.ndarray, point: np.ndarray, colour: tuple, spacing: flo
         cv2.circle(canvas, (x, y), round((radius + extra) * 16), each, cv2.FILLED, cv2.LINE_AA, shift=4)
 
 
-def _draw_legend(images: Sequence[FedImage], levels: Sequence[Level], width: int) -> np.ndarray:
+def _draw_legend(images: Sequence[BatchImage], levels: Sequence[Level], width: int) -> np.ndarray:
     """What the colours mean, and how many boxes and locations the whole batch has of each."""
     box_levels = np.concatenate([image.box_levels for image in images])
     location_levels = np.concatenate([image.location_levels for image in images])
@@ -180,7 +180,7 @@ def _draw_legend(images: Sequence[FedImage], levels: Sequence[Level], width: int
 
 
 def _level_colour(level: int) -> tuple[int, int, int]:
-    return WHITE if level == NO_LEVEL else class_colour(int(level))
+    return WHITE if level == NO_LEVEL else class_color(int(level))
 
 
 def _hatch(height: int, width: int) -> np.ndarray:

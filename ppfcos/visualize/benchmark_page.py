@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ppfcos.visualize.benchmark_table import (
+from ppfcos.visualize.benchmark_report import (
     about,
     column_names,
     notes,

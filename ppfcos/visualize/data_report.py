@@ -10,8 +10,8 @@ import numpy as np
 
 from ppfcos.console import printable
 from ppfcos.data.check.check import DataReport
-from ppfcos.data.check.coverage import Geometry
-from ppfcos.data.check.issues import KINDS, TRAINING, Finding
+from ppfcos.data.check.levels import Geometry
+from ppfcos.data.issues import ISSUE_TYPES, TRAINING, Issue
 from ppfcos.data.check.rules import SIDE_BINS, SectionCheck
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.visualize.page import escaped, page, picture_address, short
@@ -33,9 +33,9 @@ def text_report(report: DataReport, accepted: Sequence[str] = ()) -> str:
     lines = []
     for section in report.sections:
         lines += [*_overview(section), ""]
-        if section.raw.section == TRAINING:
+        if section.dataset.section == TRAINING:
             lines += [*_level_table(section, report.geometry), ""]
-    for kind, section, findings in report.by_kind():
+    for kind, section, findings in report.by_type():
         lines += _about(report, kind, section, findings, kind in accepted)
     lines.append(summary(report, accepted))
     return "\n".join(printable(line) for line in lines)
@@ -43,9 +43,9 @@ def text_report(report: DataReport, accepted: Sequence[str] = ()) -> str:
 
 def summary(report: DataReport, accepted: Sequence[str] = ()) -> str:
     """One line: how many findings there are of what severity."""
-    counted = [KINDS[finding.kind].severity for finding in report.findings if finding.kind not in accepted]
+    counted = [ISSUE_TYPES[finding.kind].severity for finding in report.issues if finding.kind not in accepted]
     if not counted:
-        return "nothing was found" + (" but what is accepted" if report.findings else "")
+        return "nothing was found" + (" but what is accepted" if report.issues else "")
     numbers = {severity.value: counted.count(severity) for severity in dict.fromkeys(counted)}
     return ", ".join(
         f"{numbers[name]} {name if numbers[name] == 1 else name + 's'}"
@@ -77,18 +77,18 @@ def json_report(report: DataReport, accepted: Sequence[str] = ()) -> dict[str, A
         "kinds": [
             {
                 "kind": kind,
-                "section": section.raw.section,
-                "severity": KINDS[kind].severity.value,
-                "meaning": KINDS[kind].meaning,
-                "outcome": KINDS[kind].outcome.value if section.raw.section == TRAINING else None,
+                "section": section.dataset.section,
+                "severity": ISSUE_TYPES[kind].severity.value,
+                "meaning": ISSUE_TYPES[kind].meaning,
+                "outcome": ISSUE_TYPES[kind].outcome.value if section.dataset.section == TRAINING else None,
                 "consequence": report.consequence(kind, section),
-                "fix": KINDS[kind].fix or None,
+                "fix": ISSUE_TYPES[kind].fix or None,
                 "number": len(findings),
                 "accepted": kind in accepted,
             }
-            for kind, section, findings in report.by_kind()
+            for kind, section, findings in report.by_type()
         ],
-        "findings": [finding._asdict() for finding in report.findings],
+        "findings": [finding._asdict() for finding in report.issues],
     }
 
 
@@ -126,7 +126,7 @@ def lost_text(section: SectionCheck) -> str:
 
 
 def _section_entry(section: SectionCheck, geometry: Geometry) -> dict[str, Any]:
-    raw, counts = section.raw, section.counts
+    raw, counts = section.dataset, section.counts
     entry: dict[str, Any] = {
         "section": raw.section,
         "source": raw.source,
@@ -149,7 +149,7 @@ def _section_entry(section: SectionCheck, geometry: Geometry) -> dict[str, Any]:
 
 
 def _overview(section: SectionCheck) -> list[str]:
-    raw, counts = section.raw, section.counts
+    raw, counts = section.dataset, section.counts
     named = sorted(
         zip((category.name for category in raw.categories), counts.per_class), key=lambda pair: -pair[1]
     )
@@ -177,11 +177,11 @@ def _level_table(section: SectionCheck, geometry: Geometry) -> list[str]:
 
 
 def _about(
-    report: DataReport, kind: str, section: SectionCheck, findings: Sequence[Finding], accepted: bool
+    report: DataReport, kind: str, section: SectionCheck, findings: Sequence[Issue], accepted: bool
 ) -> Iterator[str]:
-    entry = KINDS[kind]
+    entry = ISSUE_TYPES[kind]
     mark = "accepted" if accepted else entry.severity.value
-    yield f"{mark}: {kind}: {len(findings)} × {entry.meaning}, in {section.raw.section}"
+    yield f"{mark}: {kind}: {len(findings)} × {entry.meaning}, in {section.dataset.section}"
     yield f"    {report.consequence(kind, section)}"
     if entry.fix:
         yield f"    --fix {entry.fix}"
@@ -232,23 +232,23 @@ def html_page(report: DataReport, title: str, accepted: Sequence[str] = ()) -> s
         "<h2>Findings</h2>",
         *(
             _kind(report, kind, section, findings, pictures, kind in accepted)
-            for kind, section, findings in report.by_kind()
+            for kind, section, findings in report.by_type()
         ),
     ]
     return page(title, "\n".join(parts), _STYLE)
 
 
 def _anchor(kind: str, section: SectionCheck) -> str:
-    return f"{kind}-{section.raw.section}"
+    return f"{kind}-{section.dataset.section}"
 
 
 def _kinds_table(report: DataReport, accepted: Sequence[str]) -> str:
     rows = []
-    for kind, section, findings in report.by_kind():
-        mark = "accepted" if kind in accepted else KINDS[kind].severity.value
+    for kind, section, findings in report.by_type():
+        mark = "accepted" if kind in accepted else ISSUE_TYPES[kind].severity.value
         rows.append(
             f"<tr><td class='{mark}'>{mark}</td><td class='number'>{len(findings)}</td>"
-            f"<td><a href='#{_anchor(kind, section)}'>{kind}</a></td><td>{escaped(section.raw.section)}</td>"
+            f"<td><a href='#{_anchor(kind, section)}'>{kind}</a></td><td>{escaped(section.dataset.section)}</td>"
             f"<td>{escaped(report.consequence(kind, section))}</td></tr>"
         )
     if not rows:
@@ -258,7 +258,7 @@ def _kinds_table(report: DataReport, accepted: Sequence[str]) -> str:
 
 
 def _section(section: SectionCheck, report: DataReport) -> str:
-    raw, counts = section.raw, section.counts
+    raw, counts = section.dataset, section.counts
     classes = [(category.name, [objects]) for category, objects in zip(raw.categories, counts.per_class)]
     parts = [
         f"<h2>{escaped(raw.section)}</h2><p><code>{escaped(raw.source)}</code><br>{counts.images} images, "
@@ -312,11 +312,11 @@ def _kind(
     report: DataReport,
     kind: str,
     section: SectionCheck,
-    findings: Sequence[Finding],
+    findings: Sequence[Issue],
     pictures: _Thumbnails,
     accepted: bool,
 ) -> str:
-    entry = KINDS[kind]
+    entry = ISSUE_TYPES[kind]
     mark = "accepted" if accepted else entry.severity.value
     shown = "".join(pictures.of(finding) for finding in _one_an_image(findings)[:THUMBNAILS_OF_A_KIND])
     fix = f"<p>--fix {escaped(entry.fix)}.</p>" if entry.fix else ""
@@ -329,7 +329,7 @@ def _kind(
     return (
         f"<section class='kind {mark}' id='{_anchor(kind, section)}'>"
         f"<h3>{len(findings)} × {escaped(entry.meaning)} "
-        f"<small>({kind}, {escaped(section.raw.section)})</small></h3>"
+        f"<small>({kind}, {escaped(section.dataset.section)})</small></h3>"
         f"<p class='consequence'>{escaped(report.consequence(kind, section))}.</p>{fix}"
         f"<div class='pictures'>{shown}</div>"
         f"<details{'' if len(findings) > 10 else ' open'}><summary>the places</summary><ul>{lines}</ul>{more}"
@@ -337,7 +337,7 @@ def _kind(
     )
 
 
-def _one_an_image(findings: Sequence[Finding]) -> list[Finding]:
+def _one_an_image(findings: Sequence[Issue]) -> list[Issue]:
     return list({finding.image: finding for finding in reversed(findings) if finding.image}.values())[::-1]
 
 
@@ -350,13 +350,13 @@ class _Thumbnails:
 
     def __init__(self, report: DataReport):
         self._images = {
-            (section.raw.section, image.path): (image, look)
+            (section.dataset.section, image.path): (image, look)
             for section in report.sections
-            for image, look in zip(section.raw.images, section.looks)
+            for image, look in zip(section.dataset.images, section.image_checks)
         }
         self._left = THUMBNAILS
 
-    def of(self, finding: Finding) -> str:
+    def of(self, finding: Issue) -> str:
         """A figure for a finding, or nothing if there have been enough."""
         if not self._left:
             return ""
@@ -371,7 +371,7 @@ class _Thumbnails:
             f"{escaped(finding.detail)}</figcaption></figure>"
         )
 
-    def _draw(self, finding: Finding) -> np.ndarray | None:
+    def _draw(self, finding: Issue) -> np.ndarray | None:
         image, look = self._images.get((finding.section, finding.image), (None, None))
         if look is None or look.size is None:  # nobody could read it, or it is too large to be read again
             return None

@@ -17,7 +17,7 @@ from ppfcos.fileio import replacing
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 JPEG_QUALITY = 95
 GOLDEN_RATIO = 0.618033988749895
-TRUTH_COLOUR, TRUTH_EDGE = (255, 255, 255), (0, 0, 0)  # no class has either: class_colour has hues only
+GROUND_TRUTH_COLOR, TRUTH_EDGE = (255, 255, 255), (0, 0, 0)  # no class has either: class_color has hues only
 
 
 class Drawable(Protocol):
@@ -46,7 +46,7 @@ def style_for(height: int, width: int) -> Style:
     return Style(line, font_scale, max(1, round(font_scale * 1.6)), max(2, round(font_scale * 5)))
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
+def class_color(label: int) -> tuple[int, int, int]:
     """The colour of a class, blue first: the same in every picture, and far from its neighbours' colours.
 
     Hues advance by the golden ratio of the circle, which spreads any number of them; three shades in turn.
@@ -72,15 +72,15 @@ def draw_detections(image_bgr: np.ndarray, detections: Drawable, threshold: floa
     style = style_for(*canvas.shape[:2])
     chosen = [i for i in np.argsort(detections.scores, kind="stable") if detections.scores[i] >= threshold]
     for i in chosen:
-        draw_box(canvas, detections.boxes[i], class_colour(int(detections.labels[i])), style)
+        draw_box(canvas, detections.boxes[i], class_color(int(detections.labels[i])), style)
     for i in chosen:  # after all boxes: no line crosses a text
         label = int(detections.labels[i])
         text = f"{printable_name(label, detections.class_names)} {detections.scores[i]:.2f}"
-        draw_label(canvas, detections.boxes[i], text, class_colour(label), style)
+        draw_label(canvas, detections.boxes[i], text, class_color(label), style)
     return canvas
 
 
-def draw_truth(image_bgr: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def draw_ground_truth(image_bgr: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Draw what was to be found, in white with a black edge; `draw_detections` then goes on top.
 
     Args:
@@ -92,7 +92,7 @@ def draw_truth(image_bgr: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """
     canvas = np.array(image_bgr, order="C")
     style = style_for(*canvas.shape[:2])
-    for colour, line in ((TRUTH_EDGE, style.line + 2), (TRUTH_COLOUR, style.line)):
+    for colour, line in ((TRUTH_EDGE, style.line + 2), (GROUND_TRUTH_COLOR, style.line)):
         for box in boxes:
             draw_box(canvas, box, colour, style._replace(line=line))
     return canvas
@@ -116,7 +116,7 @@ def shrink(image_bgr: np.ndarray, longest_side: int) -> tuple[np.ndarray, float]
     return cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), factor
 
 
-def encode_picture(image_bgr: np.ndarray, suffix: str) -> bytes | None:
+def encode_image(image_bgr: np.ndarray, suffix: str) -> bytes | None:
     """A picture in the format that a file name's ending says.
 
     Args:
@@ -133,7 +133,7 @@ def encode_picture(image_bgr: np.ndarray, suffix: str) -> bytes | None:
     return data.tobytes() if done else None
 
 
-def save_picture(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
+def save_image(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
     """Write a picture in the format that its name's ending says, beside its name first, then renamed.
 
     Args:
@@ -144,7 +144,7 @@ def save_picture(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
         OutputError: OpenCV cannot write this format, or the folder cannot be written.
     """
     path = Path(path)
-    data = encode_picture(image_bgr, path.suffix)
+    data = encode_image(image_bgr, path.suffix)
     if data is None:
         raise OutputError(f"{path}: OpenCV cannot write a picture of this kind; name it .jpg or .png")
     with replacing(path) as unfinished:

@@ -30,7 +30,7 @@ NO_OBJECTS = -1.0  # COCO's figure where no object was to be found; null in the 
 
 
 class Figures(Protocol):
-    """What COCO's evaluation gives: `ppfcos.metrics.coco.CocoFigures`."""
+    """What COCO's evaluation gives: `ppfcos.metrics.coco.CocoMetrics`."""
 
     class_stats: Mapping[Any, tuple]  # by category id, in the order of `named`
     class_curves: Mapping[Any, Mapping[str, tuple]]

@@ -44,7 +44,7 @@ class Pictures(Protocol):
         """
 
 
-class RecordPictures:
+class RecordImages:
     """The images of a data set.
 
     Args:

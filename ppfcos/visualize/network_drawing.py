@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppfcos.visualize.network_text import (
+from ppfcos.visualize.network_report import (
     CPU_DEVICES,
     bytes_text,
     counted,
@@ -235,7 +235,7 @@ STYLE = """
 """
 
 
-def svg_of_network(figures: Mapping[str, Any]) -> str:
+def network_svg(figures: Mapping[str, Any]) -> str:
     """Draw a network.
 
     Args:

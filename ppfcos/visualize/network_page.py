@@ -7,7 +7,7 @@ from typing import Any
 
 from ppfcos.visualize.evaluation_page import STYLE, TABLE_SCRIPT, sortable_table
 from ppfcos.visualize.network_drawing import COLOURS, colour_of
-from ppfcos.visualize.network_text import (
+from ppfcos.visualize.network_report import (
     bytes_text,
     output_of,
     part_of,
@@ -87,7 +87,7 @@ drawing.style.width = '100%';
 """
 
 
-def page_of_network(figures: Mapping[str, Any], drawing: str) -> str:
+def network_page(figures: Mapping[str, Any], drawing: str) -> str:
     """The whole page.
 
     Args:

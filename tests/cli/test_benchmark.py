@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.small_bundles import FIXED_SIZE, end_to_end_bundle, file_entry, heads_bundle, uint8_bundle
-from helpers.small_detector import draw_picture
+from helpers.small_detector import draw_image
 from helpers.terminal import frames, run_on_terminal
 
 from ppfcos.cli import benchmark
@@ -85,7 +85,7 @@ def both(small, tmp_path_factory) -> Run:
 
 
 def picture(height: int, width: int, seed: int = 0) -> Picture:
-    content = cv2.imencode(".jpg", draw_picture(height, width, seed))[1].tobytes()
+    content = cv2.imencode(".jpg", draw_image(height, width, seed))[1].tobytes()
     return Picture(f"picture {seed}", content, (height, width))
 
 

@@ -20,7 +20,7 @@ import paddle
 import pytest
 from conftest import needs_export, needs_proc
 from helpers.small_bundles import heads_bundle
-from helpers.small_detector import CLASS_NAMES, draw_picture, pictures, small_model, write_config
+from helpers.small_detector import CLASS_NAMES, draw_image, pictures, small_model, write_config
 
 from ppfcos.cli import export_model, infer
 from ppfcos.cli.results import ResultsFile
@@ -115,7 +115,7 @@ def test_a_picture_of_an_unwritable_kind_becomes_a_png(small, photos, tmp_path):
 def make_video(path: Path) -> Path:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 7, (320, 224))
     for i in range(4):
-        writer.write(draw_picture(224, 320, i))
+        writer.write(draw_image(224, 320, i))
     writer.release()
     return path
 
@@ -151,7 +151,7 @@ def test_a_video_that_is_none_is_one_line(small, tmp_path, capsys):
 @pytest.mark.slow  # two processes that import Paddle
 def test_processes_share_the_pictures(small, photos, root, tmp_path):
     for i in range(4):
-        cv2.imwrite(str(photos / f"d{i}.png"), draw_picture(100, 150, i))
+        cv2.imwrite(str(photos / f"d{i}.png"), draw_image(100, 150, i))
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = ["--bundle", str(small.bundle), "--infer_dir", str(photos), "--save_results", "--output_dir"]
     assert infer.main([*arguments, str(one)]) == 0

@@ -33,7 +33,7 @@ from onnx import numpy_helper
 from onnx.parser import parse_model
 from selenium.webdriver.common.by import By
 
-from ppfcos.analysis.graph import NetworkGraph
+from ppfcos.analysis.network import Network
 from ppfcos.analysis.info import NetworkInfo
 from ppfcos.analysis.layers import Layers
 from ppfcos.analysis.timing import NodeTime, layer_times, onnx_runtime_times
@@ -43,7 +43,7 @@ from ppfcos.deploy.bundle import read_bundle
 from ppfcos.deploy.onnx_files import read_onnx
 from ppfcos.engine.model import count_multiply_adds, count_weights
 from ppfcos.export.quantizer import FloatNetwork
-from ppfcos.modeling.fuse import folded_copy
+from ppfcos.modeling.fuse import fuse_batch_norms
 from ppfcos.visualize import network_drawing
 from ppfcos.visualize.network_drawing import layout_of
 
@@ -134,7 +134,7 @@ def test_layers_are_called_as_in_the_model(heads, model):
 
 def test_parameters_are_those_of_the_folded_model(heads, model):
     """All but the scales of levels, which are 1 here, and biases of 0: the export drops them."""
-    folded = folded_copy(model)
+    folded = fuse_batch_norms(model)
     expected = count_weights(folded).total
     gone = sum(
         int(value.size)
@@ -246,7 +246,7 @@ def test_sizes_that_are_computed_from_other_maps(tmp_path):
         network.graph.initializer.append(numpy_helper.from_array(value, name))
     onnx.save(network, tmp_path / "pyramid.onnx")
     image = np.random.default_rng(0).random((1, 3, 5, 7), np.float32)
-    graph = NetworkGraph(read_onnx(tmp_path / "pyramid.onnx"), {"image": image.shape})
+    graph = Network(read_onnx(tmp_path / "pyramid.onnx"), {"image": image.shape})
     values = run_with_all_values(tmp_path / "pyramid.onnx", {"image": image})
     assert {name: graph.value(name).shape for name in values} == {
         name: array.shape for name, array in values.items()
@@ -334,7 +334,7 @@ def test_what_a_device_does_not_take_is_named(tiny):
     """The times are real, of the CPU; the device that was to do it all is one that is not here."""
     network = NetworkInfo(read_bundle(tiny), "fp32")
     nodes, _ = onnx_runtime_times(network.file, network.inputs, 1, "cpu")
-    graph = NetworkGraph(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
+    graph = Network(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
     first, *others = nodes
     on_device = NodeTime(first.kind, first.names, first.makes, first.milliseconds, "CUDAExecutionProvider")
     times = layer_times([on_device, *others], graph, Layers(graph, HEIGHT), "CUDAExecutionProvider")

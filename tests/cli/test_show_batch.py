@@ -19,9 +19,9 @@ from ppfcos.data import shapes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
 from ppfcos.engine.model import build_model
-from ppfcos.engine.prefetcher import BatchFeed
-from ppfcos.visualize.batch import GAP, NO_LEVEL, FedImage, Level, draw_batch
-from ppfcos.visualize.drawing import class_colour
+from ppfcos.engine.prefetcher import Prefetcher
+from ppfcos.visualize.batch import GAP, NO_LEVEL, BatchImage, Level, draw_batch
+from ppfcos.visualize.drawing import class_color
 
 SIDE = 900  # at this width a picture is drawn as large as it is
 LEVELS = [Level(8, 0, 64), Level(16, 64, 128), Level(32, 128, float("inf"))]
@@ -94,7 +94,7 @@ def test_crowds_that_the_training_ignores(small):
     plain = ["TrainReader.sample_transforms=[{Decode: {}}, {Permute: {}}]", "TrainReader.total_batch_size=4"]
     cfg = load_config(small, overrides + plain)
     data = build_dataset(cfg, "TrainDataset")
-    feed = BatchFeed(TrainLoader(cfg, data), 0)
+    feed = Prefetcher(TrainLoader(cfg, data), 0)
     feed.start_epoch(0)
     [batch] = feed.current
     images = show_batch.fed_images(build_model(cfg), batch, data)
@@ -110,7 +110,7 @@ def test_images_are_what_the_training_gets(small, radius):
     overrides = [MIXED, "TrainReader.total_batch_size=4", f"PPFCOSTargets.center_sampling_radius={radius}"]
     cfg = load_config(small, overrides)
     model, data = build_model(cfg), build_dataset(cfg, "TrainDataset")
-    feed = BatchFeed(TrainLoader(cfg, data), 0)
+    feed = Prefetcher(TrainLoader(cfg, data), 0)
     feed.start_epoch(0)
     [batch] = feed.current
     images = show_batch.fed_images(model, batch, data)
@@ -142,14 +142,14 @@ def test_images_are_what_the_training_gets(small, radius):
 
 def fed(boxes=(), box_levels=(), locations=(), location_levels=(), size=(700, 800), shape=(720, SIDE)):
     pixels = np.full((*shape, 3), 150, np.uint8)
-    return FedImage(
+    return BatchImage(
         pixels, size, "a picture.jpg: 800x700", np.array(boxes, np.float32).reshape(-1, 4),
         [f"class {i}" for i in range(len(boxes))], np.array(box_levels, int),
         np.array(locations, np.float32).reshape(-1, 2), np.array(location_levels, int),
     )  # fmt: skip
 
 
-def picture_of(image: FedImage) -> np.ndarray:
+def picture_of(image: BatchImage) -> np.ndarray:
     """The part of the sheet that shows an image drawn as large as it is."""
     height, width = image.pixels.shape[:2]
     sheet = draw_batch([image], LEVELS)
@@ -159,7 +159,7 @@ def picture_of(image: FedImage) -> np.ndarray:
 def test_boxes_have_the_colour_of_their_level():
     boxes = [(100, 100, 300, 250), (400, 300, 600, 500), (100, 500, 200, 600)]
     picture = picture_of(fed(boxes, [0, 2, NO_LEVEL]))
-    for (x0, y0, x1, y1), colour in zip(boxes, [class_colour(0), class_colour(2), (255, 255, 255)]):
+    for (x0, y0, x1, y1), colour in zip(boxes, [class_color(0), class_color(2), (255, 255, 255)]):
         for y, x in ((y1, (x0 + x1) // 2), ((y0 + y1) // 2, x0), ((y0 + y1) // 2, x1)):
             assert tuple(picture[y, x]) == colour
     assert (picture[120:240, 120:280] == 150).all(), "the inside of a box is the picture's own"
@@ -181,7 +181,7 @@ def test_locations_are_dots_in_their_places():
     assert count == 1 + len(points)
     assert np.abs(centres[1:] + 0.5 - points).max() < 0.5  # a pixel's middle is half a pixel from its edge
     for level, (x, y) in enumerate(points):
-        assert tuple(picture[int(y), int(x)]) == class_colour(level)
+        assert tuple(picture[int(y), int(x)]) == class_color(level)
 
 
 def test_crowds_are_veiled():
@@ -203,7 +203,7 @@ def test_the_legend_tells_the_levels_apart():
     sheet = draw_batch([fed()], LEVELS)
     legend = sheet[: len(sheet) - 720 - GAP]
     for level in range(len(LEVELS)):
-        assert (legend == np.array(class_colour(level))).all(axis=2).sum() > 100
+        assert (legend == np.array(class_color(level))).all(axis=2).sum() > 100
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16, 33])

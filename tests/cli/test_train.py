@@ -23,9 +23,9 @@ from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
 from ppfcos.engine.checkpoint import read_manifest
 from ppfcos.engine.model import build_model
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import ConfigError
-from ppfcos.metrics.coco import FIGURE_NAMES, evaluate_detections
+from ppfcos.metrics.coco import METRIC_NAMES, evaluate_detections
 
 LAUNCH = ("-m", "paddle.distributed.launch", "--nproc_per_node", "2")
 # Frozen norms, for a norm's statistics are of one process's images. Losses, and so gradients, are of all.
@@ -128,7 +128,7 @@ def test_a_trainings_curves_are_complete(trained):
     )
     more = ("gradient_norm", "images_per_second", "data_seconds", "memory_gb")
     assert all(len(curves[f"train/{name}"]) == 6 and min(curves[f"train/{name}"]) >= 0 for name in more)
-    assert {f"eval/{name}" for name in FIGURE_NAMES} <= set(curves)
+    assert {f"eval/{name}" for name in METRIC_NAMES} <= set(curves)
     classes = [f"eval_AP_of_class/{name}" for name in ("circle", "rectangle", "triangle")]
     assert all(len(curves[name]) == 2 for name in classes)
     tags = trained.records().get_tags()
@@ -156,7 +156,7 @@ def test_two_processes_log_the_losses_of_one(trained_slowly):
         np.testing.assert_allclose(
             two[f"train/{name}"], one[f"train/{name}"], rtol=0, atol=1e-5, err_msg=name
         )
-    for name in FIGURE_NAMES:
+    for name in METRIC_NAMES:
         assert two[f"eval/{name}"] == pytest.approx(one[f"eval/{name}"], abs=1e-4)
 
 

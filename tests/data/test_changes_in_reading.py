@@ -10,23 +10,23 @@ import pytest
 from PIL import Image
 
 from ppfcos.data.datasets import build_dataset
-from ppfcos.data.images import changes_in_reading
+from ppfcos.data.images import load_events
 from ppfcos.data.loader import TrainLoader
-from ppfcos.data.statistics import Change
-from ppfcos.engine.prefetcher import BatchFeed
+from ppfcos.data.statistics import LoadEvent
+from ppfcos.engine.prefetcher import Prefetcher
 
 WIDTH, HEIGHT = 80, 60
 ORIENTATION = 0x0112
 PICTURES = {  # name: Pillow's mode, EXIF orientation, what is done to it
     "plain.jpg": ("RGB", 1, []),
     "plain.png": ("RGB", 1, []),
-    "grey.jpg": ("L", 1, [Change.GREY]),
-    "grey.png": ("L", 1, [Change.GREY]),
-    "ink.jpg": ("CMYK", 1, [Change.CMYK]),
-    "palette.png": ("P", 1, [Change.PALETTE]),
-    "deep.png": ("I;16", 1, [Change.GREY, Change.DEEP]),
-    "glass.png": ("RGBA", 1, [Change.ALPHA]),
-    "turned.jpg": ("RGB", 6, [Change.TURNED]),
+    "grey.jpg": ("L", 1, [LoadEvent.GRAYSCALE]),
+    "grey.png": ("L", 1, [LoadEvent.GRAYSCALE]),
+    "ink.jpg": ("CMYK", 1, [LoadEvent.CMYK]),
+    "palette.png": ("P", 1, [LoadEvent.PALETTE]),
+    "deep.png": ("I;16", 1, [LoadEvent.GRAYSCALE, LoadEvent.SIXTEEN_BIT]),
+    "glass.png": ("RGBA", 1, [LoadEvent.ALPHA]),
+    "turned.jpg": ("RGB", 6, [LoadEvent.ROTATED]),
 }
 
 
@@ -53,17 +53,17 @@ def pictures(tmp_path):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_tells_what_is_done_to_it(pictures, name):
-    assert changes_in_reading(str(pictures / name), (HEIGHT, WIDTH)) == PICTURES[name][2]
+    assert load_events(str(pictures / name), (HEIGHT, WIDTH)) == PICTURES[name][2]
 
 
 def test_a_turn_is_none_where_the_boxes_are_on_the_stored_pixels(pictures):
-    assert changes_in_reading(str(pictures / "turned.jpg"), (WIDTH, HEIGHT)) == []
+    assert load_events(str(pictures / "turned.jpg"), (WIDTH, HEIGHT)) == []
 
 
 def test_files_that_hold_no_picture(pictures):
     (pictures / "text.jpg").write_text("no picture")
     for name in ("text.jpg", "missing.jpg", "."):
-        assert changes_in_reading(str(pictures / name), (HEIGHT, WIDTH)) == []
+        assert load_events(str(pictures / name), (HEIGHT, WIDTH)) == []
 
 
 @pytest.mark.parametrize("worker_num", [0, 2])
@@ -81,7 +81,7 @@ def test_the_log_counts_them_once(pictures, worker_num, caplog):
         "total_batch_size": 3,
     }
     cfg = {"num_classes": 1, "worker_num": worker_num, "seed": 0, "epoch": 2, "TrainDataset": section}
-    feed = BatchFeed(TrainLoader({**cfg, "TrainReader": reader}, build_dataset(cfg, "TrainDataset")), 0)
+    feed = Prefetcher(TrainLoader({**cfg, "TrainReader": reader}, build_dataset(cfg, "TrainDataset")), 0)
     caplog.set_level(logging.INFO, "ppfcos.engine.prefetcher")
     for epoch in range(2):
         feed.start_epoch(epoch)

@@ -30,7 +30,7 @@ from PIL import Image
 
 from ppfcos.cli import check_data as cli
 from ppfcos.data.check.check import check_data
-from ppfcos.data.check.coverage import (
+from ppfcos.data.check.levels import (
     COVERED,
     NO_LOCATION,
     Geometry,
@@ -41,8 +41,8 @@ from ppfcos.data.check.coverage import (
 )
 from ppfcos.data.check.fix import clean
 from ppfcos.data.check.images import Task, look_at, look_at_all
-from ppfcos.data.check.issues import KINDS, RARE, Outcome
-from ppfcos.data.check.layouts import sections_at
+from ppfcos.data.issues import ISSUE_TYPES, RARE, Outcome
+from ppfcos.data.formats.layouts import find_sections
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.loader import EvalLoader, TrainLoader
@@ -126,7 +126,7 @@ def made(tmp_path):
 
 
 def kinds_of(report, section="TrainDataset") -> dict[str, int]:
-    return {kind: len(found) for kind, where, found in report.by_kind() if where.raw.section == section}
+    return {kind: len(found) for kind, where, found in report.by_type() if where.raw.section == section}
 
 
 def check(cfg, geometry=GEOMETRY):
@@ -331,17 +331,17 @@ def test_training_does_what_the_report_says(made, kind, spoil, caplog):
     spoil(made)
     cfg = made.config()
     report = check(cfg)
-    [finding] = [finding for finding in report.findings if finding.kind == kind]
+    [finding] = [finding for finding in report.issues if finding.kind == kind]
     training = Training(cfg)
-    outcome = KINDS[kind].outcome
+    outcome = ISSUE_TYPES[kind].outcome
     assert LOGGED.get(kind, "TrainDataset") in caplog.text or training.refused
-    refusals = [finding.detail for finding in report.findings if finding.kind == "refused"]
+    refusals = [finding.detail for finding in report.issues if finding.kind == "refused"]
     assert bool(training.refused) == bool(refusals) == (outcome is Outcome.REFUSED)
     if outcome is Outcome.REFUSED:
         assert refusals == [training.refused]
         return
-    left_out = [f for f in report.findings if KINDS[f.kind].outcome is Outcome.IMAGE_LEFT_OUT]
-    boxes_left_out = [f for f in report.findings if KINDS[f.kind].outcome is Outcome.BOX_LEFT_OUT]
+    left_out = [f for f in report.issues if KINDS[f.kind].outcome is Outcome.IMAGE_LEFT_OUT]
+    boxes_left_out = [f for f in report.issues if KINDS[f.kind].outcome is Outcome.BOX_LEFT_OUT]
     listed = [image for image in made.images if image["file_name"] not in [f.where for f in left_out]]
     assert len(training.images) == len(listed), "a replaced image is still one in the epoch"
     if outcome is Outcome.IMAGE_REPLACED:
@@ -383,7 +383,7 @@ def test_crowds_are_objects_where_they_are_wanted(made):
 def test_more_bad_images_than_allowed_are_named(made):
     cut(made)
     report = check({**made.config(), "max_bad_images": 3})
-    [(_, section, _)] = [group for group in report.by_kind() if group[0] == "image-truncated"]
+    [(_, section, _)] = [group for group in report.by_type() if group[0] == "image-truncated"]
     assert "max_bad_images (3) of them end it" in report.consequence("image-truncated", section)
 
 
@@ -455,7 +455,7 @@ def test_a_picture_too_large_is_not_decoded(made):
     start = time.perf_counter()
     report = check(made.config())
     assert kinds_of(report)["image-huge"] == 1 and time.perf_counter() - start < 5
-    assert "30000x30000" in next(f.detail for f in report.findings if f.kind == "image-huge")
+    assert "30000x30000" in next(f.detail for f in report.issues if f.kind == "image-huge")
     training = Training(made.config())
     assert training.replaced == [str(made.first)], "training takes another image, as the report says"
     with pytest.raises(ImageUnreadable, match="30000x30000 pixels, more than 268435456: OPENCV_IO_MAX"):
@@ -637,9 +637,9 @@ def test_leaks_and_classes_of_validation_only(made, tmp_path):
     shutil.copy(made.first, other.pictures / "2.png")
     made.annotations = [note for note in made.annotations if note["category_id"] == 7]
     report = check({**made.config(), "EvalDataset": other.section()})
-    [leak] = [f for f in report.findings if f.kind == "image-leak"]
+    [leak] = [f for f in report.issues if f.kind == "image-leak"]
     assert leak.where == "1.png" and str(other.pictures / "2.png") in leak.detail
-    [missing] = [f for f in report.findings if f.kind == "category-only-in-validation"]
+    [missing] = [f for f in report.issues if f.kind == "category-only-in-validation"]
     assert "'dog'" in missing.where and "4 objects" in missing.detail
     assert "category-never-seen" not in kinds_of(report)
 
@@ -659,7 +659,7 @@ def test_an_evaluation_misses_boxes_that_it_takes_as_written(made, box):
     [kind] = set(kinds_of(check(cfg), "EvalDataset")) & {
         "box-without-area", "box-upside-down", "box-outside", "box-partly-outside",
     }  # fmt: skip
-    assert re.search("recall is lower|overlap is less", KINDS[kind].evaluation)
+    assert re.search("recall is lower|overlap is less", ISSUE_TYPES[kind].evaluation)
 
 
 def test_an_evaluation_takes_no_notice_of_what_is_in_a_crowd(made):
@@ -779,7 +779,7 @@ def test_any_other_data_set_is_checked_by_its_records(voc, tmp_path):
     assert kinds_of(report)["image-unreadable"] == 1
     (voc / "label_list.txt").write_text("cat\n")  # the reader meets a dog, and gives up
     report = check({**READERS, "TrainDataset": section})
-    assert set(kinds_of(report)) == {"refused"} and "'dog'" in report.findings[0].detail
+    assert set(kinds_of(report)) == {"refused"} and "'dog'" in report.issues[0].detail
 
 
 def test_voc_without_lists_and_with_crowds(voc):
@@ -793,8 +793,8 @@ def test_voc_without_lists_and_with_crowds(voc):
     report, training = check(cfg), Training(cfg)
     assert kinds_of(report)["box-crowd"] == 1
     assert training.boxes == report.sections[0].counts.objects == 5
-    assert set(sections_at(voc)) == {"TrainDataset"}
-    assert sections_at(voc)["TrainDataset"]["class_names"] == ["cat", "dog"]
+    assert set(find_sections(voc)) == {"TrainDataset"}
+    assert find_sections(voc)["TrainDataset"]["class_names"] == ["cat", "dog"]
 
 
 def write_yolo(folder):
@@ -809,13 +809,13 @@ def write_yolo(folder):
 def test_yolo_is_checked_by_its_records(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "labels/train/0.txt").write_text("0 0.25 0.4 0 0.5\n1 0.7 0.5 0.4 0.6\n")
-    report = check({**READERS, **sections_at(tmp_path)})
-    [warning] = [finding.detail for finding in report.findings if finding.kind == "reader-warning"]
+    report = check({**READERS, **find_sections(tmp_path)})
+    [warning] = [finding.detail for finding in report.issues if finding.kind == "reader-warning"]
     assert "left out 1 box without area" in warning
     assert kinds_of(report)["image-leak"] == 2
     (tmp_path / "labels/train/0.txt").write_text("7 0.25 0.4 0.3 0.5\n")
     [refused] = [
-        f.detail for f in check({**READERS, **sections_at(tmp_path)}).findings if f.kind == "refused"
+        f.detail for f in check({**READERS, **find_sections(tmp_path)}).findings if f.kind == "refused"
     ]
     assert "0.txt, line 1" in refused
 
@@ -832,7 +832,7 @@ def test_joined_data_sets_are_checked_by_their_records(made, voc):
 
 @pytest.mark.parametrize(
     ("kind", "spoil"),
-    [(kind, spoil) for kind, spoil in SPOILT if KINDS[kind].fix],
+    [(kind, spoil) for kind, spoil in SPOILT if ISSUE_TYPES[kind].fix],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_cleaned_file_lacks_what_was_promised_to_be_mended(made, kind, spoil):
@@ -841,7 +841,7 @@ def test_a_cleaned_file_lacks_what_was_promised_to_be_mended(made, kind, spoil):
     assert kind in kinds_of(report)
     content = clean(report)
     again = check(fixed_config(made, content))
-    promised = {kind for kind in kinds_of(again) if KINDS[kind].fix}
+    promised = {kind for kind in kinds_of(again) if ISSUE_TYPES[kind].fix}
     assert not promised and "refused" not in kinds_of(again)
     assert not Training(fixed_config(made, content)).refused
 

@@ -14,7 +14,7 @@ import yaml
 from pycocotools.coco import COCO
 
 from ppfcos.cli.convert_data import main
-from ppfcos.data.convert.convert import convert, guess_format
+from ppfcos.data.convert.convert import convert, detect_format
 from ppfcos.data.datasets import build_dataset
 from ppfcos.errors import DataError
 
@@ -239,7 +239,7 @@ def test_the_sections_that_it_names_can_be_read(bccd, tmp_path):
     counts = {}
     for wanted in ("coco", "voc", "yolo"):
         done = convert(bccd, wanted, tmp_path / wanted)
-        assert done.source_format == "voc" and done.pictures == 364
+        assert done.source_format == "voc" and done.images == 364
         section = {**done.sections["val"], "allow_empty": True}
         data = build_dataset({"TrainDataset": section}, "TrainDataset")
         assert sorted(data.class_names) == ["Platelets", "RBC", "WBC"]
@@ -321,14 +321,14 @@ def test_splits_that_contradict_each_other(tmp_path):
 
 
 def test_guessing_the_format(tinycoco, bccd, tmp_path):
-    assert guess_format(tinycoco) == guess_format(tinycoco / "annotations/instances_val2017.json") == "coco"
-    assert guess_format(bccd) == guess_format(bccd / "Annotations") == "voc"
+    assert detect_format(tinycoco) == detect_format(tinycoco / "annotations/instances_val2017.json") == "coco"
+    assert detect_format(bccd) == detect_format(bccd / "Annotations") == "voc"
     (tmp_path / "labels").mkdir()
-    assert guess_format(tmp_path) == "yolo"
+    assert detect_format(tmp_path) == "yolo"
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/instances_val2017.json").write_text("{}")
     with pytest.raises(DataError, match=r"looks like coco and yolo: .*--from"):
-        guess_format(tmp_path)
+        detect_format(tmp_path)
 
 
 # All or nothing -----------------------------------------------------------------------------------
@@ -380,5 +380,5 @@ def test_overwriting_replaces_everything(tmp_path):
     (tmp_path / "new").mkdir()
     convert(tmp_path / "coco", "voc", tmp_path / "new")
     convert(tmp_path / "coco", "yolo", tmp_path / "new", overwrite=True)
-    assert guess_format(tmp_path / "new") == "yolo"
+    assert detect_format(tmp_path / "new") == "yolo"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco", "new"]

@@ -17,12 +17,12 @@ from ppdet.core.workspace import global_config
 
 from ppfcos.config import load_config
 from ppfcos.data import shapes
-from ppfcos.data.classes import check_same_classes, settle_num_classes
+from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.formats import yolo as yolo_format
 from ppfcos.data.images import ImageUnreadable, image_size, list_images, read_image
 from ppfcos.data.loader import TrainLoader
-from ppfcos.data.records import EpochDraw, image_ids
+from ppfcos.data.records import EpochSampling, image_ids
 from ppfcos.engine.model import build_model
 from ppfcos.errors import ConfigError, DataError
 from ppfcos.export.trained_model import model_categories
@@ -265,7 +265,7 @@ def test_lists_with_all_kinds_of_paths(tmp_path, caplog):
     ],
 )
 def test_where_labels_are_looked_for(image, label):
-    assert yolo_format.label_file_of(image) == label
+    assert yolo_format.label_path(image) == label
 
 
 def test_label_dir_and_the_splits_of_a_description(tmp_path):
@@ -532,14 +532,14 @@ def test_training_reads_what_the_weights_say(three):
 
 
 def test_a_fraction_goes_through_all_images():
-    draw = EpochDraw([10, 100], [1, 0.25], seed=3)
+    draw = EpochSampling([10, 100], [1, 0.25], seed=3)
     assert len(draw) == 35
     epochs = [draw.positions(epoch) for epoch in range(4)]
     for positions in epochs:
         assert sorted(positions[:10]) == list(range(10))
     assert sorted(np.concatenate([positions[10:] for positions in epochs])) == list(range(10, 110))
-    np.testing.assert_array_equal(draw.positions(2), EpochDraw([10, 100], [1, 0.25], seed=3).positions(2))
-    assert (draw.positions(0) != EpochDraw([10, 100], [1, 0.25], seed=4).positions(0)).any()
+    np.testing.assert_array_equal(draw.positions(2), EpochSampling([10, 100], [1, 0.25], seed=3).positions(2))
+    assert (draw.positions(0) != EpochSampling([10, 100], [1, 0.25], seed=4).positions(0)).any()
 
 
 def test_joined_for_paddledetections_reader(three):
@@ -638,7 +638,7 @@ def test_the_model_has_as_many_classes_as_the_data(drawn, root, tmp_path):
     data = build_dataset(cfg, "TrainDataset")
     with pytest.raises(ConfigError, match="num_classes is not set"):
         build_model(cfg)
-    settle_num_classes(cfg, data.class_names, data.source)
+    set_num_classes(cfg, data.class_names, data.source)
     assert cfg["num_classes"] == 3
     assert build_model(cfg).head.num_classes == 3
 
@@ -646,11 +646,11 @@ def test_the_model_has_as_many_classes_as_the_data(drawn, root, tmp_path):
 def test_num_classes_is_settled_or_contradicted(caplog):
     caplog.set_level("INFO")
     cfg = {}
-    settle_num_classes(cfg, ["a", "b"], "here")
+    set_num_classes(cfg, ["a", "b"], "here")
     assert cfg == {"num_classes": 2} and "num_classes: 2 (a, b), from here" in caplog.text
-    settle_num_classes(cfg, ["a", "b"], "here")
+    set_num_classes(cfg, ["a", "b"], "here")
     with pytest.raises(DataError, match="there has 3 classes, but num_classes is 2"):
-        settle_num_classes(cfg, ["a", "b", "c"], "there")
+        set_num_classes(cfg, ["a", "b", "c"], "there")
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import pytest
 
 from ppfcos.data.annotation_cache import AnnotationCache
 from ppfcos.data.classes import read_names
-from ppfcos.data.convert.convert import guess_format
+from ppfcos.data.formats.layouts import detect_format
 from ppfcos.data.formats import voc, yolo
 from ppfcos.data.formats.coco import load_json
 from ppfcos.data.records import DetectionData
-from ppfcos.data.statistics import Tally
+from ppfcos.data.statistics import LoadStatistics
 from ppfcos.engine.evaluator import read_detections
 from ppfcos.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ def sparse(path: Path, size: int = GIGABYTES) -> Path:
 READERS = {
     "annotations.json": load_json,
     "bbox.json": lambda path: read_detections(path.parent),
-    "a.xml": voc.read_annotation,
+    "a.xml": voc.read_xml,
     "a.txt": lambda path: yolo.read_rows(path, 3),
     "train.txt": lambda path: yolo.read_list(path, path.parent),
     "list.txt": voc.image_names,
@@ -71,10 +71,10 @@ def test_the_first_line_of_a_folder_s_text_files_is_not_read_whole(tmp_path):
     sparse(tmp_path / "big.txt")
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError):
-        guess_format(tmp_path)
-    from ppfcos.data.convert.yolo import _is_list
+        detect_format(tmp_path)
+    from ppfcos.data.formats.layouts import is_image_list
 
-    assert not _is_list(tmp_path / "big.txt") and not _is_list(tmp_path / "pipe.txt")
+    assert not is_image_list(tmp_path / "big.txt") and not is_image_list(tmp_path / "pipe.txt")
 
 
 NO_DETECTIONS = [
@@ -132,7 +132,7 @@ class Cached:
         marks = {key: np.zeros((1, 1), np.int32) for key in ("is_crowd", "difficult")}
         record = {"im_file": "images/x.jpg", "im_id": np.array([5]), "h": 10, "w": 20, **box, **marks}
         categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
-        return DetectionData("TrainDataset", "a.json", [record], categories, tally=Tally())
+        return DetectionData("TrainDataset", "a.json", [record], categories, tally=LoadStatistics())
 
 
 @pytest.fixture

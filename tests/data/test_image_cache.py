@@ -13,7 +13,7 @@ import pytest
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.images import read_image
 from ppfcos.data.loader import TrainLoader
-from ppfcos.data.transforms.uint8 import PixelResize
+from ppfcos.data.transforms.uint8 import UInt8Resize
 from ppfcos.errors import ConfigError
 
 RESIZE = {"target_size": [96, 160], "keep_ratio": True, "interp": 1}
@@ -217,7 +217,7 @@ def test_reduced_decoding(section, tmp_path):
 @pytest.mark.parametrize("keep_ratio", [True, False])
 @pytest.mark.parametrize("target", [[96, 160], [800, 1333], [333, 333]])
 def test_the_size_that_resize_will_make_is_known(keep_ratio, target):
-    resize = PixelResize(target, keep_ratio)
+    resize = UInt8Resize(target, keep_ratio)
     for height, width in [
         (480, 640),
         (640, 427),

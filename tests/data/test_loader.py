@@ -35,7 +35,7 @@ from ppfcos.data.datasets import build_dataset, dataset_of_images
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.loader import EvalLoader, TrainLoader
 from ppfcos.data.records import clip_boxes
-from ppfcos.data.sampler import GlobalBatches, images_at_once
+from ppfcos.data.sampler import GlobalBatchSampler, micro_batch_size
 from ppfcos.data.samples import Collate, TrainingSamples, pad_images, pad_rows
 from ppfcos.data.transforms.pipeline import SampleTransforms, pad_stride
 from ppfcos.errors import ConfigError, DataError
@@ -665,7 +665,7 @@ def test_voc_details(tmp_path, caplog):
         (lambda d, s: s.update(image_set="nonsense"), "nonsense.txt"),
         (lambda d, s: s.update(class_names=[]), "trainval.txt has 1 classes, but num_classes is 2"),
         (lambda d, s: s.update(class_names=["cat", "cat"]), "twice"),
-        (lambda d, s: s.update(class_names=["dog", "cow"]), "'cat' that is not in class_names"),
+        (lambda d, s: s.update(class_names=["dog", "cow"]), "'cat' is not in class_names"),
         (lambda d, s: (d / "Annotations/one.xml").write_text("<annotation>"), "one.xml"),
         (lambda d, s: (d / "Annotations/one.xml").write_bytes(b"\xff\xfe\0"), "one.xml"),
         (
@@ -938,11 +938,11 @@ def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch,
     shapes = None if upright is None else lambda _: [int(index < upright) for index in range(images)]
     if drop_last and images < total:
         with pytest.raises(DataError, match=f"{images} images"):
-            GlobalBatches(images, total)
+            GlobalBatchSampler(images, total)
         return
 
     def steps(world_size, rank, accumulate_steps, epoch=epoch):
-        made = GlobalBatches(images, total, world_size, rank, seed, True, drop_last, accumulate_steps, shapes)
+        made = GlobalBatchSampler(images, total, world_size, rank, seed, True, drop_last, accumulate_steps, shapes)
         made.epoch = epoch
         assert len(made) == len(list(made))
         return list(made)
@@ -966,7 +966,7 @@ def test_global_batches(images, part, accumulate_steps, world_size, seed, epoch,
 
 def test_images_of_one_shape_make_a_batch_as_far_as_they_go():
     upright = np.random.default_rng(0).random(103) < 0.3
-    batches = GlobalBatches(103, 4, drop_last=False, shapes=lambda _: upright.astype(int))
+    batches = GlobalBatchSampler(103, 4, drop_last=False, shapes=lambda _: upright.astype(int))
     kinds = [[bool(upright[index]) for index in batch] for (batch,) in batches]
     mixed = [number for number, batch in enumerate(kinds) if len(set(batch)) > 1]
     # Of each kind three or fewer are left, and the first ones fill the last batch: at the end of the epoch.
@@ -977,25 +977,25 @@ def test_images_of_one_shape_make_a_batch_as_far_as_they_go():
 
 
 def test_batches_in_order():
-    assert list(GlobalBatches(5, 2, shuffle=False, drop_last=False)) == [[[0, 1]], [[2, 3]], [[4, 0]]]
-    assert list(GlobalBatches(2, 5, shuffle=False, drop_last=False)) == [[[0, 1, 0, 1, 0]]]
-    in_parts = GlobalBatches(8, 8, world_size=2, rank=1, shuffle=False, accumulate_steps=2)
+    assert list(GlobalBatchSampler(5, 2, shuffle=False, drop_last=False)) == [[[0, 1]], [[2, 3]], [[4, 0]]]
+    assert list(GlobalBatchSampler(2, 5, shuffle=False, drop_last=False)) == [[[0, 1, 0, 1, 0]]]
+    in_parts = GlobalBatchSampler(8, 8, world_size=2, rank=1, shuffle=False, accumulate_steps=2)
     assert list(in_parts) == [[[4, 5], [6, 7]]]
 
 
 def test_a_batch_that_cannot_be_shared():
-    assert images_at_once(16, 8) == 2
-    assert images_at_once(16, 2, 4) == 2
+    assert micro_batch_size(16, 8) == 2
+    assert micro_batch_size(16, 2, 4) == 2
     with pytest.raises(ConfigError) as error:
-        images_at_once(16, 3)
+        micro_batch_size(16, 3)
     assert "15 or 18" in one_line(error) and "1, 2, 4, 8, 16 processes" in one_line(error)
     with pytest.raises(ConfigError, match="set it to 3, or start one of 1, 2 processes"):
-        images_at_once(2, 3)
+        micro_batch_size(2, 3)
     with pytest.raises(ConfigError) as error:
-        images_at_once(16, 2, 3)
+        micro_batch_size(16, 2, 3)
     assert "set it to 12 or 18, or set TrainReader.accumulate_steps to one of 1, 2, 4, 8" in one_line(error)
     with pytest.raises(ConfigError, match=r"set it to 12 or 24$"):
-        images_at_once(16, 6, 2)
+        micro_batch_size(16, 6, 2)
 
 
 # Loaders ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppfcos.data.datasets import build_dataset
-from ppfcos.data.records import DetectionData, EpochDraw, RecordStore
+from ppfcos.data.records import DetectionData, EpochSampling, RecordStore
 
 
 def a_record(draw, number):
@@ -52,7 +52,7 @@ def assert_equal(one, other):
 @given(st.data(), st.integers(0, 6))
 def test_records_come_out_as_they_went_in(data, count):
     records = [data.draw(st.composite(lambda draw, n=n: a_record(draw, n))()) for n in range(count)]
-    store = RecordStore.of(records)
+    store = RecordStore.from_records(records)
     assert len(store) == count
     for one, other in zip(store, records):
         assert_equal(one, other)
@@ -67,7 +67,7 @@ def test_records_come_out_as_they_went_in(data, count):
 
 def test_to_change_a_record_changes_nothing_else():
     boxes = np.array([[1, 2, 3, 4]], np.float32)
-    store = RecordStore.of([{"im_file": "a", "im_id": np.array([1]), "gt_bbox": boxes}])
+    store = RecordStore.from_records([{"im_file": "a", "im_id": np.array([1]), "gt_bbox": boxes}])
     store[0]["gt_bbox"][:] = 0
     store[0]["im_id"][:] = 0
     assert store[0]["gt_bbox"].tolist() == [[1, 2, 3, 4]] and store[0]["im_id"].tolist() == [1]
@@ -80,7 +80,7 @@ def test_a_million_images_with_seven_boxes_take_250_mb_at_most():
         "gt_bbox": np.ones([7, 4], np.float32), "gt_class": np.full([7, 1], 79, np.int32),
         "is_crowd": np.zeros([7, 1], np.int32),
     }  # fmt: skip
-    store = RecordStore.of(
+    store = RecordStore.from_records(
         {"im_file": f"/data/coco/train2017/{n:012d}.jpg", "im_id": np.array([n]), **record}
         for n in range(count)
     )
@@ -167,10 +167,10 @@ def test_shapes_of_an_epoch_are_those_of_its_records():
         {"im_file": f"{n}.jpg", "im_id": np.array([n]), **({"h": h, "w": w} if h else {})}
         for n, (h, w) in enumerate([(10, 20), (20, 10), (0, 0), (15, 15), (30, 10)])
     ]
-    draw = EpochDraw([2, 3], [2, 0.5], 0)
-    for kept in (records, RecordStore.of(records)):
-        assert DetectionData("", "", kept, []).is_upright().tolist() == [False, True, False, False, True]
+    draw = EpochSampling([2, 3], [2, 0.5], 0)
+    for kept in (records, RecordStore.from_records(records)):
+        assert DetectionData("", "", kept, []).is_portrait().tolist() == [False, True, False, False, True]
         drawn = DetectionData("", "", kept, [], draw=draw)
         for epoch in range(3):
             wanted = [drawn.record(position, epoch)["im_id"][0] in (1, 4) for position in range(len(drawn))]
-            assert drawn.is_upright(epoch).tolist() == wanted
+            assert drawn.is_portrait(epoch).tolist() == wanted

@@ -98,7 +98,7 @@ def test_is_coco(drawn):
 
 def test_most_of_every_shape_is_visible():
     for number in range(30):
-        for shape, visible in shapes.draw_picture(96, generator(1, number))[1]:
+        for shape, visible in shapes.draw_image(96, generator(1, number))[1]:
             assert visible >= 0.6 * shape.coverage(96).sum() - 0.1
 
 

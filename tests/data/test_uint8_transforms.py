@@ -7,7 +7,7 @@ import pytest
 from ppdet.data import transform as ppdet_transform
 
 from ppfcos.data.rng import global_generators
-from ppfcos.data.transforms.uint8 import PIXEL_OPERATORS
+from ppfcos.data.transforms.uint8 import UINT8_TRANSFORMS
 
 SIZES = [[64, 100], [96, 160], [200, 220]]
 CASES = [
@@ -37,7 +37,7 @@ def a_sample(seed, boxes):
 @pytest.mark.parametrize("boxes", [0, 3])
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_they_do_what_paddledetection_does(name, arguments, boxes):
-    ours, theirs = PIXEL_OPERATORS[name](**arguments), getattr(ppdet_transform, name)(**arguments)
+    ours, theirs = UINT8_TRANSFORMS[name](**arguments), getattr(ppdet_transform, name)(**arguments)
     for seed in range(12):
         results = []
         for operator in (ours, theirs):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppfcos.deploy import heads_decoder
-from ppfcos.deploy.bundle import HEAD_OUTPUTS, DecodeSettings, Heads, Level
+from ppfcos.deploy.bundle import HEAD_OUTPUTS, DecodeOptions, Heads, Level
 from ppfcos.deploy.heads_decoder import HeadsDecoder, suppress
 from ppfcos.errors import BundleError
 from ppfcos.modeling.fcos import anchor_grid, center_grid
@@ -26,7 +26,7 @@ IM_SHAPE = np.array([[64, 48], [50.4, 37]], np.float32)
 SCALE_FACTOR = np.array([[1.0, 1.0], [0.7, 0.75]], np.float32)
 
 SETTINGS = st.builds(
-    DecodeSettings,
+    DecodeOptions,
     pre_nms_top_k=st.sampled_from([3, 10, 1000]),
     score_threshold=st.sampled_from([0.0, 0.05, 0.3]),
     nms_threshold=st.sampled_from([0.3, 0.6]),
@@ -57,7 +57,7 @@ def heads_of(layout="nchw", locations="centers", distances="pixels", scales=None
     return Heads(layout, locations, distances, tuple(levels))
 
 
-def decode(outputs: dict, heads: Heads, decoding: DecodeSettings) -> tuple:
+def decode(outputs: dict, heads: Heads, decoding: DecodeOptions) -> tuple:
     batch = len(next(iter(outputs.values())))
     return HeadsDecoder(heads, decoding)(outputs, SIZE, IM_SHAPE[:batch], SCALE_FACTOR[:batch])
 
@@ -66,7 +66,7 @@ def in_order(rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
 
 
-def naive(outputs: dict, image: int, decoding: DecodeSettings, locations: str) -> list:
+def naive(outputs: dict, image: int, decoding: DecodeOptions, locations: str) -> list:
     """Label, score, box of one image, candidate by candidate."""
     found = []
     for stride in STRIDES:
@@ -96,7 +96,7 @@ def naive(outputs: dict, image: int, decoding: DecodeSettings, locations: str) -
     return rows
 
 
-def naive_level(outputs: dict, image: int, stride: int, decoding: DecodeSettings, locations: str) -> list:
+def naive_level(outputs: dict, image: int, stride: int, decoding: DecodeOptions, locations: str) -> list:
     logits = outputs[f"class_logits_{stride}"][image]
     candidates = []
     for label, y, x in np.ndindex(*logits.shape):
@@ -116,7 +116,7 @@ def naive_level(outputs: dict, image: int, stride: int, decoding: DecodeSettings
     return [(label, score, box) for _, label, score, box in best if score > decoding.score_threshold]
 
 
-def naive_suppression(candidates: list, decoding: DecodeSettings) -> list:
+def naive_suppression(candidates: list, decoding: DecodeOptions) -> list:
     kept, seen = [], {}
     for score, label, box in sorted(candidates, reverse=True):
         seen[label] = seen.get(label, 0) + 1
@@ -203,14 +203,14 @@ def test_integers_are_their_values(layout, seed, decoding, dtype):
 
 def test_float16_outputs_are_read():
     outputs = {name: values.astype(np.float16) for name, values in random_heads(5, 3).items()}
-    rows, _ = decode(outputs, heads_of(), DecodeSettings())
+    rows, _ = decode(outputs, heads_of(), DecodeOptions())
     floats = {name: values.astype(np.float32) for name, values in outputs.items()}
-    np.testing.assert_array_equal(rows, decode(floats, heads_of(), DecodeSettings())[0])
+    np.testing.assert_array_equal(rows, decode(floats, heads_of(), DecodeOptions())[0])
 
 
 def test_nothing_but_background():
     outputs = {name: np.full_like(values, -90) for name, values in random_heads(0, 3).items()}
-    rows, counts = decode(outputs, heads_of(), DecodeSettings())
+    rows, counts = decode(outputs, heads_of(), DecodeOptions())
     assert rows.shape == (0, 6) and counts.tolist() == [0, 0]
 
 
@@ -223,7 +223,7 @@ def test_suppression_in_blocks_is_suppression_one_by_one(seed, count, most):
     scores, labels = random.uniform(0, 1, count).astype(np.float32), random.integers(0, 3, count)
     rows = np.concatenate([labels[:, None], scores[:, None], boxes], 1).astype(np.float32)
     kept = suppress(rows, 0.5, most)
-    decoding = DecodeSettings(nms_threshold=0.5, keep_top_k=most)
+    decoding = DecodeOptions(nms_threshold=0.5, keep_top_k=most)
     candidates = [(float(scores[i]), int(labels[i]), tuple(boxes[i].tolist())) for i in range(count)]
     expected = naive_suppression(candidates, decoding)
     np.testing.assert_allclose(scores[kept], [score for score, _, _ in expected], rtol=1e-6)
@@ -238,7 +238,7 @@ def test_grids_are_made_once_and_cannot_be_changed():
 
 
 def test_threads_share_a_decoder():
-    decoder = HeadsDecoder(heads_of(), DecodeSettings())
+    decoder = HeadsDecoder(heads_of(), DecodeOptions())
     inputs = [random_heads(seed, 3) for seed in range(8)]
     alone = [decoder(each, SIZE, IM_SHAPE, SCALE_FACTOR)[0] for each in inputs]
     start = threading.Barrier(4)
@@ -257,7 +257,7 @@ def test_outputs_of_another_form_are_named():
     outputs = random_heads(0, 3)
     scales = {"class_logits": (1.0,) * 3, "distances": (1.0,) * 4, "quality_logits": (1.0,)}
     with pytest.raises(BundleError, match="class_logits_8 is float32, not integers"):
-        decode(outputs, heads_of(scales=scales), DecodeSettings())
+        decode(outputs, heads_of(scales=scales), DecodeOptions())
     del outputs["distances_16"]
     with pytest.raises(BundleError, match="no output distances_16"):
-        decode(outputs, heads_of(), DecodeSettings())
+        decode(outputs, heads_of(), DecodeOptions())

@@ -30,7 +30,7 @@ from helpers.small_bundles import (
     nv12_bundle,
     uint8_bundle,
 )
-from helpers.small_detector import CATEGORY_IDS, CLASS_NAMES, draw_picture, pictures, small_model
+from helpers.small_detector import CATEGORY_IDS, CLASS_NAMES, draw_image, pictures, small_model
 from onnx.parser import parse_model
 from PIL import Image
 from ppdet.data.transform.batch_operators import PadBatch
@@ -123,7 +123,7 @@ def test_preprocessing_is_paddledetections(tmp_path, resize):
     files = []
     for i, (height, width) in enumerate(sizes):
         files.append(tmp_path / f"{i}.{'jpg' if i % 2 else 'png'}")
-        cv2.imwrite(str(files[-1]), draw_picture(height, width, i))
+        cv2.imwrite(str(files[-1]), draw_image(height, width, i))
     ours = Preprocess(steps_for(resize))([read_image(file) for file in files])
     theirs = paddledetections_batch(files, resize)
     np.testing.assert_array_equal(ours["image"], np.stack([sample["image"] for sample in theirs]))
@@ -136,7 +136,7 @@ def test_preprocessing_is_paddledetections(tmp_path, resize):
 @pytest.mark.parametrize("size", [(3, 2000), (5000, 3), (1, 1), (1, 9000)])
 def test_a_thin_picture_is_the_same_in_training_and_deployment(tmp_path, resize, size):
     path = tmp_path / "x.png"
-    cv2.imwrite(str(path), draw_picture(*size, 1))
+    cv2.imwrite(str(path), draw_image(*size, 1))
     boxes = np.array([[0, 0, size[1], size[0]], [size[1] / 4, 0, size[1] / 2, size[0]]], np.float32)
     transforms = [{"Decode": {}}, {"Resize": resize}, {"Permute": {}}]
     record = {"im_file": str(path), "im_id": np.array([1]), "h": float(size[0]), "w": float(size[1])}
@@ -164,7 +164,7 @@ def test_a_needle_keeps_one_pixel():
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 @pytest.mark.parametrize(("kind", "layout"), [("float32", "nchw"), ("uint8", "nhwc"), ("uint8", "nchw")])
 def test_every_form_of_input_has_the_same_pixels(kind, layout, channels):
-    picture = draw_picture(97, 203, 1)
+    picture = draw_image(97, 203, 1)
     usual = Preprocess(steps_for(FIT))([picture])
     other = Preprocess(steps_for(FIT), NetworkInput(kind, channels, layout))([picture])
     image = other["image"] if layout == "nchw" else other["image"].transpose(0, 3, 1, 2)
@@ -175,18 +175,18 @@ def test_every_form_of_input_has_the_same_pixels(kind, layout, channels):
 
 def test_a_fixed_input_is_filled_and_never_left():
     form = NetworkInput("uint8", "bgr", "nhwc", batch=4, height=224, width=320)
-    batch = Preprocess(steps_for(FIT), form)([draw_picture(320, 224, 0), draw_picture(100, 300, 1)])
+    batch = Preprocess(steps_for(FIT), form)([draw_image(320, 224, 0), draw_image(100, 300, 1)])
     assert batch["image"].shape == (4, 224, 320, 3) and not batch["image"][2:].any()
     # upright: as high as the input, not turned past its lower edge; wide: as wide as the input
     np.testing.assert_allclose(batch["im_shape"][:2], [[224, 156.8], [106.6667, 320]], rtol=1e-5)
     np.testing.assert_allclose(batch["scale_factor"][:2, 0], [0.7, 320 / 300], rtol=1e-6)
     assert batch["image"][0, 223, :157].any() and not batch["image"][0, :, 157:].any()
     with pytest.raises(DataError, match=r"320x224 is larger than the network's input, 224x320"):
-        Preprocess([{"type": "Permute"}], form)([draw_picture(320, 224, 0)])
+        Preprocess([{"type": "Permute"}], form)([draw_image(320, 224, 0)])
 
 
 def test_nv12_is_what_opencv_decodes():
-    smooth = cv2.GaussianBlur(draw_picture(96, 128, 2), (0, 0), 5)
+    smooth = cv2.GaussianBlur(draw_image(96, 128, 2), (0, 0), 5)
     there_and_back = NV12Image.of(smooth).pixels()
     error = np.abs(there_and_back.astype(int) - smooth)  # a colour for four pixels, of limited range
     assert error.mean() < 1 and error.max() <= 16
@@ -217,7 +217,7 @@ def test_steps_that_cannot_be_are_named(steps, named):
 
 
 def test_orientation_in_exif_is_obeyed(tmp_path):
-    upright = draw_picture(40, 60, 0)
+    upright = draw_image(40, 60, 0)
     picture = Image.fromarray(upright[:, :, ::-1].copy()).rotate(90, expand=True)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 270 degrees to see it upright
@@ -238,7 +238,7 @@ def test_an_unreadable_image_is_named(tmp_path, content):
 
 def test_a_picture_that_is_cut_short_is_named(tmp_path):
     """OpenCV would fill the rest of it with grey, and boxes in that would be boxes of nothing."""
-    content = cv2.imencode(".jpg", draw_picture(224, 320, 1))[1].tobytes()
+    content = cv2.imencode(".jpg", draw_image(224, 320, 1))[1].tobytes()
     (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"half\.jpg: the image is cut short"):
         read_image(tmp_path / "half.jpg")
@@ -261,7 +261,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
 
 
 def test_arrays_of_all_kinds_are_the_same_picture(predictor):
-    picture = draw_picture(120, 160, 5)
+    picture = draw_image(120, 160, 5)
     grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
     with_alpha = np.dstack([picture, np.full((120, 160), 7, np.uint8)])
     turned = np.ascontiguousarray(picture[::-1, ::-1])[::-1, ::-1]
@@ -364,7 +364,7 @@ def test_few_images_wait_for_others_of_their_size(bundle):
     def rare_ones_first():
         for number, shape in enumerate([(64, 320), *[(32, 320)] * 20]):
             given.append(number)
-            yield draw_picture(*shape, number)
+            yield draw_image(*shape, number)
 
     stream = predictor.stream(rare_ones_first())
     first = next(stream)
@@ -395,7 +395,7 @@ def test_a_folder_is_streamed_and_what_is_no_picture_is_left_out(predictor, tmp_
 def test_a_video_is_streamed_frame_by_frame(predictor, tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (160, 96))
     for i in range(5):
-        writer.write(draw_picture(96, 160, i))
+        writer.write(draw_image(96, 160, i))
     writer.release()
     found = list(predictor.stream(str(tmp_path / "a.avi")))
     assert [each.name for each in found] == [0, 1, 2, 3, 4]
@@ -412,7 +412,7 @@ def test_a_camera_is_streamed_from_its_address(predictor, tmp_path):
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
             self.end_headers()
             for i in range(4):
-                content = cv2.imencode(".jpg", draw_picture(96, 160, i))[1].tobytes()
+                content = cv2.imencode(".jpg", draw_image(96, 160, i))[1].tobytes()
                 head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
                 self.wfile.write(head.encode() + content + b"\r\n")
 
@@ -427,7 +427,7 @@ def test_a_camera_is_streamed_from_its_address(predictor, tmp_path):
         thread.join()
     assert [each.name for each in found][:3] == [0, 1, 2]
     for i, each in enumerate(found):
-        assert np.abs(each.image.astype(int) - draw_picture(96, 160, i)).mean() < 10
+        assert np.abs(each.image.astype(int) - draw_image(96, 160, i)).mean() < 10
     with pytest.raises(DataError, match=r"http://127.*cannot be opened"):
         predictor.stream(f"http://127.0.0.1:{server.server_port}/video.mjpg")
 
@@ -559,7 +559,7 @@ def test_a_fixed_batch_of_uint8(predictor, tmp_path_factory):
     folder = uint8_bundle(tmp_path_factory.getbasetemp() / "uint8")
     fixed = Predictor(folder, "onnxruntime", threads=2)
     assert fixed.batch == 2
-    images = [pictures()[0], draw_picture(200, 320, 3), pictures()[0]]
+    images = [pictures()[0], draw_image(200, 320, 3), pictures()[0]]
     for image, found in zip(images, fixed.predict(images)):
         assert_same(found, predictor.predict([image])[0], 1e-2, 1e-4)  # 200 pixels are padded to 224, too
     with pytest.raises(BundleError, match="takes 2 images at once, not 3"):

@@ -19,7 +19,7 @@ from paddle.distributed.launch.context import args_envs
 
 from ppfcos.cli.main import COMMANDS, parser_of
 from ppfcos.config import load_config
-from ppfcos.data.check.issues import KINDS
+from ppfcos.data.issues import ISSUE_TYPES
 from ppfcos.data.datasets import build_dataset
 
 TWINS = ("README.md", "README_cn.md")
@@ -251,7 +251,7 @@ def test_quick_start_has_the_commands_of_make_demo():
 
 def test_number_of_issue_types():
     told = [text_of("docs/coming_from.md"), text_of("CHANGELOG.md")]
-    assert [re.findall(r"(\d+) types of issues", text) for text in told] == [[str(len(KINDS))]] * 2
+    assert [re.findall(r"(\d+) types of issues", text) for text in told] == [[str(len(ISSUE_TYPES))]] * 2
 
 
 def test_every_benchmark_is_on_the_page():

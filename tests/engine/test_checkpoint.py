@@ -24,8 +24,8 @@ from ppdet.optimizer import ModelEMA
 
 from ppfcos.engine import checkpoint, checkpoint_files, run_folder, weights
 from ppfcos.engine.checkpoint import Plan, TrainingState
-from ppfcos.engine.ema import averaged_weights
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.ema import ema_weights
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import OutputError, WeightsError
 from ppfcos.fileio import replacing, require_writable, sha256
 
@@ -376,7 +376,7 @@ def test_a_resumed_training_ends_where_the_undisturbed_one_does(tmp_path, optimi
 
     straight, average = start(0)
     _steps(*straight, 0, 3, average)
-    with averaged_weights(straight[0], average) as own:
+    with ema_weights(straight[0], average) as own:
         averaged = _arrays(straight[0])
         checkpoint.save_checkpoint(
             tmp_path, "3", straight[0].state_dict(), straight[1], TrainingState(3, 7, 0.5), own, average
@@ -406,7 +406,7 @@ def test_paddledetection_resumes_ours(tmp_path):
         straight = _training(0)
         average = ModelEMA(straight[0])
         _steps(*straight, 0, 3, average)
-        with averaged_weights(straight[0], average) as own:
+        with ema_weights(straight[0], average) as own:
             checkpoint.save_checkpoint(
                 tmp_path, "3", straight[0].state_dict(), straight[1], TrainingState(3), own, average
             )
@@ -454,12 +454,12 @@ def _saved(folder, name="m", state=STATE):
 
 
 def test_where_a_training_stood_is_remembered(tmp_path):
-    assert checkpoint.saved_state(tmp_path / "m") is None
+    assert checkpoint.find_training_state(tmp_path / "m") is None
     path = _saved(tmp_path)
-    assert checkpoint.read_manifest(path) == checkpoint.saved_state(f"{path}.pdparams") == STATE
+    assert checkpoint.read_manifest(path) == checkpoint.find_training_state(f"{path}.pdparams") == STATE
     checkpoint.note_ap(path, 0.5)
     assert checkpoint.read_manifest(path) == STATE._replace(ap=0.5)
-    checkpoint.require_whole(path)
+    checkpoint.verify_checksums(path)
 
 
 @pytest.mark.parametrize("suffix", ["pdparams", "pdopt"])
@@ -471,12 +471,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path, suffix):
     for damaged in (last_byte_flipped, content[:-1], content + b" "):
         file.write_bytes(damaged)
         with pytest.raises(WeightsError, match=rf"m\.{suffix} is damaged"):
-            checkpoint.require_whole(path)
+            checkpoint.verify_checksums(path)
         with pytest.raises(WeightsError, match=rf"m\.{suffix} is damaged"):
             checkpoint.resume(*_training()[:2], path)
     file.unlink()
     with pytest.raises(WeightsError, match=rf"m\.{suffix} cannot be read"):
-        checkpoint.require_whole(path)
+        checkpoint.verify_checksums(path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', "\udcff"])
@@ -496,21 +496,21 @@ def test_a_copy_is_whole_and_its_own(tmp_path):
     _saved(tmp_path, state=TrainingState(3))
     checkpoint.remove_checkpoint(path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["best.json", "best.pdopt", "best.pdparams"]
-    checkpoint.require_whole(tmp_path / "best")
+    checkpoint.verify_checksums(tmp_path / "best")
     assert (tmp_path / "best.pdparams").read_bytes() == weights_of_copy
     assert checkpoint.read_manifest(tmp_path / "best") == STATE
 
 
 def test_the_newest_whole_checkpoint_is_found_past_broken_ones(tmp_path, caplog):
-    assert run_folder.newest_whole(tmp_path / "nowhere") is None
+    assert run_folder.find_latest(tmp_path / "nowhere") is None
     for number in range(4):
         _saved(tmp_path, str(number), TrainingState(number))
     (tmp_path / "run.json").write_text("[]")  # other files of a run are not mistaken for one
-    assert run_folder.newest_whole(tmp_path) == tmp_path / "3"
+    assert run_folder.find_latest(tmp_path) == tmp_path / "3"
     (tmp_path / "3.pdopt").unlink()
     (tmp_path / "2.json").write_text('{"form')
     with caplog.at_level(logging.WARNING, "ppfcos"):
-        assert run_folder.newest_whole(tmp_path) == tmp_path / "1"
+        assert run_folder.find_latest(tmp_path) == tmp_path / "1"
     assert "3 is passed over" in caplog.text and "2 is passed over" in caplog.text
 
 
@@ -518,7 +518,7 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
     def saved(name, epochs, step=0, run="now"):
         _saved(tmp_path, name, TrainingState(epochs, step, run=run))
         if run == "now":
-            run_folder.remove_old(tmp_path, "now", keep=2)
+            run_folder.remove_old_checkpoints(tmp_path, "now", keep=2)
         return {saved.path.name for saved in checkpoint_files.list_checkpoints(tmp_path)}
 
     saved("7", 8, run="another run")
@@ -530,7 +530,7 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
     assert saved("1", 2) == {"0", "1"} | stays
     assert saved("2", 3) == {"1", "2"} | stays
     assert saved("3_step5", 3, 5) == {"1", "2", "3_step5"} | stays
-    run_folder.remove_old(tmp_path, "now", keep=None)
+    run_folder.remove_old_checkpoints(tmp_path, "now", keep=None)
     assert (tmp_path / "1.pdparams").exists()
 
 
@@ -626,7 +626,7 @@ def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_p
         with _full_disk(free), pytest.raises(OutputError, match=r"best_model\.\w+ cannot be written"):
             checkpoint.copy_checkpoint(path, "best_model")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-    checkpoint.require_whole(path)
+    checkpoint.verify_checksums(path)
 
 
 def test_the_check_of_a_folder_leaves_no_trace(tmp_path):
@@ -669,7 +669,7 @@ def test_what_is_no_record_is_passed_over_and_named(tmp_path, caplog):
                     shutil.copyfile(tmp_path / f"0.{suffix}", tmp_path / f"x.{suffix}")
             caplog.clear()
             with caplog.at_level(logging.WARNING, "ppfcos"):
-                assert run_folder.newest_whole(tmp_path) == tmp_path / "0", number
+                assert run_folder.find_latest(tmp_path) == tmp_path / "0", number
             assert [record.getMessage().count("x.json") for record in caplog.records] == [1]
             assert "\n" not in caplog.records[0].getMessage()
             with pytest.raises(WeightsError, match=r"x\.json") as caught:
@@ -717,7 +717,7 @@ def test_a_record_with_a_wrong_field_is_passed_over(tmp_path, change):
         if change != {"files": {}}:
             with pytest.raises(WeightsError, match=r"1\.json"):
                 checkpoint.read_manifest(tmp_path / "1")
-        assert run_folder.newest_whole(tmp_path) == tmp_path / "0"
+        assert run_folder.find_latest(tmp_path) == tmp_path / "0"
 
 
 def _as_format_1(path) -> None:
@@ -731,7 +731,7 @@ def test_checkpoints_of_format_1_are_read_and_come_before_newer_ones(tmp_path):
     for name, epochs in (("0", 1), ("1", 2)):
         _saved(tmp_path, name, STATE._replace(epochs=epochs))
         _as_format_1(tmp_path / f"{name}.json")
-    assert run_folder.newest_whole(tmp_path) == tmp_path / "1"
+    assert run_folder.find_latest(tmp_path) == tmp_path / "1"
     assert checkpoint.resume(*_training()[:2], tmp_path / "1") == STATE
     checkpoint.note_ap(tmp_path / "1", 0.5)
     assert checkpoint.read_manifest(tmp_path / "1") == STATE._replace(ap=0.5)
@@ -747,12 +747,12 @@ def test_the_order_does_not_depend_on_the_clock(tmp_path, monkeypatch):
     for epochs in range(1, 5):
         now -= 3600
         _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
-        run_folder.remove_old(tmp_path, "a", keep=1)
-        assert run_folder.newest_whole(tmp_path) == tmp_path / str(epochs)
+        run_folder.remove_old_checkpoints(tmp_path, "a", keep=1)
+        assert run_folder.find_latest(tmp_path) == tmp_path / str(epochs)
     now -= 3600
     _saved(tmp_path, "0", TrainingState(1, run="b"))  # a new training in the same folder
-    run_folder.remove_old(tmp_path, "b", keep=1)
-    assert run_folder.newest_whole(tmp_path) == tmp_path / "0"
+    run_folder.remove_old_checkpoints(tmp_path, "b", keep=1)
+    assert run_folder.find_latest(tmp_path) == tmp_path / "0"
     assert (tmp_path / "4.pdparams").exists()
 
 
@@ -763,17 +763,17 @@ def test_a_training_resumed_from_an_older_checkpoint_is_the_newer_one(tmp_path):
     start = checkpoint_files.next_start(tmp_path)
     state = TrainingState(2, 7, run="a")
     checkpoint.save_checkpoint(tmp_path, "again", model.state_dict(), optimizer, state, start=start)
-    run_folder.remove_old(tmp_path, "a", keep=1)
-    assert run_folder.newest_whole(tmp_path) == tmp_path / "again"
+    run_folder.remove_old_checkpoints(tmp_path, "a", keep=1)
+    assert run_folder.find_latest(tmp_path) == tmp_path / "again"
 
 
 def test_a_damaged_newest_checkpoint_does_not_cost_the_one_that_is_resumed(tmp_path):
     for epochs in range(1, 5):
         _saved(tmp_path, str(epochs), TrainingState(epochs, run="a"))
     (tmp_path / "4.pdopt").unlink()
-    newest = run_folder.newest_whole(tmp_path)
-    run_folder.remove_old(tmp_path, "a", 1, newest)
-    assert run_folder.newest_whole(tmp_path) == newest == tmp_path / "3"
+    newest = run_folder.find_latest(tmp_path)
+    run_folder.remove_old_checkpoints(tmp_path, "a", 1, newest)
+    assert run_folder.find_latest(tmp_path) == newest == tmp_path / "3"
     assert not (tmp_path / "2.json").exists()
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from ppfcos.convert.torch_file import is_torch_file, read_torch
 from ppfcos.engine.restricted_unpickler import NUMERIC_DTYPES
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import WeightsError
 
 

@@ -24,7 +24,7 @@ from ppfcos.data.shapes import generate
 from ppfcos.engine import run_record
 from ppfcos.engine.model import build_model
 from ppfcos.engine.optim import build_optimizer, build_schedule
-from ppfcos.engine.run_log import LOG_FILE, RunLog
+from ppfcos.engine.run_record import LOG_FILE, RunLog
 from ppfcos.engine.run_record import CONFIG_FILE, RECORD_FILE, describe_run, git_state, write_record
 from ppfcos.errors import ConfigError, OutputError
 
@@ -277,7 +277,7 @@ import logging, os, resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from ppfcos.cli import command
-from ppfcos.engine.run_log import RunLog
+from ppfcos.engine.run_record import RunLog
 
 logger = logging.getLogger("ppfcos.engine")
 

@@ -14,7 +14,7 @@ from helpers.small_config import write_config
 from visualdl import LogReader
 
 from ppfcos.data.shapes import generate
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 
 STEPS = 20
 LOSSES_AGREE, WEIGHTS_AGREE = 1e-5, 1e-4  # of one, and of the weights themselves

@@ -12,11 +12,11 @@ from ppfcos.data.datasets import build_dataset
 from ppfcos.data.shapes import generate
 from ppfcos.engine.model import build_model
 from ppfcos.engine.summary import BatchPlan, Evaluation, StepPlan, closing, opening, result_table
-from ppfcos.metrics.coco import CocoFigures
+from ppfcos.metrics.coco import CocoMetrics
 
 
-def _figures(ap: float) -> CocoFigures:
-    return CocoFigures((ap, 2 * ap, ap / 2, -1.0, *[0.1] * 8))
+def _figures(ap: float) -> CocoMetrics:
+    return CocoMetrics((ap, 2 * ap, ap / 2, -1.0, *[0.1] * 8))
 
 
 def test_five_lines_say_what_will_be_done(tmp_path, root):

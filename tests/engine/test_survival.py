@@ -18,8 +18,8 @@ from helpers.small_config import write_config
 
 from ppfcos.data.shapes import generate
 from ppfcos.engine import checkpoint
-from ppfcos.engine.run_folder import newest_whole
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.run_folder import find_latest
+from ppfcos.engine.weights import read_state
 
 LIBC = ctypes.CDLL(None)
 LAUNCH = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
@@ -116,7 +116,7 @@ def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(run, undistur
     process.send_signal(number)
     assert process.wait(timeout=60) == 128 + number, run.log.read_text()
     last = run.log.read_text().splitlines()[-1]
-    newest = newest_whole(run.folder)
+    newest = find_latest(run.folder)
     state = checkpoint.read_manifest(newest)
     where = f"after epoch {state.epochs} and {state.step} steps; checkpoint: {newest}.pdparams"
     assert last == f"stopped by {signal.Signals(number).name} {where}; go on with -r auto"
@@ -138,7 +138,7 @@ def test_two_processes_stop_together_and_go_on_as_one(run, undisturbed):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == signal.SIGTERM  # a code of Paddle's launcher
     logs = [(run.config.parent / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
-    state = checkpoint.read_manifest(newest_whole(run.folder))
+    state = checkpoint.read_manifest(find_latest(run.folder))
     for log in logs:
         assert log.count(f"stopped by SIGTERM after epoch {state.epochs} and {state.step} steps") == 1
         assert "C++ Traceback" not in log and "rror" not in log
@@ -159,7 +159,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(run):
     os.kill(second, signal.SIGTERM)
     # Which is what the launcher says of the first process that did not end by itself.
     assert launcher.wait(timeout=60) == 128 + signal.SIGTERM, run.log.read_text()
-    state = checkpoint.read_manifest(newest_whole(run.folder))
+    state = checkpoint.read_manifest(find_latest(run.folder))
     finished = state.epochs * state.plan.steps_per_epoch + state.step
     assert finished <= reported + 3, "they went on to the end of the epoch"
     for rank in (0, 1):
@@ -196,7 +196,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(run):
     assert process.wait(timeout=120) == 2
     last = run.log.read_text().splitlines()[-1]
     assert last == f"error: {run.folder}/model_final.pdopt cannot be written: File too large"
-    assert newest_whole(run.folder) == run.folder / "0"
+    assert find_latest(run.folder) == run.folder / "0"
 
 
 def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_the_last_checkpoint(run):
@@ -218,7 +218,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_the_last_checkpo
     left = {path.name for path in run.folder.iterdir()}
     assert left == {".lock", "0.json", "0.pdopt", "0.pdparams", "config.yml", "run.json", "train.log"}
     assert {path: path.read_bytes() for path in run.folder.glob("0.*")} == before
-    assert newest_whole(run.folder) == run.folder / "0"
+    assert find_latest(run.folder) == run.folder / "0"
 
 
 def test_an_evaluation_that_was_missed_is_made_up_for(run):

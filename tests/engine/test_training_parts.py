@@ -26,15 +26,15 @@ from ppfcos.data.loader import EvalLoader
 from ppfcos.data.shapes import generate
 from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.amp import Precision
-from ppfcos.engine.ema import averaged_weights, begin_epoch, build_average
+from ppfcos.engine.ema import ema_weights, restart_ema_cycle, build_ema
 from ppfcos.engine.evaluator import evaluate, read_detections, write_detections
-from ppfcos.engine.model import has_synchronized_backbone
+from ppfcos.engine.model import has_sync_bn_backbone
 from ppfcos.engine.optim import build_optimizer, build_schedule
-from ppfcos.engine.run_folder import newest_whole
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.run_folder import find_latest
+from ppfcos.engine.weights import read_state
 from ppfcos.engine.trainer import Trainer
 from ppfcos.errors import ConfigError, DataError, TrainingError
-from ppfcos.metrics.coco import CocoFigures, evaluate_detections
+from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 
 
 @pytest.fixture
@@ -62,12 +62,12 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from ppfcos import environment
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     from ppfcos.engine import distributed
     from ppfcos.engine.device import select_device
-    from ppfcos.engine.prefetcher import BatchFeed
+    from ppfcos.engine.prefetcher import Prefetcher
 from ppfcos.errors import DataError, OutputError
 
 select_device({"device": "cpu"})
@@ -76,25 +76,25 @@ rank = distributed.rank()
 seen = {
     "size": distributed.world_size(),
     "main": distributed.is_main(),
-    "gathered": distributed.gather({"rank": rank, "much": list(range(10 + 1000 * rank))}),
-    "from_main": distributed.from_main(["said", rank]),
-    "rows": distributed.gather_rows(paddle.to_tensor([1.0, 2.0 * rank])).tolist(),
+    "gathered": distributed.all_gather_object({"rank": rank, "much": list(range(10 + 1000 * rank))}),
+    "from_main": distributed.broadcast_object(["said", rank]),
+    "rows": distributed.all_gather_rows(paddle.to_tensor([1.0, 2.0 * rank])).tolist(),
     "errors": [],
 }
 norm = paddle.nn.BatchNorm2D(2)
 norm._mean.set_value(paddle.full([2], float(rank + 5)))
 norm.weight.set_value(paddle.full([2], float(rank + 5)))
-distributed.share_statistics(norm)
+distributed.broadcast_buffers(norm)
 seen["buffers"] = norm._mean.tolist() + norm.weight.tolist()
 failures = [(1, DataError("no picture")), (0, OutputError("no disk")), (None, DataError("no data"))]
 for failing, error in failures:
     try:
-        with distributed.together():
+        with distributed.collective_error_check():
             if failing in (rank, None):
                 raise error
     except (DataError, OutputError) as caught:
         seen["errors"].append(f"{type(caught).__name__}: {caught}")
-with distributed.together():
+with distributed.collective_error_check():
     pass
 
 
@@ -116,7 +116,7 @@ class Loader:
             yield [{"image": paddle.ones([1, 3, *size], "uint8"), **news} for size in sizes]
 
 
-feed = BatchFeed(Loader(), max_bad_images=3)
+feed = Prefetcher(Loader(), max_bad_images=3)
 feed.start_epoch(5)
 seen["batches"] = []
 try:
@@ -165,10 +165,10 @@ def test_two_processes_speak_to_one_another_and_fail_together(tmp_path, root):
 
 def test_one_process_is_alone():
     assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
-    assert distributed.gather("x") == ["x"]
-    assert distributed.from_main("x") == "x"
-    assert distributed.gather_rows(paddle.to_tensor([1.0, 3.0])).tolist() == [[1, 3]]
-    with pytest.raises(DataError, match=r"^bad$"), distributed.together():
+    assert distributed.all_gather_object("x") == ["x"]
+    assert distributed.broadcast_object("x") == "x"
+    assert distributed.all_gather_rows(paddle.to_tensor([1.0, 3.0])).tolist() == [[1, 3]]
+    with pytest.raises(DataError, match=r"^bad$"), distributed.collective_error_check():
         raise DataError("bad")
 
 
@@ -176,7 +176,7 @@ def test_only_norms_that_learn_are_synchronised():
     frozen = nn.BatchNorm2D(4, use_global_stats=True)
     model = nn.Sequential(nn.Conv2D(3, 4, 1), nn.BatchNorm2D(4), nn.Sequential(frozen, nn.BatchNorm2D(4)))
     names = list(model.state_dict())
-    distributed.synchronize_norms(model)
+    distributed.convert_sync_batchnorm(model)
     assert [type(layer) for layer in (model[1], model[2][0], model[2][1])] == [
         nn.SyncBatchNorm,
         nn.BatchNorm2D,
@@ -196,7 +196,7 @@ def test_only_norms_that_learn_are_synchronised():
     ],
 )
 def test_the_backbones_norm_type_says_whether_its_norms_are_synchronised(config, overrides, synchronized):
-    assert has_synchronized_backbone(config(*overrides)) is synchronized
+    assert has_sync_bn_backbone(config(*overrides)) is synchronized
 
 
 # Schedule and precision
@@ -276,14 +276,14 @@ def test_the_average_is_used_within_and_gone_afterwards():
         name: tensor for name, tensor in model.state_dict().items() if name in ("0.bias",) or name[0] == "2"
     }
     fixed = {name: tensor.numpy() for name, tensor in fixed.items()}
-    average = build_average({"use_ema": True, "ema_decay": 0.5, "ema_decay_type": "normal"}, model)
+    average = build_ema({"use_ema": True, "ema_decay": 0.5, "ema_decay_type": "normal"}, model)
     moving = (model[0].weight, model[1].weight, model[1]._mean)
     for value in (1.0, 2.0, 4.0):
         for tensor in moving:
             tensor.set_value(paddle.full(tensor.shape, value))
         average.update()
     expected = (1 * 0.125 + 2 * 0.25 + 4 * 0.5) / (1 - 0.5**3)
-    with averaged_weights(model, average) as own:
+    with ema_weights(model, average) as own:
         for tensor in moving:
             np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-6)
         np.testing.assert_array_equal(own["0.weight"].numpy(), 4)
@@ -296,14 +296,14 @@ def test_the_average_is_used_within_and_gone_afterwards():
 def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
     model = nn.Linear(1, 1)
     cfg = {"use_ema": True, "ema_decay": 0.5, "ema_decay_type": "normal", "cycle_epoch": 2}
-    average = build_average(cfg, model)
+    average = build_ema(cfg, model)
     seen = []
     for epoch in range(4):
-        begin_epoch(average, epoch)
+        restart_ema_cycle(average, epoch)
         model.weight.set_value(paddle.full([1, 1], float(epoch)))
         average.update()
         for _ in range(3):
-            with averaged_weights(model, average):
+            with ema_weights(model, average):
                 seen.append(float(model.weight))
     # Means of the values since the last start, of which each weighs half as much as the one after it.
     means = [0, (0 * 1 + 1 * 2) / 3, 2, (2 * 1 + 3 * 2) / 3]
@@ -313,7 +313,7 @@ def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
 @pytest.mark.parametrize("decay_type", ["threshold", "normal", "exponential"])
 def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
     model = nn.Sequential(nn.Conv2D(3, 5, 3), nn.BatchNorm2D(5), nn.Linear(7, 2))
-    ours = build_average({"use_ema": True, "ema_decay": 0.97, "ema_decay_type": decay_type}, model)
+    ours = build_ema({"use_ema": True, "ema_decay": 0.97, "ema_decay_type": decay_type}, model)
     theirs = ModelEMA(model, 0.97, decay_type)
     for _ in range(12):
         for tensor in model.state_dict().values():
@@ -327,8 +327,8 @@ def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
 
 def test_without_an_average_nothing_changes():
     model = nn.Linear(2, 2)
-    assert build_average({"use_ema": False}, model) is None
-    with averaged_weights(model, None) as own:
+    assert build_ema({"use_ema": False}, model) is None
+    with ema_weights(model, None) as own:
         assert own is None
 
 
@@ -435,7 +435,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config,
         image = cv2.imread(str(shapes / "train2017" / Path(name).name))[..., ::-1].transpose(2, 0, 1)
         written = batch["image_0"][number]
         assert np.array_equal(written, image) or np.array_equal(written, image[..., ::-1])
-    newest = newest_whole(tmp_path / "output" / "small")
+    newest = find_latest(tmp_path / "output" / "small")
     assert newest.name == f"0_step{int(found[1]) - 1}"
 
 
@@ -444,7 +444,7 @@ def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
     overrides = ("on_nonfinite=skip", "max_nonfinite_steps=2", f"ResNet.freeze_norm={frozen}")
     trainer = Trainer(config(*overrides), "cpu")
     trainer.model.train()
-    trainer.feed.start_epoch(0)
+    trainer.prefetcher.start_epoch(0)
     trainer.train_one_step("epoch 1, step 1")
     before = {name: tensor.numpy() for name, tensor in trainer.model.state_dict().items()}
     scale = trainer.model.pixel_scale.clone()
@@ -458,7 +458,7 @@ def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
     assert math.isfinite(trainer.train_one_step("epoch 1, step 3").losses["loss"])
     assert trainer.optimizer.get_lr() == build_schedule(trainer.cfg, 3, finished_steps=3).get_lr()
     trainer.model.pixel_scale.set_value(scale * math.nan)
-    trainer.feed.start_epoch(1)
+    trainer.prefetcher.start_epoch(1)
     trainer.train_one_step("epoch 2, step 1")
     with pytest.raises(TrainingError, match=r"epoch 2, step 2 .* after 2 that were skipped"):
         trainer.train_one_step("epoch 2, step 2")
@@ -469,7 +469,7 @@ def test_a_clipped_gradient_moves_the_weights_by_no_more_than_its_limit(config):
     overrides = ("OptimizerBuilder.regularizer.factor=0.0", "ResNet.freeze_norm=true")
     trainer = Trainer(config(f"OptimizerBuilder.clip_grad_by_norm={limit}", *overrides), "cpu")
     trainer.model.train()
-    trainer.feed.start_epoch(0)
+    trainer.prefetcher.start_epoch(0)
     weights = [(name, weight) for name, weight in trainer.model.named_parameters() if "bias" not in name]
     before = {name: weight.numpy() for name, weight in weights}
     result = trainer.train_one_step("epoch 1, step 1")
@@ -541,8 +541,8 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
         config("use_ema=true", "ema_decay=0.5", "ema_decay_type=normal"), "cpu", with_evaluation=True
     )
     trainer.train()
-    ((epochs, figures),) = trainer.evaluations.made
-    assert epochs == 1 and isinstance(figures, CocoFigures)
+    ((epochs, figures),) = trainer.validation.made
+    assert epochs == 1 and isinstance(figures, CocoMetrics)
     folder = tmp_path / "output" / "small"
     assert sorted(path.name for path in folder.glob("*model*")) == sorted(
         f"{name}.{suffix}"
@@ -561,7 +561,7 @@ def test_a_compiled_network_learns_the_same(config):
     for overrides in ((), ("to_static=true",)):
         trainer = Trainer(config("ResNet.freeze_norm=true", *overrides), "cpu")
         trainer.model.train()
-        trainer.feed.start_epoch(0)
+        trainer.prefetcher.start_epoch(0)
         losses.append([trainer.train_one_step(f"step {step}").losses for step in range(2)])
     for plain, compiled in zip(*losses):
         assert compiled == pytest.approx(plain, rel=1e-5)
@@ -591,8 +591,8 @@ def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
         trainer = Trainer(config(*overrides), "cpu")
         trainer.model.train()
         trainer.model.head.class_conv.weight.set_value(trainer.model.head.class_conv.weight * 0)
-        trainer.feed.start_epoch(0)
-        [batch] = trainer.feed.current
+        trainer.prefetcher.start_epoch(0)
+        [batch] = trainer.prefetcher.current
         targets = trainer.model.assign(batch)
         positives = len(targets.positives)
         found[ignored] = trainer.train_one_step("step 0").losses

@@ -22,7 +22,7 @@ from ppfcos.cli import eval as eval_command
 from ppfcos.cli import export_model, infer
 from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
-from ppfcos.engine.tta import AugmentedModel, config_for_testing, model_for_testing, voted
+from ppfcos.engine.tta import TTAModel, tta_config, tta_model, voted
 from ppfcos.errors import ConfigError
 from ppfcos.modeling.fcos import PPFCOS
 from ppfcos.modeling.postprocess import Candidates, PPFCOSDecode
@@ -119,7 +119,7 @@ def test_equal_to_the_loop(seed, classes, flip, merge, vote_iou, ranged, nms_iou
     model = Scripted(passes, classes, score_threshold=0.2, nms_threshold=nms_iou, keep_top_k=keep)
     options = {**PLAIN, "flip": flip, "merge": merge, "vote_iou": vote_iou}
     options["size_ranges"] = ranges if ranged else None
-    augmented = AugmentedModel(model, target_size=sizes, **options)
+    augmented = TTAModel(model, target_size=sizes, **options)
     answer = augmented(batch_of(np.zeros((height, width, 3), np.uint8)))
     found = answer["bbox"].numpy()
     found = found[np.argsort(-found[:, 1], kind="stable")]
@@ -145,7 +145,7 @@ def test_every_pass_sees_the_whole_image_and_no_padding():
     no_boxes = np.zeros((0, 4), "float32")
     nothing = Candidates(no_boxes, no_boxes, np.zeros(0, "float32"), np.zeros(0, "int64"))
     model = Scripted([nothing] * 4, 3)
-    augmented = AugmentedModel(model, target_size=[[60, 400], [120, 160]], **{**PLAIN, "flip": True})
+    augmented = TTAModel(model, target_size=[[60, 400], [120, 160]], **{**PLAIN, "flip": True})
     answer = augmented(batch_of(image))
     assert answer["bbox"].shape == [0, 6] and answer["bbox_num"].tolist() == [0]
     for shown, (height, width, factor) in zip(model.seen[::2], [(60, 100, 1.0), (96, 160, 1.6)]):
@@ -171,7 +171,7 @@ def test_a_vote_is_worth_its_score():
     np.testing.assert_allclose(voted(candidates, np.array([0, 3]), 0.6), expected, rtol=1e-6)
     np.testing.assert_array_equal(voted(candidates, np.array([0, 3]), 0.95), boxes[[0, 3]] + 1)
     # What the image's edge has left nothing of has no vote.
-    candidates.shown[1] = -1
+    candidates.output_boxes[1] = -1
     np.testing.assert_array_equal(voted(candidates, np.array([0, 3]), 0.6), boxes[[0, 3]] + 1)
 
 
@@ -213,9 +213,9 @@ def test_one_size_unmirrored_is_plain_testing(detector, tmp_path, decode):
 def test_mirrored_pictures_have_mirrored_boxes(detector):
     """Looked at from both sides, a picture and its mirror image are the same to the model."""
     _, model, _ = detector
-    augmented = AugmentedModel(model, target_size=[[96, 128]], **{**PLAIN, "flip": True, "merge": "vote"})
+    augmented = TTAModel(model, target_size=[[96, 128]], **{**PLAIN, "flip": True, "merge": "vote"})
     augmented.eval()
-    picture = small_detector.draw_picture(96, 128, seed=3)
+    picture = small_detector.draw_image(96, 128, seed=3)
     found, mirrored = (
         augmented(batch_of(each))["bbox"].numpy()
         for each in (picture, np.ascontiguousarray(picture[:, ::-1]))
@@ -304,12 +304,12 @@ def test_what_it_cannot_do_is_said(detector, tmp_path, capsys):
     cfg = load_config(config, ["tta={}"])
     cfg["TestReader"]["sample_transforms"].insert(1, {"RandomFlip": {}})
     with pytest.raises(ConfigError, match="tta resizes the images itself: TestReader"):
-        config_for_testing(cfg, "TestReader")
+        tta_config(cfg, "TestReader")
 
 
 def test_without_it_nothing_changes(detector):
     config, model, _ = detector
     cfg = load_config(config)
-    assert config_for_testing(cfg, "TestReader") is cfg
-    assert model_for_testing(model, cfg, "TestReader") is model
-    assert isinstance(model_for_testing(model, load_config(config, ["tta={}"]), "TestReader").model, PPFCOS)
+    assert tta_config(cfg, "TestReader") is cfg
+    assert tta_model(model, cfg, "TestReader") is model
+    assert isinstance(tta_model(model, load_config(config, ["tta={}"]), "TestReader").model, PPFCOS)

@@ -33,12 +33,12 @@ from visualdl import LogReader
 from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.records import DetectionData
-from ppfcos.engine.evaluations import ValidationPictures
+from ppfcos.engine.evaluator import ValidationImages
 from ppfcos.engine.progress import Report
-from ppfcos.engine.writer import CHOSEN, VisualDLLog, settings_of
+from ppfcos.engine.writer import CHOSEN, VisualDLWriter, select_hparams
 from ppfcos.errors import OutputError
-from ppfcos.metrics.coco import FIGURE_NAMES, CocoFigures, evaluate_detections
-from ppfcos.visualize.drawing import TRUTH_COLOUR, class_colour
+from ppfcos.metrics.coco import METRIC_NAMES, CocoMetrics, evaluate_detections
+from ppfcos.visualize.drawing import GROUND_TRUTH_COLOR, class_color
 
 STEPS = 10  # an epoch
 
@@ -68,7 +68,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_every_figure_of_a_step_is_read_back(tmp_path):
-    log = VisualDLLog(tmp_path, {})
+    log = VisualDLWriter(tmp_path, {})
     log.add_step(report(1, 2.0))
     log.add_step(report(3, 1.0, gradient_norm=6.5))
     assert curves(tmp_path) == {
@@ -115,8 +115,8 @@ def test_an_evaluation_is_read_back(tmp_path, classes):
     truth, found = _truth_and_detections(classes)
     expected = _precision_at_50(truth, found, tmp_path)
     figures = evaluate_detections(truth, found)
-    VisualDLLog(tmp_path / "log", {}).add_evaluation(figures, epochs=3)
-    shown = {f"eval/{name}": value for name, value in zip(FIGURE_NAMES, figures.stats)}
+    VisualDLWriter(tmp_path / "log", {}).add_evaluation(figures, epochs=3)
+    shown = {f"eval/{name}": value for name, value in zip(METRIC_NAMES, figures.stats)}
     shown.update({f"eval_AP_of_class/{name}": value for name, value in figures.per_class.items()})
     assert shown[f"eval_AP_of_class/class {classes}"] == -1
     assert curves(tmp_path / "log") == {tag: [(3, pytest.approx(value))] for tag, value in shown.items()}
@@ -139,14 +139,14 @@ def test_an_evaluation_is_read_back(tmp_path, classes):
 def test_where_nothing_was_to_be_found_figures_are_as_cocos_and_there_is_no_precision(tmp_path):
     truth, _ = _truth_and_detections(4)
     figures = evaluate_detections({**truth, "annotations": []}, [])
-    VisualDLLog(tmp_path, {}).add_evaluation(figures, epochs=1)
+    VisualDLWriter(tmp_path, {}).add_evaluation(figures, epochs=1)
     reader = LogReader(file_path=str(newest(tmp_path)))
     assert set(reader.get_tags()) == {"meta_data", "hyper_parameters", "scalar"}
     assert {value for points in curves(tmp_path).values() for _, value in points} == {-1}
 
 
 def test_settings_are_read_back_with_the_curves_they_are_compared_by(tmp_path):
-    VisualDLLog(tmp_path, {"epoch": 12, "seed": 2**40, "base_lr": 0.1, "amp": "false"})
+    VisualDLWriter(tmp_path, {"epoch": 12, "seed": 2**40, "base_lr": 0.1, "amp": "false"})
     reader = LogReader(file_path=str(newest(tmp_path)))
     (record,) = reader.get_data("hyper_parameters", "hparam")
     infos = {info.name: getattr(info, info.WhichOneof("type")) for info in record.hparam.hparamInfos}
@@ -156,7 +156,7 @@ def test_settings_are_read_back_with_the_curves_they_are_compared_by(tmp_path):
 
 def test_the_settings_are_those_of_the_configuration(root):
     overrides = ["seed=5", "OptimizerBuilder.optimizer.momentum=0.8", "pretrain_weights=null"]
-    assert settings_of(load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)) == {
+    assert select_hparams(load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)) == {
         "filename": "fcos_r50_fpn_1x_coco",
         "architecture": "PPFCOS",
         "ResNet depth": 50,
@@ -187,7 +187,7 @@ def test_no_setting_is_chosen_that_no_configuration_has(root):
     schedulers = "[{name: CosineDecay, max_epochs: 9}, {name: LinearWarmup, steps: 7}]"
     seen = {}
     for overrides in (["seed=1"], [f"LearningRate.schedulers={schedulers}"]):
-        seen.update(settings_of(load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)))
+        seen.update(select_hparams(load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)))
     assert seen["CosineDecay max_epochs"] == 9
     assert seen["LinearWarmup steps"] == 7
     assert {pattern.split(".")[-1] for pattern in CHOSEN} == {name.split(" ")[-1] for name in seen}
@@ -198,8 +198,8 @@ def test_no_setting_is_chosen_that_no_configuration_has(root):
 
 def test_a_resumed_run_carries_its_curves_on(tmp_path):
     """Steps and evaluations that the interrupted run made after the checkpoint appear once, as made anew."""
-    log = VisualDLLog(tmp_path, {"epoch": 2})
-    figures = CocoFigures(tuple(np.linspace(0, 0.75, 12)))
+    log = VisualDLWriter(tmp_path, {"epoch": 2})
+    figures = CocoMetrics(tuple(np.linspace(0, 0.75, 12)))
     for step in range(2, 21, 2):
         log.add_step(report(step, 100.0 + step))
         if step % STEPS == 0:
@@ -208,7 +208,7 @@ def test_a_resumed_run_carries_its_curves_on(tmp_path):
     first = log.path
     first.write_bytes(first.read_bytes() + (999).to_bytes(8, "little") + b"half a record")
 
-    log = VisualDLLog(tmp_path, {"epoch": 4}, steps=14, epochs=1)
+    log = VisualDLWriter(tmp_path, {"epoch": 4}, steps=14, epochs=1)
     for step in range(16, 33, 2):
         log.add_step(report(step, 200.0 + step))
     log.add_evaluation(figures, 2)
@@ -222,15 +222,15 @@ def test_a_resumed_run_carries_its_curves_on(tmp_path):
     assert [info.int_value for info in settings.hparam.hparamInfos] == [4]
     assert first.stat().st_size == 0
 
-    VisualDLLog(tmp_path, {}, steps=32, epochs=3)
+    VisualDLWriter(tmp_path, {}, steps=32, epochs=3)
     assert curves(tmp_path) == read
 
 
 def test_a_new_run_in_an_old_folder_begins_afresh_and_keeps_the_old_file(tmp_path):
-    old = VisualDLLog(tmp_path, {})
+    old = VisualDLWriter(tmp_path, {})
     old.add_step(report(1, 5.0))
     content = old.path.read_bytes()
-    new = VisualDLLog(tmp_path, {})
+    new = VisualDLWriter(tmp_path, {})
     new.add_step(report(1, 7.0))
     assert curves(tmp_path)["train/loss"] == [(1, 7.0)]
     assert old.path.read_bytes() == content
@@ -239,7 +239,7 @@ def test_a_new_run_in_an_old_folder_begins_afresh_and_keeps_the_old_file(tmp_pat
 def test_a_killed_run_leaves_all_it_reported(tmp_path):
     child = os.fork()
     if child == 0:
-        log = VisualDLLog(tmp_path / "log", {})
+        log = VisualDLWriter(tmp_path / "log", {})
         for step in range(1, 6):
             log.add_step(report(step, float(step)))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -249,7 +249,7 @@ def test_a_killed_run_leaves_all_it_reported(tmp_path):
 
 def test_a_full_disk_ends_the_curves_and_not_the_training(tmp_path, caplog):
     """The system refuses what goes beyond a size, in the middle of a record, as a full disk does."""
-    log = VisualDLLog(tmp_path, {})
+    log = VisualDLWriter(tmp_path, {})
     log.add_step(report(1, 1.0))
     size = log.path.stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -269,11 +269,11 @@ def test_a_full_disk_ends_the_curves_and_not_the_training(tmp_path, caplog):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match=r"file/log"):
-        VisualDLLog(tmp_path / "file" / "log", {})
+        VisualDLWriter(tmp_path / "file" / "log", {})
 
 
 def test_a_step_costs_less_than_a_millisecond(tmp_path):
-    log = VisualDLLog(tmp_path, {})
+    log = VisualDLWriter(tmp_path, {})
     start = time.process_time()
     for step in range(1, 201):
         log.add_step(report(step, 1.0))
@@ -309,33 +309,33 @@ def test_truth_and_detections_are_drawn_where_they_are(tmp_path):
         {"image_id": 101, "category_id": 7, "bbox": [100, 100, 90, 900], "score": 0.29},
         {"image_id": 999, "category_id": 7, "bbox": [0, 0, 90, 90], "score": 0.9},
     ]
-    (small_name, small), (large_name, large) = ValidationPictures(data, 5).drawn(found)
+    (small_name, small), (large_name, large) = ValidationImages(data, 5).drawn(found)
     assert (small_name, large_name) == ("1_0.png", "2_1.png")
     assert small.shape == (400, 320, 3)
     assert large.shape == (640, 512, 3)
     for picture, scale in ((small, 1), (large, 1.6)):
         for x, y in ((80, 150), (160, 150), (120, 200)):
-            assert _has(picture, TRUTH_COLOUR, round(x * scale), round(y * scale))
+            assert _has(picture, GROUND_TRUTH_COLOR, round(x * scale), round(y * scale))
         for x, y in ((200, 300), (300, 300), (250, 360)):
-            assert _has(picture, class_colour(1), round(x * scale), round(y * scale))
-        assert not (picture == class_colour(0)).all(axis=2).any()
+            assert _has(picture, class_color(1), round(x * scale), round(y * scale))
+        assert not (picture == class_color(0)).all(axis=2).any()
 
 
 def test_the_same_images_are_shown_every_time_spread_over_the_set(tmp_path):
     data = _black_pictures(tmp_path, [(40, 40)] * 10)
     data.records[0]["gt_bbox"] = np.zeros((0, 4), np.float32)  # not chosen: nothing is to be found in it
-    pictures = ValidationPictures(data, 3)
+    pictures = ValidationImages(data, 3)
     names = [[name for name, _ in pictures.drawn([])] for _ in range(2)]
     assert names == [["1_1.png", "2_5.png", "3_9.png"]] * 2
     (tmp_path / "5.png").write_bytes(b"no picture")
     assert [name for name, _ in pictures.drawn([])] == ["1_1.png", "3_9.png"]
-    assert not list(ValidationPictures(data, 0).drawn([]))
+    assert not list(ValidationImages(data, 0).drawn([]))
 
 
 def test_pictures_are_read_back_in_their_colours(tmp_path):
     picture = np.zeros((60, 80, 3), np.uint8)
     picture[:, 40:] = (255, 0, 0)  # blue
-    log = VisualDLLog(tmp_path, {})
+    log = VisualDLWriter(tmp_path, {})
     for epochs in (1, 2):
         log.add_pictures([("1_a b%.jpg", picture)], epochs)
     first, second = LogReader(file_path=str(newest(tmp_path))).get_data("image", "images/1_a b%.jpg")
@@ -353,7 +353,7 @@ def test_real_photographs_are_drawn(tinycoco, root):
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)
     data = build_dataset(cfg, "EvalDataset")
     found = [{**note, "score": 0.9} for note in data.coco_ground_truth()["annotations"]]
-    pictures = list(ValidationPictures(data, cfg["vdl_images"]).drawn(found))
+    pictures = list(ValidationImages(data, cfg["vdl_images"]).drawn(found))
     assert len(pictures) == 4
     for name, picture in pictures:
         photograph = cv2.imread(str(tinycoco / "images" / "val2017" / name.split("_", 1)[1]))
@@ -419,12 +419,12 @@ def last_point_becomes(address: str, run: Path, tag: str, wanted: tuple[int, flo
 
 def test_a_page_that_is_open_while_a_run_is_resumed_goes_on(tmp_path):
     folder = tmp_path / "run"
-    log = VisualDLLog(folder, {})
+    log = VisualDLWriter(folder, {})
     for step in range(1, 5):
         log.add_step(report(step, float(step)))
     with served(tmp_path) as address:
         assert points(address, folder, "train/loss") == [(step, float(step)) for step in range(1, 5)]
-        log = VisualDLLog(folder, {}, steps=3)
+        log = VisualDLWriter(folder, {}, steps=3)
         log.add_step(report(4, 9.0))
         assert last_point_becomes(address, folder, "train/loss", (4, 9.0))
         log.add_step(report(5, 11.0))
@@ -442,12 +442,12 @@ def two_runs(tmp_path_factory) -> Path:
     """Logs of two runs whose losses fall, evaluated twice."""
     folder = tmp_path_factory.mktemp("output")
     for run, rate in (("first", 0.01), ("second", 0.02)):
-        log = VisualDLLog(folder / run, {"PPFCOSLoss quality": "iou", "LearningRate base_lr": rate})
+        log = VisualDLWriter(folder / run, {"PPFCOSLoss quality": "iou", "LearningRate base_lr": rate})
         for step in range(1, 41):
             log.add_step(report(step, 100 * rate * (0.1 + math.exp(-step / 8)), gradient_norm=4.0))
         precision = dict.fromkeys(ODD_NAMES, tuple(np.linspace(20 * rate, 0, 101)))
         for epochs in (1, 2):
-            figures = CocoFigures((25 * rate * epochs,) * 12, dict.fromkeys(ODD_NAMES, rate), precision)
+            figures = CocoMetrics((25 * rate * epochs,) * 12, dict.fromkeys(ODD_NAMES, rate), precision)
             log.add_evaluation(figures, epochs)
             log.add_pictures([("1_a.jpg", np.full((90, 120, 3), (0, 128, 255), np.uint8))], epochs)
     return folder

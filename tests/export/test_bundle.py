@@ -22,7 +22,7 @@ from ppfcos.deploy.bundle import read_bundle
 from ppfcos.errors import BundleError, ConfigError, DataError, OutputError
 from ppfcos.export.bundle import export_bundle
 from ppfcos.export.bundle_files import infer_config, preprocess_steps, source
-from ppfcos.export.inputs import network_input
+from ppfcos.export.program import network_input
 from ppfcos.export.parity import compare, noise_batches
 from ppfcos.export.trained_model import (
     CheckpointRuntime,

@@ -16,11 +16,11 @@ from ppfcos.deploy import Predictor
 from ppfcos.deploy.bundle import read_bundle
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import BundleError, ConfigError
-from ppfcos.export.bundle import Wanted
-from ppfcos.export.inputs import network_input
-from ppfcos.export.int8 import Calibration, calibration_batches
+from ppfcos.export.bundle import ExportOptions
+from ppfcos.export.program import network_input
+from ppfcos.export.ptq import Calibration, calibration_batches
 from ppfcos.export.parity import TOLERANCES, compare
-from ppfcos.export.program import HeadsForm
+from ppfcos.export.program import HeadsSpec
 
 ANYTHING_GOES = ("--disagreement", "1")  # without the search for sensitive layers, which takes its time
 
@@ -172,11 +172,11 @@ def test_options_that_cannot_be_are_named_in_one_line(small, photos, tmp_path, c
 def test_parts_that_contradict_one_another():
     calibration = Calibration(["a.png"])
     with pytest.raises(ConfigError, match="go together"):
-        Wanted(formats=("onnx",), precisions=("int8",))
+        ExportOptions(formats=("onnx",), precisions=("int8",))
     with pytest.raises(ConfigError, match="go together"):
-        Wanted(formats=("onnx",), calibration=calibration)
+        ExportOptions(formats=("onnx",), calibration=calibration)
     integers = Calibration(["a.png"], integer_outputs=True)
     with pytest.raises(ConfigError, match="whose scales are the bundle's"):
-        Wanted(HeadsForm(), formats=("onnx",), precisions=("fp32", "int8"), calibration=integers)
+        ExportOptions(HeadsSpec(), formats=("onnx",), precisions=("fp32", "int8"), calibration=integers)
     with pytest.raises(ConfigError, match="needs pictures"):
         Calibration([])

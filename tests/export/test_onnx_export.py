@@ -23,16 +23,16 @@ from ppfcos.deploy.detections import split_batch
 from ppfcos.deploy.images import NV12Image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import BundleError, ConfigError
-from ppfcos.export.bundle import Wanted, export_bundle
-from ppfcos.export.fp16 import half_precision
-from ppfcos.export.inputs import Nv12Image, network_input
-from ppfcos.export.onnx_export import OPSETS, end_to_end_model, suppressed_model
-from ppfcos.export.onnx_nms import suppression_graph
+from ppfcos.export.bundle import ExportOptions, export_bundle
+from ppfcos.export.fp16 import convert_to_fp16
+from ppfcos.export.program import Nv12Image, network_input
+from ppfcos.export.onnx_export import OPSETS, end_to_end_model, model_with_nms
+from ppfcos.export.onnx_nms import nms_graph
 from ppfcos.export.parity import TOLERANCES, PixelsFirst, compare, noise_batches
-from ppfcos.export.program import CandidatesNetwork, HeadsForm
+from ppfcos.export.program import CandidatesNetwork, HeadsSpec
 from ppfcos.export.trained_model import CheckpointRuntime
 from ppfcos.modeling.fcos import center_grid
-from ppfcos.modeling.fuse import folded_copy
+from ppfcos.modeling.fuse import fuse_batch_norms
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.postprocess import Candidates, PPFCOSDecode
 
@@ -51,7 +51,7 @@ def end_to_end(detector):
     """The folder of a bundle with everything that can be had end to end."""
     skip_without_export()
     cfg, model, folder = detector
-    wanted = Wanted(formats=BOTH, precisions=("fp32", "fp16"))
+    wanted = ExportOptions(formats=BOTH, precisions=("fp32", "fp16"))
     return export_bundle(model, cfg, CLASS_NAMES, folder / "end_to_end", CATEGORY_IDS, wanted)
 
 
@@ -113,7 +113,7 @@ def test_a_large_sum_does_not_leave_half_precisions_range():
         onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(
             None, {"x": x}
         )[0]
-        for each in (model, half_precision(model))
+        for each in (model, convert_to_fp16(model))
     )
     np.testing.assert_allclose(half, whole, atol=0.01)
 
@@ -121,8 +121,8 @@ def test_a_large_sum_does_not_leave_half_precisions_range():
 FORMS = {
     "bytes": (None, network_input("uint8", "bgr", batch=2, size=(224, 320))),
     "nv12": (None, network_input("nv12")),
-    "heads": (HeadsForm("nhwc", "strides"), network_input("float32", "bgr")),
-    "board": (HeadsForm("nchw", "pixels", image_only=True), network_input("nv12", batch=1, size=(320, 320))),
+    "heads": (HeadsSpec("nhwc", "strides"), network_input("float32", "bgr")),
+    "board": (HeadsSpec("nchw", "pixels", image_only=True), network_input("nv12", batch=1, size=(320, 320))),
 }
 
 
@@ -134,7 +134,7 @@ SLOW_FORMS = [pytest.param(name, marks=pytest.mark.slow) for name in ("bytes", "
 def test_every_form_agrees_in_every_runtime(detector, name):
     cfg, model, folder = detector
     heads, form = FORMS[name]
-    bundle = export_bundle(model, cfg, CLASS_NAMES, folder / name, None, Wanted(heads, form, BOTH))
+    bundle = export_bundle(model, cfg, CLASS_NAMES, folder / name, None, ExportOptions(heads, form, BOTH))
     assert not (bundle / "infer_cfg.yml").exists()  # PaddleDetection's script could not run it
     graph = onnx.load(bundle / "model.onnx").graph
     sizes = {each.name: [side.dim_value for side in each.type.tensor_type.shape.dim] for each in graph.input}
@@ -181,7 +181,7 @@ def test_no_batch_norm_is_left(tmp_path):
                 (layer.weight, 0.5, 2),
             ):
                 tensor.set_value(random.uniform(low, high, tensor.shape).astype(np.float32))
-    folded = folded_copy(model)
+    folded = fuse_batch_norms(model)
     assert not [layer for layer in folded.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
     assert [layer for layer in model.sublayers() if isinstance(layer, paddle.nn.BatchNorm2D)]
     image = paddle.to_tensor(random.uniform(0, 255, (1, 3, 64, 96)).astype(np.float32))
@@ -210,7 +210,7 @@ def test_suppression_is_paddles(options):
     """Our graph in two runtimes, beside Paddle's operator, on batches of one, four and of nothing."""
     decode = PPFCOSDecode(**{"score_threshold": 0.1, "nms_threshold": 0.5, **options})
     count, classes = 60, 3
-    model = suppression_graph(decode, count, classes, ir_version=8, opset=17)
+    model = nms_graph(decode, count, classes, ir_version=8, opset=17)
     onnx.checker.check_model(model, full_check=True)
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -276,7 +276,7 @@ def test_a_large_picture_has_more_pairs_than_float32_has_whole_numbers():
     model = paddle.nn.Layer()
     model.head = SimpleNamespace(strides=[OneLevel.STRIDE], num_classes=80)
     model.decode = PPFCOSDecode()
-    content = suppressed_model(OneLevel(model, network_input()), OPSETS[-1]).SerializeToString()
+    content = model_with_nms(OneLevel(model, network_input()), OPSETS[-1]).SerializeToString()
     last, pixels = OneLevel.SIDE - 1, OneLevel.SIDE * OneLevel.STRIDE
     expected = {(78, last, last), (79, 0, 0), (79, last, last - 5), (63, last, 0)}
     logits = np.full((1, 80, OneLevel.SIDE, OneLevel.SIDE), -9, np.float32)
@@ -297,7 +297,7 @@ def test_an_impossible_opset_is_refused_with_the_range(detector):
 
 def test_precisions_are_onnxs():
     with pytest.raises(ConfigError, match="--formats"):
-        Wanted(formats=("paddle",), precisions=("fp32", "fp16"))
+        ExportOptions(formats=("paddle",), precisions=("fp32", "fp16"))
 
 
 @needs_export
@@ -306,11 +306,11 @@ def test_a_wrong_onnx_model_is_not_written(detector, tmp_path, monkeypatch):
     cfg, model, _ = detector
 
     def stricter(decode, *sizes):
-        return suppression_graph(PPFCOSDecode(score_threshold=0.05, keep_top_k=3), *sizes)
+        return nms_graph(PPFCOSDecode(score_threshold=0.05, keep_top_k=3), *sizes)
 
-    monkeypatch.setattr("ppfcos.export.onnx_export.suppression_graph", stricter)
+    monkeypatch.setattr("ppfcos.export.onnx_export.nms_graph", stricter)
     with pytest.raises(BundleError, match=r"onnx network in fp32.*disagrees"):
-        export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle", None, Wanted(formats=("onnx",)))
+        export_bundle(model, cfg, CLASS_NAMES, tmp_path / "bundle", None, ExportOptions(formats=("onnx",)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,6 +330,6 @@ def test_the_full_network_in_the_oldest_and_the_newest_opset(root, tmp_path, ops
         [f"class {i}" for i in range(80)],
         tmp_path / "bundle",
         None,
-        Wanted(formats=("onnx",), opset=opset),
+        ExportOptions(formats=("onnx",), opset=opset),
     )
     assert onnx.load(bundle / "model.onnx").opset_import[0].version == opset

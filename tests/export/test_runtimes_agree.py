@@ -21,7 +21,7 @@ from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.deploy.runtimes.choice import LIBRARIES
 from ppfcos.engine.model import build_model
-from ppfcos.export.bundle import Wanted, export_bundle, goes_to_onnx
+from ppfcos.export.bundle import ExportOptions, export_bundle, goes_to_onnx
 from ppfcos.export.bundle_files import preprocess_steps
 from ppfcos.export.trained_model import CheckpointRuntime
 
@@ -132,7 +132,7 @@ def test_every_runtime_finds_the_checkpoints_boxes(name, photographs, tmp_path):
     model = untrained_model(cfg, preprocess, photographs)
     names = [f"class {number}" for number in range(cfg["num_classes"])]
     formats, runtimes = (FORMATS, LIBRARIES) if goes_to_onnx(model) else ((PADDLE,), ("paddle",))
-    wanted = Wanted(formats=formats, pictures=photographs[:4])
+    wanted = ExportOptions(formats=formats, pictures=photographs[:4])
     bundle = export_bundle(model, cfg, names, tmp_path / "bundle", None, wanted)
     expected = Detector(preprocess, CheckpointRuntime(model), names).predict(photographs)
     boxes = sum(len(each) for each in expected)

@@ -576,7 +576,7 @@ def main(data: Path) -> None:
     """Answers seeds from the standard input until that ends."""
     from ppfcos import environment
 
-    environment.prepare()
+    environment.configure_process()
     with environment.quiet_imports():
         import ppfcos.data.check.check
         import ppfcos.data.loader  # noqa: F401

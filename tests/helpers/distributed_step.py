@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ppfcos import environment
 
-environment.prepare()
+environment.configure_process()
 
 import numpy as np
 import paddle

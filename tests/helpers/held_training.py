@@ -26,7 +26,7 @@ def train(options: argparse.Namespace) -> None:
 
     cfg = load_config(options.config, options.opt)
     device = select_device(cfg)
-    with distributed.joined():
+    with distributed.process_group():
         Path(f"{distributed.rank()}.pid").write_text(str(os.getpid()))
         Trainer(cfg, device, options.eval).train()
 

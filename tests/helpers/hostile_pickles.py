@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ppfcos.convert.torch_file import OLD_FORMAT_MAGIC, OLD_FORMAT_PROTOCOL, is_torch_file, read_torch
-from ppfcos.engine.state_file import read_state
+from ppfcos.engine.weights import read_state
 from ppfcos.errors import WeightsError
 
 MEMORY_RATIO = 10

@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 from helpers.small_detector import CATEGORY_IDS, CLASS_NAMES, small_model
 from ppfcos.deploy import bundle as layout
 from ppfcos.deploy.bundle import NetworkInput
-from ppfcos.export.bundle import Wanted, export_bundle
-from ppfcos.export.inputs import network_input
-from ppfcos.export.program import HeadsForm
+from ppfcos.export.bundle import ExportOptions, export_bundle
+from ppfcos.export.program import network_input
+from ppfcos.export.program import HeadsSpec
 
 # By the kind of output, what one step of its 16-bit integers is worth, channel by channel.
 STEPS = {
@@ -32,7 +32,7 @@ FIXED_SIZE = (224, 320)
 @functools.cache
 def heads_bundle(folder: Path) -> Path:
     """Paddle program and ONNX, for pictures of any size; beside it the weights and the configuration."""
-    return _export(folder, network_input(), ("paddle", "onnx"), HeadsForm())
+    return _export(folder, network_input(), ("paddle", "onnx"), HeadsSpec())
 
 
 @functools.cache
@@ -44,21 +44,21 @@ def end_to_end_bundle(folder: Path) -> Path:
 @functools.cache
 def uint8_bundle(folder: Path) -> Path:
     """Two pictures of 224x320 at once, uint8 and blue first."""
-    return _export(folder, network_input("uint8", "bgr", batch=2, size=FIXED_SIZE), ("onnx",), HeadsForm())
+    return _export(folder, network_input("uint8", "bgr", batch=2, size=FIXED_SIZE), ("onnx",), HeadsSpec())
 
 
 @functools.cache
 def nv12_bundle(folder: Path) -> Path:
     """NV12 of 224x320."""
-    return _export(folder, network_input("nv12", size=FIXED_SIZE), ("onnx",), HeadsForm())
+    return _export(folder, network_input("nv12", size=FIXED_SIZE), ("onnx",), HeadsSpec())
 
 
-def _export(folder: Path, form: NetworkInput, formats: tuple, heads: HeadsForm | None) -> Path:
+def _export(folder: Path, form: NetworkInput, formats: tuple, heads: HeadsSpec | None) -> Path:
     skip_without_export()
     folder.mkdir(parents=True)
     cfg, model = small_model(folder)
     paddle.save(model.state_dict(), str(folder / "weights.pdparams"))
-    wanted = Wanted(heads=heads, form=form, formats=formats)
+    wanted = ExportOptions(heads=heads, form=form, formats=formats)
     return export_bundle(model, cfg, CLASS_NAMES, folder / "bundle", CATEGORY_IDS, wanted)
 
 

@@ -118,10 +118,10 @@ def exported(folder: Path) -> Exported:
 
 def pictures(seed: int = 0) -> list:
     """Ten pictures of different shapes, drawn at random: [H, W, 3] uint8, blue first."""
-    return [draw_picture(height, width, seed + i) for i, (height, width) in enumerate(SHAPES)]
+    return [draw_image(height, width, seed + i) for i, (height, width) in enumerate(SHAPES)]
 
 
-def draw_picture(height: int, width: int, seed: int) -> np.ndarray:
+def draw_image(height: int, width: int, seed: int) -> np.ndarray:
     """Rectangles and discs over a noisy gradient."""
     random = np.random.default_rng(seed)
     ramp = np.linspace(40, 200, width)[None, :, None] * random.uniform(0.5, 1, (1, 1, 3))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ppfcos.errors import ConfigError, DataError
-from ppfcos.metrics.coco import FIGURE_NAMES, RECALLS, CocoFigures, evaluate_detections
+from ppfcos.metrics.coco import METRIC_NAMES, RECALLS, CocoMetrics, evaluate_detections
 
 # pycocotools adds 2.2e-16 to the denominators of its precisions, faster-coco-eval does not: where a single
 # detection is a hit, the one says 0.9999999999999998 and the other 1.
@@ -208,7 +208,7 @@ def test_an_unknown_backend_is_refused():
 
 
 def test_tables_name_the_figures_and_the_classes():
-    figures = CocoFigures(tuple(np.linspace(0, 1, 12)), {"cat": 0.25, "zebra": -1.0})
-    assert list(figures.named()) == list(FIGURE_NAMES)
+    figures = CocoMetrics(tuple(np.linspace(0, 1, 12)), {"cat": 0.25, "zebra": -1.0})
+    assert list(figures.named()) == list(METRIC_NAMES)
     assert figures.ap == 0
     assert figures.class_table().splitlines() == [" cat    AP = 0.250", " zebra  AP = no objects"]

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ppfcos.metrics import error_types
-from ppfcos.metrics.coco import CURVE_NAMES, FIGURE_NAMES, evaluate_detections
+from ppfcos.metrics.coco import CURVE_NAMES, METRIC_NAMES, evaluate_detections
 from ppfcos.metrics.confusion import calibrate, confusion_matrix
 from ppfcos.metrics.error_types import KINDS, average_precisions, find_errors
 from ppfcos.metrics.matching import NONE, image_order, match
@@ -96,7 +96,7 @@ def test_the_figures_and_curves_of_each_class_are_those_of_pycocotools(seed, bac
         expected = dict(zip(CURVE_NAMES, (at_all[0], at_all[5], at_all.mean(axis=0))))
         for name in CURVE_NAMES:
             np.testing.assert_allclose(curves[name], expected[name], atol=1e-15)
-        named = dict(zip(FIGURE_NAMES, stats))
+        named = dict(zip(METRIC_NAMES, stats))
         assert named["AP"] == pytest.approx(at_all.mean(), abs=1e-12)
         assert named["AP75"] == pytest.approx(at_all[5].mean(), abs=1e-12)
         assert named["APs"] == pytest.approx(precision[:, :, k, 1, 2].mean(), abs=1e-12)

@@ -184,7 +184,7 @@ def test_equal_to_paddledetection(radius, count):
 MEMORY = """
 import resource
 from ppfcos import environment
-environment.prepare()
+environment.configure_process()
 import numpy as np, paddle
 from ppfcos.modeling.fcos import center_grid
 from ppfcos.modeling.assigner import PPFCOSTargets

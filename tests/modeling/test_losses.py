@@ -9,7 +9,7 @@ from helpers import reference
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ppfcos.modeling.assigner import Targets, centerness_of
+from ppfcos.modeling.assigner import Targets, compute_centerness
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.losses import Normalizers, PPFCOSLoss, focal_loss_sum, global_normalizers
 
@@ -70,7 +70,7 @@ def _targets(labels, indices, distances, strides=None):
         paddle.to_tensor(labels),
         paddle.to_tensor(indices),
         wanted,
-        centerness_of(wanted),
+        compute_centerness(wanted),
         paddle.to_tensor(strides.astype("float32")),
     )
 

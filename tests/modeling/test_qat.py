@@ -15,7 +15,7 @@ import paddle
 import pytest
 import yaml
 from conftest import needs_export, skip_without_export
-from helpers.small_detector import draw_picture, spread_scores
+from helpers.small_detector import draw_image, spread_scores
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -28,23 +28,23 @@ from ppfcos.cli.export_model import main as export
 from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
 from ppfcos.deploy import Predictor
-from ppfcos.engine.ema import averaged_weights, build_average
+from ppfcos.engine.ema import ema_weights, build_ema
 from ppfcos.engine.model import build_model
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.trainer import Trainer
 from ppfcos.engine.weights import read_weights
 from ppfcos.errors import BundleError, ConfigError
-from ppfcos.export.bundle import Wanted, export_bundle
-from ppfcos.export.inputs import network_input
+from ppfcos.export.bundle import ExportOptions, export_bundle
+from ppfcos.export.program import network_input
 from ppfcos.export.onnx_export import heads_model
 from ppfcos.export.parity import Tolerance, compare
-from ppfcos.export.program import HeadsForm
+from ppfcos.export.program import HeadsSpec
 from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
 from ppfcos.export.trained_model import CheckpointRuntime, trained_model
 from ppfcos.modeling.backbones import efficientnet
 from ppfcos.modeling.backbones.efficientnet import Stage
-from ppfcos.modeling.qat.layers import Ranges, quantized_activations, quantized_weights
-from ppfcos.modeling.qat.prepare import float_copy, limited_copy, make_quantization_aware
+from ppfcos.modeling.qat import Ranges, fake_quantize_activations, fake_quantize_weights
+from ppfcos.modeling.qat import float_copy, clipped_copy, prepare_qat
 
 SIDE = 64
 # A backbone of three blocks in the place of EfficientNet's sixteen, one of which is residual.
@@ -130,7 +130,7 @@ def folder(tmp_path, root, monkeypatch):
 
 
 def pictures(count: int, seed: int) -> paddle.Tensor:
-    drawn = [draw_picture(SIDE, SIDE, seed + i)[:, :, ::-1].transpose(2, 0, 1) for i in range(count)]
+    drawn = [draw_image(SIDE, SIDE, seed + i)[:, :, ::-1].transpose(2, 0, 1) for i in range(count)]
     return paddle.to_tensor(np.stack(drawn).astype(np.float32))
 
 
@@ -145,7 +145,7 @@ def with_ranges(model: nn.Layer) -> nn.Layer:
     with paddle.no_grad():
         for step in range(8):
             model.network(pictures(2, 10 * step), sizes(2))
-        make_quantization_aware(model, 0.5, 100)
+        prepare_qat(model, 0.5, 100)
         for step in range(3):
             model.network(pictures(2, 100 + 10 * step), sizes(2))
     # None the same as another, by which a test may tell them apart.
@@ -174,7 +174,7 @@ def test_activations_are_those_of_the_formula(values, smallest, largest):
     zero_point, scale = compute_scale_zp(*limits, np.uint8(0), np.uint8(255))
     integers = np.rint(values / scale) + np.float32(zero_point)
     x = paddle.to_tensor(values, stop_gradient=False)
-    found = quantized_activations(x, paddle.to_tensor(limits))
+    found = fake_quantize_activations(x, paddle.to_tensor(limits))
     expected = (np.clip(integers, 0, 255) - np.float32(zero_point)) * scale
     np.testing.assert_array_equal(found.numpy(), expected)
     found.sum().backward()
@@ -190,7 +190,7 @@ def test_activations_are_those_of_the_formula(values, smallest, largest):
 )
 def test_weights_are_those_of_the_formula(values):
     x = paddle.to_tensor(values, stop_gradient=False)
-    found = quantized_weights(x)
+    found = fake_quantize_weights(x)
     for channel, quantised in zip(values, found.numpy()):
         largest = np.abs(channel).max()
         _, scale = compute_scale_zp(-largest, largest, np.int8(-127), np.int8(127), symmetric=True)
@@ -236,14 +236,14 @@ def test_evaluation_looks_and_does_not_learn(folder):
 
 def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):
     model = with_ranges(tiny_model(folder))
-    average = build_average({"use_ema": True}, model)
+    average = build_ema({"use_ema": True}, model)
     average.update()
     model.train()
     with paddle.no_grad():
         model.network(3 * pictures(1, 7), sizes(1))
     average.update()
     now = model.quantization.limits.numpy()
-    with averaged_weights(model, average):
+    with ema_weights(model, average):
         np.testing.assert_array_equal(model.quantization.limits.numpy(), now)
     np.testing.assert_array_equal(model.quantization.limits.numpy(), now)
 
@@ -254,7 +254,7 @@ def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):
 def test_weights_keep_their_names_and_float_is_what_it_was(folder):
     plain, aware = tiny_model(folder), tiny_model(folder)
     spread_scores(plain)
-    make_quantization_aware(aware, 0.5, 10)
+    prepare_qat(aware, 0.5, 10)
     new = set(aware.state_dict()) - set(plain.state_dict())
     assert new == {"quantization.limits", "quantization.observed"}
     assert set(plain.state_dict()) < set(aware.state_dict())
@@ -303,7 +303,7 @@ class Converted(NamedTuple):
 
 
 def converted(model: nn.Layer) -> Converted:
-    return Converted(model, heads_model(limited_copy(model), network_input(), HeadsForm(), 17))
+    return Converted(model, heads_model(clipped_copy(model), network_input(), HeadsSpec(), 17))
 
 
 @pytest.fixture(scope="module")
@@ -509,7 +509,7 @@ def test_the_bundle_finds_the_checkpoints_boxes(whole):
     checkpoint, plain = CheckpointRuntime(model), CheckpointRuntime(float_copy(model))
     for precision, runtime in (("fp32", "paddle"), ("fp32", "onnxruntime"), ("int8", "onnxruntime")):
         predictor = Predictor(bundle, runtime, precision, 2, device="cpu")
-        batches = [predictor.preprocess([draw_picture(SIDE, SIDE, seed)]) for seed in range(200, 206)]
+        batches = [predictor.preprocess([draw_image(SIDE, SIDE, seed)]) for seed in range(200, 206)]
         for reference, same in ((plain, precision == "fp32"), (checkpoint, precision == "int8")):
             # Integers where Paddle has floats: what is near the middle of two steps may become the other one.
             agreement = compare(reference, predictor.runtime, batches, Tolerance(2, 0.02))
@@ -527,10 +527,10 @@ def test_options_of_a_calibration_are_refused(folder, capsys, option):
 @needs_export
 def test_a_network_that_never_trained_so_has_no_ranges_to_export(folder, tmp_path):
     cfg = load_config(folder / "tiny_qat.yml", [])
-    wanted = Wanted(formats=("onnx",), precisions=("int8",), calibration=TrainedRanges())
+    wanted = ExportOptions(formats=("onnx",), precisions=("int8",), calibration=TrainedRanges())
     classes = ["circle", "rectangle", "triangle"]
     with pytest.raises(BundleError, match="no trained ranges for INT8"):
-        export_bundle(build_model(cfg), cfg, classes, tmp_path / "bundle", wanted=wanted)
+        export_bundle(build_model(cfg), cfg, classes, tmp_path / "bundle", options=wanted)
 
 
 # Several processes
@@ -539,12 +539,12 @@ TOGETHER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from ppfcos import environment
-environment.prepare()
+environment.configure_process()
 with environment.quiet_imports():
     import paddle
     from ppfcos.engine import distributed
     from ppfcos.engine.device import select_device
-    from ppfcos.modeling.qat.layers import Ranges
+    from ppfcos.modeling.qat import Ranges
 
 select_device({"device": "cpu"})
 distributed.start()

@@ -10,7 +10,7 @@ from paddle import nn
 from ppdet.core.workspace import create
 
 from ppfcos.config import load_config
-from ppfcos.engine.model import build_model, has_synchronized_backbone
+from ppfcos.engine.model import build_model, has_sync_bn_backbone
 from ppfcos.modeling.backbones.dla import PPFCOSDLA
 from ppfcos.modeling.head import PPFCOSHead
 from ppfcos.modeling.necks.hrfpn import PPFCOSHRFPN
@@ -95,7 +95,7 @@ def test_dla_has_no_weight_that_a_gradient_never_reaches():
 
 def test_real_time_trainings_share_their_backbones_statistics_and_let_no_norm_decay(root):
     cfg = load_config(root / "configs" / "fcos_dla34_fpn_rt_shared_towers_bn_head_4x_coco.yml")
-    assert has_synchronized_backbone(cfg)
+    assert has_sync_bn_backbone(cfg)
     model = build_model(cfg)
     optimizer = create("OptimizerBuilder")(create("LearningRate")(step_per_epoch=10), model)
     without, others = optimizer._param_groups

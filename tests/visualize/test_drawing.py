@@ -11,11 +11,11 @@ import pytest
 from ppfcos.deploy import Detections
 from ppfcos.errors import OutputError
 from ppfcos.visualize.drawing import (
-    TRUTH_COLOUR,
-    class_colour,
+    GROUND_TRUTH_COLOR,
+    class_color,
     draw_detections,
-    draw_truth,
-    save_picture,
+    draw_ground_truth,
+    save_image,
     shrink,
     style_for,
 )
@@ -34,7 +34,7 @@ def grey(height: int = 240, width: int = 320) -> np.ndarray:
 
 
 def has_colour(picture: np.ndarray, label: int) -> np.ndarray:
-    return (picture == np.array(class_colour(label))).all(axis=2)
+    return (picture == np.array(class_color(label))).all(axis=2)
 
 
 def test_a_box_is_drawn_in_its_colour_where_it_is():
@@ -60,15 +60,15 @@ def test_boxes_below_the_threshold_are_left_out():
 @pytest.mark.parametrize("brightness", [0, 128, 255])
 def test_truth_can_be_seen_on_any_picture_and_taken_for_no_class(brightness):
     image = np.full((240, 320, 3), brightness, np.uint8)
-    picture = draw_truth(image, np.array([[100, 80, 200, 180]], np.float32))
+    picture = draw_ground_truth(image, np.array([[100, 80, 200, 180]], np.float32))
     assert (image == brightness).all()
     for x, y in ((100, 130), (200, 130), (150, 180), (150, 80)):
-        assert (picture[y, x] == TRUTH_COLOUR).all()
+        assert (picture[y, x] == GROUND_TRUTH_COLOR).all()
         around = picture[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3)
         assert np.ptp(around.astype(int), axis=0).min() > 200, "white beside black"
     assert (picture[90:170, 110:190] == brightness).all()
-    assert all(class_colour(label) != TRUTH_COLOUR for label in range(1000))
-    assert (draw_truth(image, np.zeros((0, 4))) == brightness).all()
+    assert all(class_color(label) != GROUND_TRUTH_COLOR for label in range(1000))
+    assert (draw_ground_truth(image, np.zeros((0, 4))) == brightness).all()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_label_stays_inside_the_picture(corner):
 
 def test_the_text_can_be_told_from_its_plate():
     for label in range(80):
-        blue, green, red = class_colour(label)
+        blue, green, red = class_color(label)
         picture = draw_detections(grey(), found((label, 0.9, 20, 120, 220, 200)))
         plate = picture[105:119, 22:60].astype(int)
         contrast = np.abs(plate - np.array([blue, green, red])).sum(axis=2).max()
@@ -135,8 +135,8 @@ def _one(label: int) -> tuple:
 
 
 def test_colours_are_fixed_and_far_apart():
-    colours = np.array([class_colour(label) for label in range(80)], int)
-    np.testing.assert_array_equal(colours, [class_colour(label) for label in range(80)])
+    colours = np.array([class_color(label) for label in range(80)], int)
+    np.testing.assert_array_equal(colours, [class_color(label) for label in range(80)])
     distances = np.abs(colours[:, None] - colours[None]).sum(axis=2) + 1000 * np.eye(80, dtype=int)
     assert distances.min() >= 15
     assert distances[:20, :20].min() >= 80
@@ -161,7 +161,7 @@ def test_pictures_of_any_size(shape):
 )
 def test_a_picture_keeps_its_format(tmp_path, name, starts_with):
     picture = draw_detections(grey(), found((0, 0.9, 10, 80, 200, 180)))
-    save_picture(tmp_path / "new" / name, picture)
+    save_image(tmp_path / "new" / name, picture)
     assert (tmp_path / "new" / name).read_bytes().startswith(starts_with)
     atol = 0 if name.endswith(("png", "bmp")) else 90
     np.testing.assert_allclose(cv2.imread(str(tmp_path / "new" / name)), picture, atol=atol)
@@ -171,11 +171,11 @@ def test_a_picture_keeps_its_format(tmp_path, name, starts_with):
 def test_what_cannot_be_written_is_named(tmp_path):
     for name in ("a.unknown", "a"):
         with pytest.raises(OutputError, match=name):
-            save_picture(tmp_path / name, grey())
+            save_image(tmp_path / name, grey())
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match=r"file/a\.png"):
-        save_picture(tmp_path / "file" / "a.png", grey())
+        save_image(tmp_path / "file" / "a.png", grey())
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(OutputError, match=r"taken\.png"):
-        save_picture(tmp_path / "taken.png", grey())
+        save_image(tmp_path / "taken.png", grey())
     assert sorted(os.listdir(tmp_path)) == ["file", "taken.png"]

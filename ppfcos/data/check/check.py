@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppfcos import environment
-from ppfcos.data.check.coverage import Geometry
+from ppfcos.data.check.levels import Geometry
 from ppfcos.data.check.images import Look, Task, look_at_all
-from ppfcos.data.check.issues import KINDS, RARE, TRAINING, VALIDATION, Finding, Severity, consequence
-from ppfcos.data.check.raw import CocoSource, RawData, RawSource, RecordsSource, VocSource, log_lines
+from ppfcos.data.issues import ISSUE_TYPES, RARE, TRAINING, VALIDATION, Issue, Severity, consequence
+from ppfcos.data.check.annotations import CocoSource, RawData, RawSource, RecordsSource, VocSource, log_lines
 from ppfcos.data.check.rules import SectionCheck, between, duplicates, trained_boxes
 from ppfcos.errors import ConfigError, PPFCOSError
 
@@ -27,28 +27,28 @@ class DataReport:
     """
 
     sections: list[SectionCheck]
-    findings: list[Finding]
+    findings: list[Issue]
     geometry: Geometry
     settings: dict[str, int]
 
-    def by_kind(self) -> Iterator[tuple[str, SectionCheck, list[Finding]]]:
+    def by_type(self) -> Iterator[tuple[str, SectionCheck, list[Issue]]]:
         """The findings of one kind and section together, in the order of KINDS, worst first.
 
         Yields:
             A key of KINDS, the section, and at least one finding.
         """
-        groups: dict[tuple[str, str], list[Finding]] = {}
+        groups: dict[tuple[str, str], list[Issue]] = {}
         for finding in self.findings:
             groups.setdefault((finding.kind, finding.section), []).append(finding)
         for severity in Severity:
             for name, kind in KINDS.items():
                 for section in self.sections:
-                    if kind.severity is severity and (name, section.raw.section) in groups:
-                        yield name, section, groups[name, section.raw.section]
+                    if kind.severity is severity and (name, section.dataset.section) in groups:
+                        yield name, section, groups[name, section.dataset.section]
 
     def consequence(self, kind: str, section: SectionCheck) -> str:
         """What the training, or for the validation set the evaluation, does about a kind of finding."""
-        text = consequence(kind, section.raw.section == TRAINING, section.raw.is_coco)
+        text = consequence(kind, section.dataset.section == TRAINING, section.dataset.is_coco)
         return text.format(**self.settings)
 
 
@@ -116,10 +116,10 @@ def _look(raw: RawData, geometry: Geometry | None, workers: int) -> list[Look]:
     return look_at_all(tasks, workers, raw.section)
 
 
-def _all_findings(sections: Sequence[SectionCheck]) -> list[Finding]:
+def _all_findings(sections: Sequence[SectionCheck]) -> list[Issue]:
     findings = []
     for section in sections:
-        findings += section.findings + duplicates(section)
+        findings += section.issues + duplicates(section)
     if len(sections) == 2:
         findings += between(*sections)
         both = {finding.where for finding in findings if finding.kind == "category-only-in-validation"}

@@ -13,8 +13,8 @@ import numpy as np
 
 from ppfcos.data.check.check import DataReport
 from ppfcos.data.check.images import Look
-from ppfcos.data.check.issues import TRAINING
-from ppfcos.data.check.raw import RawBox, RawData, RawImage, is_number
+from ppfcos.data.issues import TRAINING
+from ppfcos.data.check.annotations import RawBox, RawData, RawImage, is_number
 from ppfcos.data.check.rules import is_background, plain_name
 from ppfcos.data.records import clip_boxes
 
@@ -45,11 +45,11 @@ def clean(report: DataReport) -> dict[str, Any]:
         A COCO dict (info, images, annotations, categories).
     """
     section = report.sections[0]
-    raw, leaked = section.raw, set()
+    raw, leaked = section.dataset, set()
     if raw.section == TRAINING:
-        leaked = {finding.image for finding in report.findings if finding.kind == "image-leak"}
+        leaked = {finding.image for finding in report.issues if finding.kind == "image-leak"}
     categories, category_ids = _clean_categories(raw)
-    images = _clean_images(raw, section.looks, leaked, category_ids)
+    images = _clean_images(raw, section.image_checks, leaked, category_ids)
     image_ids = _ids([image.raw.identity for image in images], least=0)
     notes = [_annotation(box, number) for number, image in zip(image_ids, images) for box in image.boxes]
     for number, note in zip(_ids([note["id"] for note in notes], least=1), notes):

@@ -18,24 +18,24 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ppfcos.data.check.coverage import Geometry, Responsibility, responsibility
+from ppfcos.data.check.levels import Geometry, Responsibility, responsibility
 from ppfcos.data.images import (
-    ImageCutShort,
-    ImageOfAnotherSize,
+    ImageTruncated,
+    ImageSizeMismatch,
     ImageTooLarge,
     ImageUnreadable,
-    colour_kinds,
+    color_issues,
     read_header,
     read_image,
-    turn_kinds,
+    orientation_issues,
 )
 from ppfcos.data.records import clip_boxes
 from ppfcos.errors import DataError
 
 _TASKS_AT_ONCE = 8
 _KIND_OF_FAILURE = {
-    ImageOfAnotherSize: "image-size-differs",
-    ImageCutShort: "image-truncated",
+    ImageSizeMismatch: "image-size-differs",
+    ImageTruncated: "image-truncated",
     ImageTooLarge: "image-huge",
     ImageUnreadable: "image-unreadable",
 }
@@ -133,7 +133,7 @@ def look_at(task: Task) -> Look:
         return Look(((next(kinds), error.reason),))
     header = read_header(task.path)
     size = (image.shape[0], image.shape[1])
-    kinds = () if header is None else (*colour_kinds(header), *turn_kinds(header, task.size))
+    kinds = () if header is None else (*color_issues(header), *orientation_issues(header, task.size))
     content = hashlib.blake2b(repr(size).encode() + image.tobytes(), digest_size=16).hexdigest()
     if task.geometry is None:
         return Look(kinds, size, content)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ppfcos.data.check.coverage import COVERED, NO_LOCATION, Geometry
+from ppfcos.data.check.levels import COVERED, NO_LOCATION, Geometry
 from ppfcos.data.check.images import Look
-from ppfcos.data.check.issues import OUTSIDE_TOLERANCE, RARE, Finding
-from ppfcos.data.check.raw import RawBox, RawData, RawImage
-from ppfcos.data.records import SHORTEST_SIDE, clip_boxes
+from ppfcos.data.issues import OUTSIDE_TOLERANCE, RARE, Issue
+from ppfcos.data.check.annotations import RawBox, RawData, RawImage
+from ppfcos.data.records import MIN_BOX_SIDE, clip_boxes
 
 _BACKGROUND = ("background", "__background__", "_background_", "bg")
 
@@ -72,7 +72,7 @@ class SectionCheck:
     def _find(self, kind: str, image: RawImage, detail: str, box: RawBox | None = None) -> None:
         where = f"{image.name}: {box.where}" if box else image.name
         corners = box.corners if box else None
-        self.findings.append(Finding(kind, self.raw.section, where, detail, image.path, corners))
+        self.findings.append(Issue(kind, self.raw.section, where, detail, image.path, corners))
 
     def _check_image(self, image: RawImage, look: Look) -> None:
         for kind, detail in look.kinds:
@@ -121,7 +121,7 @@ class SectionCheck:
         if x1 < x0 or y1 < y0:
             self._find("box-upside-down", image, named, box)
             return False
-        if min(x1 - x0, y1 - y0) <= SHORTEST_SIDE:
+        if min(x1 - x0, y1 - y0) <= MIN_BOX_SIDE:
             self._find("box-without-area", image, named, box)
             return False
         if size is None:
@@ -161,7 +161,7 @@ class SectionCheck:
                 self._about_category("category-rare", name, f"{objects} objects")
 
     def _about_category(self, kind: str, name: str, detail: str) -> None:
-        self.findings.append(Finding(kind, self.raw.section, f"category {name!r}", detail))
+        self.findings.append(Issue(kind, self.raw.section, f"category {name!r}", detail))
 
 
 def is_trained(box: RawBox, raw: RawData) -> bool:
@@ -185,7 +185,7 @@ def is_background(name: str) -> bool:
     return name.strip().casefold() in _BACKGROUND
 
 
-def duplicates(check: SectionCheck) -> list[Finding]:
+def duplicates(check: SectionCheck) -> list[Issue]:
     """Images of one data set with the same file or the same pixels."""
     findings = []
     paths: set[str] = set()
@@ -194,33 +194,33 @@ def duplicates(check: SectionCheck) -> list[Finding]:
         section = check.raw.section
         if image.path in paths:
             detail = f"entry {image.identity!r} is one more of this file"
-            findings.append(Finding("image-listed-twice", section, image.name, detail, image.path))
+            findings.append(Issue("image-listed-twice", section, image.name, detail, image.path))
         elif look.content in contents:
             detail = f"is the same as {contents[look.content]}"
-            findings.append(Finding("image-duplicate", section, image.name, detail, image.path))
+            findings.append(Issue("image-duplicate", section, image.name, detail, image.path))
         elif look.content:
             contents[look.content] = image.name
         paths.add(image.path)
     return findings
 
 
-def between(training: SectionCheck, validation: SectionCheck) -> list[Finding]:
+def between(training: SectionCheck, validation: SectionCheck) -> list[Issue]:
     """What is wrong with two data sets that may each be right: leaks, and different lists of classes."""
     findings = list(_leaks(training, validation))
     ours, theirs = ([category.name for category in each.raw.categories] for each in (training, validation))
     if ours != theirs:
         detail = _difference(ours, theirs)
-        findings.append(Finding("categories-differ", validation.raw.section, validation.raw.source, detail))
+        findings.append(Issue("categories-differ", validation.raw.section, validation.raw.source, detail))
     learnt = dict(zip(ours, training.counts.per_class))
     for name, objects in zip(theirs, validation.counts.per_class):
         if objects and not learnt.get(name):
             detail = f"{objects} objects in validation, none in training"
             where = f"category {name!r}"
-            findings.append(Finding("category-only-in-validation", training.raw.section, where, detail))
+            findings.append(Issue("category-only-in-validation", training.raw.section, where, detail))
     return findings
 
 
-def _leaks(training: SectionCheck, validation: SectionCheck) -> Iterable[Finding]:
+def _leaks(training: SectionCheck, validation: SectionCheck) -> Iterable[Issue]:
     contents = {
         look.content: image.path
         for image, look in zip(validation.raw.images, validation.looks)
@@ -229,7 +229,7 @@ def _leaks(training: SectionCheck, validation: SectionCheck) -> Iterable[Finding
     for image, look in zip(training.raw.images, training.looks):
         if look.content and look.content in contents:
             detail = f"is the same as {contents[look.content]}"
-            yield Finding("image-leak", training.raw.section, image.name, detail, image.path)
+            yield Issue("image-leak", training.raw.section, image.name, detail, image.path)
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:

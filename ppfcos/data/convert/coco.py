@@ -10,7 +10,7 @@ from typing import Any
 from ppfcos.data.convert.annotated import AnnotatedSet, Losses, Split, measure, split_name
 from ppfcos.data.convert.images import Names, name_pictures
 from ppfcos.data.formats import coco
-from ppfcos.data.statistics import Change
+from ppfcos.data.statistics import LoadEvent
 from ppfcos.errors import DataError
 
 _PREFIX = "instances_"
@@ -84,7 +84,7 @@ def _read_split(
     if "annotations" in content:
         pairs, tally = coco.read_annotations(content, path, images, content["categories"])
         annotations = [{**entry, **annotation} for entry, annotation in pairs]
-        for change in (Change.STRAY, Change.BOXLESS):
+        for change in (LoadEvent.UNKNOWN_IMAGE, LoadEvent.NO_BOX):
             losses.add(f"{change.value.several} are left out of {path}", tally.count(change))
     place = image_dir or _find_pictures(images, name, path, root)
     pictures = {}

@@ -12,7 +12,7 @@ from ppfcos.data.convert import coco, voc, yolo
 from ppfcos.data.convert.annotated import AnnotatedSet
 from ppfcos.data.convert.images import HOW, place_pictures
 from ppfcos.errors import DataError, OutputError
-from ppfcos.fileio import replacing_folder
+from ppfcos.fileio import replace_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Conversion(NamedTuple):
     remarks: list[str]
 
 
-def guess_format(source: Path) -> str:
+def detect_format(source: Path) -> str:
     """The format that a file or folder looks like.
 
     Args:
@@ -95,12 +95,12 @@ def convert(
         OutputError: The folder is there already, or cannot be written.
     """
     _check_output(output, source, overwrite)
-    source_format = source_format or guess_format(source)
+    source_format = source_format or detect_format(source)
     data = FORMATS[source_format].read(source, splits, image_dir, class_names)
     if not any(split.images for split in data.splits):
         raise DataError(f"{source} has no images to convert")
     _log_contents(data, source_format)
-    with replacing_folder(output) as unfinished:
+    with replace_folder(output) as unfinished:
         names, sections = FORMATS[target_format].write(data, unfinished)
         placed = 0 if pictures == "none" else place_pictures(data, names, unfinished, pictures)
     in_folder = {

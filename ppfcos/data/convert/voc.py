@@ -100,7 +100,7 @@ def _read_all(names: list[str], xml_dir: Path, image_dir: Path, data: AnnotatedS
     pictures, found = voc.pictures_by_stem(image_dir), _Everything()
     annotated = [name for name in names if (xml_dir / f"{name}.xml").is_file()]
     data.losses.add("listed pictures have no XML file and are left out", len(names) - len(annotated))
-    roots = {name: voc.read_annotation(xml_dir / f"{name}.xml") for name in annotated}
+    roots = {name: voc.read_xml(xml_dir / f"{name}.xml") for name in annotated}
     _count_unread_tags(roots.values(), data.losses)
     ids = _stated_ids(list(roots.values())) or image_ids(annotated)
     for number, (name, root) in zip(ids, roots.items()):

@@ -82,7 +82,7 @@ def _described(path: Path) -> tuple[list[dict[str, Any]], dict[str, list[Path]]]
 def _places(folder: Path) -> dict[str, list[Path]]:
     """The splits of a folder, by name: folders or lists of pictures."""
     described = _splits_described_in(folder)
-    lists = {path.stem: [path] for path in sorted(folder.glob("*.txt")) if _is_list(path)}
+    lists = {path.stem: [path] for path in sorted(folder.glob("*.txt")) if is_image_list(path)}
     if described or lists:
         return {**_named_as_their_lists(described), **lists}
     images = folder / _IMAGES
@@ -128,7 +128,7 @@ def _pictures_of(
     return found
 
 
-def _is_list(path: Path) -> bool:
+def is_image_list(path: Path) -> bool:
     """Whether a text file lists pictures; others are licences, class names or labels."""
     try:
         require_regular(path)
@@ -146,7 +146,7 @@ def _read_pictures(pictures: list[str], data: AnnotatedSet) -> _Read:
     found: _Read = {}
     numbers = itertools.count(1)
     for image_id, picture in zip(image_ids(pictures), pictures):
-        rows = yolo.read_rows(yolo.label_file_of(picture), len(data.categories))
+        rows = yolo.read_rows(yolo.label_path(picture), len(data.categories))
         data.losses.add("polygons become their bounding boxes", sum(row.is_polygon for row in rows))
         try:
             height, width = image_size(picture)
@@ -231,7 +231,7 @@ def write(data: AnnotatedSet, folder: Path) -> tuple[Names, dict[str, dict[str, 
         (folder / f"{split.name}.txt").write_text("".join(lines), encoding="utf-8")
         sections[split.name] = {"name": "PPFCOSYOLODataSet", "anno_path": f"{split.name}.txt"}
     for path, text in written.items():
-        label_file = Path(yolo.label_file_of(str(folder / path)))
+        label_file = Path(yolo.label_path(str(folder / path)))
         label_file.parent.mkdir(parents=True, exist_ok=True)
         if text:
             label_file.write_text(text, encoding="utf-8")

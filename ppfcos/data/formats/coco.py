@@ -18,12 +18,12 @@ from typing import Any
 
 import pycocotools.coco
 
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.json_files import MAX_BYTES_VARIABLE, JSONError, read_json
 
 
-def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], Tally]:
+def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any], LoadStatistics]:
     """Reads a COCO annotation file, checks it, and keeps what detection needs.
 
     Filled in: a missing `area` (or one of 0) from the box, a missing `iscrowd`, annotation ids where one is
@@ -45,7 +45,7 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
     content = load_json(path, section)
     categories = read_categories(content, path)
     images = read_images(content, path)
-    tally = Tally()
+    tally = LoadStatistics()
     images = _existing_images(images, path, image_dir, section, tally)
     dataset = {"info": content.get("info", {}), "images": images, "categories": categories}
     if "annotations" in content:
@@ -202,7 +202,7 @@ def read_images(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 
 def _existing_images(
-    images: list[dict[str, Any]], path: Path, image_dir: Path, section: str, tally: Tally
+    images: list[dict[str, Any]], path: Path, image_dir: Path, section: str, tally: LoadStatistics
 ) -> list[dict[str, Any]]:
     if not image_dir.is_dir():
         raise DataError(f"{image_dir}, the folder of the images, is not there: set {section}.image_dir")
@@ -215,7 +215,7 @@ def _existing_images(
     if missing:
         here = {image["id"] for image in existing}
         first = next(image["file_name"] for image in images if image["id"] not in here)
-        tally.add(Change.MISSING_IMAGE, missing, os.path.join(image_dir, first))
+        tally.add(LoadEvent.MISSING_IMAGE, missing, os.path.join(image_dir, first))
     return existing
 
 
@@ -224,7 +224,7 @@ def read_annotations(
     path: Path,
     images: list[dict[str, Any]],
     categories: list[dict[str, Any]],
-) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], Tally]:
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], LoadStatistics]:
     """Checks the `annotations` of an opened file, and fills in what they lack.
 
     Args:
@@ -243,15 +243,15 @@ def read_annotations(
     listed = {int(entry["id"]) for entry in content["images"]}
     here = {image["id"] for image in images}
     known_categories = {category["id"] for category in categories}
-    pairs, tally = [], Tally()
+    pairs, tally = [], LoadStatistics()
     for position, entry in enumerate(_list_of(content, "annotations", path)):
         where = f"{path}: annotations[{position}]"
         image_id = _as_id(entry, "image_id", where)
         if image_id not in here:
-            tally.add(Change.STRAY, int(image_id not in listed), f"annotations[{position}]")
+            tally.add(LoadEvent.UNKNOWN_IMAGE, int(image_id not in listed), f"annotations[{position}]")
             continue
         if entry.get("bbox") in (None, []):
-            tally.add(Change.BOXLESS, first=f"annotations[{position}]")
+            tally.add(LoadEvent.NO_BOX, first=f"annotations[{position}]")
             continue
         if _as_id(entry, "category_id", where) not in known_categories:
             raise DataError(
@@ -259,9 +259,9 @@ def read_annotations(
                 "add it there or remove the annotation"
             )
         checked = _read_annotation(entry, where)
-        tally.add(Change.FILLED_AREA, int(0 < checked["area"] != entry.get("area")))
+        tally.add(LoadEvent.FILLED_AREA, int(0 < checked["area"] != entry.get("area")))
         pairs.append((entry, checked))
-    tally.add(Change.RENUMBERED, _number_annotations([checked for _, checked in pairs]))
+    tally.add(LoadEvent.RENUMBERED, _number_annotations([checked for _, checked in pairs]))
     return pairs, tally
 
 

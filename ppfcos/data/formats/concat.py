@@ -10,7 +10,7 @@ from ppdet.core.workspace import register, serializable
 from ppdet.data.source.dataset import DetDataset
 
 from ppfcos.data.classes import checked_names
-from ppfcos.data.records import DetectionData, EpochDraw, Record
+from ppfcos.data.records import DetectionData, EpochSampling, Record
 from ppfcos.errors import DataError
 
 
@@ -67,7 +67,7 @@ def join(
     parts: Sequence[DetectionData],
     section: str,
     class_names: Sequence[str] = (),
-    draw: EpochDraw | None = None,
+    draw: EpochSampling | None = None,
 ) -> DetectionData:
     """Data sets into one.
 

@@ -18,7 +18,7 @@ from ppdet.data.source.dataset import DetDataset
 from ppfcos.data.classes import checked_names, read_names
 from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter
 from ppfcos.data.records import Record, drop_boxes_without_area, numbered
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.fileio import read_bytes, read_text
 
@@ -214,7 +214,7 @@ class PPFCOSVOCDataSet(DetDataset):
         self.roidbs: list[Record] | None = None
         self.cname2cid: dict[str, int] = {}
         self.categories: list[dict[str, Any]] = []
-        self.tally = Tally()
+        self.tally = LoadStatistics()
 
     def check_or_download_dataset(self) -> None:
         """There is nothing to download: the data is the user's own."""
@@ -250,7 +250,7 @@ class PPFCOSVOCDataSet(DetDataset):
         self.find_categories()
         pictures = pictures_by_stem(image_dir)
         records, missing = [], []
-        self.tally = Tally()
+        self.tally = LoadStatistics()
         for image_id, name in enumerate(names):
             if 0 < self.sample_num <= len(records):
                 break
@@ -263,8 +263,8 @@ class PPFCOSVOCDataSet(DetDataset):
             if self.allow_empty or len(record["gt_bbox"]):
                 records.append(record)
             else:
-                self.tally.add(Change.EMPTY_IMAGE)
-        self.tally.add(Change.MISSING_IMAGE, len(missing), missing[0] if missing else "")
+                self.tally.add(LoadEvent.EMPTY_IMAGE)
+        self.tally.add(LoadEvent.MISSING_IMAGE, len(missing), missing[0] if missing else "")
         records = drop_boxes_without_area(records, self.allow_empty, self.tally)
         if not records:
             raise DataError(

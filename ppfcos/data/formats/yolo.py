@@ -17,7 +17,7 @@ from ppfcos import yaml_files
 from ppfcos.data.classes import checked_names, read_names, shown
 from ppfcos.data.images import ImageUnreadable, image_size, is_clutter, list_images
 from ppfcos.data.records import Record, drop_boxes_without_area, image_ids, numbered
-from ppfcos.data.statistics import Change, Tally
+from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.fileio import read_text
 
@@ -99,7 +99,7 @@ def _bounding_box(polygon: Sequence[float]) -> tuple[float, float, float, float]
     return min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
 
 
-def label_file_of(picture: str) -> str:
+def label_path(picture: str) -> str:
     """Where YOLO's tools look for a picture's labels.
 
     Args:
@@ -372,7 +372,7 @@ class PPFCOSYOLODataSet(DetDataset):
         self.roidbs: list[Record] | None = None
         self.cname2cid: dict[str, int] = {}
         self.categories: list[dict[str, Any]] = []
-        self.tally = Tally()
+        self.tally = LoadStatistics()
 
     def check_or_download_dataset(self) -> None:
         """There is nothing to download: the data is the user's own."""
@@ -404,7 +404,7 @@ class PPFCOSYOLODataSet(DetDataset):
         pictures, source = self._pictures()
         num_classes = len(self.find_categories())
         records, labelled = [], 0
-        self.tally = Tally()
+        self.tally = LoadStatistics()
         for number, picture in zip(image_ids(pictures), pictures):
             if 0 < self.sample_num <= len(records):
                 break
@@ -412,12 +412,12 @@ class PPFCOSYOLODataSet(DetDataset):
             labelled += os.path.isfile(label_file)
             rows = read_rows(label_file, num_classes)
             if not rows and not self.allow_empty:
-                self.tally.add(Change.EMPTY_IMAGE)
+                self.tally.add(LoadEvent.EMPTY_IMAGE)
                 continue
             try:
                 records.append(_record(picture, number, rows))
             except ImageUnreadable as error:
-                self.tally.add(Change.UNREADABLE_IMAGE, first=str(error))
+                self.tally.add(LoadEvent.UNREADABLE_IMAGE, first=str(error))
         records = drop_boxes_without_area(records, self.allow_empty, self.tally)
         if not labelled:
             raise DataError(
@@ -454,7 +454,7 @@ class PPFCOSYOLODataSet(DetDataset):
 
     def _label_file(self, picture: str) -> str:
         if not self.label_dir:
-            return label_file_of(picture)
+            return label_path(picture)
         inner = os.path.relpath(picture, os.path.join(self.dataset_dir, self.image_dir or ""))
         return os.path.join(self.dataset_dir, self.label_dir, os.path.splitext(inner)[0] + ".txt")
 

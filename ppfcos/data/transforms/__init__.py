@@ -14,10 +14,10 @@ from ppfcos.data.transforms.geometry import (
     PPFCOSRandomVerticalFlip,
     PPFCOSScaleJitterCrop,
 )
-from ppfcos.data.transforms.mix import MixingOperator, PPFCOSMixup, PPFCOSMosaic
+from ppfcos.data.transforms.mix import MixTransform, PPFCOSMixup, PPFCOSMosaic
 
 __all__ = [
-    "MixingOperator",
+    "MixTransform",
     "PPFCOSCutOut",
     "PPFCOSMixup",
     "PPFCOSMosaic",

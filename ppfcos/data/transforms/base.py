@@ -19,7 +19,7 @@ GREY = (
     114  # of what no picture covers: dark enough to be background, and unlike the black of a batch's padding
 )
 MIN_VISIBLE = 0.25
-SHORTEST_SIDE = 1.0  # pixels
+MIN_BOX_SIDE = 1.0  # pixels
 LONGEST_SIDE = 10_000  # pixels, of an image that an operator makes
 LARGEST_SCALE = 10  # of an image whose size an operator changes
 
@@ -93,7 +93,7 @@ def visible_boxes(
         [M, 4] float32 clipped, and bool [M].
     """
     clipped, _ = clip_boxes(boxes, height, width)
-    long_enough = (clipped[:, 2:] - clipped[:, :2] >= SHORTEST_SIDE).all(axis=1)
+    long_enough = (clipped[:, 2:] - clipped[:, :2] >= MIN_BOX_SIDE).all(axis=1)
     return clipped, long_enough & (box_areas(clipped) >= min_visible * box_areas(boxes))
 
 

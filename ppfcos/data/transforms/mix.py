@@ -26,7 +26,7 @@ from ppfcos.data.transforms.base import (
 from ppfcos.data.transforms.geometry import resized
 
 
-class MixingOperator(BaseOperator, abc.ABC):
+class MixTransform(BaseOperator, abc.ABC):
     """An operator that asks for further samples of the data set, and mixes them with the one that it is
     given.
 
@@ -58,7 +58,7 @@ class MixingOperator(BaseOperator, abc.ABC):
 
 
 @operator
-class PPFCOSMosaic(MixingOperator):
+class PPFCOSMosaic(MixTransform):
     """Four pictures around a point of one canvas.
 
     Each picture is resized, its sides' ratio kept, and set into its quarter with a corner at the point; what
@@ -133,7 +133,7 @@ class PPFCOSMosaic(MixingOperator):
 
 
 @operator
-class PPFCOSMixup(MixingOperator):
+class PPFCOSMixup(MixTransform):
     """Two pictures, one shining through the other, by PaddleDetection's Mixup.
 
     The smaller picture's place in the canvas is the upper left corner. Boxes of both stay where they are, but

@@ -11,8 +11,8 @@ import numpy as np
 from ppdet.data import transform as operators
 
 from ppfcos.data.records import clip_boxes
-from ppfcos.data.transforms import MixingOperator
-from ppfcos.data.transforms.uint8 import PIXEL_OPERATORS, PixelResize
+from ppfcos.data.transforms import MixTransform
+from ppfcos.data.transforms.uint8 import UINT8_TRANSFORMS, UInt8Resize
 from ppfcos.errors import ConfigError
 
 Sample = dict[str, Any]
@@ -82,9 +82,9 @@ class SampleTransforms:
         _state_size(sample, *image.shape[1:])
         return sample
 
-    def without_leading_resize(self) -> tuple[PixelResize, SampleTransforms] | None:
+    def without_leading_resize(self) -> tuple[UInt8Resize, SampleTransforms] | None:
         """A Resize that comes first, and the operators behind it; None if another operator comes first."""
-        if not isinstance(self._operators[0][1], PixelResize):
+        if not isinstance(self._operators[0][1], UInt8Resize):
             return None
         rest = copy.copy(self)
         rest._operators = self._operators[1:]
@@ -104,7 +104,7 @@ class SampleTransforms:
     def _apply(self, sample: Sample, draw: Callable[[], Sample] | None, count: int) -> Sample:
         """The first `count` operators; what they mix in has gone through those before them."""
         for position, (name, operator) in enumerate(self._operators[:count]):
-            mixes = isinstance(operator, MixingOperator) and draw is not None
+            mixes = isinstance(operator, MixTransform) and draw is not None
             partners = operator.partners() if mixes else 0
             samples = [sample, *(self._apply(draw(), draw, position) for _ in range(partners))]
             try:
@@ -153,7 +153,7 @@ def _name_and_arguments(entry: Any, section: str) -> tuple[str, dict[str, Any]]:
 
 
 def _build(name: str, arguments: dict[str, Any], section: str) -> Any:
-    operator = PIXEL_OPERATORS.get(name) or getattr(operators, name, None)
+    operator = UINT8_TRANSFORMS.get(name) or getattr(operators, name, None)
     if not callable(operator):
         raise ConfigError(f"{section}.sample_transforms: there is no transform {name}")
     try:

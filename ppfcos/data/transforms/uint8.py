@@ -17,7 +17,7 @@ from ppdet.data.transform import operators
 Sample = dict[str, Any]
 
 
-class PixelResize(operators.Resize):
+class UInt8Resize(operators.Resize):
     """`Resize`: to a size, or to the largest that keeps the ratio within one. Arguments as there."""
 
     def apply(self, sample: Sample, context: Any = None) -> Sample:
@@ -65,7 +65,7 @@ class PixelResize(operators.Resize):
         return max(1, round(height * scale_y)), max(1, round(width * scale_x))
 
 
-class PixelRandomResize(operators.RandomResize):
+class UInt8RandomResize(operators.RandomResize):
     """`RandomResize`: a `Resize` to a size that is drawn anew for every image. Arguments as there."""
 
     def apply(self, sample: Sample, context: Any = None) -> Sample:
@@ -76,10 +76,10 @@ class PixelRandomResize(operators.RandomResize):
         else:
             target = random.choice(self.target_size) if self.random_size else self.target_size
         interp = random.choice(self.interps) if self.random_interp else self.interp
-        return PixelResize(target, self.keep_ratio, interp)(sample)
+        return UInt8Resize(target, self.keep_ratio, interp)(sample)
 
 
-class PixelRandomFlip(operators.RandomFlip):
+class UInt8RandomFlip(operators.RandomFlip):
     """`RandomFlip`: left to right, with a probability. Arguments as there; `prob` may be a whole number."""
 
     def __init__(self, prob: float = 0.5):
@@ -91,8 +91,8 @@ class PixelRandomFlip(operators.RandomFlip):
 
 
 # By the names under which configurations know them.
-PIXEL_OPERATORS = {
-    "Resize": PixelResize,
-    "RandomResize": PixelRandomResize,
-    "RandomFlip": PixelRandomFlip,
+UINT8_TRANSFORMS = {
+    "Resize": UInt8Resize,
+    "RandomResize": UInt8RandomResize,
+    "RandomFlip": UInt8RandomFlip,
 }

@@ -16,7 +16,7 @@ _TEXTS = ("layer", "part", "what", "output", "in")
 _COLUMNS = (*_TEXTS, "parameters", "constants", "writes", "GFLOPs", "scale", "ms")
 
 
-def text_of_network(figures: Mapping[str, Any]) -> str:
+def network_text(figures: Mapping[str, Any]) -> str:
     """Everything that fits on a screen.
 
     Args:

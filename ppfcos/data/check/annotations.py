@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from xml.etree import ElementTree
 
 from ppfcos import environment
-from ppfcos.data.check.issues import Finding
+from ppfcos.data.issues import Issue
 from ppfcos.data.formats import voc
 from ppfcos.data.formats.coco import load_json
 from ppfcos.errors import ConfigError, DataError
@@ -99,14 +99,14 @@ class RawData:
     image_dir: str
     categories: list[RawCategory] = field(default_factory=list)
     images: list[RawImage] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
     is_coco: bool = False
     keeps_empty: bool = False
     trains_crowds: bool = False
 
     def find(self, kind: str, where: str, detail: str, image: str = "") -> None:
         """Adds a finding about the annotations."""
-        self.findings.append(Finding(kind, self.section, where, detail, image))
+        self.findings.append(Issue(kind, self.section, where, detail, image))
 
 
 class RawSource(Protocol):
@@ -417,7 +417,7 @@ class VocSource:
     def _read_image(self, picture: str, xml_file: Path) -> None:
         path = os.path.join(str(self._image_dir), picture)
         try:
-            annotation = voc.read_annotation(xml_file)
+            annotation = voc.read_xml(xml_file)
         except DataError as error:
             self._raw.find("annotation-file-unreadable", xml_file.name, str(error), path)
             return

@@ -53,7 +53,7 @@ class Kind(NamedTuple):
     fix: str = ""
 
 
-class Finding(NamedTuple):
+class Issue(NamedTuple):
     """One thing that was found.
 
     Attributes:
@@ -436,7 +436,7 @@ def consequence(kind: str, in_training: bool, from_coco_file: bool) -> str:
         in_training: Whether it is in the data that is trained on, or in that of the evaluation.
         from_coco_file: Whether the true boxes of an evaluation are read from a COCO file.
     """
-    entry = KINDS[kind]
+    entry = ISSUE_TYPES[kind]
     if in_training:
         return f"the training {entry.training}"
     special = {} if from_coco_file else _EVALUATION_OF_RECORDS

@@ -159,7 +159,7 @@ INTEGER_PRODUCTS = ("ConvInteger", "MatMulInteger")  # zero points follow their 
 OTHER_PRODUCTS = ("Attention", "ConvTranspose", "Einsum", "LSTM", "GRU", "QLinearConv", "QLinearMatMul")
 
 
-class NetworkGraph:
+class Network:
     """A network, and what is known of its values at one size of picture.
 
     Nodes that have constants only for inputs, such as those that dequantise weights, count as constants too.

@@ -11,7 +11,7 @@ from paddle import ParamAttr, Tensor, nn
 from paddle.autograd import PyLayer
 from paddle.nn.initializer import Constant
 
-from ppfcos.modeling.fuse import folded_weights
+from ppfcos.modeling.fuse import fused_weights
 
 LARGEST_ACTIVATION = 255
 LARGEST_WEIGHT = 127
@@ -33,7 +33,7 @@ class _Rounded(PyLayer):
         return gradient * inside.astype(gradient.dtype), None, None
 
 
-def quantized_activations(x: Tensor, limits: Tensor) -> Tensor:
+def fake_quantize_activations(x: Tensor, limits: Tensor) -> Tensor:
     """Activations as uint8 holds them.
 
     Args:
@@ -48,7 +48,7 @@ def quantized_activations(x: Tensor, limits: Tensor) -> Tensor:
     return _Rounded.apply(x, scale.astype("float32"), zero_point.astype("float32"), 0, LARGEST_ACTIVATION)
 
 
-def quantized_weights(weight: Tensor) -> Tensor:
+def fake_quantize_weights(weight: Tensor) -> Tensor:
     """Weights as int8 holds them, each output channel with a scale of its own.
 
     Args:
@@ -94,7 +94,7 @@ class Ranges(nn.Layer):
         self._found: dict[int, Tensor] = {}  # extremes of this forward pass by row
         self._known = False
 
-    def are_known(self) -> bool:
+    def is_initialized(self) -> bool:
         """Whether there was a step to take ranges from, in this process or before the checkpoint."""
         self._known = self._known or bool(self.observed > 0)  # asked once: it waits for the device
         return self._known
@@ -110,12 +110,12 @@ class Ranges(nn.Layer):
             The same shape.
         """
         if not self.training:
-            return quantized_activations(x, self.limits[row]) if self.are_known() else x
+            return fake_quantize_activations(x, self.limits[row]) if self.is_initialized() else x
         with paddle.no_grad():
             zero = paddle.zeros([])
             # Not by clip, which makes the largest number of infinity.
             extremes = paddle.stack([paddle.minimum(x.amin(), zero), paddle.maximum(x.amax(), zero)])
-        x = quantized_activations(x, self.limits[row] if self.are_known() else extremes)
+        x = fake_quantize_activations(x, self.limits[row] if self.is_initialized() else extremes)
         self._found[row] = extremes
         if len(self._found) == len(self.limits):
             self._update()
@@ -259,7 +259,7 @@ class QuantizedConv2D(nn.Conv2D):
         weight, bias = self._folded()
         out = F.conv2d(
             inputs,
-            quantized_weights(weight),
+            fake_quantize_weights(weight),
             bias,
             self._stride,
             self._updated_padding,
@@ -270,7 +270,7 @@ class QuantizedConv2D(nn.Conv2D):
 
     def _folded(self) -> tuple[Tensor, Tensor | None]:
         norm = self._norm[0]
-        return (self.weight, self.bias) if norm is None else folded_weights(self, norm)
+        return (self.weight, self.bias) if norm is None else fused_weights(self, norm)
 
     def plain(self) -> nn.Conv2D:
         """A convolution in float that does what this one and the norm behind it do."""

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ppfcos.data.check.issues import TRAINING, VALIDATION
+from ppfcos.data.issues import TRAINING, VALIDATION
 from ppfcos.data.formats.coco import load_json
 from ppfcos.data.formats.voc import (
     LISTS,
@@ -26,7 +26,7 @@ _NEAR = ("", "images", "JPEGImages", "train", "val", "images/train", "images/val
 _VOC_LISTS = (("trainval", "test"), ("train", "val"), ("default", "test"))
 
 
-def sections_at(path: Path, image_dir: Path | None = None) -> dict[str, Any]:
+def find_sections(path: Path, image_dir: Path | None = None) -> dict[str, Any]:
     """The data sets at a path, as sections of a configuration.
 
     Args:
