@@ -44,7 +44,6 @@ from ppfcos.engine.run_folder import (
     checkpoint_name,
     find_latest,
     lock_folder,
-    find_latest,
     remove_old_checkpoints,
     remove_unfinished,
 )

@@ -105,8 +105,7 @@ def our_network():
     import paddle
     from paddle.static import InputSpec
 
-    from ppfcos.export.program import network_input
-    from ppfcos.export.program import CandidatesNetwork
+    from ppfcos.export.program import CandidatesNetwork, network_input
     from ppfcos.modeling.fcos import center_grid
     from ppfcos.modeling.head import HeadOutputs
     from ppfcos.modeling.postprocess import PPFCOSDecode

@@ -36,8 +36,7 @@ def export_ours(name: str, folder: Path) -> tuple[int, int]:
 
     from ppfcos.config import load_config
     from ppfcos.engine.model import build_model
-    from ppfcos.export.program import network_input
-    from ppfcos.export.program import EndToEndNetwork, save_program
+    from ppfcos.export.program import EndToEndNetwork, network_input, save_program
     from ppfcos.modeling.fuse import fuse_batch_norms
 
     cfg = load_config(ROOT / "configs" / f"{name}.yml", ["device=cpu"])

@@ -14,10 +14,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether this process was told to stop. Until `listening` is entered nobody can tell it.
+    """Handles SIGTERM and SIGINT within `listening`.
 
     Attributes:
-        signal: number of the signal that came while it was deferred; 0 if none did.
+        signal: number of a signal that was deferred; 0 if none was.
     """
 
     def __init__(self) -> None:
@@ -27,15 +27,11 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Within it, a signal raises Stopped, or is noted where that is wanted.
+        """Raise Stopped on a signal within the block, or note it where it is deferred.
 
-        Paddle's own handler prints a trace of its C++ frames and dies. This one takes its place, so Paddle
-        must have been imported before.
-
-        Yields:
-            Itself.
+        This replaces Paddle's handler, which prints C++ frames and dies, so Paddle must be imported before.
         """
-        if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
             yield self
             return
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
@@ -43,14 +39,14 @@ class StopRequest:
             yield self
         finally:
             for number, handler in before.items():
-                # paddle.distributed.launch sends SIGTERM up to three times: the last must not kill a process
-                # that is on its way out.
+                # paddle.distributed.launch sends SIGTERM up to three times; the last must not kill a process
+                # that is about to exit.
                 default = signal.SIG_DFL if handler is None else handler
                 signal.signal(number, signal.SIG_IGN if self._is_stopping else default)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within it, a signal is only noted; whoever entered it looks at `signal` when it suits."""
+        """Only note signals within the block, in `signal`; a second SIGINT still raises Stopped."""
         self._is_deferred = True
         try:
             yield
@@ -58,8 +54,8 @@ class StopRequest:
             self._is_deferred = False
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within `deferred`, a part that a signal may break off, such as one that came before it."""
+    def immediate(self) -> Iterator[None]:
+        """Raise Stopped on signals, also earlier ones, in this part of a `deferred` block."""
         self._is_deferred = False
         if self.signal:
             self._handle(self.signal, None)
@@ -68,24 +64,16 @@ class StopRequest:
         finally:
             self._is_deferred = True
 
-    def stopped(self, number: int, message: str) -> Stopped:
-        """What to raise when all processes have agreed to stop. From now on signals are ignored.
-
-        Args:
-            number: of the signal.
-            message: what is left behind, in one line.
-
-        Returns:
-            The exception.
-        """
+    def agree_to_stop(self, number: int, message: str) -> Stopped:
+        """Ignore further signals, and return the exception to raise when all ranks stop at the same step."""
         self._is_stopping = True
         return Stopped(number, message, together=True)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._is_stopping:
             return
-        is_impatient = number == signal.SIGINT and self.signal == signal.SIGINT
-        if self._is_deferred and not is_impatient:
+        is_second_interrupt = number == signal.SIGINT and self.signal == signal.SIGINT
+        if self._is_deferred and not is_second_interrupt:
             self.signal = number
             return
         self._is_stopping = True

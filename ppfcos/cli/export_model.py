@@ -157,8 +157,7 @@ def calibration(options: argparse.Namespace, cfg: Mapping[str, Any]) -> Calibrat
         return None
     if cfg.get("quantization_aware_training") is not None:
         return _trained_ranges(options)
-    from ppfcos.export.ptq import Calibration
-    from ppfcos.export.ptq import QuantizationSettings, evenly_chosen
+    from ppfcos.export.ptq import Calibration, QuantizationSettings, evenly_chosen
 
     values = {name: getattr(options, option) for option, name in SETTINGS.items()}
     settings = QuantizationSettings(**{name: value for name, value in values.items() if value is not None})
@@ -248,8 +247,7 @@ def export_model(options: argparse.Namespace) -> None:
 
 def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> ExportOptions:
     from ppfcos.export.bundle import ExportOptions, onnx_is_installed
-    from ppfcos.export.program import network_input
-    from ppfcos.export.program import HeadsSpec
+    from ppfcos.export.program import HeadsSpec, network_input
 
     formats = options.formats
     if formats is None and options.integer_outputs:

@@ -21,6 +21,7 @@ from ppfcos.deploy import Detector, Predictor
 from ppfcos.deploy.sources import PICTURE_SUFFIXES, list_pictures, opened_video, read_frames, read_pictures
 from ppfcos.errors import ConfigError, DataError, OutputError, Stopped
 from ppfcos.fileio import replacing
+from ppfcos.signals import StopRequest
 from ppfcos.visualize.drawing import draw_detections, save_image
 
 logger = logging.getLogger(__name__)

@@ -69,7 +69,6 @@ def train(options: argparse.Namespace) -> None:
         from ppfcos.config import load_config
         from ppfcos.engine import distributed, run_record
         from ppfcos.engine.device import select_device
-        from ppfcos.engine.hooks import StopRequest
         from ppfcos.engine.run_record import RunLog
         from ppfcos.engine.trainer import Trainer
         from ppfcos.signals import StopRequest

@@ -348,7 +348,9 @@ class ValidationImages:
                 continue
             image, factor = shrink(image, MAX_IMAGE_SIDE)
             found = _from_coco(rows[int(record["im_id"][0])], self.categories, factor)
-            drawn = draw_detections(draw_ground_truth(image, record["gt_bbox"] * factor), found, MIN_DRAWN_SCORE)
+            drawn = draw_detections(
+                draw_ground_truth(image, record["gt_bbox"] * factor), found, MIN_DRAWN_SCORE
+            )
             yield f"{position}_{Path(record['im_file']).name}", drawn
 
 

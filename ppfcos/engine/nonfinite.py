@@ -1,4 +1,4 @@
-"""Interruptions of a training: signals, and losses that are not finite."""
+"""Steps whose loss is not finite: what was in them is named and kept, and the run stops or goes on."""
 
 from __future__ import annotations
 
@@ -17,75 +17,7 @@ from ppfcos.fileio import replacing
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MAX_NAMED_IMAGES = 16  # in a message
-
-
-class StopRequest:
-    """Handles SIGTERM and SIGINT within `listening`.
-
-    Attributes:
-        signal: number of a signal that was deferred; 0 if none was.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._is_deferred = False
-        self._is_stopping = False
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Raise Stopped on a signal within the block, or note it where it is deferred.
-
-        This replaces Paddle's handler, which prints C++ frames and dies, so Paddle must be imported before.
-        """
-        if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
-            yield self
-            return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                # paddle.distributed.launch sends SIGTERM up to three times; the last must not kill a process
-                # that is about to exit.
-                default = signal.SIG_DFL if handler is None else handler
-                signal.signal(number, signal.SIG_IGN if self._is_stopping else default)
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Only note signals within the block, in `signal`; a second SIGINT still raises Stopped."""
-        self._is_deferred = True
-        try:
-            yield
-        finally:
-            self._is_deferred = False
-
-    @contextlib.contextmanager
-    def immediate(self) -> Iterator[None]:
-        """Raise Stopped on signals, also earlier ones, in this part of a `deferred` block."""
-        self._is_deferred = False
-        if self.signal:
-            self._handle(self.signal, None)
-        try:
-            yield
-        finally:
-            self._is_deferred = True
-
-    def agree_to_stop(self, number: int, message: str) -> Stopped:
-        """Ignore further signals, and return the exception to raise when all ranks stop at the same step."""
-        self._is_stopping = True
-        return Stopped(number, message, together=True)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._is_stopping:
-            return
-        is_second_interrupt = number == signal.SIGINT and self.signal == signal.SIGINT
-        if self._is_deferred and not is_second_interrupt:
-            self.signal = number
-            return
-        self._is_stopping = True
-        raise Stopped(number, f"stopped by {signal.Signals(number).name}")
 
 
 class NonFiniteSteps:

@@ -28,6 +28,7 @@ import paddle
 
 import ppfcos
 from ppfcos import console, environment
+from ppfcos.config.imports import copy_imports
 from ppfcos.config.show import config_text
 from ppfcos.engine import distributed
 from ppfcos.errors import OutputError, PPFCOSError, Stopped

@@ -28,8 +28,8 @@ from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.checkpoint_files import finish_interrupted, next_start
 from ppfcos.engine.ema import build_ema, ema_weights, restart_ema_cycle
 from ppfcos.engine.evaluator import Validation
-from ppfcos.engine.hooks import NonFiniteSteps, StopRequest
 from ppfcos.engine.model import build_model, compile_network, has_sync_bn_backbone
+from ppfcos.engine.nonfinite import NonFiniteSteps
 from ppfcos.engine.optim import build_optimizer, build_schedule
 from ppfcos.engine.prefetcher import Prefetcher
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler

@@ -23,7 +23,7 @@ from ppfcos.engine import distributed
 from ppfcos.engine.restricted_unpickler import Memory, RestrictedUnpickler, UnsafePickleError, checked_shape
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError, one_line
 from ppfcos.fileio import is_temporary
-from ppfcos.modeling.qat import is_range, get_ranges
+from ppfcos.modeling.qat import get_ranges, is_range
 
 logger = logging.getLogger(__name__)
 

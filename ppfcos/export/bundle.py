@@ -43,7 +43,7 @@ from ppfcos.export.program import (
 from ppfcos.export.trained_model import CheckpointRuntime
 from ppfcos.fileio import replace_folder
 from ppfcos.modeling.fuse import fuse_batch_norms
-from ppfcos.modeling.qat import float_copy, clipped_copy, get_ranges
+from ppfcos.modeling.qat import clipped_copy, float_copy, get_ranges
 
 if TYPE_CHECKING:  # needs the optional packages for ONNX
     from onnx import ModelProto

@@ -12,9 +12,9 @@ import numpy as np
 from ppfcos.console import printable
 from ppfcos.data.check.check import DataReport
 from ppfcos.data.check.levels import Geometry
-from ppfcos.data.issues import ISSUE_TYPES, TRAINING
 from ppfcos.data.check.rules import SIDE_BINS, SectionCheck
 from ppfcos.data.images import ImageUnreadable, read_image
+from ppfcos.data.issues import ISSUE_TYPES, TRAINING
 from ppfcos.visualize.drawing import shrink
 from ppfcos.visualize.page import render
 

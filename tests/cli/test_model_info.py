@@ -34,7 +34,6 @@ from onnx import numpy_helper
 from onnx.parser import parse_model
 from selenium.webdriver.common.by import By
 
-from ppfcos.analysis.network import Network
 from ppfcos.analysis.info import NetworkInfo
 from ppfcos.analysis.layers import Layers
 from ppfcos.analysis.network import Network
@@ -72,7 +71,7 @@ def model(tmp_path_factory) -> paddle.nn.Layer:
 @pytest.fixture(scope="module")
 def trained_work(model) -> int:
     """Multiply-adds of the detector, counted in its Paddle program."""
-    return count_multiply_adds(model, *FIXED_SIZE)
+    return count_macs(model, *FIXED_SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +322,7 @@ def test_every_convolution_has_a_time(tiny, runtime, precision):
 def test_operators_that_a_device_does_not_support(tiny):
     """Times of the CPU, as if a GPU had been selected and had run the first node only."""
     network = NetworkInfo(read_bundle(tiny), "fp32")
-    nodes, _ = onnx_runtime_times(network.file, network.inputs, 1, "cpu")
+    nodes, _ = time_onnx_runtime(network.file, network.inputs, 1, "cpu")
     graph = Network(network.file, {"image": (1, 3, HEIGHT, WIDTH)})
     first, *others = nodes
     on_device = NodeTime(

@@ -15,7 +15,6 @@ import pytest
 
 from ppfcos.data.annotation_cache import AnnotationCache
 from ppfcos.data.classes import read_names
-from ppfcos.data.formats.layouts import detect_format
 from ppfcos.data.formats import voc, yolo
 from ppfcos.data.formats.coco import load_json
 from ppfcos.data.formats.layouts import detect_format

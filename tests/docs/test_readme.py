@@ -19,7 +19,6 @@ from paddle.distributed.launch.context import args_envs
 
 from ppfcos.cli.main import COMMANDS, parser_of
 from ppfcos.config import load_config
-from ppfcos.data.issues import ISSUE_TYPES
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.issues import ISSUE_TYPES
 

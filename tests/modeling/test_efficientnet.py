@@ -21,7 +21,6 @@ from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.engine.model import build_model
 from ppfcos.export.bundle import export_bundle
 from ppfcos.export.bundle_files import preprocess_steps
-from ppfcos.export.program import network_input
 from ppfcos.export.parity import noise_batches
 from ppfcos.export.program import network_input
 from ppfcos.modeling.backbones.efficientnet import PPFCOSEfficientNet

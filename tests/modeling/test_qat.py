@@ -28,17 +28,16 @@ from ppfcos.cli.export_model import main as export
 from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
 from ppfcos.deploy import Predictor
-from ppfcos.engine.ema import ema_weights, build_ema
+from ppfcos.engine.ema import build_ema, ema_weights
 from ppfcos.engine.model import build_model
 from ppfcos.engine.progress import Progress
 from ppfcos.engine.trainer import Trainer
 from ppfcos.engine.weights import read_weights
 from ppfcos.errors import BundleError, ConfigError
 from ppfcos.export.bundle import ExportOptions, export_bundle
-from ppfcos.export.program import network_input
 from ppfcos.export.onnx_export import heads_model
 from ppfcos.export.parity import Tolerance, compare
-from ppfcos.export.program import HeadsSpec
+from ppfcos.export.program import HeadsSpec, network_input
 from ppfcos.export.qat_export import TrainedRanges, write_trained_int8
 from ppfcos.export.trained_model import CheckpointRuntime, trained_model
 from ppfcos.modeling.backbones import efficientnet

@@ -18,15 +18,14 @@ import cv2
 from tqdm import tqdm
 
 from ppfcos.data.images import (
-    ImageTruncated,
     ImageSizeMismatch,
     ImageTooLarge,
     ImageTruncated,
     ImageUnreadable,
     color_issues,
+    orientation_issues,
     read_header,
     read_image,
-    orientation_issues,
 )
 from ppfcos.errors import DataError
 
