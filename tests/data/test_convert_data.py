@@ -213,7 +213,7 @@ def test_bccd_as_coco(bccd, cells):
             assert found[f"{name}.jpg"] == wanted, "boxes without area, too"
         index = COCO(cells / "coco/annotations" / f"instances_{split}.json")
         assert len(index.getAnnIds()) == len(content["annotations"])
-    assert len(list((cells / "coco/images").iterdir())) == 364
+    assert len(list((cells / "coco/images").iterdir())) == len(list((bccd / "JPEGImages").iterdir()))
 
 
 def test_bccd_through_coco_is_the_same(bccd, cells):
@@ -240,7 +240,7 @@ def test_the_sections_that_it_names_can_be_read(bccd, tmp_path):
     counts = {}
     for wanted in ("coco", "voc", "yolo"):
         done = convert(bccd, wanted, tmp_path / wanted)
-        assert done.source_format == "voc" and done.images == 364
+        assert done.source_format == "voc" and done.images == len(list((bccd / "JPEGImages").iterdir()))
         section = {**done.sections["val"], "allow_empty": True}
         data = build_dataset({"TrainDataset": section}, "TrainDataset")
         assert sorted(data.class_names) == ["Platelets", "RBC", "WBC"]
