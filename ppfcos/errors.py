@@ -64,8 +64,8 @@ class ResourceError(PPFCOSError):
     """The machine, or a limit of the process, does not let the command run."""
 
 
-class Stopped(Exception):
-    """A signal ended the run in good order; not an error.
+class Stopped(BaseException):
+    """A signal ended the run. Like KeyboardInterrupt, it is no Exception: no handler takes it for a failure.
 
     Args:
         signal_number: of the signal.

@@ -98,14 +98,13 @@ def benchmark(options: argparse.Namespace) -> None:
     _check_output("--output", options.output)
     _check_output("--chart", options.chart)
     os.environ["OMP_NUM_THREADS"] = str(max(options.threads))  # before Paddle is imported
-    from ppfcos.visualize.benchmark_report import benchmark_text
+    with environment.quiet_imports():
+        from ppfcos.visualize.benchmark_report import benchmark_page, benchmark_text
 
     content = _measured(options)
     if options.output:
         _write(options.output, to_json(content))
     if options.chart:
-        from ppfcos.visualize.benchmark_report import benchmark_page
-
         _write(options.chart, benchmark_page(content))
     # Last, because the reader of a pipe may close it early.
     console.show(benchmark_text(content))

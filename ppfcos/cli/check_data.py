@@ -148,7 +148,7 @@ def default_geometry(radius: float = 1.5) -> Geometry:
 
     def assign(batch: Mapping[str, Any]) -> Any:
         height, width = batch["image"].shape[2:]
-        points = [center_grid(-(-height // s), -(-width // s), s).locations() for s in STRIDES]
+        points = [center_grid(-(-height // s), -(-width // s), s).points() for s in STRIDES]
         return assigner(points, list(STRIDES), batch["gt_bbox"], batch["gt_class"], 1)
 
     return Geometry(count_points_of(assign, STRIDES), STRIDES, size_ranges=SIZE_RANGES, radius=radius)

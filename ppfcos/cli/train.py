@@ -78,7 +78,7 @@ def train(options: argparse.Namespace) -> None:
         cfg = load_config(options.config, switches)
         device = select_device(cfg)
         with distributed.process_group():
-            trainer = Trainer(cfg, device, options.eval, options.resume, stop, options.profile)
+            trainer = Trainer(cfg, device, options.eval, options.resume, stop, options.profile).setup()
             with distributed.collective_error_check():
                 if distributed.is_main():
                     log.open(trainer.folder, run_record.command_line())
@@ -99,7 +99,7 @@ def _log_results(trainer: Trainer) -> None:
         following = command.command_line("export_model", *arguments, f"weights={best[0]}")
     if trainer.writer is not None:
         logger.info("curves: visualdl --language en --logdir %s", trainer.writer.folder)
-    for line in summary.describe_results(trainer.validation.made, best, last, following):
+    for line in summary.describe_results(trainer.validation.results, best, last, following):
         logger.info("%s", line)
 
 

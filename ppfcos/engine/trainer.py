@@ -402,7 +402,7 @@ class Trainer:
                 self.writer.add_step(report)
         if step == len(self.prefetcher):
             return  # after_epoch writes the checkpoint
-        every = self.cfg["snapshot_steps"]
+        every = self.cfg.get("snapshot_steps")
         is_due = every is not None and self._finished_steps() % every == 0
         if is_due or result.checkpoint_is_due or result.stop_signal:
             path = self.save()

@@ -199,7 +199,7 @@ WRONG = {
     "no pictures": (["--bundle", "{bundle}"], "--infer_img"),
     "missing picture": (["--bundle", "{bundle}", "--infer_img", "{photos}/x.jpg"], "x.jpg"),
     "missing folder": (["--bundle", "{bundle}", "--infer_dir", "{photos}/x"], "no such folder"),
-    "empty folder": (["--bundle", "{bundle}", "--infer_dir", "{empty}"], "no pictures"),
+    "empty folder": (["--bundle", "{bundle}", "--infer_dir", "{empty}"], "contains no images"),
     "unreadable": (
         ["--bundle", "{bundle}", "--infer_img", "{photos}/b_broken.jpg"],
         "no image can be read: 1 file",

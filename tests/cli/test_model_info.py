@@ -375,7 +375,7 @@ def test_table_json_and_drawing(heads, tmp_path, capsys):
         (["{heads}", "--time", "--device", "gpu", "--size", "64,64"], "has no CUDAExecutionProvider"),
         (["{heads}", "--json", "{tmp}"], "name a file"),
         (["{paddle}"], "has no ONNX network, only Paddle's program; export the model again"),
-        (["{broken}"], "model.onnx: this is not a valid ONNX network"),
+        (["{broken}"], "model.onnx: not a valid ONNX network"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line(words, named, heads, tiny, tmp_path, capsys):

@@ -417,7 +417,7 @@ def test_the_command_reports_what_it_did(backbone, tmp_path, capsys):
     assert run(backbone, "-o", tmp_path / "msra", "--list") == 0
     printed = capsys.readouterr().out
     assert "backbone.res2.res2a.short.conv.weight <- res2_0_branch1_w" in printed
-    assert "265 weights matched" in printed  # 53 convolutions, each with 4 of its norm
+    assert "265 weights converted" in printed  # 53 convolutions, each with 4 of its norm
     assert "1 ignored, the classifier of ImageNet: fc1000_w" in printed
     assert "variant a" in printed and "from BGR to RGB" in printed
     assert (tmp_path / "msra.pdparams").is_file() and (tmp_path / "msra.yml").is_file()

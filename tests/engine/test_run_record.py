@@ -283,8 +283,10 @@ SCRIPT = """
 import logging, os, resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from ppfcos import environment
 from ppfcos.cli import command
-from ppfcos.engine.run_record import RunLog
+with environment.quiet_imports():
+    from ppfcos.engine.run_record import RunLog
 
 logger = logging.getLogger("ppfcos.engine")
 

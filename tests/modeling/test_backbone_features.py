@@ -99,7 +99,7 @@ def our_resnet(translation, variant):
     names = {name.removeprefix("backbone."): value for name, value in translation.weights.items()}
     ours = ResNet(depth=50, variant=variant, return_idx=[1, 2, 3], freeze_at=-1, freeze_norm=False)
     tensors = ours.state_dict()
-    assert names.keys() == tensors.keys() and not translation.left_over
+    assert names.keys() == tensors.keys() and not translation.unexpected
     for name, tensor in tensors.items():
         tensor.set_value(names[name])
     ours.eval()
@@ -130,6 +130,6 @@ def test_resnet_takes_paddle_visions_weights():
         x = stage(x)
         expected.append(x)
     arrays = arrays_of(theirs)
-    assert torchvision.BACKBONE.recognises(arrays)
+    assert torchvision.BACKBONE.matches(arrays)
     ours = our_resnet(torchvision.BACKBONE.translate("resnet50", arrays), "b")
     assert_equal_features(ours({"image": picture()}), expected[1:])
