@@ -86,6 +86,8 @@ class AnnotationCache:
         """Write the cache; raises OutputError if it cannot be written."""
         meta = np.frombuffer(json.dumps([self._state, categories, tally.changes()]).encode(), dtype=np.uint8)
         # a stream, since np.savez would add a suffix to a name
+        if self.path.is_symlink():  # `replacing` would write to the file that it points to
+            self.path.unlink()
         with replacing(self.path) as unfinished, open(unfinished, "wb") as stream:
             np.savez(stream, **{_META: meta}, **records.columns)
 

@@ -246,6 +246,14 @@ def test_a_cache_that_was_tampered_with_is_made_anew(cached, what, tmp_path, mon
     assert cached.read == 2 and peak < 20 << 20 and not Path("ran").exists()
 
 
+def test_a_cache_that_is_a_link_does_not_overwrite_its_target(cached, tmp_path):
+    other = tmp_path / "other"
+    other.write_bytes(b"not a cache")
+    link(cached.path, str(other))
+    cached.open()
+    assert other.read_bytes() == b"not a cache" and not cached.path.is_symlink()
+
+
 def test_every_flipped_bit_and_every_cut_is_seen_or_does_not_matter(cached):
     whole = cached.path.read_bytes()
     for place in range(0, len(whole), 97):
