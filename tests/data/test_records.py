@@ -144,7 +144,7 @@ def test_a_broken_cache_is_made_anew(section, kept, caplog):
     with open(path, "wb") as stream:
         if (
             kept == -1
-        ):  # one bit of the boxes is flipped: their array follows its name and a header of 128 bytes
+        ):  # flip a bit of the boxes, whose array follows its name and a header
             place = whole.index(b"gt_bbox.npy") + 170
             stream.write(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         else:
