@@ -142,9 +142,7 @@ def test_a_broken_cache_is_made_anew(section, kept, caplog):
     with open(path, "rb") as stream:
         whole = stream.read()
     with open(path, "wb") as stream:
-        if (
-            kept == -1
-        ):  # flip a bit of the boxes, whose array follows its name and a header
+        if kept == -1:  # flip a bit of the boxes, whose array follows its name and a header
             place = whole.index(b"gt_bbox.npy") + 170
             stream.write(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         else:
