@@ -106,7 +106,7 @@ def config_text(resolved: Mapping[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as it stands in a configuration file, on one line.
+    """Format a value as in a configuration file, on one line.
 
     Args:
         value: a plain one, a list or a mapping.

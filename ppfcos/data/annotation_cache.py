@@ -106,7 +106,7 @@ def check_categories(categories: Any) -> list[dict[str, Any]]:
 def _read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     """The arrays of a file that np.savez wrote; never more memory than the file has bytes.
 
-    np.load would decompress, and make room for whatever size an array claims.
+    np.load would decompress, and allocate whatever size an array claims.
 
     Raises:
         OSError: It cannot be read, is no regular file, or is larger than `max_bytes`.

@@ -121,7 +121,7 @@ def load(image: Image, name: str) -> Pixels:
         [H, W, 3] BGR uint8; or the NV12Image.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it has another type.
     """
     if isinstance(image, NV12Image):
         return image

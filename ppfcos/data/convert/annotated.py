@@ -64,7 +64,7 @@ class AnnotatedSet:
         categories: As in a COCO file; their order is the labels' order.
         splits: Its parts, which may share images, as Pascal VOC's train and trainval do.
         dropped: What is lost, by a clause that follows its number.
-        notes: What is kept in another form, likewise.
+        notes: What is kept in another form.
     """
 
     source: Path
