@@ -26,8 +26,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from alternating import alternate, separate_results, serve
 from machine import day_and_machine
-from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -200,7 +200,7 @@ def prepared(name: str, folder: Path, options: argparse.Namespace) -> Callable[[
 
 def work(name: str, options: argparse.Namespace) -> None:
     """When it is this side's turn, answer with the milliseconds, and with the boxes."""
-    with answers_apart() as answers, tempfile.TemporaryDirectory() as folder:
+    with separate_results() as results, tempfile.TemporaryDirectory() as folder:
         run = prepared(name, Path(folder), options)
 
         def turn() -> tuple:
@@ -213,7 +213,7 @@ def work(name: str, options: argparse.Namespace) -> None:
                 times.append(time.perf_counter() - start)
             return statistics.median(times) * 1000, rows.tolist()
 
-        answer_turns(turn, answers)
+        serve(turn, results)
 
 
 def check_same(boxes: dict[str, list]) -> int:
@@ -240,9 +240,9 @@ def main() -> None:
         return
     arguments = ["--candidates", str(options.candidates), "--threads", str(options.threads)]
     commands = {name: [__file__, *arguments, "--worker", name] for name in SIDES}
-    answers = take_turns(commands, 1 + options.rounds)  # the first one is not counted
-    found = check_same({name: turns[0][1] for name, turns in answers.items()})
-    times = {name: statistics.median(turn[0] for turn in turns[1:]) for name, turns in answers.items()}
+    results = alternate(commands, 1 + options.rounds)  # the first one is not counted
+    found = check_same({name: turns[0][1] for name, turns in results.items()})
+    times = {name: statistics.median(turn[0] for turn in turns[1:]) for name, turns in results.items()}
     print(
         f"{day_and_machine()}, {options.threads} threads, {HEIGHT}×{WIDTH}, {options.candidates} candidates, "
         f"{found} boxes, median of {options.rounds} turns of {RUNS} runs"

@@ -25,8 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from alternating import alternate, separate_results, serve
 from machine import day_and_machine
-from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -121,7 +121,7 @@ def their_detector(name: str, folder: Path, scripts: Path) -> Callable[[str], ob
 
 def work(name: str, folder: Path, scripts: Path, photo: str) -> None:
     """When it is this program's turn, detect what is in the photograph and answer with the seconds."""
-    with answers_apart() as answers:
+    with separate_results() as results:
         detect = our_detector(name, folder) if name in OURS else their_detector(name, folder, scripts)
 
         def seconds() -> float:
@@ -129,7 +129,7 @@ def work(name: str, folder: Path, scripts: Path, photo: str) -> None:
             detect(photo)
             return time.perf_counter() - start
 
-        answer_turns(seconds, answers)
+        serve(seconds, results)
 
 
 def cut(photo: Path, destination: Path) -> None:
@@ -170,8 +170,8 @@ def main() -> None:
         names = [*OURS, *THEIRS]
         arguments = [str(args.paddledetection), str(photo)]
         commands = {name: [__file__, *arguments, "--worker", name, str(folder)] for name in names}
-        answers = take_turns(commands, WARM_UP + args.repeats)
-    report({name: statistics.median(found[WARM_UP:]) for name, found in answers.items()}, args.repeats)
+        results = alternate(commands, WARM_UP + args.repeats)
+    report({name: statistics.median(found[WARM_UP:]) for name, found in results.items()}, args.repeats)
 
 
 def report(seconds: dict[str, float], repeats: int) -> None:

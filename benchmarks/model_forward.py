@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from alternating import alternate, separate_results, serve
 from machine import day_and_machine
-from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -87,7 +87,7 @@ def prepared(side: str, name: str, folder: Path) -> Callable[[], object]:
 
 def work(side: str, name: str) -> None:
     """Run an image whenever it is this side's turn and answer with its seconds."""
-    with answers_apart() as answers, tempfile.TemporaryDirectory() as folder:
+    with separate_results() as results, tempfile.TemporaryDirectory() as folder:
         run = prepared(side, name, Path(folder) / "exported")
 
         def seconds() -> float:
@@ -95,14 +95,14 @@ def work(side: str, name: str) -> None:
             run()
             return time.perf_counter() - start
 
-        answer_turns(seconds, answers)
+        serve(seconds, results)
 
 
 def measure(name: str, sides: list[str], repeats: int) -> dict[str, float]:
     """Median seconds of each side over alternating images."""
     commands = {side: [__file__, "--worker", side, "--only", name] for side in sides}
-    answers = take_turns(commands, WARM_UP + repeats)
-    return {side: statistics.median(found[WARM_UP:]) for side, found in answers.items()}
+    results = alternate(commands, WARM_UP + repeats)
+    return {side: statistics.median(found[WARM_UP:]) for side, found in results.items()}
 
 
 def main() -> None:
