@@ -285,10 +285,10 @@ class Torchvision(Detector):
 class Mmdet(Detector):
     """`improved`: center-normbbox-centeronreg-giou. `deformable` stages: so is the last of each tower."""
 
-    def __init__(self, improved, **resnet):
+    def __init__(self, improved, caffe=True, **resnet):
         super().__init__()
         self.improved, self.nms_threshold = improved, 0.6 if improved else 0.5
-        if resnet.get("groups", 1) == 1:
+        if caffe:
             self.blue_first, self.std = True, (1.0, 1.0, 1.0)
             self.mean = (103.530, 116.280, 123.675) if improved else CAFFE_MEAN
             resnet["stride_in_1x1"] = True
