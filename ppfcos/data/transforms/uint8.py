@@ -124,6 +124,12 @@ def find_transform(name: str) -> Any:
     return UINT8_TRANSFORMS.get(name) or getattr(ppdet_transforms, name, None)
 
 
+def register_in_paddledetection() -> None:
+    """Replace PaddleDetection's Resize and RandomResize in this process, so that its readers take `rounding`."""
+    for name in ("Resize", "RandomResize"):
+        setattr(ppdet_transforms, name, UINT8_TRANSFORMS[name])
+
+
 def _check_rounding(rounding: Any) -> str:
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding should be one of {', '.join(ROUNDINGS)}, and is {rounding!r}")
