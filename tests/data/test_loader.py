@@ -1374,8 +1374,8 @@ print(sum(len(part["image"]) for [part] in loader))
 BAD_SHARED_MEMORY = {
     "read-only": "mount -t tmpfs -o ro tmpfs /dev/shm",
     "full": "mount -t tmpfs -o size=4k tmpfs /dev/shm; cat /dev/zero > /dev/shm/a 2> /dev/null || true",
-    "missing": "mkdir -p {0}/dev; mount -t tmpfs tmpfs {0}/dev; cp -a /dev/null /dev/zero /dev/urandom {0}/dev; "
-    "mount --move {0}/dev /dev; test ! -e /dev/shm",
+    "missing": "mkdir -p {0}/dev; mount -t tmpfs tmpfs {0}/dev; "
+    "cp -a /dev/null /dev/zero /dev/urandom {0}/dev; mount --move {0}/dev /dev; test ! -e /dev/shm",
 }
 
 

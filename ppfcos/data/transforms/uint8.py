@@ -125,7 +125,7 @@ def find_transform(name: str) -> Any:
 
 
 def register_in_paddledetection() -> None:
-    """Replace PaddleDetection's Resize and RandomResize in this process, so that its readers take `rounding`."""
+    """Make PaddleDetection's readers use UInt8Resize and UInt8RandomResize, in this process."""
     for name in ("Resize", "RandomResize"):
         setattr(ppdet_transforms, name, UINT8_TRANSFORMS[name])
 
