@@ -167,7 +167,7 @@ def padding(annotations: Path, grouped: bool, batch: int = 16, images: int = 800
 
     listed = json.loads(annotations.read_text())["images"]
     resize = UInt8Resize(SIZE, True)
-    sizes = np.array([resize.size_of(image["height"], image["width"]) for image in listed])
+    sizes = np.array([resize.scaling(image["height"], image["width"]).pixels for image in listed])
     sizes = sizes[np.random.default_rng(0).integers(0, len(sizes), images)]
     portrait = sizes[:, 0] > sizes[:, 1]
     order = GlobalBatchSampler(images, batch, shapes=(lambda _epoch: portrait) if grouped else None)
