@@ -97,8 +97,8 @@ def _log_results(trainer: Trainer) -> None:
         following = command.command_line("eval", *arguments, f"weights={last}")
     else:
         following = command.command_line("export_model", *arguments, f"weights={best[0]}")
-    if trainer.writer is not None:
-        logger.info("curves: visualdl --language en --logdir %s", trainer.writer.folder)
+    for line in filter(None, (each.summary() for each in trainer.loggers.loggers)):
+        logger.info("%s", line)
     for line in summary.describe_results(trainer.validation.results, best, last, following):
         logger.info("%s", line)
 

@@ -87,9 +87,12 @@ class ModelEMA:
             step: number of updates.
             decay: of the last update; None: `decay`.
         """
-        for name, value in sums.items():
-            if name in self.sums and name not in self.excluded:
-                self.sums[name] = paddle.to_tensor(value).astype(self.sums[name].dtype)
+        for name, tensor in self.sums.items():
+            if name not in self.excluded:
+                value = paddle.to_tensor(sums[name]).astype(tensor.dtype)
+                if value.shape != tensor.shape:
+                    raise ValueError(f"the average of {name} has shape {value.shape}, not {tensor.shape}")
+                self.sums[name] = value
         self.step = step
         self.last_decay = self.decay if decay is None else decay
 

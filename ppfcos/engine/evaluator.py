@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import paddle
@@ -20,6 +20,7 @@ from ppfcos.data.records import DetectionData, Record, stated_size
 from ppfcos.deploy import Detections, Detector
 from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.amp import Precision
+from ppfcos.engine.loggers import MetricLoggers
 from ppfcos.engine.run_folder import BEST, find_best
 from ppfcos.engine.summary import Evaluation
 from ppfcos.errors import DataError
@@ -28,13 +29,10 @@ from ppfcos.json_files import JSONError, read_json
 from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 from ppfcos.visualize.drawing import draw_detections, draw_ground_truth, shrink
 
-if TYPE_CHECKING:  # importing VisualDL takes long
-    from ppfcos.engine.writer import VisualDLWriter
-
 logger = logging.getLogger(__name__)
 
 DETECTIONS_FILE = "bbox.json"  # PaddleDetection's name
-MAX_IMAGE_SIDE = 640  # pixels, of validation images in the VisualDL log
+MAX_IMAGE_SIDE = 640  # pixels, of validation images in the metric loggers
 MIN_DRAWN_SCORE = 0.3
 
 # Functions that rank 0 calls with the detections of all images, as dicts of COCO's result files.
@@ -280,7 +278,7 @@ class Validation:
         self.best = None if best is None else (self._file, best[1])
 
     def evaluate(
-        self, model: nn.Layer, precision: Precision, epochs: int, writer: VisualDLWriter | None
+        self, model: nn.Layer, precision: Precision, epochs: int, loggers: MetricLoggers
     ) -> CocoMetrics:
         """Evaluate the model, and log, record and draw the results.
 
@@ -288,19 +286,18 @@ class Validation:
             model: keeps its mode.
             precision: of the network.
             epochs: finished ones.
-            writer: of rank 0, if there is one.
+            loggers: of the training.
         """
 
         def draw(detections: list[dict]) -> None:
             images = ValidationImages(self.data, self._cfg["vdl_images"])
-            writer.add_images(images.draw(detections), epochs)
+            loggers.call("add_images", list(images.draw(detections)), epochs)
 
-        uses = [] if writer is None else [draw]
+        uses = [draw] if loggers.loggers else []
         metrics = evaluate(model, self._loader, self.data, precision, self._cfg["coco_eval"], uses)
         logger.info("after epoch %d:\n%s", epochs, metrics.table())
         self.results.append(Evaluation(epochs, metrics))
-        if writer is not None:
-            writer.add_evaluation(metrics, epochs)
+        loggers.call("add_evaluation", metrics, epochs)
         return metrics
 
     def keep_if_best(self, path: Path, ap: float) -> None:

@@ -10,13 +10,13 @@ import signal
 import time
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
-from ppfcos.config.show import resolved_config
+from ppfcos.config.show import config_text, resolved_config
 from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
@@ -28,6 +28,7 @@ from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.checkpoint_files import finish_interrupted, next_start
 from ppfcos.engine.ema import build_ema, ema_weights, restart_ema_cycle
 from ppfcos.engine.evaluator import Validation
+from ppfcos.engine.loggers import MetricLoggers, build_loggers, select_hparams
 from ppfcos.engine.model import build_model, compile_network, has_sync_bn_backbone
 from ppfcos.engine.nonfinite import NonFiniteSteps
 from ppfcos.engine.optim import build_optimizer, build_schedule
@@ -49,9 +50,6 @@ from ppfcos.errors import ConfigError
 from ppfcos.fileio import require_writable
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.signals import StopRequest
-
-if TYPE_CHECKING:
-    from ppfcos.engine.writer import VisualDLWriter
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +106,7 @@ class Trainer:
         self.device = device
         self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
-        self.writer: VisualDLWriter | None = None
+        self.loggers = MetricLoggers([])  # of rank 0
         self._options = with_evaluation, resume, with_profile
         self._is_set_up = False
         self._lock: FolderLock | None = None  # of rank 0
@@ -273,10 +271,11 @@ class Trainer:
                     if path is not None:
                         self.evaluate(path)
         finally:
+            self.loggers.call("close")
             self._unlock()
 
     def before_train(self) -> None:
-        """Write the record of the run, open the VisualDL log, and log a summary."""
+        """Write the record of the run, begin its loggers, and log a summary."""
         record = run_record.describe_run(self.device)
         if self._resumed is not None:
             self.validation.find_best(self.state.run)
@@ -297,12 +296,9 @@ class Trainer:
         if self._resumed is not None:  # if the run was killed before it removed them
             remove_old_checkpoints(self.folder, self.state.run, cfg["keep_checkpoints"], self._resumed)
         run_record.write_record(self.folder, record, self._resolved)
-        if cfg["use_vdl"]:
-            from ppfcos.engine.writer import VisualDLWriter, select_hparams
-
-            folder = cfg.get("vdl_log_dir") or self.folder / "vdl_log"
-            hparams = select_hparams(self._resolved)
-            self.writer = VisualDLWriter(folder, hparams, self._finished_steps(), self.state.epochs)
+        self.loggers = build_loggers(cfg, self.folder, self._finished_steps(), self.state.epochs)
+        self.loggers.call("add_hparams", select_hparams(self._resolved))
+        self.loggers.call("add_text", "config", config_text(self._resolved), self.state.epochs)
 
     def train_one_epoch(self, epoch: int) -> None:
         """Train the remaining steps of an epoch, counted from 0."""
@@ -398,8 +394,7 @@ class Trainer:
         if self.progress.is_due(step):
             report = self.progress.report(epoch, step, result.learning_rate, result.gradient_norm)
             self.progress.log(report)
-            if self.writer is not None:
-                self.writer.add_step(report)
+            self.loggers.add_step(report)
         if step == len(self.prefetcher):
             return  # after_epoch writes the checkpoint
         every = self.cfg.get("snapshot_steps")
@@ -438,7 +433,7 @@ class Trainer:
         if self.validation.data is None:
             return
         with ema_weights(self.model, self.ema), self.stop.immediate():
-            metrics = self.validation.evaluate(self.model, self.precision, self.state.epochs, self.writer)
+            metrics = self.validation.evaluate(self.model, self.precision, self.state.epochs, self.loggers)
         self.validation.keep_if_best(path, metrics.ap)
 
     def save(self) -> Path:

@@ -443,6 +443,42 @@ def test_a_checkpoint_of_another_optimizer_or_without_one_is_refused(tmp_path):
         checkpoint.resume(*_training()[:2], tmp_path / "m")
 
 
+VELOCITY = "conv2d_0.w_0_velocity_0"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"last_epoch": [1]}, {"last_epoch": "1"}, {"last_epoch": None}, {"last_epoch": -1},
+        {"last_epoch": 1.5}, {"last_epoch": np.ones(2, "f4")}, {"last_epoch": {}}, {"LR_Scheduler": 1},
+        {"LR_Scheduler": {}}, {"LR_Scheduler": {"last_epoch": [3], "last_lr": 0.1}},
+        {"LR_Scheduler": {"last_epoch": 3, "last_lr": "x"}},
+        {"LR_Scheduler": {"last_epoch": 3, "last_lr": float("nan")}},
+        {"master_weights": [1]}, {"master_weights": {"linear_0.w_0": 1}}, {VELOCITY: 3}, {VELOCITY: "x"},
+        {VELOCITY: np.ones(3, "f4")}, {VELOCITY: np.ones((4, 3, 3, 3), "i8")}, {VELOCITY: {"a": [1]}},
+        {"ppfcos": 1}, {"ppfcos": {"optimizer": 5}}, {"ppfcos": {"ema": 1}}, {"ppfcos": {"ema": {}}},
+        {"ppfcos": {"ema": {"step": "x", "decay": 0.9, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": None, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": 0.9, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": 0.9, "sums": {"head.bias": "x"}}}},
+        {"ppfcos": {"scaler": {"loss_scale": "x", "good_steps": 1}}}, {"ppfcos": {"scaler": {"a": 1}}},
+        {"ppfcos": {"scaler": [1]}},
+    ],
+)  # fmt: skip
+def test_an_optimizer_state_with_impossible_values_is_refused(tmp_path, change):
+    with paddle.utils.unique_name.guard():
+        model, optimizer, schedule = _training()
+        _steps(model, optimizer, schedule, 0, 1)
+    state = optimizer.state_dict()
+    assert VELOCITY in state
+    paddle.save({**state, "last_epoch": 1, **change}, str(tmp_path / "m.pdopt"))
+    paddle.save(model.state_dict(), str(tmp_path / "m.pdparams"))
+    model, optimizer, _ = _training()
+    with pytest.raises(WeightsError, match=r"m\.pdopt") as caught:
+        checkpoint.resume(model, optimizer, tmp_path / "m", ModelEMA(model))
+    assert "\n" not in str(caught.value)
+
+
 STATE = TrainingState(2, 5, 0.25, "2026-01-01T00:00:00", Plan(12, 9, 16, 4), ["cat", "hát"])
 
 
