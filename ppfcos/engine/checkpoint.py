@@ -73,21 +73,10 @@ def save_checkpoint(
     scaler: Mapping[str, Any] | None = None,
     start: int | None = None,
 ) -> Path:
-    """Write a checkpoint. A reader finds the old or the new one, never a part.
+    """Write a checkpoint and return the path of its weights. A reader gets the old or the new one.
 
-    Args:
-        folder: it is created.
-        name: of the checkpoint.
-        weights: to evaluate and deploy.
-        optimizer: with its learning-rate schedule.
-        state: where the training stands.
-        raw: the weights that the optimizer updates, if `weights` are EMA weights.
-        ema: its sums are needed to resume.
-        scaler: state of the loss scaler, in mixed precision.
-        start: number of the training, from `next_start`; None: that of the run's last checkpoint.
-
-    Returns:
-        Path of the weights.
+    `raw` are the weights that the optimizer updates, if `weights` are EMA weights. `start` is the number of
+    the training, from `next_start`; None: that of the run's last checkpoint.
 
     Raises:
         OutputError: a file cannot be written.
@@ -129,16 +118,6 @@ def resume(
     scaler: Any = None,
 ) -> TrainingState:
     """Restore a training from a checkpoint, also from one of PaddleDetection.
-
-    Args:
-        model: gets the weights.
-        optimizer: gets its state and that of the learning-rate schedule.
-        path: of the checkpoint, with or without a suffix.
-        ema: a new one of the model, if the training has one.
-        scaler: Precision, in mixed precision; gets the state of the loss scaler.
-
-    Returns:
-        Where the training stood.
 
     Raises:
         WeightsError: a file is missing, damaged, or does not fit the model or its optimizer.

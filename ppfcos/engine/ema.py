@@ -80,13 +80,7 @@ class ModelEMA:
         return {"step": self.step, "epoch": 0, "decay": self.last_decay, "sums": dict(self.sums)}
 
     def set_state_dict(self, sums: Mapping[str, Any], step: int, decay: float | None = None) -> None:
-        """Continue an average.
-
-        Args:
-            sums: arrays by name; excluded weights are skipped.
-            step: number of updates.
-            decay: of the last update; None: `decay`.
-        """
+        """Continue an average."""
         for name, tensor in self.sums.items():
             if name not in self.excluded:
                 value = paddle.to_tensor(sums[name]).astype(tensor.dtype)

@@ -49,14 +49,6 @@ def evaluate(
 ) -> CocoMetrics:
     """Run the model on its part of the images and compute the COCO metrics. All ranks must call it.
 
-    Args:
-        model: keeps its mode, training or evaluation.
-        loader: EvalLoader of this rank.
-        data: DetectionData of all images.
-        precision: of the network.
-        backend: of `evaluate_detections`.
-        uses: what else rank 0 does with all detections.
-
     Returns:
         The metrics, on all ranks. An unreadable image counts as one without detections.
 
@@ -97,12 +89,6 @@ def _gather_lists(values: list) -> list:
 
 def detect(model: nn.Layer, loader: Any, categories: Sequence[dict], precision: Precision) -> list[dict]:
     """Run the model on the batches of this rank.
-
-    Args:
-        model: keeps its mode.
-        loader: batches with `im_id` [B, 1] and the inputs of the model.
-        categories: `id` and `name` of each class.
-        precision: of the network.
 
     Returns:
         Dicts as in COCO's result files.
@@ -190,12 +176,6 @@ def evaluate_bundle(
 ) -> tuple[CocoMetrics, float]:
     """Evaluate an exported bundle. All ranks must call it; each takes a part of the images.
 
-    Args:
-        detector: of the bundle.
-        data: DetectionData of all images.
-        backend: of `evaluate_detections`.
-        uses: what else rank 0 does with all detections.
-
     Returns:
         The metrics, as `evaluate`; and images per second of all ranks together, decoding included, without
         unreadable images.
@@ -280,14 +260,7 @@ class Validation:
     def evaluate(
         self, model: nn.Layer, precision: Precision, epochs: int, loggers: MetricLoggers
     ) -> CocoMetrics:
-        """Evaluate the model, and log, record and draw the results.
-
-        Args:
-            model: keeps its mode.
-            precision: of the network.
-            epochs: finished ones.
-            loggers: of the training.
-        """
+        """Evaluate the model, and log, record and draw the results."""
 
         def draw(detections: list[dict]) -> None:
             images = ValidationImages(self.data, self._cfg["vdl_images"])
@@ -313,12 +286,7 @@ class Validation:
 
 
 class ValidationImages:
-    """Draws ground truth and detections on some images of a data set.
-
-    Args:
-        data: the images with their annotations.
-        number: how many of them, spread evenly over those with objects.
-    """
+    """Draws ground truth and detections on some images of a data set."""
 
     def __init__(self, data: DetectionData, number: int):
         records: list[Record] = [record for record in data.records if len(record.get("gt_bbox", ()))]
@@ -330,9 +298,6 @@ class ValidationImages:
         """Yield a name and a BGR image [H, W, 3] uint8 for each readable image.
 
         The ground truth is white; detections of at least `MIN_DRAWN_SCORE` have the colors of their classes.
-
-        Args:
-            detections: of all images, dicts as in COCO's result files.
         """
         rows: dict[int, list] = {int(record["im_id"][0]): [] for record in self.records}
         for detection in detections:

@@ -130,12 +130,6 @@ class MetricLoggers:
 def build_loggers(cfg: Mapping[str, Any], folder: Path, steps: int, epochs: int) -> MetricLoggers:
     """Build and begin the loggers of the keys `loggers` and `use_vdl`.
 
-    Args:
-        cfg: from `load_config`.
-        folder: of the run.
-        steps: finished steps.
-        epochs: finished epochs.
-
     Raises:
         ConfigError: a name is no logger.
         OutputError: a logger cannot write.

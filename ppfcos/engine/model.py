@@ -39,9 +39,6 @@ def count_weights(model: nn.Layer) -> WeightCount:
 def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     """Build the architecture with random weights, for QAT if `quantization_aware_training` is set.
 
-    Args:
-        cfg: from `load_config`; it is PaddleDetection's workspace, from which the parts are created.
-
     Raises:
         ConfigError: the architecture or one of its parts rejects its configuration.
     """

@@ -38,11 +38,6 @@ def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int, finished_steps:
 
     The rate is scaled with the batch size (Goyal et al., arXiv 1706.02677, section 2.1).
 
-    Args:
-        cfg: the configuration.
-        steps_per_epoch: converts milestones in epochs to steps.
-        finished_steps: steps of an earlier run.
-
     Raises:
         ConfigError: LearningRate is wrong, or its warm-up ends after the first milestone.
     """

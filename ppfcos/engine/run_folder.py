@@ -132,9 +132,6 @@ def _holder(file: Any) -> str:
 def lock_folder(folder: Path) -> FolderLock:
     """Lock a run folder before anything in it is read or written.
 
-    Returns:
-        The lock, which is released when nothing refers to it any more.
-
     Raises:
         OutputError: another process holds it (the message names it), or the folder cannot be written.
     """
@@ -245,10 +242,6 @@ def remove_old_checkpoints(
 
 def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
     """Complete interrupted checkpoints of a run folder, and remove temporary files of killed processes.
-
-    Args:
-        folder: of the run.
-        lock: of the folder. With it, no process of another host can be writing a checkpoint.
 
     Raises:
         OutputError: a file cannot be renamed or removed.

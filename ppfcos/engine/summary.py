@@ -37,15 +37,6 @@ def describe_training(
 ) -> list[str]:
     """Describe a training before its first step.
 
-    Args:
-        cfg: the configuration.
-        model: to train.
-        data: the training set, and the evaluation set if there is one.
-        devices: `gpu:0: NVIDIA H200` and so on, of all ranks.
-        plan: of the run.
-        finished_steps: of an earlier part of the run.
-        folder: of the run.
-
     Returns:
         Lines on model, data, devices, schedule and folder; another one if the batch scales the learning rate.
     """
@@ -107,12 +98,6 @@ def describe_results(
     evaluations: Sequence[Evaluation], best: tuple[Path, float] | None, last: Path, next_command: str
 ) -> list[str]:
     """Describe the results of a training.
-
-    Args:
-        evaluations: of this run, in their order.
-        best: path and box AP of the best checkpoint; None without evaluations.
-        last: path of the last checkpoint.
-        next_command: what to type now.
 
     Returns:
         The table of evaluations if there are any, the best and last checkpoint, and the command.

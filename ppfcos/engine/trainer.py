@@ -379,11 +379,6 @@ class Trainer:
     def after_step(self, epoch: int, step: int, result: StepResult) -> None:
         """Report progress, and write a checkpoint if one is due.
 
-        Args:
-            epoch: from 0.
-            step: from 1.
-            result: of the step.
-
         Raises:
             Stopped: a rank received a signal.
         """

@@ -132,13 +132,7 @@ def _without_launcher(launcher: int) -> str:
 
 @contextlib.contextmanager
 def watch(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> Iterator[None]:
-    """Exit, within the block, when another rank dies. All ranks must enter it.
-
-    Args:
-        rank: of this process.
-        world_size: number of ranks; with 1, this does nothing.
-        broadcast: returns the value of rank 0 on all ranks.
-    """
+    """Exit, within the block, when another rank dies. All ranks must enter it."""
     if world_size == 1:
         yield
         return

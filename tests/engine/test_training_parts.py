@@ -325,13 +325,6 @@ def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
         np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
 
 
-def test_without_an_average_nothing_changes():
-    model = nn.Linear(2, 2)
-    assert build_ema({"use_ema": False}, model) is None
-    with ema_weights(model, None) as own:
-        assert own is None
-
-
 # Evaluation
 
 
