@@ -245,7 +245,7 @@ NESTED_KEYS = {
     "quantization_aware_training": {
         "range_momentum": PlainKey("share of the activations' ranges that a step keeps", FRACTION, 0.99),
         "freeze_ranges_after": PlainKey(
-            "forward passes after which they stay as they are; the weights learn on", whole(1), 2000
+            "training steps after which they stay as they are; the weights learn on", whole(1), 2000
         ),
     },
     "tta": {

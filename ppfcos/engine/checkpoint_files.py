@@ -38,7 +38,8 @@ BEST, FINAL = "best_model", "model_final"  # PaddleDetection's names
 FORMAT = 2  # of the record; 1 had no checksum, start and token
 RECORD = ".json"
 PENDING = ".pending"
-OTHER_JSON_FILES = {"run.json"}  # in a run's folder
+EVALUATIONS_FILE = "evaluations.json"
+OTHER_JSON_FILES = {"run.json", EVALUATIONS_FILE}  # in a run's folder
 MAX_RECORD_BYTES = 16 << 20
 
 

@@ -20,13 +20,14 @@ from ppfcos.data.records import DetectionData, Record, stated_size
 from ppfcos.deploy import Detections, Detector
 from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.amp import Precision
+from ppfcos.engine.checkpoint_files import EVALUATIONS_FILE
 from ppfcos.engine.loggers import MetricLoggers
 from ppfcos.engine.run_folder import BEST, find_best
 from ppfcos.engine.summary import Evaluation
 from ppfcos.errors import DataError
 from ppfcos.fileio import replacing
 from ppfcos.json_files import JSONError, read_json
-from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
+from ppfcos.metrics.coco import METRIC_NAMES, CocoMetrics, evaluate_detections
 from ppfcos.visualize.drawing import draw_detections, draw_ground_truth, shrink
 
 logger = logging.getLogger(__name__)
@@ -242,6 +243,14 @@ class Validation:
         self._loader = None if data is None else EvalLoader(cfg, data, "EvalReader", *place)
         self._cfg = cfg
         self._file = folder / f"{BEST}.pdparams"
+        self._run: str | None = None
+
+    def begin(self, run: str | None, epochs: int) -> None:
+        """Begin the evaluations of a run, or continue them after so many epochs."""
+        self._run = run
+        if epochs:
+            self.results = read_evaluations(self._file.parent, run, epochs)
+        self.find_best(run)
 
     def find_best(self, run: str | None) -> None:
         """Find the best checkpoint of an earlier part of a run.
@@ -269,7 +278,11 @@ class Validation:
         uses = [draw] if loggers.loggers else []
         metrics = evaluate(model, self._loader, self.data, precision, self._cfg["coco_eval"], uses)
         logger.info("after epoch %d:\n%s", epochs, metrics.table())
-        self.results.append(Evaluation(epochs, metrics))
+        others = [each for each in self.results if each.epochs != epochs]
+        self.results = [*others, Evaluation(epochs, metrics)]
+        with distributed.collective_error_check():
+            if distributed.is_main():
+                write_evaluations(self._file.parent, self._run, self.results)
         loggers.call("add_evaluation", metrics, epochs)
         return metrics
 
@@ -283,6 +296,32 @@ class Validation:
                     checkpoint.copy_checkpoint(path, BEST)
         if is_best:
             self.best = self._file, ap
+
+
+def write_evaluations(folder: Path, run: str | None, results: Sequence[Evaluation]) -> None:
+    """Write the evaluations of a run, so that a resumed run has them all in its table."""
+    content = {"run": run, "evaluations": [[each.epochs, list(each.metrics.stats)] for each in results]}
+    with replacing(folder / EVALUATIONS_FILE) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_evaluations(folder: Path, run: str | None, epochs: int) -> list[Evaluation]:
+    """Return the evaluations of a run in its first epochs, none if the file is missing or damaged."""
+    try:
+        content = read_json(folder / EVALUATIONS_FILE)
+        found = [
+            Evaluation(int(after), CocoMetrics(tuple(map(float, stats))))
+            for after, stats in content["evaluations"]
+        ]
+        is_whole = all(len(each.metrics.stats) == len(METRIC_NAMES) for each in found)
+    except FileNotFoundError:
+        return []
+    except (OSError, JSONError, LookupError, TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        logger.warning("%s is damaged: the table lacks earlier evaluations", folder / EVALUATIONS_FILE)
+        return []
+    return [each for each in found if content["run"] == run and each.epochs <= epochs]
 
 
 class ValidationImages:

@@ -240,6 +240,18 @@ def remove_old_checkpoints(
             checkpoint.remove_checkpoint(path)
 
 
+def warn_of_other_runs(folder: Path, run: str | None) -> None:
+    """Warn if the folder of a run has checkpoints of others, which it overwrites one after another."""
+    others = {each.state.run or "unknown" for each in checkpoint.list_checkpoints(folder)} - {run}
+    if others:
+        logger.warning(
+            "%s has checkpoints of another training (started %s), which this one overwrites: stop and add "
+            "-r auto to continue that one, or keep both with -o save_dir=FOLDER",
+            folder,
+            ", ".join(sorted(others)),
+        )
+
+
 def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
     """Complete interrupted checkpoints of a run folder, and remove temporary files of killed processes.
 

@@ -40,6 +40,7 @@ CONNECT_SECONDS, HELLO_SECONDS = 10.0, 3.0
 FAILURE_SECONDS = 15.0
 # After an error that may only be a broken collective: time to learn which rank broke it.
 NEWS_SECONDS = 5.0
+STOP_SECONDS = 60.0  # after the launcher has ended: time for a step and a checkpoint
 FLUSH_SECONDS = 2.0
 POLL_SECONDS = 1.0
 LONGEST_LINE = 8192  # bytes
@@ -86,10 +87,13 @@ class Rank(NamedTuple):
 
 
 @contextlib.contextmanager
-def exit_with_launcher() -> Iterator[None]:
+def exit_with_launcher(stop_first: bool = False) -> Iterator[None]:
     """Exit, within the block, when `paddle.distributed.launch`, which started this process, has ended.
 
     Without the launcher this does nothing: a training may outlive the shell that started it.
+
+    Args:
+        stop_first: send SIGTERM to this process, and exit if it still runs after STOP_SECONDS.
     """
     launcher = environment.launcher()
     if launcher is None:
@@ -100,7 +104,11 @@ def exit_with_launcher() -> Iterator[None]:
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if os.getppid() != launcher:
-                _exit(_without_launcher(launcher))
+                if stop_first:
+                    logger.warning("the launcher (pid %d) has ended: stopping", launcher)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if not stop_first or not done.wait(STOP_SECONDS):
+                    _exit(_without_launcher(launcher))
 
     threading.Thread(target=watch, name="watchdog of the launcher", daemon=True).start()
     try:

@@ -150,7 +150,7 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
     Raises:
         WeightsError: the file cannot be read or does not fit the model; the message lists the keys.
     """
-    weights, tensors = read_weights(_local_path(source, "weights")), model.state_dict()
+    weights, tensors = read_weights(local_path(source, "weights")), model.state_dict()
     if get_ranges(model) is None:
         weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
@@ -181,7 +181,7 @@ def load_pretrained(model: nn.Layer, source: str) -> None:
     Raises:
         WeightsError: the file cannot be read or downloaded, no weight fits, or one fits twice.
     """
-    weights, tensors = read_weights(_local_path(source, "pretrain_weights")), model.state_dict()
+    weights, tensors = read_weights(local_path(source, "pretrain_weights")), model.state_dict()
     matches = _match_names(tensors, weights)
     _check_unambiguous(source, matches)
     reshaped = [
@@ -239,7 +239,8 @@ def _count_keys(what: str, names: list[str]) -> str:
     return f", {len(names)} {what} ({_shorten(names)})" if names else ""
 
 
-def _local_path(source: Path | str, key: str) -> Path | str:
+def local_path(source: Path | str, key: str) -> Path | str:
+    """Download a URL of a key of the configuration. All ranks must call it, outside other collectives."""
     return _download(str(source), key) if "://" in str(source) else source
 
 
