@@ -91,7 +91,9 @@ def test_a_training_leaves_what_it_says(trained):
         for name in ("0", "best_model", "model_final")
         for suffix in ("json", "pdopt", "pdparams")
     ]
-    assert names == sorted([*checkpoints, "config.yml", "run.json", "train.log", "vdl_log"])
+    assert names == sorted(
+        [*checkpoints, "config.yml", "evaluations.json", "run.json", "train.log", "vdl_log"]
+    )
     lines = trained.finished.stdout.splitlines()
     assert len([line for line in lines if re.search(r"epoch: \[[12]/2\] step: \[[123]/3\]", line)]) == 6
     assert sum("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in line for line in lines) == 2
