@@ -213,8 +213,8 @@ def _warn_of_crowded_images(annotations: Iterable[dict], limit: int) -> None:
     crowded = {image for (image, _), count in counts.items() if count > limit}
     if crowded:
         logger.warning(
-            "%d images have more than %d objects of a class (up to %d), but the evaluation counts the best %d "
-            "detections of each: raise max_detections",
+            "%d images have more than %d objects of a class (up to %d), but the evaluation counts the best "
+            "%d detections of each: raise max_detections",
             len(crowded),
             limit,
             max(counts.values()),

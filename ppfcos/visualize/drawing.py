@@ -1,9 +1,13 @@
-"""Draws boxes and labels on images with numpy and OpenCV."""
+"""Draws boxes and labels on images with numpy and OpenCV, and texts beyond ASCII with Pillow."""
 
 from __future__ import annotations
 
 import colorsys
+import functools
+import importlib.util
+import logging
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -11,11 +15,16 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from ppfcos.console import printable
 from ppfcos.errors import OutputError
 from ppfcos.fileio import replacing
 
+logger = logging.getLogger(__name__)
+
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT_HEIGHT = 30  # pixels of a line of FONT at scale 1
 JPEG_QUALITY = 95
+RIM = (32, 32, 32)  # around the lines of boxes, so that they are visible on any image
 GOLDEN_RATIO = 0.618033988749895
 GROUND_TRUTH_COLOR, TRUTH_EDGE = (255, 255, 255), (0, 0, 0)  # no class has these colors
 
@@ -66,6 +75,7 @@ def draw_detections(image_bgr: np.ndarray, detections: Drawable, threshold: floa
     style = style_for(*canvas.shape[:2])
     chosen = [i for i in np.argsort(detections.scores, kind="stable") if detections.scores[i] >= threshold]
     for i in chosen:
+        draw_box(canvas, detections.boxes[i], RIM, style._replace(line=style.line + 2))
         draw_box(canvas, detections.boxes[i], class_color(int(detections.labels[i])), style)
     for i in chosen:  # after all boxes, so that no line crosses a text
         label = int(detections.labels[i])
@@ -130,23 +140,70 @@ def draw_box(canvas: np.ndarray, box: np.ndarray, color: tuple[int, int, int], s
 def draw_label(
     canvas: np.ndarray, box: np.ndarray, text: str, color: tuple[int, int, int], style: Style
 ) -> None:
-    """Draw an ASCII text above a box, or below its upper edge where it would leave the image."""
+    """Draw a text above a box, or below its upper edge where it would leave the image."""
     height, width = canvas.shape[:2]
-    font_scale = style.font_scale
-    (text_width, text_height), baseline = cv2.getTextSize(text, FONT, font_scale, style.font_line)
+    scale = style.font_scale
     max_width = max(1, width - 2 * style.margin)
+    text_width = _text_size(text, scale, style)[0]
     if text_width > max_width:
-        font_scale *= max_width / text_width
-        (text_width, text_height), baseline = cv2.getTextSize(text, FONT, font_scale, style.font_line)
-    label_width, label_height = text_width + 2 * style.margin, text_height + baseline + style.margin
+        scale *= max_width / text_width
+    text_width, ascent, descent = _text_size(text, scale, style)
+    label_width, label_height = text_width + 2 * style.margin, ascent + descent + style.margin
     x0, y0, _, _ = _inside(box, canvas)
     left = max(0, min(x0 - style.line // 2, width - label_width))
     top = y0 - label_height if y0 >= label_height else y0
     top = max(0, min(top, height - label_height))
     corner = (left + label_width - 1, top + label_height - 1)
     cv2.rectangle(canvas, (left, top), corner, color, cv2.FILLED)
-    origin = (left + style.margin, top + text_height + style.margin // 2 + 1)
-    cv2.putText(canvas, text, origin, FONT, font_scale, _text_color(color), style.font_line, cv2.LINE_AA)
+    baseline = (left + style.margin, top + ascent + style.margin // 2 + 1)
+    if text.isascii():
+        cv2.putText(canvas, text, baseline, FONT, scale, _text_color(color), style.font_line, cv2.LINE_AA)
+    else:
+        _put_text_by_pillow(canvas, text, baseline, scale, _text_color(color))
+
+
+def _text_size(text: str, scale: float, style: Style) -> tuple[int, int, int]:
+    """Width of a text, and its height above and below the baseline, in pixels."""
+    if text.isascii():
+        (width, height), below = cv2.getTextSize(text, FONT, scale, style.font_line)
+        return width, height, below
+    font = _pillow_font(text, scale)
+    return (max(1, round(font.getlength(text))), *font.getmetrics())
+
+
+def _put_text_by_pillow(
+    canvas: np.ndarray, text: str, baseline: tuple[int, int], scale: float, color: tuple[int, int, int]
+) -> None:
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(canvas)  # BGR; text color and canvas have the same order
+    ImageDraw.Draw(image).text(baseline, text, color, _pillow_font(text, scale), anchor="ls")
+    canvas[:] = np.asarray(image)
+
+
+def _pillow_font(text: str, scale: float):
+    from PIL import ImageFont
+
+    return ImageFont.truetype(find_font(text), max(1, round(FONT_HEIGHT * scale)))
+
+
+@functools.cache
+def find_font(text: str) -> str | None:
+    """Return the path of an installed font that has all characters of a text.
+
+    None if there is no such font, no fontconfig or no Pillow.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        return None
+    pattern = ":charset=" + " ".join(f"{ord(character):x}" for character in sorted(set(text)))
+    try:
+        output = subprocess.check_output(["fc-list", pattern, "file"], stderr=subprocess.DEVNULL, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    paths = [line.rstrip(": ") for line in os.fsdecode(output).splitlines()]
+    fonts = [path for path in paths if path.lower().endswith((".ttf", ".otf", ".ttc", ".otc"))]
+    styles = ("Bold", "Italic", "Oblique")
+    return min(fonts, key=lambda path: ("Sans" not in path, any(s in path for s in styles)), default=None)
 
 
 def _inside(box: np.ndarray, canvas: np.ndarray) -> tuple[int, int, int, int]:
@@ -161,7 +218,15 @@ def _text_color(color: tuple[int, int, int]) -> tuple[int, int, int]:
     return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 130 else (255, 255, 255)
 
 
+@functools.cache
+def _drawable_name(label: int, name: str) -> str:
+    if name and name.isprintable() and (name.isascii() or find_font(name) is not None):
+        return name
+    if name:
+        logger.warning("no font has the letters of %s: it is drawn as 'class %d'", printable(name), label)
+    return f"class {label}"
+
+
 def printable_name(label: int, class_names: Sequence[str]) -> str:
-    """The name of a class if OpenCV's fonts have its letters (ASCII), else `class N`."""
-    name = str(class_names[label]) if 0 <= label < len(class_names) else ""
-    return name if name and name.isascii() and name.isprintable() else f"class {label}"
+    """The name of a class if a font has its letters, else `class N`."""
+    return _drawable_name(label, str(class_names[label]) if 0 <= label < len(class_names) else "")

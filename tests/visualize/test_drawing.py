@@ -15,6 +15,7 @@ from ppfcos.visualize.drawing import (
     class_color,
     draw_detections,
     draw_ground_truth,
+    find_font,
     save_image,
     shrink,
     style_for,
@@ -122,11 +123,38 @@ def test_the_text_contrasts_with_its_label():
         assert contrast > 250
 
 
-def test_names_with_other_letters_are_replaced_by_the_label():
-    for label, name in ((3, "class 3"), (4, "class 4"), (9, "class 9")):
-        picture = draw_detections(gray(), make_detections((label, 0.9, 20, 120, 220, 200)))
-        written = draw_detections(gray(), Detections(*_one(label), (name,) * 10))
-        np.testing.assert_array_equal(picture, written)
+def test_latin_names_are_drawn_by_pillow():
+    """Names that differ in one letter look different, and no name looks like `class N`."""
+    drawn = [
+        draw_detections(gray(), Detections(*_one(0), (name,)))
+        for name in ("Größe", "Größa", "class 0", "Grösse")
+    ]
+    for i, image in enumerate(drawn):
+        assert all((image != other).any() for other in drawn[:i])
+    assert (drawn[0][121:] == drawn[1][121:]).all(), "below the label nothing differs"
+
+
+def test_a_name_that_no_font_has_is_replaced_and_logged_once(caplog):
+    unassigned = "\u0378\u0379"  # no font has unassigned code points, and they are not printable
+    for name in ("", "a\nb", unassigned):
+        image = draw_detections(gray(), Detections(*_one(0), (name,)))
+        expected = draw_detections(gray(), Detections(*_one(0), ("class 0",)))
+        np.testing.assert_array_equal(image, expected)
+    private = "\U0002ebf1" * 2  # a character that hardly any font has
+    if find_font(private) is None:
+        for _ in range(2):
+            draw_detections(gray(), Detections(*_one(0), (private,)))
+        assert [record.levelname for record in caplog.records if private in record.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("brightness", [0, 128, 255])
+def test_boxes_have_a_dark_rim(brightness):
+    image = np.full((240, 320, 3), brightness, np.uint8)
+    drawn = draw_detections(image, make_detections((1, 0.9, 100, 80, 200, 180)))
+    across = drawn[130, 95:106].astype(int).sum(axis=1)
+    assert has_color(drawn, 1)[130, 100]
+    line = np.flatnonzero(has_color(drawn, 1)[130, 95:106])
+    assert across[line[0] - 1] < 100 and across[line[-1] + 1] < 100
 
 
 def _one(label: int) -> tuple:
