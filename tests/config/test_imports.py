@@ -82,6 +82,25 @@ def test_every_command_and_the_folder_of_the_run(small, tmp_path, capsys, monkey
     assert infer.main([*run, *options]) == 0
 
 
+def test_a_logger_gets_the_metrics_of_a_training(small, tmp_path):
+    sections = {"loggers": ["CSVLogger", "VisualDL"], "CSVLogger": {"filename": "curves.csv"}}
+    config = with_imports(small, user_parts.CSV_LOGGER, **sections)
+    assert train.main(["-c", str(config), "--eval"]) == 0
+    folder = tmp_path / "output" / "mine"
+    rows = [line.split(",") for line in (folder / "curves.csv").read_text().splitlines()]
+    assert [position for position, name, _ in rows if name == "train/loss"] == ["1", "2"]
+    assert [position for position, name, _ in rows if name == "eval/AP"] == ["1"]
+    assert list((folder / "vdl_log").iterdir())
+    assert "no class 'CSVLog' is registered" in refusal(config, "loggers=[CSVLog]")
+    assert "nothing reads CSVLogger.filename" in refusal(config, "loggers=[]", "CSVLogger.filename=a")
+
+
+def test_a_class_that_is_no_logger_is_refused(small, capsys):
+    assert train.main(["-c", str(small), "-o", "loggers=[ResNet]"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "ResNet is no logger" in error
+
+
 def test_ciou_loss_by_its_formula(small):
     """Of a box inside the other one with the same center: 1 − IoU plus the term of the aspect ratio."""
     config = with_imports(small, user_parts.CIOU_LOSS, PPFCOS={"loss": "CIoULoss"})
