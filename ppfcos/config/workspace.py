@@ -118,7 +118,7 @@ _registered: dict[str, Any] = {}
 def registered_modules() -> tuple[dict[str, Any], list[str]]:
     """SchemaDict of every class that PaddleDetection and ppfcos register, by name; the names of data sets."""
     with environment.quiet_imports():
-        import ppdet  # noqa: F401
+        import ppfcos.paddledetection  # isort: skip
         from ppdet.core.config.schema import SchemaDict
         from ppdet.core.workspace import global_config
 
