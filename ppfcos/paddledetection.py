@@ -1,8 +1,8 @@
 """Importing this module imports PaddleDetection (`ppdet`) without packages that its FCOS does not use.
 
-PaddleDetection's `__init__` imports all of its modules, among them trackers and lane detectors, which import the
-packages of UNUSED. Those that are not installed are empty modules while PaddleDetection is imported. Import this
-module, or a package that imports it, before `ppdet`.
+PaddleDetection's `__init__` imports all of its modules, among them trackers and lane detectors, which import
+the packages of UNUSED. Those that are not installed are empty modules while PaddleDetection is imported.
+Import this module, or a package that imports it, before `ppdet`.
 """
 
 from __future__ import annotations
