@@ -10,6 +10,7 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 from ppdet.optimizer import LearningRate, OptimizerBuilder
+from ppdet.optimizer.optimizer import CosineDecay
 
 from ppfcos.errors import ConfigError, one_line
 
@@ -38,17 +39,13 @@ def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int, finished_steps:
 
     The rate is scaled with the batch size (Goyal et al., arXiv 1706.02677, section 2.1).
 
-    Args:
-        cfg: the configuration.
-        steps_per_epoch: converts milestones in epochs to steps.
-        finished_steps: steps of an earlier run.
-
     Raises:
         ConfigError: LearningRate is wrong, or its warm-up ends after the first milestone.
     """
     learning_rate = _construct(LearningRate, cfg)
     _check_length(learning_rate.schedulers, steps_per_epoch)
     _check_warmup(learning_rate.schedulers, steps_per_epoch)
+    _check_cosine(learning_rate.schedulers, cfg.get("epoch", 0))
     learning_rate.base_lr *= batch_factor(cfg)
     try:
         schedule = learning_rate(steps_per_epoch)
@@ -89,6 +86,16 @@ def _check_length(schedulers: list, steps_per_epoch: int) -> None:
                     f"LearningRate.schedulers: {key} of {type(scheduler).__name__} makes {steps} steps, "
                     f"more than {MAX_STEPS}: reduce it"
                 )
+
+
+def _check_cosine(schedulers: list, epochs: int) -> None:
+    for number, each in enumerate(schedulers):
+        end = getattr(each, "max_epochs", None) or epochs
+        if isinstance(each, CosineDecay) and end < epochs and not getattr(each, "min_lr_ratio", 0):
+            raise ConfigError(
+                f"LearningRate.schedulers: CosineDecay reaches a rate of 0 after epoch {end} of {epochs}: "
+                f"let it end with the training, -o LearningRate.schedulers.{number}.max_epochs={epochs}"
+            )
 
 
 def _check_warmup(schedulers: list, steps_per_epoch: int) -> None:

@@ -49,13 +49,7 @@ PADDLE_SERVERS = (
 
 @contextlib.contextmanager
 def reading(path: Path, kind: str, needed: str) -> Iterator[None]:
-    """Turn any failure to read a weights file into a WeightsError of one line.
-
-    Args:
-        path: of the file.
-        kind: of the file, such as `weights file`.
-        needed: what its pickle may contain.
-    """
+    """Turn any failure to read a weights file into a WeightsError of one line."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block, and a device never ends
             raise WeightsError(f"{path} cannot be read: it is not a regular file")
@@ -82,9 +76,6 @@ def require_dict(path: Path, content: Any) -> None:
 
 def read_state(path: Path | str) -> dict[str, Any]:
     """Read a file of `paddle.save` with a restricted unpickler.
-
-    Args:
-        path: a .pdparams, .pdopt or .pdema file of Paddle 2 or 3, or of PaddleDetection.
 
     Returns:
         Arrays, numbers and dicts of these, by name.
@@ -152,16 +143,14 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def load_weights(model: nn.Layer, source: Path | str) -> None:
-    """Load all weights of a checkpoint into a model; a float model ignores the ranges of QAT.
+    """Load all weights of a checkpoint, a path or URL, into a model, which is unchanged if this fails.
 
-    Args:
-        model: unchanged if this fails.
-        source: path with or without `.pdparams`, or URL.
+    A float model ignores the ranges of QAT.
 
     Raises:
         WeightsError: the file cannot be read or does not fit the model; the message lists the keys.
     """
-    weights, tensors = read_weights(_local_path(source, "weights")), model.state_dict()
+    weights, tensors = read_weights(local_path(source, "weights")), model.state_dict()
     if get_ranges(model) is None:
         weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
@@ -184,19 +173,15 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
 
 
 def load_pretrained(model: nn.Layer, source: str) -> None:
-    """Load the weights that fit a model by name and shape, by PaddleDetection's rule.
+    """Load the weights of a path or URL that fit a model by name and shape, by PaddleDetection's rule.
 
     A name of the file fits if it is the end of a name of the model: `conv1.weight` fits
     `backbone.conv1.weight`. The longest match wins.
 
-    Args:
-        model: to load into.
-        source: path with or without `.pdparams`, or URL.
-
     Raises:
         WeightsError: the file cannot be read or downloaded, no weight fits, or one fits twice.
     """
-    weights, tensors = read_weights(_local_path(source, "pretrain_weights")), model.state_dict()
+    weights, tensors = read_weights(local_path(source, "pretrain_weights")), model.state_dict()
     matches = _match_names(tensors, weights)
     _check_unambiguous(source, matches)
     reshaped = [
@@ -254,7 +239,8 @@ def _count_keys(what: str, names: list[str]) -> str:
     return f", {len(names)} {what} ({_shorten(names)})" if names else ""
 
 
-def _local_path(source: Path | str, key: str) -> Path | str:
+def local_path(source: Path | str, key: str) -> Path | str:
+    """Download a URL of a key of the configuration. All ranks must call it, outside other collectives."""
     return _download(str(source), key) if "://" in str(source) else source
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import http.server
@@ -27,7 +26,7 @@ from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.ema import ModelEMA, ema_weights
 from ppfcos.engine.weights import read_state
 from ppfcos.errors import OutputError, WeightsError
-from ppfcos.fileio import replacing, require_writable, sha256
+from ppfcos.fileio import require_writable, sha256
 
 
 class Net(nn.Layer):
@@ -112,20 +111,6 @@ def test_sixteen_bit_weights_with_their_masters_read(tmp_path):
         np.testing.assert_array_equal(full.state_dict()[name].numpy(), tensor.astype("float32").numpy())
 
 
-def test_all_pickle_protocols_and_new_numpys_module_read(tmp_path):
-    array = np.arange(6, dtype="float32").reshape(2, 3)
-    state = collections.OrderedDict(weight=array, scalar=np.float32(2))
-    for protocol in (0, 2, 4):
-        content = pickle.dumps(state, protocol=protocol)
-        content = (
-            content.replace(b"numpy.core.multiarray", b"numpy._core.multiarray") if protocol == 2 else content
-        )
-        (tmp_path / "old.pdparams").write_bytes(content)
-        read = read_state(tmp_path / "old.pdparams")
-        np.testing.assert_array_equal(read["weight"], array)
-        assert read["scalar"] == 2
-
-
 PYTHON_2 = (  # {'weight': numpy.array([1, 2], 'float32')}, as Python 2 pickled it
     b"(dp0\nS'weight'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\nt"
     b"cnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
@@ -187,12 +172,6 @@ def test_no_file_of_a_checkpoint_may_run_code(tmp_path, monkeypatch, suffix):
     assert not (tmp_path / "HERE").exists()
 
 
-def test_no_codec_but_that_of_bytes_is_run(tmp_path):
-    (tmp_path / "evil.pdparams").write_bytes(b"c_codecs\nencode\n(S'text'\nS'rot13'\ntR.")
-    with pytest.raises(WeightsError, match="rot13"):
-        read_state(tmp_path / "evil.pdparams")
-
-
 def test_damaged_files_are_named(tmp_path):
     whole = tmp_path / "whole.pdparams"
     paddle.save(Net().state_dict(), str(whole))
@@ -213,18 +192,6 @@ def test_damaged_files_are_named(tmp_path):
         with pytest.raises(WeightsError, match=rf"{name}\.pdparams") as caught:
             weights.load_weights(Net(), path)
         assert "\n" not in str(caught.value)
-
-
-def test_any_flipped_byte_gives_weights_or_a_weights_error(tmp_path):
-    paddle.save({"weight": paddle.ones([2])}, str(tmp_path / "whole.pdparams"))
-    content = (tmp_path / "whole.pdparams").read_bytes()
-    path = tmp_path / "flipped.pdparams"
-    for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 0x5A]) + content[position + 1 :])
-        try:
-            read_state(path)
-        except WeightsError as error:
-            assert "flipped.pdparams" in str(error)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -261,12 +228,6 @@ def test_weights_of_another_model_are_listed_and_nothing_is_loaded(tmp_path):
     )
     assert "\n" not in message
     _assert_equal(_arrays(model), before)
-
-
-def test_long_lists_are_cut(tmp_path):
-    paddle.save({f"weight {number}": paddle.ones([1]) for number in range(9)}, str(tmp_path / "w.pdparams"))
-    with pytest.raises(WeightsError, match=r"9 unexpected \(weight 0, weight 1, weight 2, \.\.\.\)"):
-        weights.load_weights(Net(), tmp_path / "w")
 
 
 def test_an_optimizers_state_is_no_weights(tmp_path):
@@ -443,6 +404,42 @@ def test_a_checkpoint_of_another_optimizer_or_without_one_is_refused(tmp_path):
         checkpoint.resume(*_training()[:2], tmp_path / "m")
 
 
+VELOCITY = "conv2d_0.w_0_velocity_0"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"last_epoch": [1]}, {"last_epoch": "1"}, {"last_epoch": None}, {"last_epoch": -1},
+        {"last_epoch": 1.5}, {"last_epoch": np.ones(2, "f4")}, {"last_epoch": {}}, {"LR_Scheduler": 1},
+        {"LR_Scheduler": {}}, {"LR_Scheduler": {"last_epoch": [3], "last_lr": 0.1}},
+        {"LR_Scheduler": {"last_epoch": 3, "last_lr": "x"}},
+        {"LR_Scheduler": {"last_epoch": 3, "last_lr": float("nan")}},
+        {"master_weights": [1]}, {"master_weights": {"linear_0.w_0": 1}}, {VELOCITY: 3}, {VELOCITY: "x"},
+        {VELOCITY: np.ones(3, "f4")}, {VELOCITY: np.ones((4, 3, 3, 3), "i8")}, {VELOCITY: {"a": [1]}},
+        {"ppfcos": 1}, {"ppfcos": {"optimizer": 5}}, {"ppfcos": {"ema": 1}}, {"ppfcos": {"ema": {}}},
+        {"ppfcos": {"ema": {"step": "x", "decay": 0.9, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": None, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": 0.9, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": 0.9, "sums": {"head.bias": "x"}}}},
+        {"ppfcos": {"scaler": {"loss_scale": "x", "good_steps": 1}}}, {"ppfcos": {"scaler": {"a": 1}}},
+        {"ppfcos": {"scaler": [1]}},
+    ],
+)  # fmt: skip
+def test_an_optimizer_state_with_impossible_values_is_refused(tmp_path, change):
+    with paddle.utils.unique_name.guard():
+        model, optimizer, schedule = _training()
+        _steps(model, optimizer, schedule, 0, 1)
+    state = optimizer.state_dict()
+    assert VELOCITY in state
+    paddle.save({**state, "last_epoch": 1, **change}, str(tmp_path / "m.pdopt"))
+    paddle.save(model.state_dict(), str(tmp_path / "m.pdparams"))
+    model, optimizer, _ = _training()
+    with pytest.raises(WeightsError, match=r"m\.pdopt") as caught:
+        checkpoint.resume(model, optimizer, tmp_path / "m", ModelEMA(model))
+    assert "\n" not in str(caught.value)
+
+
 STATE = TrainingState(2, 5, 0.25, "2026-01-01T00:00:00", Plan(12, 9, 16, 4), ["cat", "hát"])
 
 
@@ -566,26 +563,6 @@ def test_averages_of_an_earlier_run_do_not_stay(tmp_path):
 
 
 # Files
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "model.pdparams"
-    path.write_text("old")
-
-    def fail():
-        with replacing(path) as unfinished:
-            unfinished.write_text("half of the ne")
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OutputError, match=r"model\.pdparams cannot be written: No space left on device"):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as unfinished:
-        unfinished.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @contextlib.contextmanager

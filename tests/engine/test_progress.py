@@ -153,6 +153,13 @@ def test_a_bar_is_for_the_first_process_and_a_terminal_that_can_show_it(counting
         assert frames(sent)[-1][:1] == [f"counted {is_shown}"]
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(0, 80), (24, 0), (0, 0)])
+def test_a_terminal_without_rows_or_columns_gets_lines(training, rows, columns):
+    code, sent = run_on_terminal(training, columns=columns, rows=rows)
+    assert code == 0
+    assert len(re.findall(STEP_LINE, sent)) == 8 and "|" not in sent
+
+
 def test_a_failure_leaves_no_bar_behind(counting):
     code, sent = run_on_terminal([*counting, "fail"])
     assert code == 1

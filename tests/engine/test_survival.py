@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,10 +55,10 @@ class Run:
         program = [sys.executable, *launch, str(self.root / "tools" / "train.py"), "-c", str(self.config)]
         return [*program, "-r", "auto", *options, "-o", "epoch=2", *STEADY, *overrides]
 
-    def start(self, *overrides: str, **more) -> subprocess.Popen:
+    def start(self, *overrides: str, prefix: Sequence = (), **more) -> subprocess.Popen:
         with self.log.open("w") as out:
             return subprocess.Popen(
-                self.command(*overrides, **more),
+                [*prefix, *self.command(*overrides, **more)],
                 cwd=self.config.parent,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -109,7 +113,7 @@ def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(root):
     assert "5 kills; weights and optimizer are bit-identical" in done.stdout
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGHUP, 1)])
 def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(run, undisturbed, number, workers):
     process = run.start(f"worker_num={workers}")
     run.wait_for("step: [2/6]", process)
@@ -146,6 +150,64 @@ def test_two_processes_stop_together_and_go_on_as_one(run, undisturbed):
     assert "1 processes instead of 2: each step is the same" in text
     for name, value in undisturbed.weights().items():
         np.testing.assert_allclose(run.weights()[name], value, atol=1e-4, err_msg=name)
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_two_processes_write_a_checkpoint_if_their_launcher_ends(run, number):
+    """As when its terminal is closed: the launcher does not handle SIGHUP."""
+    launcher = run.start("worker_num=0", launch=LAUNCH)
+    run.wait_for("step: [1/6]", launcher)
+    pids = [
+        int(child) for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ]
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=10) == -number
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    state = checkpoint.read_manifest(find_latest(run.folder))
+    assert 0 < state.epochs * state.plan.steps_per_epoch + state.step < 12
+    for rank in (0, 1):
+        log = (run.config.parent / "log" / f"workerlog.{rank}").read_text()
+        assert f"after epoch {state.epochs} and {state.step} steps" in log and "Traceback" not in log
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(run):
+    """The process gets SIGHUP, and its output, with a progress bar, can no longer be written."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        run.command("worker_num=1", "epoch=500"),
+        cwd=run.config.parent,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        preexec_fn=take_terminal,
+    )
+    os.close(theirs)
+    sent = b""
+    while b"step 2/6" not in sent:
+        sent += os.read(ours, 65536)
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    state = checkpoint.read_manifest(find_latest(run.folder))
+    last = (run.folder / "train.log").read_text().splitlines()[-1]
+    assert f"stopped by SIGHUP after epoch {state.epochs} and {state.step} steps" in last
+
+
+def test_nohup_outlives_the_terminal(run):
+    process = run.start("worker_num=0", prefix=["nohup"])
+    run.wait_for("step: [1/6]", process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=100) == 0
 
 
 @needs_proc

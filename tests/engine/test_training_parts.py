@@ -68,7 +68,7 @@ with environment.quiet_imports():
     from ppfcos.engine import distributed
     from ppfcos.engine.device import select_device
     from ppfcos.engine.prefetcher import Prefetcher
-from ppfcos.errors import DataError, OutputError
+from ppfcos.errors import DataError, OutputError, PPFCOSError
 
 select_device({"device": "cpu"})
 distributed.start()
@@ -87,12 +87,13 @@ norm.weight.set_value(paddle.full([2], float(rank + 5)))
 distributed.broadcast_buffers(norm)
 seen["buffers"] = norm._mean.tolist() + norm.weight.tolist()
 failures = [(1, DataError("no picture")), (0, OutputError("no disk")), (None, DataError("no data"))]
+failures += [(1, environment.MissingLibraryError("no library")), (0, MemoryError("Unable to allocate"))]
 for failing, error in failures:
     try:
         with distributed.collective_error_check():
             if failing in (rank, None):
                 raise error
-    except (DataError, OutputError) as caught:
+    except PPFCOSError as caught:
         seen["errors"].append(f"{type(caught).__name__}: {caught}")
 with distributed.collective_error_check():
     pass
@@ -152,6 +153,9 @@ def test_two_processes_speak_to_one_another_and_fail_together(tmp_path, root):
             "DataError: process 1 of 2: no picture",
             "OutputError: process 0 of 2: no disk",
             "DataError: no data",
+            "MissingLibraryError: process 1 of 2: no library",
+            "ResourceError: process 0 of 2: there is not enough memory, or the address space is limited: see "
+            "`free -g` and `ulimit -v`",
             "process 1 of 2: the disk is gone",
         ],
         "batches": [
@@ -323,13 +327,6 @@ def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
     ours, theirs = ours.weights(), theirs.apply()
     for name in model.state_dict():
         np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
-
-
-def test_without_an_average_nothing_changes():
-    model = nn.Linear(2, 2)
-    assert build_ema({"use_ema": False}, model) is None
-    with ema_weights(model, None) as own:
-        assert own is None
 
 
 # Evaluation
@@ -511,6 +508,85 @@ def test_a_checkpoint_is_written_every_so_many_steps_or_minutes(config, caplog, 
     written = re.findall(r"checkpoint: .*/(.*)\.pdparams", caplog.text)
     assert [name for name in written if "step" in name] == within
     assert [name for name in written if "step" not in name] == ["0", "model_final"]
+
+
+@pytest.mark.parametrize("every", ["snapshot_steps=3", "snapshot_minutes=0.000001"])
+def test_a_checkpoint_is_due_at_the_last_step_of_an_epoch_too(config, tmp_path, caplog, every):
+    with caplog.at_level("INFO", logger="ppfcos"):
+        overrides = ("epoch=3", "snapshot_epoch=3", "keep_checkpoints=null", every)
+        Trainer(config(*overrides), "cpu", with_evaluation=True).train()
+    written = re.findall(r"checkpoint: .*/(.*)\.pdparams", caplog.text)
+    assert [name for name in written if "step" not in name and name != "best_model"] == [
+        "0",
+        "1",
+        "model_final",
+    ]
+    assert caplog.text.count("after epoch") == 1, "only snapshot_epoch decides on evaluations"
+    caplog.clear()
+    resumed = Trainer(
+        config(*overrides), "cpu", with_evaluation=True, resume=str(tmp_path / "output" / "small" / "1")
+    ).setup()
+    assert resumed._not_evaluated is None
+
+
+def test_the_table_of_a_resumed_run_has_all_its_evaluations(config, tmp_path, caplog):
+    Trainer(config("epoch=2"), "cpu", with_evaluation=True).train()
+    with caplog.at_level("INFO", logger="ppfcos"):
+        again = Trainer(config("epoch=3"), "cpu", with_evaluation=True, resume="auto")
+        again.train()
+    assert [each.epochs for each in again.validation.results] == [1, 2, 3]
+    best = max(again.validation.results, key=lambda each: each.metrics.ap)
+    assert again.validation.best[1] == best.metrics.ap
+    file = tmp_path / "output" / "small" / "evaluations.json"
+    content = file.read_text()
+    for damaged in ("", "[]", "{}", "null", content[:-9], content.replace("[1,", '["x",')):
+        file.write_text(damaged)
+        caplog.clear()
+        last = Trainer(config("epoch=3"), "cpu", with_evaluation=True, resume="auto").setup()
+        last.train()
+        assert "evaluations.json is damaged" in caplog.text
+        assert last.validation.results == []
+    other = Trainer(config("epoch=1"), "cpu", with_evaluation=True)
+    other.train()
+    assert [each.epochs for each in other.validation.results] == [1]
+
+
+def test_another_training_in_the_folder_is_not_overwritten_without_a_warning(config, caplog):
+    first = Trainer(config(), "cpu")
+    with caplog.at_level("INFO", logger="ppfcos"):
+        first.train()
+        assert "another training" not in caplog.text
+        Trainer(config("epoch=2"), "cpu", resume="auto").train()
+        assert "another training" not in caplog.text
+        Trainer(config(), "cpu").train()
+    (warning,) = [each.getMessage() for each in caplog.records if "another training" in each.getMessage()]
+    assert first.state.run in warning and "-r auto" in warning and "-o save_dir=" in warning
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_train(config, caplog):
+    Trainer(config(), "cpu").train()
+    caplog.clear()
+    with caplog.at_level("INFO", logger="ppfcos"):
+        Trainer(config(), "cpu", resume="auto").train()
+    assert "nothing is left to train" in caplog.text and "-o epoch=2" in caplog.text
+    assert "schedule:" not in caplog.text
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_more_epochs_than_a_cosine_has_are_refused_with_a_cure(config, tmp_path, number):
+    decay = ["{name: CosineDecay, max_epochs: 2, use_warmup: false}", "{name: LinearWarmup, steps: 1}"]
+    schedulers = f"LearningRate.schedulers=[{', '.join(decay)}]"
+    if number:
+        schedulers = "LearningRate.schedulers=[!CosineDecay {max_epochs: 2}, !LinearWarmup {steps: 1}]"
+    with pytest.raises(ConfigError, match="CosineDecay reaches a rate of 0 after epoch 2 of 4") as caught:
+        Trainer(config("epoch=4", schedulers), "cpu").setup()
+    cure = re.search(r"-o (\S+)$", str(caught.value))[1]
+    rates = []
+    schedule = build_schedule(config("epoch=4", schedulers, cure), 3)
+    for _ in range(12):
+        rates.append(schedule.get_lr())
+        schedule.step()
+    assert min(rates[1:]) > 0 and rates[-1] < rates[6]
 
 
 def test_an_unreadable_image_is_named_once_and_training_goes_on(config, shapes, tmp_path, caplog):
