@@ -283,15 +283,16 @@ def test_pretrained_weights_that_fit_nowhere_or_twice_are_refused(tmp_path):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A folder behind a URL, and an empty cache of PaddleDetection's."""
-    folder = tmp_path / "served"
+    folder, requests = tmp_path / "served", []
     folder.mkdir()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
-            """Say nothing."""
+            requests.append(self.path)
 
     handler = functools.partial(Handler, directory=str(folder))
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    httpd.requests = requests
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setattr("ppdet.utils.download.WEIGHTS_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -312,6 +313,37 @@ def test_a_url_is_downloaded_once_and_then_comes_from_the_cache(server, capfd):
         load(model, f"{url}/net.pdparams")
         _assert_equal(_arrays(model), _arrays(source))
     assert capfd.readouterr() == ("", "")
+
+
+DOWNLOADING = """
+import sys, time
+from pathlib import Path
+from ppfcos import environment
+with environment.quiet_imports():
+    from ppfcos.engine import weights
+Path(sys.argv[2]).touch()
+while len(list(Path(sys.argv[2]).parent.glob("*.ready"))) < 3:
+    time.sleep(0.01)
+print(weights._download(sys.argv[1], "pretrain_weights"))
+"""
+
+
+def test_processes_of_a_machine_download_a_file_once(server, tmp_path, root):
+    folder, url, httpd = server
+    paddle.save({"weight": paddle.ones([1000])}, str(folder / "net.pdparams"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DOWNLOADING, f"{url}/net.pdparams", tmp_path / f"{number}.ready"],
+            cwd=root,
+            env={**os.environ, "HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    paths = {process.communicate(timeout=60)[0].splitlines()[-1] for process in processes}
+    assert len(paths) == 1 and os.path.isfile(paths.pop())
+    assert httpd.requests == ["/net.pdparams"]
 
 
 def test_a_failed_download_names_the_url_and_the_way_without(server, tmp_path):

@@ -442,6 +442,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config,
     assert newest.name == f"0_step{int(found[1]) - 1}"
 
 
+def test_endless_float16_overflows_stop_the_run(config, monkeypatch, caplog):
+    """A CPU has no float16: gradients that always overflow, and Paddle's loss scale."""
+
+    class Overflowing(Precision):
+        scale, handles_overflow = 4.0, True
+
+        def gradient_norm(self, parameters):
+            return paddle.to_tensor(math.inf)
+
+        def update(self, optimizer):
+            self.scale = max(1.0, self.scale / 2)
+            optimizer.clear_grad(set_to_zero=False)
+
+        def state_dict(self):
+            return {"loss_scale": self.scale, "good_steps": 0}
+
+    monkeypatch.setattr("ppfcos.engine.trainer.MAX_OVERFLOWS", 4)
+    monkeypatch.setattr("ppfcos.engine.trainer.Precision", Overflowing)
+    with caplog.at_level("INFO", logger="ppfcos"), pytest.raises(TrainingError, match="in 4 steps") as caught:
+        Trainer(config("epoch=3"), "cpu").train()
+    assert "epoch 2, step 1" in str(caught.value) and "amp_dtype=bfloat16" in str(caught.value)
+    assert caplog.text.count("the step is skipped") == 2, "the scale stays at 1"
+
+
 @pytest.mark.parametrize("frozen", ["true", "false"])
 def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
     overrides = ("on_nonfinite=skip", "max_nonfinite_steps=2", f"ResNet.freeze_norm={frozen}")
@@ -563,12 +587,23 @@ def test_another_training_in_the_folder_is_not_overwritten_without_a_warning(con
     assert first.state.run in warning and "-r auto" in warning and "-o save_dir=" in warning
 
 
-def test_a_finished_run_says_that_nothing_is_left_to_train(config, caplog):
+def test_a_finished_run_says_that_nothing_is_left_to_train(config, tmp_path, caplog):
     Trainer(config(), "cpu").train()
     caplog.clear()
     with caplog.at_level("INFO", logger="ppfcos"):
         Trainer(config(), "cpu", resume="auto").train()
-    assert "nothing is left to train" in caplog.text and "-o epoch=2" in caplog.text
+    assert "nothing is left to train" in caplog.text and "-o epoch=2\n" in caplog.text
+    decay = "LearningRate.schedulers=[!CosineDecay {max_epochs: 1}, !LinearWarmup {steps: 1}]"
+    for finish in ("auto", str(tmp_path / "output" / "small" / "model_final")):
+        caplog.clear()
+        try:
+            with caplog.at_level("INFO", logger="ppfcos"):
+                Trainer(config(decay), "cpu", resume=finish).setup().before_train()
+            message = caplog.messages[-1]
+        except ConfigError as error:
+            message = str(error)
+        cure = re.search("-o (.*)$", message)[1].split()
+        Trainer(config(decay, *cure), "cpu", resume=finish).setup()
     assert "schedule:" not in caplog.text
 
 
