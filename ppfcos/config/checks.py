@@ -402,10 +402,9 @@ class Checker:
     def _check_transform(
         self, path: str, element: Section, valid: Sequence[str], is_mixing_allowed: bool
     ) -> None:
-        from ppdet.data import transform
 
         from ppfcos.data.transforms import MixTransform
-        from ppfcos.data.transforms.uint8 import UINT8_TRANSFORMS
+        from ppfcos.data.transforms.uint8 import find_transform
 
         [(name, arguments)] = element.items()
         path, origin = f"{path}.{name}", element.origins[name]
@@ -416,7 +415,7 @@ class Checker:
             self._unknown(origin, path, name, valid, "operator")
             return
         arguments = Section() if arguments is None else arguments
-        operator = getattr(transform, name)
+        operator = find_transform(name)
         is_right = self._check_kind(origin, path, arguments, MAPPING) and self._check_arguments(
             arguments, path, _arguments(operator), OPERATOR_ARGUMENTS.get(name, {})
         )
@@ -435,7 +434,7 @@ class Checker:
             ):
                 return
         try:
-            (UINT8_TRANSFORMS.get(name) or operator)(**arguments)
+            operator(**arguments)
         except Exception as error:  # whatever PaddleDetection's constructors raise for odd values
             self._fail(origin, f"{path} cannot be used: {one_line(error)}")
 

@@ -21,7 +21,7 @@ from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import BundleError, ConfigError, OutputError
-from ppfcos.export.bundle_files import files_of, infer_config, manifest
+from ppfcos.export.bundle_files import files_of, infer_config, manifest, without_rounding
 from ppfcos.export.parity import (
     TOLERANCES,
     CachedRuntime,
@@ -154,7 +154,7 @@ def export_bundle(
         if names.ONNX in options.formats:
             networks[names.ONNX], scales = _write_onnx(folded, model, options, preprocess, folder)
         if _runs_in_paddledetection(options):
-            _write_yaml(folder / names.CONFIG_FILE, description)
+            _write_yaml(folder / names.CONFIG_FILE, without_rounding(description))
         content = manifest(model, cfg, description, options.input_spec, options.heads, networks, scales)
         _write_yaml(folder / names.MANIFEST_FILE, {**content, "files": files_of(folder)})
         _check_parity(float_model, model, options, preprocess, folder)

@@ -47,7 +47,7 @@ class AdaptiveAssigner(PPFCOSTargets):
         super().__init__()
         self.top_k = top_k
 
-    def _matched_boxes(self, points, limits, boxes):
+    def _match(self, points, conditions, boxes):
         side = 8 * self.point_strides
         anchors = paddle.concat([points - side[:, None] / 2, points + side[:, None] / 2], 1)
         corner = paddle.minimum(anchors[:, None, 2:], boxes[:, None, :, 2:])
