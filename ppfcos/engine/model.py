@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
+
 import contextlib
 import traceback
 from collections.abc import Iterator, Mapping
