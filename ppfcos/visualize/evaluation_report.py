@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ from ppfcos.metrics.coco import METRIC_NAMES, NO_OBJECTS, CocoMetrics
 from ppfcos.metrics.confusion import SCORES, calibrate, confusion_matrix
 from ppfcos.metrics.error_types import ERROR_TYPES, Errors, find_errors
 from ppfcos.metrics.matching import Matching, image_order, match
+from ppfcos.metrics.thresholds import OperatingPoint, best_f1
 from ppfcos.visualize.gallery import MOST_OF_A_TYPE, Crop, Images, case_entry, draw_cases, worst_cases
 from ppfcos.visualize.page import percent, render
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 REPORT = "evaluation"  # marks the JSON file
@@ -73,6 +77,8 @@ def write_report(
     report["gallery"] = [
         case_entry(case, matching, names, images.name(image_ids[case.image])) for case in cases
     ]
+    if report["best_f1"]:
+        logger.info("best %s at IoU 0.50", OperatingPoint(**report["best_f1"]))
     page = evaluation_page(report, draw_cases(cases, matching, image_ids, images), metrics.table())
     with replacing(Path(folder) / JSON_FILE) as temporary:
         temporary.write_text(to_json(report, allow_nan=False), encoding="utf-8")
@@ -125,6 +131,7 @@ def evaluation_report(
 ) -> dict[str, Any]:
     """Collect the content of JSON_FILE without its gallery; fractions are None where there is no object."""
     truth, found = matching.ground_truth, matching.detections
+    best, best_of_class = best_f1(matching)
     calibration = calibrate(found.scores[~matching.ignored], matching.hits[~matching.ignored])
     edges = calibration.edges.round(3).tolist()
     return {
@@ -137,7 +144,11 @@ def evaluation_report(
         "detections": len(found.scores),
         "figures": {name: _known(value) for name, value in metrics.named().items()},
         "curves": _mean_curves(list(metrics.class_curves.values())),
-        "classes": _classes(ground_truth, metrics, matching, errors),
+        "best_f1": best and best._asdict(),
+        "classes": [
+            {**entry, "best_f1": point and point._asdict()}
+            for entry, point in zip(_classes(ground_truth, metrics, matching, errors), best_of_class)
+        ],
         "sizes": _sizes(matching, metrics.named()),
         "errors": {
             "kinds": [

@@ -17,6 +17,7 @@ from ppfcos.metrics.coco import CURVE_NAMES, METRIC_NAMES, evaluate_detections
 from ppfcos.metrics.confusion import calibrate, confusion_matrix
 from ppfcos.metrics.error_types import ERROR_TYPES, average_precisions, find_errors
 from ppfcos.metrics.matching import NONE, image_order, match
+from ppfcos.metrics.thresholds import best_f1
 
 SEEDS = range(4)
 
@@ -289,3 +290,39 @@ def test_calibrated_scores_have_no_error():
     result = calibrate(scores, np.array(hits))
     assert result.error == 0
     assert np.isnan(result.precisions[0])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_best_f1_equals_that_of_every_threshold_tried_with_pycocotools(seed):
+    truth, detections = random_case(seed)
+    detections = [{**row, "score": round(row["score"], 1)} for row in detections]
+    ids = [category["id"] for category in truth["categories"]]
+    objects = dict.fromkeys(ids, 0)
+    for annotation in truth["annotations"]:
+        objects[annotation["category_id"]] += not annotation["iscrowd"]
+    objects["all"] = sum(objects.values())
+    tried: dict = {number: [] for number in (*ids, "all")}
+    for score in sorted({row["score"] for row in detections}, reverse=True):
+        correct, wrong = dict.fromkeys(ids, 0), dict.fromkeys(ids, 0)
+        for entry in run_pycocotools(truth, [row for row in detections if row["score"] >= score]).evalImgs:
+            if entry is not None and entry["aRng"] == [0, 1e10]:
+                known = ~entry["dtIgnore"][0]
+                correct[entry["category_id"]] += int((known & (entry["dtMatches"][0] > 0)).sum())
+                wrong[entry["category_id"]] += int((known & (entry["dtMatches"][0] == 0)).sum())
+        correct["all"], wrong["all"] = sum(correct.values()), sum(wrong.values())
+        for number, hits in correct.items():
+            if hits:
+                precision, recall = hits / (hits + wrong[number]), hits / objects[number]
+                f1 = 2 * precision * recall / (precision + recall)
+                tried[number].append((f1, score, precision, recall))
+    overall, of_class = best_f1(match(truth, detections))
+    for number, point in zip((*ids, "all"), (*of_class, overall)):
+        f1, score, precision, recall = max(tried[number])
+        assert point == pytest.approx((score, f1, precision, recall), abs=1e-12)
+
+
+def test_there_is_no_best_f1_without_correct_detections():
+    truth, _ = random_case(0)
+    wrong = [{"image_id": 10, "category_id": 3, "bbox": [9000, 9000, 5, 5], "score": 0.5}]
+    for detections in ([], wrong):
+        assert best_f1(match(truth, detections)) == (None, [None] * len(truth["categories"]))

@@ -404,7 +404,7 @@ def test_comparison_warns_about_different_data(reports, tmp_path):
 
 def test_documentation_has_all_error_types_and_valid_commands(root):
     text = (root / "docs" / "evaluation_report.md").read_text(encoding="utf-8")
-    table = text[text.index("| kind |") : text.index("## The other parts")]
+    table = text[text.index("| kind |") : text.index("## Object sizes")]
     assert sorted(re.findall(r"^\| (\w+) \| ", table, re.M)) == sorted([*ERROR_TYPES, "kind"])
     commands = re.findall(r"^    python tools/eval\.py (.*)$", text, re.M)
     assert len(commands) == 3
