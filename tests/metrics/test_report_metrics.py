@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pytest
 from helpers.evaluation_cases import random_detections, random_truth
+from ppdet.metrics.map_utils import DetectionMAP
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -18,6 +19,7 @@ from ppfcos.metrics.confusion import calibrate, confusion_matrix
 from ppfcos.metrics.error_types import ERROR_TYPES, average_precisions, find_errors
 from ppfcos.metrics.matching import NONE, image_order, match
 from ppfcos.metrics.thresholds import best_f1
+from ppfcos.metrics.voc import voc_average_precisions
 
 SEEDS = range(4)
 
@@ -326,3 +328,31 @@ def test_there_is_no_best_f1_without_correct_detections():
     wrong = [{"image_id": 10, "category_id": 3, "bbox": [9000, 9000, 5, 5], "score": 0.5}]
     for detections in ([], wrong):
         assert best_f1(match(truth, detections)) == (None, [None] * len(truth["categories"]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_voc_ap_equals_that_of_paddledetection_and_of_the_definition(seed):
+    truth, detections = random_case(seed, crowds=0)
+    truth["categories"].append({"id": 99, "name": "never seen"})
+    label_of = {category["id"]: label for label, category in enumerate(truth["categories"])}
+    metric = DetectionMAP(len(label_of), is_bbox_normalized=True, catid2name=dict.fromkeys(label_of.values()))
+    for image in truth["images"]:
+        columns = []
+        for rows in (detections, truth["annotations"]):
+            own = [row for row in rows if row["image_id"] == image["id"]]
+            own.sort(key=lambda row: -row.get("score", 0))
+            boxes = [[x, y, x + width, y + height] for x, y, width, height in (row["bbox"] for row in own)]
+            columns.append((boxes, [label_of[row["category_id"]] for row in own], own))
+        (boxes, labels, own), (gt_boxes, gt_labels, _) = columns
+        metric.update(boxes, [row["score"] for row in own], labels, gt_boxes, gt_labels)
+    metric.accumulate()
+    eleven_point, area = voc_average_precisions(match(truth, detections))
+    seen = metric.eval_results
+    assert len(seen) == len(label_of) - 1 and np.isnan([eleven_point[-1], area[-1]]).all()
+    np.testing.assert_allclose(eleven_point[:-1], [each["ap"] for each in seen], atol=1e-6)
+    for value, each in zip(area, seen):  # VOC 2010: precision is the maximum at this or any higher recall
+        recalls, precisions = each["recall"], each["precision"]
+        expected = 0.0
+        for i, recall in enumerate(recalls):
+            expected += (recall - (recalls[i - 1] if i else 0)) * max(precisions[i:])
+        assert value == pytest.approx(expected, abs=1e-9)
