@@ -12,6 +12,7 @@ from paddle import nn
 from ppdet.core.workspace import create
 
 from ppfcos.config.keys import NESTED_KEYS
+from ppfcos.config.workspace import use_config
 from ppfcos.errors import ConfigError, PPFCOSError, one_line
 from ppfcos.modeling.qat import prepare_qat
 
@@ -40,13 +41,14 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     """Build the architecture with random weights, for QAT if `quantization_aware_training` is set.
 
     Args:
-        cfg: from `load_config`; it is PaddleDetection's workspace, from which the parts are created.
+        cfg: from `load_config`.
 
     Raises:
         ConfigError: the architecture or one of its parts rejects its configuration.
     """
     if cfg.get("num_classes") is None:  # the workspace would silently take PaddleDetection's 80
         raise ConfigError("num_classes is not set, and no data set was read that says it: set num_classes")
+    use_config(cfg)
     with construction_errors(cfg):
         model = create(cfg["architecture"])
         if hasattr(getattr(model, "targets", None), "check_levels"):
