@@ -63,13 +63,13 @@ def show(options: argparse.Namespace) -> None:
     set_num_classes(cfg, data.class_names, data.source)
     model = build_model(cfg)
     loader = TrainLoader({**cfg, "worker_num": 0}, data)  # gives the same batches
-    feed = Prefetcher(loader, cfg["max_bad_images"])
-    feed.start_epoch(options.epoch - 1)
+    prefetcher = Prefetcher(loader, cfg["max_bad_images"])
+    prefetcher.start_epoch(options.epoch - 1)
     output = Path(options.output or run_folder(cfg) / "batch.png")
-    for number in range(1, min(options.batches, len(feed)) + 1):
+    for number in range(1, min(options.batches, len(prefetcher)) + 1):
         if number > 1:
-            feed.advance(paddle.zeros([1]))
-        images = [image for part in feed.current for image in fed_images(model, part, data)]
+            prefetcher.advance(paddle.zeros([1]))
+        images = [image for part in prefetcher.current for image in batch_images(model, part, data)]
         path = output.with_name(f"{output.stem}_{number}{output.suffix}") if options.batches > 1 else output
         save_image(path, draw_batch(images, pyramid_levels(model)))
         _log_counts(path, images)
@@ -79,18 +79,18 @@ def pyramid_levels(model: Any) -> list:
     """The levels of a PPFCOS: L × ppfcos.visualize.batch.Level."""
     from ppfcos.visualize.batch import Level
 
-    ranges = getattr(model.targets, "size_ranges", [])  # an assigner of the user's own may have none
-    ends = [0.0, *ranges, float("inf")]
-    if len(ends) != len(model.head.strides) + 1:
-        ends = [0.0] + [float("inf")] * len(model.head.strides)
-    return [Level(*level) for level in zip(model.head.strides, ends[:-1], ends[1:])]
+    strides = model.head.strides
+    ends = [0.0, *(getattr(model.targets, "size_ranges", None) or []), float("inf")]
+    if len(ends) != len(strides) + 1:  # an assigner without size ranges
+        ends = [0.0] + [float("inf")] * len(strides)
+    return [Level(*level) for level in zip(strides, ends[:-1], ends[1:])]
 
 
-def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
-    """The images of a batch with their targets.
+def batch_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
+    """The images of a batch with the points that the model's assigner assigns to their boxes.
 
     Args:
-        model: a PPFCOS; only its strides and its assigner are used.
+        model: a PPFCOS; its weights are not used.
         batch: of the prefetcher; a micro-batch if `accumulate_steps` is above 1.
         data: the data set.
 
@@ -102,82 +102,67 @@ def fed_images(model: Any, batch: Mapping[str, Any], data: Any) -> list:
     from ppfcos.visualize.batch import BatchImage
     from ppfcos.visualize.drawing import printable_name
 
-    assigned = _assigned(model, batch)
+    arrays = {key: value.numpy() for key, value in batch.items() if hasattr(value, "numpy")}
+    grids = [grid.points().numpy() for grid in model.grids(*batch["image"].shape[2:])]
+    all_points = np.concatenate(grids)
+    all_levels = np.repeat(np.arange(len(grids)), [len(grid) for grid in grids])
+    targets = model.assign(batch)
+    image_of_point, index = np.divmod(targets.positives.numpy(), len(all_points))
+    all_distances = targets.distances.numpy()
     files = {int(record["im_id"][0]): Path(record["im_file"]).name for record in data.records}
     images = []
-    for i, locations in enumerate(assigned):
-        boxes = batch["gt_bbox"][i].numpy()
-        kept = boxes.any(axis=1)  # the others are padding
-        labels = batch["gt_class"][i].numpy().reshape(-1)[kept]
-        height, width = np.rint(batch["im_shape"][i].numpy()).astype(int).tolist()
-        title = f"{files[int(batch['im_id'][i])]}: {width}x{height}, {len(labels)} boxes, "
+    for i, pixels in enumerate(arrays["image"]):
+        boxes, labels = _without_padding(arrays["gt_bbox"][i], arrays["gt_class"][i])
+        mine = image_of_point == i
+        points, levels, distances = all_points[index[mine]], all_levels[index[mine]], all_distances[mine]
+        height, width = np.rint(arrays["im_shape"][i]).astype(int).tolist()
+        crowds = arrays["gt_crowd"][i] if "gt_crowd" in arrays else np.zeros((0, 4), np.float32)
         images.append(
             BatchImage(
-                batch["image"][i].numpy().transpose(1, 2, 0)[..., ::-1],
+                pixels.transpose(1, 2, 0)[..., ::-1],
                 (height, width),
-                title + f"{len(locations['levels'])} points",
-                boxes[kept],
+                f"{files[int(arrays['im_id'][i, 0])]}: {width}x{height}, {len(labels)} boxes, "
+                f"{len(points)} points",
+                boxes,
                 [printable_name(int(label), data.class_names) for label in labels],
-                _main_levels(boxes[kept], locations),
-                locations["points"],
-                locations["levels"],
-                _crowds(batch, i),
+                _main_levels(boxes, points, distances, levels),
+                points,
+                levels,
+                crowds[crowds.any(axis=1)],
             )
         )
     return images
 
 
-def _crowds(batch: Mapping[str, Any], i: int) -> Any:
-    """[K, 4] boxes around the crowds of an image, if crowds are ignored."""
-    import numpy as np
-
-    boxes = batch["gt_crowd"][i].numpy() if "gt_crowd" in batch else np.zeros((0, 4), np.float32)
-    return boxes[boxes.any(axis=1)]
+def _without_padding(boxes: Any, labels: Any) -> tuple:
+    """The boxes [M, 4] and labels [M] of an image."""
+    is_box = boxes.any(axis=1)
+    return boxes[is_box], labels.reshape(-1)[is_box]
 
 
-def _assigned(model: Any, batch: Mapping[str, Any]) -> list:
-    """The positives of each image: points [N, 2], levels [N], and their boxes [N, 4]."""
-    import numpy as np
-    import paddle
-
-    from ppfcos.modeling.fcos import center_grid
-
-    targets, (height, width) = model.assign(batch), batch["image"].shape[2:]
-    grids = [center_grid(-(-height // s), -(-width // s), s).points() for s in model.head.strides]
-    all_points = paddle.concat(grids).numpy()
-    all_levels = np.repeat(np.arange(len(grids)), [len(grid) for grid in grids])
-    image, location = np.divmod(targets.positives.numpy(), len(all_points))
-    points, distances = all_points[location], targets.distances.numpy()
-    reached = np.concatenate([points - distances[:, :2], points + distances[:, 2:]], axis=1)
-    return [
-        {"points": points[mine], "levels": all_levels[location[mine]], "boxes": reached[mine]}
-        for mine in (image == i for i in range(len(batch["image"])))
-    ]
-
-
-def _main_levels(boxes: Any, locations: Mapping[str, Any]) -> Any:
-    """[M] the level that has most of the positives of each box."""
+def _main_levels(boxes: Any, points: Any, distances: Any, levels: Any) -> Any:
+    """[M] the level that has most of the positive points of each box, or NO_LEVEL."""
     import numpy as np
 
     from ppfcos.visualize.batch import NO_LEVEL
 
-    levels = np.full(len(boxes), NO_LEVEL)
+    main = np.full(len(boxes), NO_LEVEL)
     if len(boxes):
-        gaps = np.abs(locations["boxes"][:, None] - boxes[None]).sum(axis=2)  # [N, M]
-        box_of_location = gaps.argmin(axis=1)
-        for i in np.unique(box_of_location):
-            levels[i] = np.bincount(locations["levels"][box_of_location == i]).argmax()
-    return levels
+        assigned = np.concatenate([points - distances[:, :2], points + distances[:, 2:]], axis=1)
+        box_of_point = np.abs(assigned[:, None] - boxes[None]).sum(axis=2).argmin(axis=1)
+        for i in np.unique(box_of_point):
+            main[i] = np.bincount(levels[box_of_point == i]).argmax()
+    return main
 
 
 def _log_counts(path: Path, images: Sequence[Any]) -> None:
     boxes = sum(len(image.boxes) for image in images)
     lost = sum(int((image.box_levels < 0).sum()) for image in images)
-    locations = sum(len(image.locations) for image in images)
+    points = sum(len(image.points) for image in images)
     height, width = images[0].pixels.shape[:2]
     logger.info(
         "%s: %d images of %dx%d pixels, %d boxes, %d of them without a positive point, %d positive points",
-        path, len(images), width, height, boxes, lost, locations,
+        path, len(images), width, height, boxes, lost, points,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from ppfcos.config.keys import (
     or_none,
     whole,
 )
+from ppfcos.resizing import ROUNDINGS
 
 PART = Kind(
     "the name of a registered class, or a mapping with its `name`",
@@ -45,7 +46,7 @@ INTERPOLATION = whole(0, 6)  # of OpenCV
 RANGE = Kind(
     "a list of two numbers, the smaller first", lambda value: is_pair(value) and value[0] <= value[1]
 )
-RESIZE = {"target_size": SIZE, "keep_ratio": YES_NO, "interp": INTERPOLATION}
+RESIZE = {"target_size": SIZE, "keep_ratio": YES_NO, "interp": INTERPOLATION, "rounding": one_of(*ROUNDINGS)}
 
 ARGUMENTS: dict[str, dict[str, Kind]] = {
     "PPFCOS": {

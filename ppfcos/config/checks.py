@@ -33,6 +33,7 @@ from ppfcos.config.keys import (
     REQUIRED_KEYS,
     SCHEDULES,
     TEXTS,
+    VISUALDL,
     Kind,
     number,
     one_of,
@@ -122,6 +123,7 @@ class Checker:
         if "architecture" in config and self._check_architecture(config):
             self._check_unread(path, config, refuse_unread)
         if not self._errors:
+            self._check_loggers(config)
             self._check_operator_lists(config)
             self._check_levels(config)
         if self._errors:
@@ -219,6 +221,15 @@ class Checker:
             return self._fail(origin, f"architecture: {name} is PaddleDetection's: set architecture: PPFCOS")
         return True
 
+    def _check_loggers(self, config: Section) -> None:
+        for name in config.get("loggers") or ():
+            if name not in (VISUALDL, *self._modules):
+                self._fail(
+                    config.origins["loggers"],
+                    f"loggers: no class '{name}' is registered: set {VISUALDL}, or add the file of your "
+                    "logger to imports",
+                )
+
     def _is_paddledetections(self, name: str) -> bool:
         return self._modules[name].pymodule.__name__.partition(".")[0] == "ppdet"
 
@@ -281,7 +292,8 @@ class Checker:
 
     def _sections_read(self, config: Section) -> set[str]:
         """Names of the classes that the model and its training consist of."""
-        read, waiting = set(TRAINING_SECTIONS), [(config["architecture"], Section())]
+        names = [config["architecture"], *(config.get("loggers") or ())]
+        read, waiting = set(TRAINING_SECTIONS), [(name, Section()) for name in names]
         while waiting:
             name, in_place = waiting.pop()
             if not isinstance(name, str) or name not in self._modules or name in read:
@@ -386,10 +398,8 @@ class Checker:
     def _check_transform(
         self, path: str, element: Section, valid: Sequence[str], is_mixing_allowed: bool
     ) -> None:
-        from ppdet.data import transform
-
         from ppfcos.data.transforms import MixTransform
-        from ppfcos.data.transforms.uint8 import UINT8_TRANSFORMS
+        from ppfcos.data.transforms.uint8 import find_transform
 
         [(name, arguments)] = element.items()
         path, origin = f"{path}.{name}", element.origins[name]
@@ -400,7 +410,7 @@ class Checker:
             self._unknown(origin, path, name, valid, "transform")
             return
         arguments = Section() if arguments is None else arguments
-        operator = getattr(transform, name)
+        operator = find_transform(name)
         is_right = self._check_kind(origin, path, arguments, MAPPING) and self._check_arguments(
             arguments, path, _arguments(operator), OPERATOR_ARGUMENTS.get(name, {})
         )
@@ -419,7 +429,7 @@ class Checker:
             ):
                 return
         try:
-            (UINT8_TRANSFORMS.get(name) or operator)(**arguments)
+            operator(**arguments)
         except Exception as error:  # PaddleDetection's constructors raise any kind
             self._fail(origin, f"{path} cannot be used: {one_line(error)}")
 

@@ -10,6 +10,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -225,6 +226,26 @@ def _parse_file(path: str, named_classes: Iterable[str]) -> Section:
     return Section() if config is None else config
 
 
+def shipped_folder() -> Path:
+    """Return the folder of the configurations that come with this package, in a checkout or installed."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_file(path: str) -> str:
+    """Return `path`, or the configuration of that name that comes with this package if there is no such file.
+
+    The name may lack `.yml` and may start with `configs/`.
+    """
+    if os.path.exists(path) or os.path.isabs(path):
+        return path
+    name = Path(path[:-4] if path.endswith(".yml") else path)
+    name = Path(*name.parts[1:]) if name.parts[:1] == ("configs",) else name
+    shipped = shipped_folder() / f"{name}.yml"
+    return str(shipped) if ".." not in name.parts and shipped.is_file() else path
+
+
 def read_file(path: str, named_classes: Iterable[str]) -> Section:
     """Return a file merged over its base files.
 
@@ -251,9 +272,9 @@ def _base_files(path: str, config: Section) -> list[str]:
         raise ConfigError(f"{origin}: {BASE_KEY} should be a path or a list of at most {MAX_FILES} paths")
     paths = _relative_to(path, bases)
     for base, base_path in zip(bases, paths):
-        if not os.path.isfile(base_path):
+        if not os.path.isfile(base_path) and find_file(base) == base:
             raise ConfigError(f"{origin}: {BASE_KEY} names {base}, but {base_path} is not a file")
-    return paths
+    return [each if os.path.isfile(each) else find_file(base) for base, each in zip(bases, paths)]
 
 
 def _resolve_imports(path: str, config: Section) -> None:

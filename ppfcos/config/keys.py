@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 SCHEDULES = ("PiecewiseDecay", "CosineDecay", "LinearWarmup", "ExpWarmup")
+VISUALDL = "VisualDL"  # the logger that is not a registered class
 DATASET_SECTIONS = ("TrainDataset", "EvalDataset", "TestDataset")
 MAX_CLASSES = 50_000
 MAX_SIDE = 10_000  # pixels of an image that a transform makes
@@ -214,7 +215,8 @@ PLAIN_KEYS_BY_TOPIC = {
             5,
         ),
         "log_iter": Key("steps between two log lines", whole(1), 20),
-        "use_vdl": Key("write a VisualDL log", YES_NO, False),
+        "loggers": Key("metric loggers: VisualDL, and your own registered classes", or_none(TEXTS)),
+        "use_vdl": Key("write a VisualDL log, like loggers: [VisualDL]", YES_NO, False),
         "vdl_log_dir": Key("folder of the VisualDL log", or_none(TEXT)),
         "vdl_images": Key("validation images in the VisualDL log after each evaluation", whole(0, 1000), 4),
         "output_eval": Key("folder for the detections of an evaluation", or_none(TEXT)),
@@ -225,6 +227,9 @@ PLAIN_KEYS_BY_TOPIC = {
             "no longer used: faster_coco_eval computes the metric",
             one_of("faster_coco_eval", "pycocotools"),
             "faster_coco_eval",
+        ),
+        "max_detections": Key(
+            "detections of an image and class that the evaluation counts (COCO: 100)", whole(11, 100_000), 100
         ),
         "classwise": Key("print the average precision of each class", YES_NO, False),
         "tta": Key("test-time augmentation of `eval` and `infer -c`; null: none", or_none(MAPPING)),
@@ -238,9 +243,7 @@ REQUIRED_KEYS = ("architecture",)
 NESTED_KEYS = {
     "quantization_aware_training": {
         "range_momentum": Key("momentum of the moving average of activation ranges", FRACTION, 0.99),
-        "freeze_ranges_after": Key(
-            "forward passes of training after which the ranges are frozen", whole(1), 2000
-        ),
+        "freeze_ranges_after": Key("training steps after which the ranges are frozen", whole(1), 2000),
     },
     "tta": {
         "target_size": Key(

@@ -60,6 +60,8 @@ class AnnotationCache:
             return found
         data = make()
         content = RecordStore.from_records(data.records), data.categories, data.tally
+        if os.environ.get("PADDLE_LOCAL_RANK", "0") != "0":  # the first process of the machine writes
+            return content
         try:
             self.write(*content)
         except OutputError as error:

@@ -33,6 +33,7 @@ from ppfcos.deploy.bundle import (
 from ppfcos.deploy.images import NV12Image, Pixels
 from ppfcos.deploy.manifest import is_whole
 from ppfcos.errors import BundleError, DataError, one_line
+from ppfcos.resizing import ROUNDINGS, Scaling, resize_image, scaling
 
 INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_LANCZOS4)
 
@@ -65,6 +66,7 @@ class Resize:
             side is the smaller number or its long side the larger one, whichever comes first.
         keep_ratio: whether height and width have the same scale.
         interp: OpenCV's interpolation flag; 1 is bilinear.
+        rounding: how size and factor are rounded, one of `ppfcos.resizing.ROUNDINGS`.
         max_size: (height, width) that the result must fit into, for a network of a fixed size; None: any.
     """
 
@@ -73,6 +75,7 @@ class Resize:
         target_size: int | Sequence[int],
         keep_ratio: bool = True,
         interp: int = cv2.INTER_LINEAR,
+        rounding: str = "none",
         max_size: tuple[int, int] | None = None,
     ):
         size = tuple(target_size) if isinstance(target_size, (list, tuple)) else (target_size, target_size)
@@ -90,33 +93,28 @@ class Resize:
                 f"Resize: interp must be one of {', '.join(map(str, INTERPOLATIONS))}, "
                 f"not {reprlib.repr(interp)}"
             )
+        if rounding not in ROUNDINGS:
+            raise BundleError(
+                f"Resize: rounding must be one of {', '.join(ROUNDINGS)}, not {reprlib.repr(rounding)}"
+            )
         self.target_size = size
         self.keep_ratio = keep_ratio
         self.interp = interp
+        self.rounding = rounding
         self.max_size = max_size
 
-    def scales(self, height: int, width: int) -> tuple[float, float]:
-        """Vertical and horizontal scale of an image of this size."""
-        max_height, max_width = self.max_size or (math.inf, math.inf)
-        target_height, target_width = self.target_size
-        if not self.keep_ratio:
-            return min(target_height, max_height) / height, min(target_width, max_width) / width
-        short, long = sorted(self.target_size)
-        scale = min(short / min(height, width), long / max(height, width))
-        scale = min(scale, max_height / height, max_width / width)
-        return scale, scale
+    def scaling(self, height: int, width: int) -> Scaling:
+        """How an image of this size is resized."""
+        return scaling(height, width, self.target_size, self.keep_ratio, self.rounding, self.max_size)
 
     def __call__(self, sample: Sample) -> Sample:
-        height, width = sample.size
-        scale_y, scale_x = self.scales(height, width)
-        if scale_y == scale_x == 1:
+        to = self.scaling(*sample.size)
+        if to.factors == (1, 1):
             return sample
-        resized = (height * scale_y, width * scale_x)
-        # OpenCV samples by the exact scales, as in training. A size is passed only if a side would vanish.
-        size = None if min(resized) > 0.5 else (max(1, round(resized[1])), max(1, round(resized[0])))
-        image = cv2.resize(_bgr(sample.image), size, fx=scale_x, fy=scale_y, interpolation=self.interp)
+        image = resize_image(_bgr(sample.image), to, self.interp)
         factor_y, factor_x = sample.scale_factor
-        return Sample(image, resized, (factor_y * scale_y, factor_x * scale_x), image.shape[:2])
+        scale_y, scale_x = to.factors
+        return Sample(image, to.size, (factor_y * scale_y, factor_x * scale_x), image.shape[:2])
 
 
 class Permute:

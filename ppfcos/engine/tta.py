@@ -34,10 +34,6 @@ READER_TRANSFORMS = ["Decode", "Resize", "Permute"]
 def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     """Return the configuration for the reader: with `tta`, a copy without Resize, since TTAModel resizes.
 
-    Args:
-        cfg: the configuration.
-        section: EvalReader or TestReader.
-
     Raises:
         ConfigError: with `tta`, the reader has other transforms.
     """
@@ -52,11 +48,6 @@ def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 def tta_model(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer:
     """Return the model itself, or a TTAModel for the images of `tta_config` if the configuration has `tta`.
 
-    Args:
-        model: a PPFCOS.
-        cfg: the configuration.
-        section: EvalReader or TestReader, with its Resize.
-
     Raises:
         ConfigError: `tta` contradicts itself or the reader.
     """
@@ -69,6 +60,7 @@ def tta_model(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer
         model,
         stride=pad_stride(cfg[section], section),
         interp=resize.get("interp", cv2.INTER_LINEAR),
+        rounding=resize.get("rounding", "none"),
         **options,
     )
     logger.info("test-time augmentation: %d passes per image, %s", wrapper.passes, options["merge"])
@@ -101,6 +93,7 @@ class TTAModel(nn.Layer):
         vote_iou: from 0 to 1.
         size_ranges: for each of `target_size`, the range of the square root of a box's area, in pixels of the
             resized image, in which boxes count; None: all count.
+        rounding: as of the reader's Resize.
 
     Attributes:
         passes: per image.
@@ -119,6 +112,7 @@ class TTAModel(nn.Layer):
         merge: str,
         vote_iou: float,
         size_ranges: Sequence[Sequence[float]] | None,
+        rounding: str = "none",
     ):
         super().__init__()
         if size_ranges is not None and len(size_ranges) != len(target_size):
@@ -128,7 +122,7 @@ class TTAModel(nn.Layer):
             )
         self.model = model
         self._stride = stride
-        self._resizes = [UInt8Resize(list(size), True, interp) for size in target_size]
+        self._resizes = [UInt8Resize(list(size), True, interp, rounding) for size in target_size]
         self._ranges = size_ranges or [None] * len(target_size)
         self._flips = (False, True) if flip else (False,)
         self._vote_iou = vote_iou if merge == "vote" else None
@@ -198,11 +192,6 @@ class TTAModel(nn.Layer):
 
 def vote_boxes(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndarray:
     """Box voting: replace each kept box by the mean, weighted by scores, of overlapping boxes of its class.
-
-    Args:
-        candidates: of one image.
-        kept: [N] indices of the boxes that NMS kept.
-        least_iou: IoU from which a box votes.
 
     Returns:
         [N, 4].

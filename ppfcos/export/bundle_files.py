@@ -60,6 +60,14 @@ def infer_config(
     }
 
 
+def without_rounding(description: Mapping[str, Any]) -> dict[str, Any]:
+    """`infer_config` for PaddleDetection's scripts: their Resize has no `rounding` and does not round."""
+    steps = [
+        {key: value for key, value in step.items() if key != "rounding"} for step in description["Preprocess"]
+    ]
+    return {**description, "Preprocess": steps}
+
+
 def preprocess_steps(reader: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A reader's transforms as the `Preprocess` list of a bundle: Resize, Permute and PadStride.
 
@@ -103,11 +111,13 @@ def _resize(arguments: Mapping[str, Any]) -> dict[str, Any]:
     sides = [size, size] if isinstance(size, int) else list(size or [])
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ConfigError(f"TestReader: Resize.target_size must be one or two whole numbers, not {size}")
+    rounding = arguments.get("rounding", "none")  # not written where older versions read the same
     return {
         "type": "Resize",
         "target_size": sides,
         "keep_ratio": bool(arguments.get("keep_ratio", True)),
         "interp": int(arguments.get("interp", BILINEAR)),
+        **({} if rounding == "none" else {"rounding": rounding}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Draws a training batch as the network gets it: images, padding, boxes and positive locations."""
+"""Draws a training batch as the network gets it: images, padding, boxes and positive points."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class BatchImage(NamedTuple):
         title: a line of text.
         boxes: [M, 4] x0, y0, x1, y1 in pixels.
         names: M class names.
-        box_levels: [M] index of the level with most positive locations of a box, or NO_LEVEL.
-        locations: [N, 2] x, y of the positive locations in pixels.
-        location_levels: [N] index of the level.
+        box_levels: [M] index of the level with most positive points of a box, or NO_LEVEL.
+        points: [N, 2] x, y of the positive points in pixels.
+        point_levels: [N] index of the level.
         crowds: [K, 4] x0, y0, x1, y1 of crowds, in which nothing is background.
     """
 
@@ -46,8 +46,8 @@ class BatchImage(NamedTuple):
     boxes: np.ndarray
     names: Sequence[str]
     box_levels: np.ndarray
-    locations: np.ndarray
-    location_levels: np.ndarray
+    points: np.ndarray
+    point_levels: np.ndarray
     crowds: np.ndarray = np.zeros((0, 4), np.float32)
 
 
@@ -86,7 +86,7 @@ def draw_batch(images: Sequence[BatchImage], levels: Sequence[Level]) -> np.ndar
 
 
 def _draw_image(image: BatchImage, levels: Sequence[Level], scale: float) -> np.ndarray:
-    """Draw an image with boxes and locations, its title above, and a gap at the right and below."""
+    """Draw an image with boxes and points, its title above, and a gap at the right and below."""
     height, width = (round(side * scale) for side in image.pixels.shape[:2])
     # without moiré if smaller; with the network's pixels visible if larger
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
@@ -97,10 +97,9 @@ def _draw_image(image: BatchImage, levels: Sequence[Level], scale: float) -> np.
     for box in image.crowds * scale:
         _draw_crowd(canvas, box, style)
     for box, level in zip(image.boxes * scale, image.box_levels):
-        draw_box(canvas, box, BLACK, style._replace(line=style.line + 2))
         draw_box(canvas, box, _level_color(level), style)
     _draw_names(canvas, image, scale)
-    for point, level in zip(image.locations * scale, image.location_levels):
+    for point, level in zip(image.points * scale, image.point_levels):
         _draw_dot(canvas, point, _level_color(level), levels[level].stride * scale)
     canvas = cv2.copyMakeBorder(canvas, LINE_HEIGHT, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=BACKGROUND)
     _write(canvas, image.title, 0, canvas.shape[1] - GAP)
@@ -118,13 +117,13 @@ def _draw_crowd(canvas: np.ndarray, box: np.ndarray, style: Style) -> None:
 
 
 def _draw_names(canvas: np.ndarray, image: BatchImage, scale: float) -> None:
-    """Label boxes unless the label would cover that of a larger box; boxes without a location always."""
+    """Label boxes unless the label would cover that of a larger box; boxes without a point always."""
     style = style_for(*canvas.shape[:2])
     style = style._replace(font_scale=max(0.35, 0.8 * style.font_scale))
     lost = image.box_levels == NO_LEVEL
     taken = np.zeros(canvas.shape[:2], dtype=bool)
     for i in np.lexsort((-box_areas(image.boxes), ~lost)):
-        box, text = image.boxes[i] * scale, f"{image.names[i]}: no location" if lost[i] else image.names[i]
+        box, text = image.boxes[i] * scale, f"{image.names[i]}: no point" if lost[i] else image.names[i]
         x, y = np.maximum(0, box[:2]).astype(int)
         area = np.s_[max(0, y - LINE_HEIGHT // 2) : y + 1, x : x + _text_width(text, style.font_scale)]
         if lost[i] or not taken[area].any():
@@ -133,7 +132,7 @@ def _draw_names(canvas: np.ndarray, image: BatchImage, scale: float) -> None:
 
 
 def _draw_dot(canvas: np.ndarray, point: np.ndarray, color: tuple, spacing: float) -> None:
-    """Draw a location, smaller than the distance to its neighbors."""
+    """Draw a point, smaller than the distance to its neighbors."""
     radius = float(np.clip(spacing / 5, 1.5, 5))
     x, y = (round(float(value) * 16) for value in point - 0.5)  # in 1/16 pixels from the center of a pixel
     for extra, each in ((1.2, BLACK), (0, color)):
@@ -141,17 +140,15 @@ def _draw_dot(canvas: np.ndarray, point: np.ndarray, color: tuple, spacing: floa
 
 
 def _draw_legend(images: Sequence[BatchImage], levels: Sequence[Level], width: int) -> np.ndarray:
-    """Draw the colors with the number of boxes and locations of each in the batch."""
+    """Draw the colors with the number of boxes and points of each in the batch."""
     box_levels = np.concatenate([image.box_levels for image in images])
-    location_levels = np.concatenate([image.location_levels for image in images])
+    point_levels = np.concatenate([image.point_levels for image in images])
     entries = []
     for number, level in enumerate(levels):
-        boxes, locations = (box_levels == number).sum(), (location_levels == number).sum()
-        text = (
-            f"{level.name}, stride {level.stride}, {level.size_range}: {locations} locations, {boxes} boxes"
-        )
+        boxes, points = (box_levels == number).sum(), (point_levels == number).sum()
+        text = f"{level.name}, stride {level.stride}, {level.size_range}: {points} points, {boxes} boxes"
         entries.append((_level_color(number), text))
-    entries.append((_level_color(NO_LEVEL), f"no location: {(box_levels == NO_LEVEL).sum()} boxes"))
+    entries.append((_level_color(NO_LEVEL), f"no point: {(box_levels == NO_LEVEL).sum()} boxes"))
     crowds = sum(len(image.crowds) for image in images)
     if crowds:
         entries.append((CROWD, f"crowd, nothing in it is background: {crowds} boxes"))

@@ -9,6 +9,7 @@ from collections import Counter
 
 import cv2
 import numpy as np
+import paddle
 import pytest
 from helpers import reference
 from helpers.small_config import write_config
@@ -20,6 +21,7 @@ from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
 from ppfcos.engine.model import build_model
 from ppfcos.engine.prefetcher import Prefetcher
+from ppfcos.modeling.assigner import Targets
 from ppfcos.visualize.batch import GAP, NO_LEVEL, BatchImage, Level, draw_batch
 from ppfcos.visualize.drawing import class_color
 
@@ -97,7 +99,7 @@ def test_crowds_that_the_training_ignores(small):
     feed = Prefetcher(TrainLoader(cfg, data), 0)
     feed.start_epoch(0)
     [batch] = feed.current
-    images = show_batch.fed_images(build_model(cfg), batch, data)
+    images = show_batch.batch_images(build_model(cfg), batch, data)
     for i, image in enumerate(images):
         x, y, width, height = first[int(batch["im_id"][i])]["bbox"]
         np.testing.assert_allclose(image.crowds, [[x, y, x + width, y + height]], atol=1e-3)
@@ -106,14 +108,14 @@ def test_crowds_that_the_training_ignores(small):
 
 @pytest.mark.parametrize("radius", [1.5, 0])
 def test_images_are_what_the_training_gets(small, radius):
-    """Against the batch itself, and a loop over all locations and boxes."""
+    """Against the batch itself, and a loop over all points and boxes."""
     overrides = [MIXED, "TrainReader.total_batch_size=4", f"PPFCOSTargets.center_sampling_radius={radius}"]
     cfg = load_config(small, overrides)
     model, data = build_model(cfg), build_dataset(cfg, "TrainDataset")
     feed = Prefetcher(TrainLoader(cfg, data), 0)
     feed.start_epoch(0)
     [batch] = feed.current
-    images = show_batch.fed_images(model, batch, data)
+    images = show_batch.batch_images(model, batch, data)
     strides = model.head.strides
     assert [level.stride for level in show_batch.pyramid_levels(model)] == strides
     files = {int(record["im_id"][0]): os.path.basename(record["im_file"]) for record in data.records}
@@ -131,21 +133,85 @@ def test_images_are_what_the_training_gets(small, radius):
             if hit:
                 expected.append((level, x, y))
                 by_box[hit[0]][level] += 1
-        seen = [(int(level), *point) for level, point in zip(image.location_levels, image.locations.tolist())]
+        seen = [(int(level), *point) for level, point in zip(image.point_levels, image.points.tolist())]
         assert sorted(seen) == sorted(expected)
         for level, counter in zip(image.box_levels, by_box):
             assert counter[level] == max(counter.values()) if counter else level == NO_LEVEL
 
 
+class OnePoint:
+    """An assigner that has no size ranges: each box gets the first point inside it."""
+
+    def __call__(self, points, strides, boxes, labels, classes, crowds=None):
+        xy = np.concatenate([level.numpy() for level in points])
+        pairs = []
+        for image, rows in enumerate(boxes.numpy()):
+            for x0, y0, x1, y1 in rows[rows.any(axis=1)]:
+                inside = ((xy > (x0, y0)) & (xy < (x1, y1))).all(axis=1)
+                x, y = xy[inside][0]
+                pairs.append((image * len(xy) + inside.argmax(), (x - x0, y - y0, x1 - x, y1 - y)))
+        positives = paddle.to_tensor([index for index, _ in pairs])
+        distances = paddle.to_tensor(np.array([sides for _, sides in pairs], np.float32))
+        return Targets(None, positives, distances, None, None)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["PPFCOS.locations=anchors"], ["_BASE_", "fcos_hrnetv2p_w18.yml"], ["OnePoint"]],
+    ids=["anchors", "hrnet", "assigner"],
+)
+def test_points_are_those_of_the_feature_maps(small, overrides):
+    """At 160 pixels: HRNet's coarse levels are smaller than the stride says, anchors have another step."""
+    path = small
+    if overrides[0] == "_BASE_":
+        path = small.with_name("hrnet.yml")
+        text = small.read_text().replace("fcos_r50_fpn.yml", overrides[1])
+        path.write_text(
+            "\n".join(line for line in text.splitlines() if not line.startswith(("ResNet", "PPFCOSFPN")))
+        )
+    options = overrides if overrides[0].startswith("PPFCOS.") else []
+    transforms = "[{Decode: {}}, {Resize: {target_size: 160, keep_ratio: true}}, {Permute: {}}]"
+    cfg = load_config(path, [*options, f"TrainReader.sample_transforms={transforms}"])
+    model, data = build_model(cfg), build_dataset(cfg, "TrainDataset")
+    model.eval()
+    if overrides == ["OnePoint"]:
+        model.targets = OnePoint()
+    prefetcher = Prefetcher(TrainLoader(cfg, data), 0)
+    prefetcher.start_epoch(0)
+    [batch] = prefetcher.current
+    images = show_batch.batch_images(model, batch, data)
+    with paddle.no_grad():
+        logits, *_ = model.network(batch["image"], batch["im_shape"])
+    strides = model.head.strides
+    assert [level.stride for level in show_batch.pyramid_levels(model)] == strides
+    points = []
+    for level, (rows, columns) in enumerate(output.shape[2:] for output in logits):
+        for row in range(rows):
+            for column in range(columns):
+                if model.locations == "anchors":
+                    points.append((level, column * (160 // columns), row * (160 // rows)))
+                else:
+                    points.append((level, (column + 0.5) * strides[level], (row + 0.5) * strides[level]))
+    for image in images:
+        seen = [(int(level), *point) for level, point in zip(image.point_levels, image.points.tolist())]
+        if overrides == ["OnePoint"]:
+            assert len(seen) == len(image.boxes) and set(seen) <= set(points)
+            continue
+        radius = model.targets.center_sampling_radius
+        ranges = model.targets.size_ranges
+        hits = [p for p in points if reference.target(*p, image.boxes, strides, ranges, radius)]
+        assert sorted(seen) == sorted(hits)
+
+
 # The drawing --------------------------------------------------------------------------------------
 
 
-def fed(boxes=(), box_levels=(), locations=(), location_levels=(), size=(700, 800), shape=(720, SIDE)):
+def fed(boxes=(), box_levels=(), points=(), point_levels=(), size=(700, 800), shape=(720, SIDE)):
     pixels = np.full((*shape, 3), 150, np.uint8)
     return BatchImage(
         pixels, size, "a picture.jpg: 800x700", np.array(boxes, np.float32).reshape(-1, 4),
         [f"class {i}" for i in range(len(boxes))], np.array(box_levels, int),
-        np.array(locations, np.float32).reshape(-1, 2), np.array(location_levels, int),
+        np.array(points, np.float32).reshape(-1, 2), np.array(point_levels, int),
     )  # fmt: skip
 
 
@@ -165,17 +231,17 @@ def test_boxes_have_the_colour_of_their_level():
     assert (picture[120:240, 120:280] == 150).all(), "the inside of a box is the picture's own"
 
 
-def test_a_box_without_a_location_says_so():
+def test_a_box_without_a_point_is_labelled():
     """Its plate is longer than the others', and stays where another's would have been left out."""
     boxes = [(100, 100, 700, 600), (104, 103, 330, 400)]
-    with_location, without = picture_of(fed(boxes, [0, 1])), picture_of(fed(boxes, [0, NO_LEVEL]))
-    plate = (with_location[80:103, 100:400] != without[80:103, 100:400]).any(axis=(0, 2))
+    with_point, without = picture_of(fed(boxes, [0, 1])), picture_of(fed(boxes, [0, NO_LEVEL]))
+    plate = (with_point[80:103, 100:400] != without[80:103, 100:400]).any(axis=(0, 2))
     assert plate.sum() > 100
 
 
-def test_locations_are_dots_in_their_places():
+def test_points_are_dots_in_their_places():
     points = [(20.0, 20.0), (200.0, 104.0), (336.0, 208.0)]
-    picture = picture_of(fed(locations=points, location_levels=[0, 1, 2]))
+    picture = picture_of(fed(points=points, point_levels=[0, 1, 2]))
     dots = (picture[:700, :800] != 150).any(axis=2)
     count, _, _, centres = cv2.connectedComponentsWithStats(dots.astype(np.uint8))
     assert count == 1 + len(points)

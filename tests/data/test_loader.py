@@ -10,8 +10,10 @@ import multiprocessing
 import os
 import random
 import resource
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -1359,6 +1361,36 @@ def test_reading_processes_die_with_a_training_that_is_killed(ten):
         time.sleep(0.05)
     alive = [pid for pid in pids if os.path.exists(f"/proc/{pid}") and state_of(pid) != "Z"]
     assert len(pids) == 2 and not alive
+
+
+LOAD = """
+import json, sys
+from ppfcos.data.datasets import build_dataset
+from ppfcos.data.loader import TrainLoader
+cfg = json.loads(sys.argv[1])
+loader = TrainLoader(cfg, build_dataset(cfg, "TrainDataset"))
+print(sum(len(part["image"]) for [part] in loader))
+"""
+BAD_SHARED_MEMORY = {
+    "read-only": "mount -t tmpfs -o ro tmpfs /dev/shm",
+    "full": "mount -t tmpfs -o size=4k tmpfs /dev/shm; cat /dev/zero > /dev/shm/a 2> /dev/null || true",
+    "missing": "mkdir -p {0}/dev; mount -t tmpfs tmpfs {0}/dev; "
+    "cp -a /dev/null /dev/zero /dev/urandom {0}/dev; mount --move {0}/dev /dev; test ! -e /dev/shm",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SHARED_MEMORY)
+def test_workers_do_not_need_dev_shm(ten, kind, tmp_path):
+    cfg = config(worker_num=2, TrainDataset=ten.section(allow_empty=True))
+    load = shlex.join([sys.executable, "-c", LOAD, json.dumps(cfg)])
+    mount = BAD_SHARED_MEMORY[kind].format(shlex.quote(str(tmp_path)))
+    namespace = ["unshare", *([] if os.getuid() == 0 else ["--map-root-user"]), "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "sh", "-ec", mount]).returncode:
+        pytest.skip("this machine does not allow another /dev/shm")
+    done = subprocess.run(
+        [*namespace, "sh", "-ec", f"{mount}; exec {load}"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ["8"]), done.stderr
 
 
 def state_of(pid: int) -> str:

@@ -154,6 +154,24 @@ def test_a_broken_cache_is_made_anew(section, kept, caplog):
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
+def test_a_cache_may_change_while_it_is_used(section):
+    build_dataset(section, "TrainDataset")
+    data = build_dataset(section, "TrainDataset")
+    os.truncate(the_file(section), 0)
+    wanted = build_dataset({**section, "annotation_cache": None}, "TrainDataset")
+    for one, other in zip(data.records, wanted.records):
+        assert_equal(one, other)
+
+
+def test_one_process_of_a_machine_writes_the_cache(section, monkeypatch):
+    monkeypatch.setenv("PADDLE_LOCAL_RANK", "1")
+    assert_as_without_a_cache(section)
+    assert not os.path.exists(section["annotation_cache"])
+    monkeypatch.setenv("PADDLE_LOCAL_RANK", "0")
+    assert_as_without_a_cache(section)
+    assert os.path.isfile(the_file(section))
+
+
 def test_a_cache_that_cannot_be_written_is_said(section, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     section["annotation_cache"] = str(tmp_path / "file" / "cache")

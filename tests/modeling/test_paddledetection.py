@@ -69,6 +69,7 @@ def test_stock_parts_are_used(root, tinycoco):
 STOCK_TRAINER = """
 import sys, json
 import ppfcos.modeling
+from ppfcos.data.transforms.uint8 import register_in_paddledetection; register_in_paddledetection()
 from ppdet.core.workspace import load_config, merge_config
 from ppdet.engine import Trainer
 import paddle

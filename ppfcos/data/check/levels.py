@@ -8,6 +8,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 
 from ppfcos.data.transforms.pipeline import COARSEST_ADDED_STRIDE, pad_stride
+from ppfcos.resizing import scaling
 
 NO_LOCATION, COVERED = -1, -2  # in place of a level
 _BOXES_AT_ONCE = 32  # each as an image of its own
@@ -23,17 +24,12 @@ class Resize(NamedTuple):
     Attributes:
         target: (height, width), or with `keep_ratio` the limits of the shorter and of the longer side.
         keep_ratio: Whether both sides get the same factor.
+        rounding: One of `ppfcos.resizing.ROUNDINGS`.
     """
 
     target: tuple[int, int]
     keep_ratio: bool
-
-    def factors(self, height: int, width: int) -> tuple[float, float]:
-        """Vertical and horizontal factor for an image of this size, as PaddleDetection's Resize."""
-        if not self.keep_ratio:
-            return self.target[0] / height, self.target[1] / width
-        factor = min(min(self.target) / min(height, width), max(self.target) / max(height, width))
-        return factor, factor
+    rounding: str = "none"
 
 
 class Geometry(NamedTuple):
@@ -101,9 +97,10 @@ def input_geometry(
 
 def _resizes(name: str, arguments: Mapping[str, Any]) -> list[Resize]:
     targets, keep_ratio = arguments["target_size"], bool(arguments.get("keep_ratio", True))
+    rounding = arguments.get("rounding", "none")
     if name == "Resize" or not arguments.get("random_size", True):
         targets = [targets]
-    return [Resize((t, t) if isinstance(t, int) else (t[0], t[1]), keep_ratio) for t in targets]
+    return [Resize((t, t) if isinstance(t, int) else (t[0], t[1]), keep_ratio, rounding) for t in targets]
 
 
 def assign_levels(boxes: np.ndarray, height: int, width: int, geometry: Geometry) -> AssignedLevels:
@@ -121,13 +118,10 @@ def assign_levels(boxes: np.ndarray, height: int, width: int, geometry: Geometry
         lost = levels < 0
         if not lost.any():
             break
-        vertical, horizontal = resize.factors(height, width)
+        (vertical, horizontal), _, pixels = scaling(height, width, *resize)
         # in float32, as PaddleDetection scales them
         resized = boxes * np.array([horizontal, vertical, horizontal, vertical], dtype=np.float32)
-        padded = [
-            -(-max(1, round(side)) // geometry.pad) * geometry.pad
-            for side in (height * vertical, width * horizontal)
-        ]
+        padded = [-(-side // geometry.pad) * geometry.pad for side in pixels]
         counts = geometry.count_points(resized[None], *padded)[0]
         assigned = lost & counts.any(axis=1)
         levels[assigned] = counts.argmax(axis=1)[assigned]

@@ -7,11 +7,10 @@ from typing import Any, Callable
 
 import cv2
 import numpy as np
-from ppdet.data import transform as ppdet_transforms
 
 from ppfcos.data.records import clip_boxes
 from ppfcos.data.transforms import MixTransform
-from ppfcos.data.transforms.uint8 import UINT8_TRANSFORMS
+from ppfcos.data.transforms.uint8 import find_transform
 from ppfcos.errors import ConfigError
 
 Sample = dict[str, Any]
@@ -140,7 +139,7 @@ def _name_and_arguments(entry: Any, section: str) -> tuple[str, dict[str, Any]]:
 
 
 def _build(name: str, arguments: dict[str, Any], section: str) -> Any:
-    transform = UINT8_TRANSFORMS.get(name) or getattr(ppdet_transforms, name, None)
+    transform = find_transform(name)
     if not callable(transform):
         raise ConfigError(f"{section}.sample_transforms: there is no transform {name}")
     try:
