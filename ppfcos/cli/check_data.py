@@ -134,6 +134,7 @@ def configured_geometry(cfg: MutableMapping[str, Any]) -> Geometry:
     """The geometry of a configuration, with the assigner of its model."""
     from ppdet.core.workspace import create
 
+    from ppfcos.config.workspace import use_config
     from ppfcos.data.check.levels import input_geometry
     from ppfcos.engine.model import construction_errors
 
@@ -141,6 +142,7 @@ def configured_geometry(cfg: MutableMapping[str, Any]) -> Geometry:
     try:
         cfg["num_classes"] = num_classes or 1  # the assigner does not depend on it
         with construction_errors(cfg):
+            use_config(cfg)
             model = create(cfg["architecture"])
     finally:
         cfg["num_classes"] = num_classes
