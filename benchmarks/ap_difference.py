@@ -1,12 +1,12 @@
-"""Whether the APs of two evaluations differ by more than the choice of the images would let them.
+"""Estimate how much of the difference of two APs the choice of the test images may explain.
 
     python tools/eval.py -c CONFIG -o weights=A.pdparams --output_eval a
     python tools/eval.py -c CONFIG -o weights=B.pdparams --output_eval b
     python benchmarks/ap_difference.py instances.json a/bbox.json b/bbox.json
 
 Prints box AP and its standard deviation for both, and those of the difference. A paired bootstrap (Efron,
-1979) draws as many images as there are, with repetition, and computes both APs on them by pycocotools. What
-the seed of a training does to an AP is another matter, and comes on top.
+1979) draws as many images as there are, with replacement, and computes both APs on them by pycocotools. The
+variation between training seeds is not included.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pycocotools.cocoeval import COCOeval
 
 
 def by_image(rows: Iterable[dict]) -> dict[int, list[dict]]:
-    """Annotations or detections of each image."""
+    """Group annotations or detections by image."""
     found = defaultdict(list)
     for row in rows:
         found[row["image_id"]].append(row)
@@ -33,7 +33,7 @@ def by_image(rows: Iterable[dict]) -> dict[int, list[dict]]:
 
 
 def average_precision(images: Sequence[int], truth: dict, objects: dict, detections: dict) -> float:
-    """Box AP in per cent on some images; one that comes twice counts twice."""
+    """Return the box AP in percent on some images; an image that occurs twice counts twice."""
     annotations, found = [], []
     for number, image in enumerate(images, start=1):
         annotations += [

@@ -1,10 +1,10 @@
-"""Box AP on BCCD of ours and of PaddleDetection 2.6.0's stock FCOS, after the same training.
+"""Compare the box AP of ours and of PaddleDetection 2.6.0's FCOS on BCCD after the same training.
 
     python benchmarks/bccd_accuracy.py dataset/bccd
 
-ResNet-18 from scratch, 12 epochs of 292 photographs (trainval), 4 a step, long side 320, the same learning
-rate; evaluated on 72 photographs (test) by the same COCO metric. Both in the environment that ppfcos sets. It
-takes about half an hour on two cores. The folder holds BCCD in Pascal VOC layout
+ResNet-18 is trained from scratch for 12 epochs on 292 photographs (trainval), 4 per step, long side 320, with
+the same learning rate, and evaluated on 72 photographs (test) by the same COCO metric. Both run in the
+environment that ppfcos sets, for about half an hour on two cores. The folder holds BCCD in Pascal VOC layout
 (github.com/Shenggan/BCCD_Dataset).
 """
 
@@ -38,7 +38,7 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 
 
 def coco_annotations(folder: Path, split: str) -> dict:
-    """A split of BCCD as a COCO dictionary, for the stock FCOS, whose VOC evaluation is another metric."""
+    """Return a split of BCCD as a COCO dictionary; PaddleDetection's VOC evaluation is another metric."""
     found = {"images": [], "annotations": [], "categories": []}
     found["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     stems = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
@@ -65,7 +65,7 @@ def coco_annotations(folder: Path, split: str) -> dict:
 
 
 def stock_ap(folder: Path, scratch: Path, seed: int) -> list:
-    """Train and evaluate the stock FCOS in a process of its own; the twelve COCO figures."""
+    """Train and evaluate PaddleDetection's FCOS in another process, and return the twelve COCO metrics."""
     for split in ("trainval", "test"):
         (scratch / f"{split}.json").write_text(json.dumps(coco_annotations(folder, split)))
     images = {"dataset_dir": str(folder), "image_dir": "JPEGImages"}
@@ -94,7 +94,7 @@ def stock_ap(folder: Path, scratch: Path, seed: int) -> list:
 
 
 def our_ap(folder: Path, scratch: Path, seed: int) -> list:
-    """Train and evaluate ours by its command; the twelve COCO figures."""
+    """Train and evaluate ours by its command, and return the twelve COCO metrics."""
     program = [
         sys.executable,
         str(ROOT / "tools" / "train.py"),

@@ -1,14 +1,13 @@
-"""Ours and PaddleDetection 2.6.0's stock FCOS side by side on BCCD, step by step from the same weights.
+"""Train ours and PaddleDetection 2.6.0's FCOS from the same weights on BCCD and compare them after each step.
 
     python benchmarks/bccd_lockstep.py dataset/bccd --steps 3
 
-Each has its own reader, targets, model, losses, schedule and optimizer; only chance is taken out (no
-shuffling, no flipping), and ours is configured as the stock FCOS is where they differ by choice: padding to
-multiples of 128, ones added to the areas of the IoU (`iou_smoothing`), size ranges that are open at their
-upper ends, and factors of learning rate and decay for the weights of the towers. Both compute in float64,
-where roundings do not grow within a few steps. A table says how far apart pixels, positives, losses,
-gradients and weights are: if a step of training differed in anything else, it would show here. It takes half
-a minute a step on two cores.
+Each has its own reader, targets, model, losses, schedule and optimizer. There is no shuffling and no
+flipping, and ours is configured like the stock FCOS where they differ by choice: padding to multiples of 128,
+ones added to the areas of the IoU (`iou_smoothing`), size ranges open at their upper ends, and factors of
+learning rate and weight decay for the towers. Both compute in float64, in which rounding errors stay small
+over a few steps. A table shows the differences of pixels, positives, losses, gradients and weights: any other
+difference in a training step would show here. It takes half a minute per step on two cores.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ AS_STOCK = [
 
 
 class Side:
-    """A model in float64 and what trains it."""
+    """A model in float64 with its optimizer and schedule."""
 
     def __init__(self, model, build_optimizer, schedule):
         self.model, self.schedule = model, schedule
@@ -81,7 +80,7 @@ class Side:
 
 
 def stock_side(folder: Path, scratch: Path) -> tuple:
-    """The stock FCOS and its batches."""
+    """Return PaddleDetection's FCOS and its batches."""
     annotations = scratch / "trainval.json"
     annotations.write_text(json.dumps(bccd_accuracy.coco_annotations(folder, "trainval")))
     config = stock.stock_config(
@@ -113,7 +112,7 @@ def stock_side(folder: Path, scratch: Path) -> tuple:
 
 
 def our_side(folder: Path, peer: paddle.nn.Layer) -> tuple:
-    """Ours, with the weights of the stock FCOS and their factors, and its batches."""
+    """Return ours, with the stock FCOS's weights and factors, and its batches."""
     config = load_config(
         ROOT / "configs" / "fcos_r18_bccd.yml", [*AS_STOCK, f"TrainDataset.dataset_dir={folder}"]
     )
@@ -135,8 +134,8 @@ def our_side(folder: Path, peer: paddle.nn.Layer) -> tuple:
     return side, feed
 
 
-def take_stocks_interval_ends() -> None:
-    """Size ranges without their upper ends, as in Gt2FCOSTarget."""
+def open_size_ranges() -> None:
+    """Leave size ranges open at their upper ends, as in Gt2FCOSTarget."""
 
     def size_limits(self, locations: list) -> tuple:
         ends = [0.0, *self.size_ranges, math.inf]
@@ -147,7 +146,7 @@ def take_stocks_interval_ends() -> None:
 
 
 def largest_difference(ours: Side, theirs: Side, tensor_of) -> float:
-    """Of all weights (or gradients), relative to the norm of each."""
+    """Return the largest difference of all weights or gradients, relative to the norm of each."""
     peers = dict(theirs.model.named_parameters())
     found = []
     for name, weight in ours.model.named_parameters():
@@ -158,7 +157,7 @@ def largest_difference(ours: Side, theirs: Side, tensor_of) -> float:
 
 
 def step_row(ours: Side, theirs: Side, our_batch: dict, stock_batch: dict) -> str:
-    """Train one step and say how far the two are apart."""
+    """Train one step and return the row of differences."""
     normalized = ours.model._normalize(our_batch["image"], our_batch["im_shape"])
     pixels = float((normalized - stock_batch["image"]).abs().max())
     positives = len(ours.model.assign(our_batch).positives)
@@ -184,7 +183,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="default: %(default)s")
     args = parser.parse_args()
     folder = args.folder.resolve()
-    take_stocks_interval_ends()
+    open_size_ranges()
     F.sigmoid_focal_loss = with_labels_like_logits(F.sigmoid_focal_loss)
     warnings.filterwarnings("ignore")  # of Gt2FCOSTarget outside boxes, and of Paddle
     with tempfile.TemporaryDirectory() as scratch:

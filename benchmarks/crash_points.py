@@ -1,15 +1,15 @@
-"""A training's files when it is killed just before any change to its folder, and after it is resumed.
+"""Kill a training before each change to its folder, resume it, and check the files.
 
     python benchmarks/crash_points.py                # every crash point
     python benchmarks/crash_points.py --every 9      # a sample
     python benchmarks/crash_points.py --twice        # the resumed training is killed, too
 
-Saves the checkpoints of a short training of a small model, notes an AP after each epoch and keeps the best
-one, with the functions that `tools/train.py` calls. Before each rename, link, unlink and fsync in turn, the
-process kills itself. Then, and again once the training was resumed to its end, the files are checked:
+The training of a small model saves checkpoints, records an AP after each epoch and keeps the best model, with
+the functions that `tools/train.py` calls. The process kills itself before each rename, link, unlink and fsync
+in turn. The files are checked after the kill, and again after the training was resumed to its end:
 
-- after the kill, the newest checkpoint and `best_model` are whole and are the new ones or the ones before;
-- after the resumption, both are those of a training that was left alone, and so are all other files.
+- after the kill, the newest checkpoint and `best_model` are complete, and are the new or the previous ones;
+- after the resumption, all files equal those of an uninterrupted training.
 
 The exit code is 0 if every crash point passes.
 """
@@ -58,7 +58,7 @@ WITH_AVERAGE = 2  # epochs; after these, NAME.pdema is not written any more
 
 
 class Training:
-    """Saves and evaluates. The weights of a position are all equal to 10 × epochs + steps."""
+    """Save and evaluate. All weights of a position equal 10 × epochs + steps."""
 
     def __init__(self) -> None:
         self.model = paddle.nn.Linear(8, 4)
@@ -73,7 +73,7 @@ class Training:
             self.weights[epochs, step] = {name: paddle.full_like(state[name], value) for name in state}
 
     def run(self, folder: Path, say: Callable[[str], None] = lambda text: None) -> None:
-        """From the newest checkpoint to the end, as the Trainer does it."""
+        """Train from the newest checkpoint to the end, as the Trainer does."""
         lock = lock_folder(folder)
         finish_interrupted(folder)
         newest = find_latest(folder)
@@ -105,12 +105,12 @@ def run_in_child(training: Training, folder: Path, kill_before: int | None = Non
     """Run the training in a forked process.
 
     Args:
-        training: to run.
-        folder: of the run.
+        training: training to run.
+        folder: its run folder.
         kill_before: number of the change before which the process kills itself.
 
     Returns:
-        What it said, by the first word; the number of changes; whether it was killed.
+        The positions that it printed, by name; the number of changes; whether it was killed.
     """
     said_file = folder.parent / f"{folder.name}.said"
     pid = os.fork()
@@ -149,7 +149,7 @@ def run_in_child(training: Training, folder: Path, kill_before: int | None = Non
 
 
 def position_of(path: Path) -> float:
-    """10 × epochs + steps by the record of a checkpoint, which must be whole and have the weights of that."""
+    """Return 10 × epochs + steps from the record of a checkpoint, after checking that its weights agree."""
     checkpoint.verify_checksums(path)
     state = checkpoint.read_manifest(path)
     position = 10.0 * state.epochs + state.step
@@ -159,7 +159,7 @@ def position_of(path: Path) -> float:
 
 
 def check_after_kill(folder: Path, said: dict) -> str:
-    """Both checkpoints are whole, and not older than what the training said before it was killed."""
+    """Check that both checkpoints are complete and not older than what was printed before the kill."""
     newest, best = find_latest(folder), folder / BEST
     position = 0 if newest is None else position_of(newest)
     ap = 0
@@ -173,7 +173,7 @@ def check_after_kill(folder: Path, said: dict) -> str:
 
 
 def contents(folder: Path) -> dict:
-    """What must not depend on interruptions: names, weights, and what the records say."""
+    """Return what must not depend on interruptions: file names, weights, and the contents of records."""
     found: dict = {}
     for path in sorted(folder.iterdir()):
         found[path.name] = None
@@ -188,15 +188,15 @@ def check(every: int = 1, twice: bool = False, first: int = 0) -> collections.Co
     """Kill the training at crash points, resume it, and check its files each time.
 
     Args:
-        every: how many changes apart the crash points are.
-        twice: kill the resumed training, too, at a crash point of its own.
-        first: crash point.
+        every: test each n-th change only.
+        twice: kill the resumed training, too, at another crash point.
+        first: number of the first crash point.
 
     Returns:
         How often each outcome was found after the kill.
 
     Raises:
-        AssertionError: a checkpoint is lost, or the resumed training leaves something else.
+        AssertionError: a checkpoint is lost, or the resumed training leaves other files.
     """
     logging.getLogger("ppfcos").setLevel(logging.CRITICAL)
     training, outcomes = Training(), collections.Counter()

@@ -1,17 +1,16 @@
-"""Decoding and suppression within a network, alone: milliseconds an image, beside PaddleDetection's.
+"""Measure decoding and NMS within a network, compared with PaddleDetection's, in milliseconds per image.
 
     python benchmarks/decoding.py [--rounds 10] [--candidates 1000]
 
-The inputs are a head's answers for one image of 800×1344 with 80 classes, drawn at random: what a trained
-head says of some objects, as many as it takes for a thousand pairs of a location and a class above the score
-threshold, and background everywhere else. What runs is what an exported network has behind the last
-convolutions: ours as the Paddle program and as ONNX, PaddleDetection 2.6.0's `post_process` as a Paddle
-program in the same runtime, of a fixed size. Settings and threads are the same, and all must find the same
-boxes.
+The inputs are generated outputs of a head for one image of 800×1344 with 80 classes: objects until a thousand
+pairs of a point and a class are above the score threshold, and background elsewhere. Measured is what an
+exported network computes after its last convolutions: ours as Paddle program and as ONNX, and PaddleDetection
+2.6.0's `post_process` as a Paddle program of fixed size in the same runtime. Settings and threads are the
+same, and all must return the same boxes.
 
-Each is a process of its own. They take turns; a turn is the median of some runs, a figure the median of the
-turns. Paddle Inference copies what it is given, here 8 MB, which it does before the first run alone: within a
-network there is nothing to copy.
+Each side is a process, and they alternate. Each measurement is the median of some runs, and the figure is the
+median of the measurements. Paddle Inference copies its inputs, here 8 MB, before the first run only: within a
+network they would not be copied.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from alternating import alternate, separate_results, serve
 from machine import day_and_machine
-from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -37,7 +36,7 @@ SIZES = [(-(-HEIGHT // stride), -(-WIDTH // stride)) for stride in STRIDES]
 LARGEST = (64, 128, 256, 512, 1e8)  # what the farthest side of a box is away in each level, at the most
 KINDS = {"class_logits": CLASSES, "distances": 4, "quality_logits": 1}
 RUNS = 20  # of a turn
-PAUSE = 0.25  # Paddle's threads look for work that long
+PAUSE = 0.25  # Paddle's threads spin for that long
 PEER = "PaddleDetection, Paddle Inference"
 # name → runtime
 SIDES = {
@@ -48,8 +47,8 @@ SIDES = {
 }
 
 
-def head_answers(candidates: int) -> dict[str, np.ndarray]:
-    """What a head says, by name, [1, channels, H_l, W_l]: of as many objects as make the candidates."""
+def head_outputs(candidates: int) -> dict[str, np.ndarray]:
+    """Return outputs of a head by name, [1, channels, H_l, W_l], with objects for `candidates`."""
     random = np.random.default_rng(0)
     levels = []
     for stride, (height, width) in zip(STRIDES, SIZES):
@@ -70,7 +69,7 @@ def head_answers(candidates: int) -> dict[str, np.ndarray]:
 
 
 def put_object(levels: list[dict[str, np.ndarray]], random: np.random.Generator) -> None:
-    """Let the level that it belongs to see an object: surest at its middle, with a second class likely."""
+    """Add an object to its level: highest scores at its center, and a likely second class."""
     sides = np.exp(random.uniform(np.log(24), np.log(600), 2))
     center = random.uniform(sides / 2, np.array([WIDTH, HEIGHT]) - sides / 2)
     box = np.concatenate([center - sides / 2, center + sides / 2])
@@ -93,7 +92,7 @@ def put_object(levels: list[dict[str, np.ndarray]], random: np.random.Generator)
 
 
 def count_above(level: dict[str, np.ndarray]) -> int:
-    """Pairs of a location and a class with a score above the threshold."""
+    """Count the pairs of a point and a class with a score above the threshold."""
     from ppfcos.modeling.postprocess import PPFCOSDecode
 
     class_scores, quality = (1 / (1 + np.exp(-level[kind])) for kind in ("class_logits", "quality_logits"))
@@ -101,7 +100,7 @@ def count_above(level: dict[str, np.ndarray]) -> int:
 
 
 def our_network():
-    """An exported network without what comes before its head's answers."""
+    """Return an exported network without the layers before the outputs of its head."""
     import paddle
     from paddle.static import InputSpec
 
@@ -111,12 +110,12 @@ def our_network():
     from ppfcos.modeling.postprocess import PPFCOSDecode
 
     class Decoding(CandidatesNetwork):
-        """The head's answers in; candidates out, or boxes."""
+        """Outputs of the head in; candidates or boxes out."""
 
         ends_with_boxes = False
 
         def specs(self) -> list:
-            answers = [
+            outputs = [
                 [
                     InputSpec([1, channels, *size], "float32", f"{kind}_{stride}")
                     for stride, size in zip(STRIDES, SIZES)
@@ -124,7 +123,7 @@ def our_network():
                 for kind, channels in KINDS.items()
             ]
             pairs = [InputSpec([1, 2], "float32", name) for name in ("im_shape", "scale_factor")]
-            return [*answers, *pairs]
+            return [*outputs, *pairs]
 
         def forward(self, class_logits, distances, quality_logits, im_shape, scale_factor):
             grids = [center_grid(*size, stride) for size, stride in zip(SIZES, STRIDES)]
@@ -139,7 +138,7 @@ def our_network():
 
 
 def copying_once() -> type:
-    """The runtime of Paddle Inference, which takes its inputs at the first run and keeps them."""
+    """Return the runtime of Paddle Inference that copies its inputs at the first run only."""
     from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 
     class CopyingOnce(PaddleInferenceRuntime):
@@ -154,7 +153,7 @@ def copying_once() -> type:
 
 
 def load(name: str, folder: Path, threads: int):
-    """The runtime of one side with its network."""
+    """Return the runtime of one side with its network."""
     from ppfcos import environment
 
     environment.configure_process()
@@ -187,10 +186,10 @@ def load(name: str, folder: Path, threads: int):
 
 
 def prepared(name: str, folder: Path, options: argparse.Namespace) -> Callable[[], dict[str, np.ndarray]]:
-    """A function that decodes the answers once."""
+    """Return a function that decodes the outputs once."""
     runtime = load(name, folder, options.threads)
     inputs = {
-        **head_answers(options.candidates),
+        **head_outputs(options.candidates),
         "im_shape": np.float32([[HEIGHT, WIDTH]]),
         "scale_factor": np.ones((1, 2), np.float32),
     }
@@ -199,8 +198,8 @@ def prepared(name: str, folder: Path, options: argparse.Namespace) -> Callable[[
 
 
 def work(name: str, options: argparse.Namespace) -> None:
-    """When it is this side's turn, answer with the milliseconds, and with the boxes."""
-    with answers_apart() as answers, tempfile.TemporaryDirectory() as folder:
+    """Decode once per request, and write the milliseconds and the boxes."""
+    with separate_results() as results, tempfile.TemporaryDirectory() as folder:
         run = prepared(name, Path(folder), options)
 
         def turn() -> tuple:
@@ -213,11 +212,11 @@ def work(name: str, options: argparse.Namespace) -> None:
                 times.append(time.perf_counter() - start)
             return statistics.median(times) * 1000, rows.tolist()
 
-        answer_turns(turn, answers)
+        serve(turn, results)
 
 
 def check_same(boxes: dict[str, list]) -> int:
-    """How many boxes all sides found; it is an error if they are not the same."""
+    """Return the number of boxes; exit if the sides' boxes differ."""
     sets = {name: np.array(sorted(rows)) for name, rows in boxes.items()}
     expected = sets[PEER]
     for name, found in sets.items():
@@ -230,7 +229,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
-    add("--rounds", type=int, default=10, help="turns of each (default: %(default)s)")
+    add("--rounds", type=int, default=10, help="measurements of each (default: %(default)s)")
     add("--candidates", type=int, default=1000, help="above the threshold (default: %(default)s)")
     add("--threads", type=int, default=2, help="of each (default: %(default)s)")
     add("--worker", choices=SIDES, help=argparse.SUPPRESS)
@@ -240,12 +239,12 @@ def main() -> None:
         return
     arguments = ["--candidates", str(options.candidates), "--threads", str(options.threads)]
     commands = {name: [__file__, *arguments, "--worker", name] for name in SIDES}
-    answers = take_turns(commands, 1 + options.rounds)  # the first one is not counted
-    found = check_same({name: turns[0][1] for name, turns in answers.items()})
-    times = {name: statistics.median(turn[0] for turn in turns[1:]) for name, turns in answers.items()}
+    results = alternate(commands, 1 + options.rounds)  # the first one is not counted
+    found = check_same({name: turns[0][1] for name, turns in results.items()})
+    times = {name: statistics.median(turn[0] for turn in turns[1:]) for name, turns in results.items()}
     print(
         f"{day_and_machine()}, {options.threads} threads, {HEIGHT}×{WIDTH}, {options.candidates} candidates, "
-        f"{found} boxes, median of {options.rounds} turns of {RUNS} runs"
+        f"{found} boxes, median of {options.rounds} ×  {RUNS} runs"
     )
     print("| | ms | faster than PaddleDetection's |")
     print("|---|---|---|")

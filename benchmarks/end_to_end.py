@@ -1,16 +1,16 @@
-"""From a JPEG file to boxes on this machine's CPU: ours in every runtime, PaddleDetection's FCOS as deployed.
+"""Measure the time from a JPEG file to boxes on a CPU, compared with PaddleDetection's deployed FCOS.
 
     git clone https://github.com/PaddlePaddle/PaddleDetection
     python benchmarks/end_to_end.py PaddleDetection photo.jpg
 
-Both are FCOS R50 with 80 classes and random weights, short side 800, long side at most 1333, exported. Hardly
-a box is above the threshold then, so that suppression is idle in both. PaddleDetection's runs in the Detector
-of its deploy/python/infer.py: once with the defaults (`--device=CPU`: one thread, no oneDNN), once with
-`--enable_mkldnn=True` and a thread for each core. Its export needs what `stock.py` says, and its script the
-two calls of tools/run_paddledetection_infer.py. Its reader pads to multiples of 128 and ours to 32, as each
-one's configuration says. The photograph is cut to 5:3, so that both resize it to 800×1333.
+Both are exported FCOS R50 networks with 80 classes and random weights, short side 800, long side at most
+1333. Hardly any box is above the threshold, so NMS has no work in either. PaddleDetection's network runs in
+the Detector of its deploy/python/infer.py: once with the defaults (`--device=CPU`: one thread, no oneDNN),
+once with `--enable_mkldnn=True` and one thread per core. `stock.py` describes how it is exported, and
+tools/run_paddledetection_infer.py which two calls its script needs. Its reader pads to multiples of 128, ours
+to 32, as the configurations say. The photograph is cropped to 5:3, so both resize it to 800×1333.
 
-All are processes of their own and take turns, image by image.
+Each variant is a process, and they alternate image by image.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from alternating import alternate, separate_results, serve
 from machine import day_and_machine
-from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -50,7 +50,7 @@ THEIRS = {
 
 
 def export_ours(folder: Path, photo: Path) -> None:
-    """Export R50 with random weights by the command, in INT8, too, with the ranges of the photograph."""
+    """Export R50 with random weights by the command, also in INT8, calibrated on the photograph."""
     from ppfcos import environment
 
     environment.configure_process()
@@ -71,7 +71,7 @@ def export_ours(folder: Path, photo: Path) -> None:
 
 
 def export_theirs(folder: Path) -> None:
-    """Export PaddleDetection's R50, with the description that its script reads."""
+    """Export PaddleDetection's R50 with the configuration file that its script reads."""
     import yaml
     from stock import MEAN, STD, save_program, stock_config
 
@@ -97,7 +97,7 @@ def export_theirs(folder: Path) -> None:
 
 
 def our_detector(name: str, folder: Path) -> Callable[[str], object]:
-    """A function from a file's path to its boxes."""
+    """Return a function from a file's path to its boxes."""
     from ppfcos.deploy import Predictor
 
     runtime, precision = OURS[name]
@@ -106,7 +106,7 @@ def our_detector(name: str, folder: Path) -> Callable[[str], object]:
 
 
 def their_detector(name: str, folder: Path, scripts: Path) -> Callable[[str], object]:
-    """A function from a file's path to its boxes, by PaddleDetection's own script."""
+    """Return a function from a file's path to its boxes that calls PaddleDetection's script."""
     sys.path.insert(0, str(ROOT / "tools"))
     import run_paddledetection_infer
 
@@ -120,8 +120,8 @@ def their_detector(name: str, folder: Path, scripts: Path) -> Callable[[str], ob
 
 
 def work(name: str, folder: Path, scripts: Path, photo: str) -> None:
-    """When it is this program's turn, detect what is in the photograph and answer with the seconds."""
-    with answers_apart() as answers:
+    """Detect objects in the photograph once per request, and write the seconds."""
+    with separate_results() as results:
         detect = our_detector(name, folder) if name in OURS else their_detector(name, folder, scripts)
 
         def seconds() -> float:
@@ -129,16 +129,16 @@ def work(name: str, folder: Path, scripts: Path, photo: str) -> None:
             detect(photo)
             return time.perf_counter() - start
 
-        answer_turns(seconds, answers)
+        serve(seconds, results)
 
 
 def cut(photo: Path, destination: Path) -> None:
-    """Write the middle of a photograph, 5:3."""
+    """Crop the middle of a photograph to 5:3."""
     import cv2
 
     image = cv2.imread(str(photo))
     if image is None:
-        raise SystemExit(f"{photo}: is not a picture that OpenCV reads")
+        raise SystemExit(f"{photo}: OpenCV cannot read this image")
     height, width = image.shape[:2]
     high, wide = min(height, width * 3 // 5), min(width, height * 5 // 3)
     top, left = (height - high) // 2, (width - wide) // 2
@@ -170,8 +170,8 @@ def main() -> None:
         names = [*OURS, *THEIRS]
         arguments = [str(args.paddledetection), str(photo)]
         commands = {name: [__file__, *arguments, "--worker", name, str(folder)] for name in names}
-        answers = take_turns(commands, WARM_UP + args.repeats)
-    report({name: statistics.median(found[WARM_UP:]) for name, found in answers.items()}, args.repeats)
+        results = alternate(commands, WARM_UP + args.repeats)
+    report({name: statistics.median(found[WARM_UP:]) for name, found in results.items()}, args.repeats)
 
 
 def report(seconds: dict[str, float], repeats: int) -> None:

@@ -1,14 +1,13 @@
-"""What the engine adds to a training step: ours with everything on against the bare computation.
+"""Measure what the engine adds to a training step, compared with the bare computation.
 
     python benchmarks/engine_cost.py [--side 320 --images 8]
 
-The bare step is forward, losses, backward and update of the same model on a batch that is already there.
-The engine's step is the one of tools/train.py, with a log line and VisualDL's records every step, averaged
-weights (EMA), gradient norm, checks for losses that are not finite, and reading of images by a process of its
-own. The two take turns, step by step, in one process; the figure is the median of the ratios of a bare step
-and the engine's next to it, for the machine's own pace wavers more than what is measured. EMA is computation
-that the user asked for, so its share is printed apart. Also printed: how long a checkpoint holds the training
-up.
+The bare step is forward, losses, backward and update of the same model on a loaded batch. The engine's step
+is that of tools/train.py, with a log line and VisualDL records every step, EMA, gradient norm, checks for
+non-finite losses, and one loader worker. Both alternate, step by step, in one process. The figure is the
+median of the ratios of neighbouring steps, because the speed of the machine varies more than what is
+measured. EMA is part of the training, so its cost is printed separately. The time of saving a checkpoint is
+printed, too.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ CONFIG = ROOT / "configs" / "fcos_demo_shapes.yml"
 
 
 def bare_step(trainer, batch: dict) -> None:
-    """Forward, backward and update, as a script of one's own would write them."""
+    """Run forward, backward and update, as in a minimal training script."""
     losses = trainer.model(batch)
     losses["loss"].backward()
     trainer.optimizer.step()
     trainer.optimizer.clear_grad(set_to_zero=False)
 
 
-def measure(folder: Path, pictures: Path, settings: dict[str, Any], steps: int) -> tuple:
-    """Median seconds of the bare step and of the engine's, their ratio, and seconds of a checkpoint.
+def measure(folder: Path, images: Path, settings: dict[str, Any], steps: int) -> tuple:
+    """Return median seconds of the bare and of the engine's step, their ratio, and seconds of a checkpoint.
 
     Args:
-        folder: an empty one.
-        pictures: a data set that ppfcos.data.shapes has drawn.
-        settings: keys of the configuration with other values than its own.
-        steps: of each kind.
+        folder: empty folder.
+        images: data set made by ppfcos.data.shapes.
+        settings: configuration keys to change, with their values.
+        steps: number of steps of each kind.
     """
     from ppfcos.config import load_config
     from ppfcos.engine.run_record import RunLog
     from ppfcos.engine.trainer import Trainer
 
     keys = {
-        "TrainDataset.dataset_dir": pictures,
+        "TrainDataset.dataset_dir": images,
         "save_dir": folder,
         "device": "cpu",
         "worker_num": 1,
@@ -91,8 +90,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=100, help="of each kind (default 100)")
-    parser.add_argument("--side", type=int, help="of a picture in pixels (default: as make demo trains)")
-    parser.add_argument("--images", type=int, help="of a step (default: as make demo trains)")
+    parser.add_argument("--side", type=int, help="side of the images in pixels (default: as in make demo)")
+    parser.add_argument("--images", type=int, help="images per step (default: as in make demo)")
     args = parser.parse_args()
     settings: dict[str, Any] = {}
     if args.side:

@@ -1,9 +1,9 @@
-"""What the report of an evaluation costs on data of the size of COCO's validation set, beside the evaluation.
+"""Measure the time of the evaluation report on generated data of the size of COCO val2017.
 
     python benchmarks/evaluation_report.py PHOTOGRAPHS
 
-5,000 images, 36,781 objects of 80 classes of unequal frequency, and some 450,000 detections of them and of
-nothing, all made up; PHOTOGRAPHS is a folder of JPEG files from which the worst cases are cut, in turn.
+The data are 5,000 images, 36,781 objects of 80 classes of unequal frequency, and about 450,000 detections,
+true and false. PHOTOGRAPHS is a folder of JPEG files, which the report shows as the worst images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WIDTH, HEIGHT = 640, 480
 
 
 class Photographs:
-    """The same few pictures in turn, whatever image is asked for."""
+    """Data set that returns the same few photographs repeatedly."""
 
     def __init__(self, folder: Path):
         self.files = sorted(folder.glob("*.jpg"))
@@ -47,14 +47,14 @@ def boxes(rng, number: int) -> np.ndarray:
 
 
 def rows(images, labels, places, **more) -> list[dict]:
-    """COCO's dicts of columns."""
+    """Convert columns to COCO's dicts."""
     columns = {"image_id": images + 1, "category_id": labels + 1, "bbox": places, **more}
     lists = {name: np.asarray(column).tolist() for name, column in columns.items()}
     return [dict(zip(lists, values)) for values in zip(*lists.values())]
 
 
 def make(rng) -> tuple[dict, list[dict]]:
-    """The truth, and detections of it and of nothing."""
+    """Return generated ground truth and detections."""
     images, places = rng.integers(0, IMAGES, OBJECTS), boxes(rng, OBJECTS)
     labels = np.minimum(rng.exponential(12, OBJECTS).astype(int), CLASSES - 1)
     crowd = (rng.random(OBJECTS) < 0.012).astype(int)

@@ -1,10 +1,10 @@
-"""From the start of Python to the first boxes: imports, loading and one picture, in every runtime.
+"""Measure the time from the start of Python to the first boxes in each runtime.
 
     python benchmarks/first_boxes.py output_inference/fcos_r50_fpn_1x_coco photo.jpg
 
-Every figure is a process of its own, and the runtimes take turns. The second figure is what a second picture
-takes in the same process, so that the difference is what the start costs. Behind a runtime may stand a
-precision, such as onnxruntime/int8.
+Each measurement starts a process, and the runtimes alternate. A second image in the same process gives the
+time of an image alone, so the difference is the cost of the start. A precision can follow the runtime, as in
+onnxruntime/int8.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ print(time.perf_counter() - start, flush=True)
 
 
 def first_and_second(bundle: Path, runtime: str, photo: Path) -> tuple[float, float]:
-    """Seconds to the first boxes, and of a second picture."""
+    """Return the seconds to the first boxes and those of a second image."""
     start = time.perf_counter()
     program = [sys.executable, "-c", PROGRAM, str(ROOT), str(bundle), runtime, str(photo)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
@@ -61,7 +61,7 @@ def main() -> None:
         for runtime in runtimes:
             seconds[runtime].append(first_and_second(args.bundle, runtime, args.photo))
     print(f"{day_and_machine()}, {args.bundle.name}, median of {args.repeats} processes")
-    print("| runtime | seconds to the first boxes | a second picture | the start |")
+    print("| runtime | seconds to the first boxes | a second image | start |")
     print("|---|---|---|---|")
     for runtime, found in seconds.items():
         first, second = (statistics.median(each) for each in zip(*found))

@@ -1,9 +1,9 @@
-"""How long somebody waits for the first line of `ppfcos --help` and of `ppfcos train`.
+"""Measure the time to the first line of `ppfcos --help` and of `ppfcos train`.
 
     python benchmarks/first_line.py
 
-The training is that of the demo, on pictures that are drawn before, and is ended at its first line. Every
-figure is a process of its own.
+Each measurement starts a process. The training is the demo's, with existing images, and is stopped after its
+first line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG = "configs/fcos_demo_shapes.yml"
 
 
 def seconds_to_first_line(*words: str) -> float:
-    """From the start of Python to the first line that the program prints."""
+    """Return the seconds from the start of Python to the first printed line."""
     start = time.perf_counter()
     program = [sys.executable, "-m", "ppfcos", *words]
     with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

@@ -1,12 +1,12 @@
-"""A training that is killed again and again, against one that is left alone: their weights, bit by bit.
+"""Compare the weights of a training that is killed repeatedly with those of an uninterrupted one, bit by bit.
 
     python benchmarks/kill_and_resume.py                 # 20 kills
     python benchmarks/kill_and_resume.py --kills 5
 
-Trains a small FCOS (ResNet-18, drawn shapes of 96 pixels) on the CPU, in one process, with batch norms that
-learn and with averaged weights. The second training gets SIGKILL at random moments, while it starts, within a
-step, while it writes a checkpoint or evaluates, and is started again by the same command with `-r auto`. The
-exit code is 0 if both end with the same bits in every file of the last checkpoint.
+Both train a small FCOS (ResNet-18, generated images of 96 pixels) on the CPU, in one process, with trained
+batch norms and EMA. The second training gets SIGKILL at random moments (while it starts, within a step, while
+it writes a checkpoint or evaluates) and is started again by the same command with `-r auto`. The exit code is
+0 if all files of the last checkpoint have the same bits.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ SECONDS_BETWEEN_KILLS = (0.0, 3.0)  # after the first step, or after the start i
 
 
 def train_command(config: Path, kills: int) -> list[str]:
-    """The command line of the training, whether it starts or goes on; long enough for so many kills."""
+    """Return the command of the training, which also resumes it; long enough for this number of kills."""
     settings = [f"epoch={kills + 1}", "seed=3", "snapshot_steps=2", "use_ema=true", "worker_num=1"]
     program = [sys.executable, str(ROOT / "tools" / "train.py")]
     return [*program, "-c", str(config), "--eval", "-r", "auto", "-o", *settings]
 
 
-def make_run(folder: Path, pictures: Path) -> Path:
-    """A folder for a run; its configuration file."""
+def make_run(folder: Path, images: Path) -> Path:
+    """Make a run folder and return its configuration file."""
     from helpers.small_config import write_config
 
     folder.mkdir()
-    return write_config(folder / "small.yml", ROOT, pictures, folder / "run")
+    return write_config(folder / "small.yml", ROOT, images, folder / "run")
 
 
 def kill_once(command: list[str], log: Path, rng: random.Random) -> str | None:
-    """Start the training, kill it, and say where it was; None if it came to its end first."""
+    """Start the training, kill it, and return its position; None if it ended first."""
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
     if rng.random() > 0.2:
@@ -61,7 +61,7 @@ def kill_once(command: list[str], log: Path, rng: random.Random) -> str | None:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Names of what differs in the two runs' last checkpoints."""
+    """Return the names of all differences between the last checkpoints of two runs."""
     import numpy as np
 
     from ppfcos.engine.weights import read_state

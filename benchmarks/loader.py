@@ -1,11 +1,11 @@
-"""Compares our loader with PaddleDetection 2.6.0's FCOS reader: images a second, bytes, padding, memory.
+"""Compare our loader with PaddleDetection 2.6.0's FCOS reader: images per second, bytes, padding, memory.
 
     python benchmarks/loader.py FOLDER     # of photographs, such as COCO's val2017 or a part of it
 
-Each variant runs in its own process. All load the same photographs with the same boxes (seven each, drawn at
-random), resize them to 800×1333, and take turns of a few seconds, so that other load on the machine affects
-all of them. The stock reader also computes FCOS's targets, which our model computes on the device. The
-million records are generated.
+Each variant is a process. All load the same photographs with the same seven random boxes each and resize them
+to 800×1333. They alternate every few seconds, so that other load on the machine affects all of them. The
+stock reader also computes the targets of FCOS, which our model computes on the device. The million records
+are generated.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="of photographs")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each variant (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each variant (default 3)")
     parser.add_argument("--worker", choices=sorted(VARIANTS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

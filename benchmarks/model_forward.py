@@ -1,12 +1,12 @@
-"""How long an image takes on this machine's CPU, for every configuration as it is exported.
+"""Measure the time per image of each exported configuration on a CPU.
 
     python benchmarks/model_forward.py
     python benchmarks/model_forward.py --only fcos_r50_fpn_1x_coco --repeats 20
 
-The exported program runs in Paddle Inference with oneDNN, one image of the size that docs/model_zoo.md gives,
-normalising, decoding and NMS in it, reading and resizing not. Weights are random: hardly a box is above the
-threshold. PaddleDetection 2.6.0's stock R50 takes turns with ours, image by image, on the same pixels. Its
-reader pads to multiples of 128, that is to 896×1408; it is given the 800×1344 of ours.
+The exported program runs in Paddle Inference with oneDNN on one image of the size that docs/model_zoo.md
+gives. Normalization, decoding and NMS are included; reading and resizing are not. Weights are random, so
+hardly any box is above the threshold. PaddleDetection 2.6.0's R50 alternates with ours, image by image, on
+the same pixels. Its reader pads to multiples of 128, that is to 896×1408; here it gets the 800×1344 of ours.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from alternating import alternate, separate_results, serve
 from machine import day_and_machine
-from turns import answer_turns, answers_apart, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -31,7 +31,7 @@ MODEL = "model"
 
 
 def export_ours(name: str, folder: Path) -> tuple[int, int]:
-    """Export a configuration with random weights; the height and width of its images."""
+    """Export a configuration with random weights, and return the height and width of its images."""
     from model_zoo import test_size
 
     from ppfcos.config import load_config
@@ -47,7 +47,7 @@ def export_ours(name: str, folder: Path) -> tuple[int, int]:
 
 
 def export_stock(name: str, folder: Path) -> tuple[int, int]:
-    """Export PaddleDetection's model like `name` of ours; likewise."""
+    """Export PaddleDetection's model for our configuration, and return the height and width of its images."""
     from model_zoo import test_size
     from stock import save_program, stock_config
 
@@ -65,7 +65,7 @@ def export_stock(name: str, folder: Path) -> tuple[int, int]:
 
 
 def prepared(side: str, name: str, folder: Path) -> Callable[[], object]:
-    """A function that runs one image."""
+    """Return a function that runs one image."""
     from ppfcos import environment
 
     environment.configure_process()
@@ -86,8 +86,8 @@ def prepared(side: str, name: str, folder: Path) -> Callable[[], object]:
 
 
 def work(side: str, name: str) -> None:
-    """Run an image whenever it is this side's turn and answer with its seconds."""
-    with answers_apart() as answers, tempfile.TemporaryDirectory() as folder:
+    """Run an image once per request, and write the seconds."""
+    with separate_results() as results, tempfile.TemporaryDirectory() as folder:
         run = prepared(side, name, Path(folder) / "exported")
 
         def seconds() -> float:
@@ -95,14 +95,14 @@ def work(side: str, name: str) -> None:
             run()
             return time.perf_counter() - start
 
-        answer_turns(seconds, answers)
+        serve(seconds, results)
 
 
 def measure(name: str, sides: list[str], repeats: int) -> dict[str, float]:
-    """Median seconds of each side over alternating images."""
+    """Return the median seconds of each side over alternating images."""
     commands = {side: [__file__, "--worker", side, "--only", name] for side in sides}
-    answers = take_turns(commands, WARM_UP + repeats)
-    return {side: statistics.median(found[WARM_UP:]) for side, found in answers.items()}
+    results = alternate(commands, WARM_UP + repeats)
+    return {side: statistics.median(found[WARM_UP:]) for side, found in results.items()}
 
 
 def main() -> None:

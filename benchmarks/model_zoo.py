@@ -1,11 +1,11 @@
-"""The table of all configurations: weights, multiply-adds of an image, and the AP that their sources publish.
+"""Print a table of all configurations: parameters, MACs per image, and published AP.
 
     python benchmarks/model_zoo.py                     # prints it
-    python benchmarks/model_zoo.py --write             # puts it into docs/model_zoo.md
+    python benchmarks/model_zoo.py --write             # writes it to docs/model_zoo.md
     python benchmarks/model_zoo.py --only fcos_r50_fpn_1x_coco
 
-An image has the size that EvalReader makes of one with the largest sides that it allows, padded. What the
-multiply-adds are is said in ppfcos/engine/model.py, what others publish in benchmarks/published.yml.
+The image is the largest that EvalReader makes, padded. benchmarks/macs.py counts the MACs, and
+benchmarks/published.yml holds the published figures.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ HEAD = (
 
 
 def configurations() -> list[Path]:
-    """Every configuration that can be trained, by name."""
+    """Return all configurations that can be trained, by name."""
     return sorted((ROOT / "configs").glob("fcos_*.yml"))
 
 
 def test_size(cfg: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the largest wide image, padded, as EvalReader makes it."""
+    """Return height and width of the largest wide image, padded as in EvalReader."""
     reader = cfg["EvalReader"]
     resize = next(entry["Resize"] for entry in reader["sample_transforms"] if "Resize" in entry)
     stride = pad_stride(reader, "EvalReader")
@@ -60,7 +60,7 @@ def test_size(cfg: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def backbone(cfg: Mapping[str, Any]) -> str:
-    """Such as ResNet-50, or ResNeXt-101-32x8d with DCN."""
+    """Return a name such as ResNet-50, or ResNeXt-101-32x8d with DCN."""
     name = cfg[cfg["architecture"]]["backbone"]
     section = cfg.get(name) or {}
     groups, width = section.get("groups", 1), section.get("base_width", 4)
@@ -73,13 +73,13 @@ def backbone(cfg: Mapping[str, Any]) -> str:
 
 
 def schedule(cfg: Mapping[str, Any]) -> str:
-    """Epochs, and whether the training sees images in several sizes."""
+    """Return the number of epochs and whether the training is multi-scale."""
     names = [name for entry in cfg["TrainReader"]["sample_transforms"] for name in entry]
     return f"{cfg['epoch']}, multi-scale" if "RandomResize" in names else str(cfg["epoch"])
 
 
 def published_aps(name: str, published: Mapping[str, Any]) -> str:
-    """Such as `39.6 PaddleDetection, 38.7 FCOS`; a dash where nobody has published this model."""
+    """Return text such as `39.6 PaddleDetection, 38.7 FCOS`; a dash if nobody has published the model."""
     found = []
     for path in published["configs"].get(name, []):
         project, model = path.split("/", 1)
@@ -89,7 +89,7 @@ def published_aps(name: str, published: Mapping[str, Any]) -> str:
 
 
 def row(path: Path, published: Mapping[str, Any]) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     cfg = load_config(path, ["device=cpu", "quantization_aware_training=null"])  # it changes no figure
     model = build_model(cfg)
     model.eval()
@@ -102,7 +102,7 @@ def row(path: Path, published: Mapping[str, Any]) -> str:
 
 
 def write(table: str) -> None:
-    """Put the table in the place of the one that docs/model_zoo.md has."""
+    """Replace the table in docs/model_zoo.md."""
     page = PAGE.read_text(encoding="utf-8")
     pattern = re.escape(START) + ".*?" + re.escape(END)
     with replacing(PAGE) as unfinished:

@@ -1,11 +1,11 @@
-"""How near a bundle's networks come to what this machine can compute, in every runtime and precision.
+"""Compare the networks of a bundle with the peak speed of the machine, in each runtime and precision.
 
     python benchmarks/network_speed.py output_inference/fcos_r50_fpn_1x_coco
 
-The peak is that of one convolution as FCOS has most of: 3×3, 256 to 256 channels, 100×168, in float32, by the
-faster of ONNX Runtime and OpenVINO. Networks and convolutions take turns, run by run, in one process, on
-noise. Multiply-adds are those that `ppfcos model-info` counts; decoding and suppression, which have next to
-none, are part of the time.
+The peak is the speed of the most frequent convolution in FCOS (3×3, 256 to 256 channels, 100×168) in float32,
+in the faster one of ONNX Runtime and OpenVINO. Networks and convolutions alternate in one process, on random
+pixels. MACs are counted as by `ppfcos model-info`. The time includes decoding and NMS, which have next to no
+MACs.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from ppfcos.errors import PPFCOSError
 CHANNELS, HEIGHT, WIDTH, KERNEL = 256, 100, 168, 3
 CONVOLUTION = CHANNELS * CHANNELS * KERNEL * KERNEL * HEIGHT * WIDTH  # multiply-adds
 WARM_UP = 2
-PAUSE = 0.25  # Paddle's threads look for work that long
+PAUSE = 0.25  # Paddle's threads spin for that long
 
 
 def write_convolution(file: Path) -> np.ndarray:
-    """Write a network of one convolution; its input."""
+    """Write a network of one convolution, and return its input."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal([CHANNELS, CHANNELS, KERNEL, KERNEL]).astype("float32")
     shape = [1, CHANNELS, HEIGHT, WIDTH]
@@ -58,7 +58,7 @@ def write_convolution(file: Path) -> np.ndarray:
 
 
 def convolutions(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
-    """The convolution in each runtime."""
+    """Return functions that run the convolution, one per runtime."""
     file = folder / "convolution.onnx"
     inputs = {"x": write_convolution(file)}
     return {
@@ -68,7 +68,7 @@ def convolutions(folder: Path, threads: int) -> dict[str, Callable[[], object]]:
 
 
 def networks(bundle: Bundle, threads: int) -> dict[str, Callable[[], object]]:
-    """The bundle's networks, in each runtime and precision that there is."""
+    """Return functions that run the bundle's networks, one per available runtime and precision."""
     inputs = NetworkInfo(bundle).inputs
     found = {}
     for precision in PRECISIONS:
@@ -84,7 +84,7 @@ def networks(bundle: Bundle, threads: int) -> dict[str, Callable[[], object]]:
 
 
 def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, by turns."""
+    """Return the median seconds of each over alternating runs."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(WARM_UP + repeats):
         for name, run in runs.items():

@@ -1,14 +1,14 @@
-"""A bundle in ONNX Runtime on an NVIDIA GPU: are its boxes those of the CPU, and what does a picture take?
+"""Compare the boxes of a bundle in ONNX Runtime on an NVIDIA GPU with those on the CPU, and measure the time.
 
     python benchmarks/on_gpu.py output_inference/fcos_r50_fpn_1x_coco photos [--rounds 20]
 
-It needs onnxruntime-gpu and CUDA's libraries, but neither Paddle nor the training packages. The boxes of
-every network of the bundle on the GPU are compared with those of fp32 on the CPU, on all photographs: `apart`
-counts those that have no counterpart of the same class within half a pixel and 0.01 of score, and the two
-columns behind it are the largest distances among the others. The times are from a decoded photograph to
-boxes, one photograph at a time, all programs by turns: of photographs that have other sizes than the one
-before, and of the first one over and over. Where torchvision is installed, its FCOS with ResNet-50 is timed
-too, in fp32 and in fp16: of the same size, with weights that find nothing.
+It needs onnxruntime-gpu and CUDA's libraries, but neither Paddle nor the training packages. The boxes of each
+network on the GPU are compared with those of fp32 on the CPU, on all photographs: `apart` counts boxes
+without a counterpart of the same class within half a pixel and a score difference of 0.01, and the next two
+columns are the largest differences among the others. Times are from a decoded photograph to boxes, one
+photograph at a time, all programs alternating: for photographs that change their size, and for the first one
+repeatedly. If torchvision is installed, its FCOS with ResNet-50 is measured, too, in fp32 and fp16, at the
+same size and with random weights.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ SHORTER, LONGER = 800, 1333
 
 
 def apart(expected: Sequence, found: Sequence) -> tuple[int, int, float, float]:
-    """How two answers for some photographs differ.
+    """Compare the detections of two programs on the same photographs.
 
     Args:
-        expected: Detections of each.
-        found: likewise.
+        expected: Detections per photograph.
+        found: Detections per photograph.
 
     Returns:
-        Boxes in both together; those without a counterpart; the largest distance of a side in pixels, and of
-        a score, between counterparts.
+        Number of boxes in both together; number without a counterpart; the largest difference of a side in
+        pixels, and of a score, between counterparts.
     """
     total = lonely = 0
     pixels = scores = 0.0
@@ -59,7 +59,7 @@ def apart(expected: Sequence, found: Sequence) -> tuple[int, int, float, float]:
 
 
 def graphics_card() -> str:
-    """The name of the first GPU, as its driver says it."""
+    """Return the name of the first GPU as reported by its driver."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
@@ -68,7 +68,7 @@ def graphics_card() -> str:
 
 
 def torchvision_detector(half: bool) -> Callable[[np.ndarray], object]:
-    """torchvision's FCOS on the GPU, a photograph in, boxes on the CPU out."""
+    """Return torchvision's FCOS on the GPU as a function from a photograph to boxes on the CPU."""
     import torch
     from torchvision.models.detection import fcos_resnet50_fpn
 
@@ -84,10 +84,10 @@ def torchvision_detector(half: bool) -> Callable[[np.ndarray], object]:
     return detect
 
 
-def seconds_by_turns(
+def alternating_seconds(
     programs: dict[str, Callable[[np.ndarray], object]], images: Sequence[np.ndarray], rounds: int
 ) -> dict[str, list[float]]:
-    """What every image takes in every program and round, but for a first round that is not counted."""
+    """Return the seconds of each image, program and round, without the first round."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(rounds + 1):
         for name, program in programs.items():
@@ -126,8 +126,8 @@ def main() -> None:
     if importlib.util.find_spec("torchvision"):
         for name, half in (("fp32", False), ("fp16", True)):
             programs[f"torchvision, {name}"] = torchvision_detector(half)
-    other_sizes = seconds_by_turns(programs, images, args.rounds)
-    one_size = seconds_by_turns(programs, images[:1] * len(images), args.rounds)
+    other_sizes = alternating_seconds(programs, images, args.rounds)
+    one_size = alternating_seconds(programs, images[:1] * len(images), args.rounds)
     print("\n| | ms a photograph, sizes change | one size |")
     print("|---|---|---|")
     for name in programs:

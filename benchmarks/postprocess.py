@@ -1,13 +1,12 @@
-"""Decoding a head's outputs in numpy: milliseconds an image, side by side with a plain vectorised decoding.
+"""Measure decoding of a head's outputs in numpy, compared with a plain vectorized decoder.
 
     python benchmarks/postprocess.py [--rounds 5] [--candidates 200]
 
-Outputs as an edge board's model gives them: 80 classes on strides 8 to 128, channels last; floats, and
-integers of 8 bits with a scale for each channel. Scores are sqrt(sigmoid(centerness) · sigmoid(class)), and
-about 200 places are above the threshold. Both decodings run in turns on the same outputs, on one thread, and
-must find the same boxes. The plain one computes every score and takes a place's best class; it is what one
-writes first.
-A figure is the least time of a run, so that other work on the machine does not count.
+The outputs are those of a model on an edge board: 80 classes on strides 8 to 128, channels last; floats, and
+8-bit integers with one scale per channel. Scores are sqrt(sigmoid(centerness) · sigmoid(class)), and about
+200 points are above the threshold. Both decoders alternate on the same outputs, on one thread, and must
+return the same boxes. The plain one computes all scores and takes the best class of each point, as a first
+version of a decoder would. The figure is the minimum time, so that other load on the machine does not count.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ CHANNELS = {"class_logits": NUM_CLASSES, "distances": 4, "quality_logits": 1}
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--rounds", type=int, default=5, help="of each, in turns (default: %(default)s)")
-    parser.add_argument("--candidates", type=int, default=200, help="in a picture (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each decoder (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=200, help="per image (default: %(default)s)")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     print(f"{day_and_machine()}, numpy {np.__version__}; ms an image\n")
@@ -54,7 +53,7 @@ def main() -> None:
 
 
 def network_outputs(side: int, candidates: int) -> dict:
-    """Outputs [1, H_l, W_l, channels] of a network, as floats and integers, and the scales of the latter."""
+    """Return outputs [1, H_l, W_l, channels] as floats and as integers, and the scales of the integers."""
     random = np.random.default_rng(side)
     scales = {k: (STEPS[k] * random.uniform(0.8, 1.2, CHANNELS[k])).astype(np.float32) for k in HEAD_OUTPUTS}
     integers, floats = {}, {}
@@ -109,7 +108,7 @@ def check_same(ones: np.ndarray, others: np.ndarray) -> None:
 
 
 class PlainDecoder:
-    """Every score is computed; grids are made once."""
+    """Decoder that computes every score; the points are made once."""
 
     def __init__(self, scales: dict, side: int):
         self.scales = {kind: np.float32(values) for kind, values in scales.items()}

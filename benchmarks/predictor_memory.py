@@ -1,10 +1,10 @@
-"""Memory of a predictor over many images: it must not grow.
+"""Check that the memory of a predictor does not grow over many images.
 
     python benchmarks/predictor_memory.py BUNDLE [--images 10000] [--runtime auto] [--batch 1] [--sizes 20]
 
-Images of random content and of several sizes go through the predictor one after another. The resident memory
-is printed at ten points; after the first of them, when every size has been seen, the growth to the last one
-must be below --limit MB, else the exit code is 1.
+Images of random content and of several sizes go through the predictor one by one. The resident memory is
+printed at ten points. The exit code is 1 if it grows by more than --limit MB after the first of them, when
+every size has occurred.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def parse() -> argparse.Namespace:
 
 def images(options: argparse.Namespace) -> Iterator[np.ndarray]:
     random = np.random.default_rng(0)
-    pictures = [
+    images = [
         random.integers(0, 256, (*random.integers(100, 700, 2), 3), np.uint8) for _ in range(options.sizes)
     ]
     for number in range(options.images):
-        yield pictures[number % options.sizes]
+        yield images[number % options.sizes]
 
 
 def resident_megabytes() -> float:
-    """What the process holds, after the C library has given back what nobody uses."""
+    """Return the resident memory after the C library has returned unused pages."""
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20

@@ -1,12 +1,11 @@
-"""What INT8 costs in AP and gains in time, against the same network in float.
+"""Measure the cost in AP and the gain in time of INT8, compared with the same network in float.
 
     python benchmarks/quantization.py BUNDLE/model.onnx -c configs/fcos_r18_bccd.yml \\
         -o TrainDataset.dataset_dir=dataset/bccd EvalDataset.dataset_dir=dataset/bccd
 
-The file is an end-to-end network in float32. It is quantised on images of the configuration's TrainDataset;
-AP is that of EvalDataset, by ONNX Runtime. The times are of one image, decoding and suppression included,
-float and INT8 by turns, medians; OpenVINO computes in float32 where it does not in INT8. Nothing else should
-run on the machine meanwhile.
+The file is an end-to-end network in float32. It is calibrated on images of TrainDataset; AP is that of
+EvalDataset in ONNX Runtime. Times are medians of one image with decoding and NMS, float and INT8 alternating.
+OpenVINO computes in float32 what it does not compute in INT8. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ environment.configure_process()
 with environment.quiet_imports():
     import onnxruntime
     import openvino
-    import paddle  # noqa: F401  # before what imports it noisily
+    import paddle  # noqa: F401  # before modules that import it with warnings
 
     from ppfcos.config import load_config
     from ppfcos.data.datasets import build_dataset
@@ -71,7 +70,7 @@ RUNTIMES = {"ONNX Runtime": onnx_runtime, "OpenVINO": open_vino}
 
 
 def average_precision(network: Network, data, preprocess: Preprocess) -> float:
-    """AP in per cent."""
+    """Return the AP in percent."""
     found = []
     for record in data.records:
         for each in split_batch(*network(preprocess([read_image(record["im_file"])])), ()):
@@ -89,7 +88,7 @@ def average_precision(network: Network, data, preprocess: Preprocess) -> float:
 
 
 def median_times(networks: list[Network], batch: Mapping[str, np.ndarray], rounds: int) -> list[float]:
-    """Milliseconds of each, by turns."""
+    """Return the milliseconds of each network over alternating runs."""
     times: list[list[float]] = [[] for _ in networks]
     for _ in range(WARM_UPS + rounds):
         for network, mine in zip(networks, times):
@@ -132,8 +131,8 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.config, args.opt)
     preprocess = Preprocess(preprocess_steps(cfg["EvalReader"]))
-    pictures = [record["im_file"] for record in build_dataset(cfg, "TrainDataset").records]
-    batches = (preprocess([read_image(path)]) for path in evenly_chosen(pictures, args.images))
+    files = [record["im_file"] for record in build_dataset(cfg, "TrainDataset").records]
+    batches = (preprocess([read_image(path)]) for path in evenly_chosen(files, args.images))
     settings = QuantizationSettings(method=args.method, disagreement=args.disagreement)
     with tempfile.TemporaryDirectory() as folder:
         files = args.model, Path(folder) / "model_int8.onnx"

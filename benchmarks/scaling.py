@@ -1,13 +1,12 @@
-"""Images per second of a training in one process and in two, each of one thread, and their ratio.
+"""Measure images per second of a training with one process and with two, one thread each, and their ratio.
 
     python benchmarks/scaling.py                   # three pairs of runs, some minutes
-    python benchmarks/scaling.py --pairs 1 --pictures 160
+    python benchmarks/scaling.py --pairs 1 --images 160
 
-Both are started as a user starts them, with `paddle.distributed.launch` and tools/train.py, on the demo's
-model and pictures drawn for it; they take turns. A process has the same number of images a step in both, so
-that two processes take twice as many at once. It reads them itself: a process that read for it would be a
-third core's work. What is printed is the training's own figure, without the first steps. The machine should
-have nothing else to do.
+Runs of one and of two processes alternate. Each starts `tools/train.py` by `paddle.distributed.launch`, on
+the demo's model and generated images. The number of images per step and process is the same, so two processes
+train twice as many images per step. There are no loader workers: they would need a third core. The figure is
+the speed that the training reports, without the first steps. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -34,22 +33,19 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 REPORT = re.compile(r"step: \[(\d+)/\d+\].* ips: ([\d.]+) images/s")
 
 
-def images_per_second(processes: int, pictures: Path, folder: Path) -> float:
-    """Median over the reports of one training.
+def images_per_second(processes: int, images: Path, folder: Path) -> float:
+    """Return the median speed of one training, in images per second of all processes together.
 
     Args:
-        processes: how many train together.
-        pictures: a data set that ppfcos.data.shapes has drawn.
-        folder: an empty one, for what the training writes.
-
-    Returns:
-        Images per second of all processes together.
+        processes: number of processes.
+        images: data set made by ppfcos.data.shapes.
+        folder: empty folder for the output of the training.
 
     Raises:
         subprocess.CalledProcessError: the training failed.
     """
     keys = {
-        "TrainDataset.dataset_dir": pictures,
+        "TrainDataset.dataset_dir": images,
         "TrainReader.total_batch_size": IMAGES * processes,
         "save_dir": folder / "output",
         "device": "cpu",
@@ -91,27 +87,27 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=3, help="runs of each kind (default 3)")
     parser.add_argument(
-        "--pictures", type=int, default=320, help="of an epoch, which is what a run takes (default 320)"
+        "--images", type=int, default=320, help="images of the one epoch of a run (default 320)"
     )
     args = parser.parse_args()
     least = IMAGES * PROCESSES[-1] * STEPS_A_REPORT * (REPORTS_LEFT_OUT + 1)
-    if args.pictures < least:
-        parser.error(f"--pictures: {least} or more, for the first steps are left out")
+    if args.images < least:
+        parser.error(f"--images: needs {least} or more, because the first steps are left out")
     from ppfcos.data.shapes import generate
 
-    print(f"{day_and_machine()}, {CONFIG.name}, {IMAGES} images a step and process, {args.pictures} pictures")
+    print(f"{day_and_machine()}, {CONFIG.name}, {IMAGES} images per step and process, {args.images} images")
     print("| 1 process | 2 processes | ratio |")
     print("|---|---|---|")
     ratios = []
     with tempfile.TemporaryDirectory() as name:
-        pictures = Path(name) / "shapes"
-        generate(pictures, train=args.pictures, val=1)
+        shapes = Path(name) / "shapes"
+        generate(shapes, train=args.images, val=1)
         for pair in range(args.pairs):
             speeds = []
             for processes in PROCESSES:
                 folder = Path(name) / f"{pair}-{processes}"
                 folder.mkdir()
-                speeds.append(images_per_second(processes, pictures, folder))
+                speeds.append(images_per_second(processes, shapes, folder))
             ratios.append(speeds[1] / speeds[0])
             print(f"| {speeds[0]:.2f} images/s | {speeds[1]:.2f} images/s | {ratios[-1]:.2f} |", flush=True)
     print(f"median ratio: {statistics.median(ratios):.2f}")

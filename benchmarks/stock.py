@@ -1,7 +1,6 @@
-"""PaddleDetection 2.6.0's own FCOS, configured as a user of that package would: the peer of our benchmarks.
+"""PaddleDetection 2.6.0's own FCOS, configured as a user of it would: the reference of our benchmarks.
 
-Only `paddledet` is used here, nothing of ppfcos. The configuration is written to a file, so that what was
-run can be read.
+Only `paddledet` is used here, nothing of ppfcos. The configuration is written to a file that can be read.
 """
 
 from __future__ import annotations
@@ -28,22 +27,14 @@ def stock_config(
     workers: int = 2,
     save_dir: str = "output",
 ) -> dict:
-    """The stock FCOS as one flat dictionary in PaddleDetection's configuration language.
+    """Return the configuration of the stock FCOS in PaddleDetection's language.
 
-    Args:
-        depth: of the ResNet.
-        target_size: short and long side in pixels, aspect ratio kept.
-        num_classes: of the data set.
-        batch_size: images a step.
-        from_scratch: train every layer and batch norm; otherwise stage 1 and all batch norms are frozen.
-        train: keys of `TrainDataset`.
-        evaluation: keys of `EvalDataset`.
-        schedule: `epoch`, `base_lr`, `milestones`, `warmup_steps`, `warmup_start` (the factor to begin with).
-        workers: processes that load data.
-        save_dir: where PaddleDetection writes its checkpoints.
-
-    Returns:
-        The configuration.
+    Args: depth: depth of the ResNet. target_size: short and long side in pixels; the aspect ratio is kept.
+    num_classes: number of classes. batch_size: images per step. from_scratch: train all layers and batch
+    norms; otherwise stage 1 and all batch norms are frozen. train: keys of `TrainDataset`. evaluation: keys
+    of `EvalDataset`. schedule: `epoch`, `base_lr`, `milestones`, `warmup_steps`, `warmup_start` (first factor
+    of the warmup). workers: number of processes that load data. save_dir: folder of PaddleDetection's
+    checkpoints.
     """
     schedule = schedule or {
         "epoch": 1,
@@ -159,7 +150,7 @@ def stock_config(
 
 
 def train_and_evaluate(config_file: Path, result_file: Path, seed: int) -> None:
-    """Train with PaddleDetection's own Trainer, evaluate, and write the twelve COCO figures as JSON."""
+    """Train with PaddleDetection's Trainer, evaluate, and write the twelve COCO metrics as JSON."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -187,13 +178,13 @@ def train_and_evaluate(config_file: Path, result_file: Path, seed: int) -> None:
 def save_program(config: dict, prefix: Path) -> None:
     """Save the network with its post-processing and random weights as a program for Paddle Inference.
 
-    PaddleDetection's own export does not get so far with Paddle 3: it traces with `full_graph=False`, its
-    NMS adds its operator in a way that the new IR has not got, and it has an input that nothing depends on.
-    The network and what it computes are PaddleDetection's.
+    PaddleDetection's own export fails with Paddle 3: it traces with `full_graph=False`, its NMS adds an
+    operator in a way that the new IR does not support, and it has an unused input. Network and computation
+    are PaddleDetection's.
 
     Args:
-        config: as `stock_config` gives it.
-        prefix: of the files `.json` and `.pdiparams`.
+        config: configuration from `stock_config`.
+        prefix: path of the files without `.json` and `.pdiparams`.
     """
     import paddle
     from paddle.static import InputSpec
@@ -215,13 +206,13 @@ def save_program(config: dict, prefix: Path) -> None:
 
 
 def save_decoding(config: dict, sizes: list, prefix: Path) -> None:
-    """Save what `save_program` has behind the head's last convolutions, alone, for one image.
+    """Save only what `save_program` has after the head's last convolutions, for one image.
 
     Args:
-        config: as `stock_config` gives it.
+        config: configuration from `stock_config`.
         sizes: height and width of each level.
-        prefix: of the files `.json` and `.pdiparams`. The inputs are class_logits_8 and so on, distances_8
-            and so on (of pixels), quality_logits_8 and so on, and scale_factor.
+        prefix: path of the files without `.json` and `.pdiparams`. The inputs are class_logits_8 and so on,
+            distances_8 and so on (in pixels), quality_logits_8 and so on, and scale_factor.
     """
     import paddle
     from paddle.static import InputSpec
@@ -230,15 +221,15 @@ def save_decoding(config: dict, sizes: list, prefix: Path) -> None:
     kinds = {"class_logits": head.num_classes, "distances": 4, "quality_logits": 1}
 
     class Decoding(paddle.nn.Layer):
-        """The head's answers in, two tensors out."""
+        """Outputs of the head in, two tensors out."""
 
         def forward(self, class_logits, distances, quality_logits, scale_factor):
             locations = [
                 head._compute_locations_by_level(stride, level, head.num_shift)
                 for stride, level in zip(head.fpn_stride, class_logits)
             ]
-            answers = [locations, class_logits, distances, quality_logits]
-            return head.post_process(answers, scale_factor)
+            outputs = [locations, class_logits, distances, quality_logits]
+            return head.post_process(outputs, scale_factor)
 
     inputs = [
         [
@@ -251,7 +242,7 @@ def save_decoding(config: dict, sizes: list, prefix: Path) -> None:
 
 
 def _created(config: dict):
-    """The model, whose suppression is written as the new IR has it."""
+    """Return the model with an NMS that the new IR can trace."""
     import paddle
     from ppdet.core.workspace import create, merge_config
     from ppdet.modeling import ops
@@ -274,7 +265,7 @@ def _save(network, inputs: list, prefix: Path) -> None:
 
 
 def write_config(config: dict, path: Path) -> None:
-    """Write the configuration where PaddleDetection's `load_config` finds it."""
+    """Write the configuration to a file for PaddleDetection's `load_config`."""
     path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 

@@ -135,7 +135,15 @@ def has_bars() -> bool:
     A machine that only runs an exported model need not have tqdm.
     """
     on_terminal = is_main_process() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return on_terminal and importlib.util.find_spec("tqdm") is not None
+    return on_terminal and _has_size() and importlib.util.find_spec("tqdm") is not None
+
+
+def _has_size() -> bool:
+    """Whether the terminal has rows and columns; that of a serial console or of `script` may have none."""
+    try:
+        return min(os.get_terminal_size(sys.stdout.fileno())) > 0
+    except OSError:
+        return False
 
 
 class Bar:
@@ -152,14 +160,16 @@ class Bar:
     def advance(self, count: int = 1) -> None:
         """Add to the number of finished items."""
         if self._bar is not None:
-            self._bar.update(count)
+            with _ignoring_closed_terminal():
+                self._bar.update(count)
 
     def move_to(self, done: int, title: str, metrics: str) -> None:
         """Set the number of finished items, the title, and the text behind the bar (layout WITH_METRICS)."""
         if self._bar is not None:
             self._bar.metrics = printable(metrics)
             self._bar.set_description_str(printable(title), refresh=False)
-            self._bar.update(done - self._bar.n)
+            with _ignoring_closed_terminal():
+                self._bar.update(done - self._bar.n)
 
 
 @contextlib.contextmanager
@@ -186,7 +196,17 @@ def bar(title: str, total: int, done: int = 0, layout: str = COUNTED) -> Iterato
         yield Bar(shown)
     finally:
         _open_bars.remove(shown)
-        shown.close()
+        with _ignoring_closed_terminal():
+            shown.close()
+
+
+@contextlib.contextmanager
+def _ignoring_closed_terminal() -> Iterator[None]:
+    """Discard further output if the terminal is closed, as after SIGHUP: the run still saves a checkpoint."""
+    try:
+        yield
+    except OSError:
+        redirect_to_null(sys.stdout)
 
 
 @functools.cache  # tqdm positions bars of one class relative to one another
@@ -250,7 +270,7 @@ class ScreenHandler(logging.StreamHandler):
         if not _open_bars:
             super().emit(record)
         elif not getattr(record, "hidden_by_bar", False):
-            with _open_bars[-1].external_write_mode(file=self.stream):
+            with _ignoring_closed_terminal(), _open_bars[-1].external_write_mode(file=self.stream):
                 super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -89,9 +89,9 @@ def hint(name: Any, valid: Iterable[str]) -> str:
     return f"; there are: {', '.join(valid)}" if 0 < len(valid) <= MAX_LISTED else ""
 
 
-def one_line(error: Exception) -> str:
-    """Return the class and message of an exception in at most 120 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+def one_line(error: Exception, length: int = 120) -> str:
+    """Return the class and message of an exception in at most `length` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:length]
 
 
 def resource_error(error: BaseException) -> ResourceError | None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a command that is told to stop finishes its step."""
+"""SIGTERM, SIGINT and SIGHUP: a command that is told to stop finishes its step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from types import FrameType
 
 from ppfcos.errors import Stopped
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the terminal was closed. Windows does not have it.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
-    """Handles SIGTERM and SIGINT within `listening`.
+    """Handles SIGTERM, SIGINT and SIGHUP within `listening`.
 
     Attributes:
         signal: number of a signal that was deferred; 0 if none was.
@@ -34,7 +35,12 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
             yield self
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        before = {
+            number: signal.signal(number, self._handle)
+            for number in SIGNALS
+            # nohup ignores SIGHUP: the run outlives the terminal
+            if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
             yield self
         finally:

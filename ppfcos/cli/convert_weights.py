@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--recipe",
         metavar="NAME",
-        help="which of the project's models it is (default: recognized by the file name)",
+        help="which of the project's models it is (default: by a configuration in the file, or its name)",
     )
     add(
         "--allow",
@@ -83,8 +83,7 @@ def convert_weights(options: argparse.Namespace) -> None:
 
 
 def _report(done: Conversion, target: Path) -> None:
-    translation = done.translation
-    recipe = done.format.recipes[done.recipe]
+    translation, recipe = done.translation, done.settings
     logger.info("%s, %s: %s", done.format.project, done.recipe, recipe.description)
     logger.info("%d weights converted", len(translation.weights))
     for reason in sorted(set(translation.ignored.values())):
@@ -92,6 +91,8 @@ def _report(done: Conversion, target: Path) -> None:
         logger.info("%d ignored, %s: %s", len(names), reason, _some(names))
     if done.allowed:
         logger.info("%d missing or unexpected, as allowed: %s", len(done.allowed), _some(done.allowed))
+    for note in done.notes:
+        logger.info("%s", note)
     logger.info("backbone: %s", translation.backbone.description)
     for name, section in recipe.sections(translation.backbone).items():
         logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in section.items()))
@@ -99,10 +100,12 @@ def _report(done: Conversion, target: Path) -> None:
     if recipe.bgr:
         logger.info("the first convolution is converted from BGR to RGB")
     logger.info("weights written to %s", target)
+    train = command.command_line("train", "-c", done.config, "--eval")
     if done.format.backbone_only:
-        logger.info("train with: %s", command.command_line("train", "-c", done.config))
+        logger.info("train with: %s", train)
     else:
         logger.info("evaluate with: %s", command.command_line("eval", "-c", done.config))
+        logger.info("fine-tune with: %s (for images of your own, set the data sets in it)", train)
 
 
 def _some(names: list[str]) -> str:

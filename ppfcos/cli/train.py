@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = (
     "Train the model of a configuration. Checkpoints are written to save_dir/NAME/, where NAME is the name "
     "of the configuration: one after every snapshot_epoch epochs and snapshot_minutes minutes, model_final, "
-    "and with --eval best_model. On Ctrl-C and SIGTERM the step is completed and a checkpoint written."
+    "and with --eval best_model. Ctrl-C, SIGTERM and SIGHUP stop it after the step, with a checkpoint."
 )
 EXAMPLE = """
 python tools/train.py -c configs/fcos_r50_fpn_1x_coco.yml --eval
@@ -77,7 +77,7 @@ def train(options: argparse.Namespace) -> None:
     with RunLog() as log, StopRequest().listening() as stop:
         cfg = load_config(options.config, switches)
         device = select_device(cfg)
-        with distributed.process_group():
+        with distributed.process_group(stop_with_launcher=True):
             trainer = Trainer(cfg, device, options.eval, options.resume, stop, options.profile).setup()
             with distributed.collective_error_check():
                 if distributed.is_main():
@@ -97,8 +97,8 @@ def _log_results(trainer: Trainer) -> None:
         following = command.command_line("eval", *arguments, f"weights={last}")
     else:
         following = command.command_line("export_model", *arguments, f"weights={best[0]}")
-    if trainer.writer is not None:
-        logger.info("curves: visualdl --language en --logdir %s", trainer.writer.folder)
+    for line in filter(None, (each.summary() for each in trainer.loggers.loggers)):
+        logger.info("%s", line)
     for line in summary.describe_results(trainer.validation.results, best, last, following):
         logger.info("%s", line)
 

@@ -31,6 +31,7 @@ from ppfcos.config.keys import (
     REQUIRED_KEYS,
     SCHEDULES,
     TEXTS,
+    VISUALDL,
     Kind,
     number,
     one_of,
@@ -125,6 +126,7 @@ class Checker:
         if "architecture" in config and self._check_architecture(config):
             self._check_unread(path, config, refuse_unread)
         if not self._errors:
+            self._check_loggers(config)
             self._check_operator_lists(config)
             self._check_levels(config)
         if self._errors:
@@ -218,6 +220,15 @@ class Checker:
             return self._fail(origin, f"architecture: {name} is PaddleDetection's: name PPFCOS")
         return True
 
+    def _check_loggers(self, config: Section) -> None:
+        for name in config.get("loggers") or ():
+            if isinstance(name, str) and name not in (VISUALDL, *self._modules):
+                self._fail(
+                    config.origins["loggers"],
+                    f"loggers: no class '{name}' is registered: name {VISUALDL}, or give the file of your "
+                    "logger with imports",
+                )
+
     def _is_paddledetections(self, name: str) -> bool:
         return self._modules[name].pymodule.__name__.partition(".")[0] == "ppdet"
 
@@ -279,7 +290,8 @@ class Checker:
 
     def _sections_read(self, config: Section) -> set[str]:
         """Names of the classes that the model and its training are built of."""
-        read, waiting = set(TRAINING_SECTIONS), [(config["architecture"], Section())]
+        names = [config["architecture"], *(config.get("loggers") or ())]
+        read, waiting = set(TRAINING_SECTIONS), [(name, Section()) for name in names]
         while waiting:
             name, in_place = waiting.pop()
             if not isinstance(name, str) or name not in self._modules or name in read:

@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -261,6 +262,26 @@ def _parse_file(path: str, named_classes: Iterable[str]) -> Section:
     return config
 
 
+def shipped_folder() -> Path:
+    """Return the folder of the configurations that come with this package, in a checkout or installed."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_file(path: str) -> str:
+    """Return `path`, or the configuration of that name that comes with this package if there is no such file.
+
+    The name may lack `.yml` and may start with `configs/`.
+    """
+    if os.path.exists(path) or os.path.isabs(path):
+        return path
+    name = Path(path[:-4] if path.endswith(".yml") else path)
+    name = Path(*name.parts[1:]) if name.parts[:1] == ("configs",) else name
+    shipped = shipped_folder() / f"{name}.yml"
+    return str(shipped) if ".." not in name.parts and shipped.is_file() else path
+
+
 def read_file(path: str, named_classes: Iterable[str]) -> Section:
     """A file merged over its base files.
 
@@ -283,9 +304,9 @@ def _base_files(path: str, config: Section) -> list[str]:
     folder = os.path.dirname(path)
     paths = [os.path.normpath(os.path.join(folder, os.path.expanduser(base))) for base in bases]
     for base, base_path in zip(bases, paths):
-        if not os.path.isfile(base_path):
+        if not os.path.isfile(base_path) and find_file(base) == base:
             raise ConfigError(f"{origin}: {BASE_KEY} names {base}, but {base_path} is no file")
-    return paths
+    return [each if os.path.isfile(each) else find_file(base) for base, each in zip(bases, paths)]
 
 
 def _resolve_imports(path: str, config: Section) -> None:

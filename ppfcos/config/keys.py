@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 SCHEDULES = ("PiecewiseDecay", "CosineDecay", "LinearWarmup", "ExpWarmup")
+VISUALDL = "VisualDL"  # the logger that is not a registered class
 DATASET_SECTIONS = ("TrainDataset", "EvalDataset", "TestDataset")
 
 
@@ -217,7 +218,8 @@ PLAIN_KEYS_BY_TOPIC = {
             "how many checkpoints of ends of epochs stay, besides the best; null: all", or_none(whole(1)), 5
         ),
         "log_iter": PlainKey("steps between two lines of the log", whole(1), 20),
-        "use_vdl": PlainKey("write a VisualDL log", YES_NO, False),
+        "loggers": PlainKey("metric loggers: VisualDL, and registered classes of your own", or_none(TEXTS)),
+        "use_vdl": PlainKey("write a VisualDL log, as loggers: [VisualDL]", YES_NO, False),
         "vdl_log_dir": PlainKey("where the VisualDL log goes", or_none(TEXT)),
         "vdl_images": PlainKey("validation images that it shows after each evaluation", whole(0, 1000), 4),
         "output_eval": PlainKey("folder for the detections of an evaluation", or_none(TEXT)),
@@ -226,6 +228,9 @@ PLAIN_KEYS_BY_TOPIC = {
         "metric": PlainKey("the metric of the evaluation", one_of("COCO"), "COCO"),
         "coco_eval": PlainKey(
             "what computes it", one_of("faster_coco_eval", "pycocotools"), "faster_coco_eval"
+        ),
+        "max_detections": PlainKey(
+            "detections per image and class that the evaluation counts (COCO: 100)", whole(11, 100_000), 100
         ),
         "classwise": PlainKey("print the average precision of each class", YES_NO, False),
         "tta": PlainKey(
@@ -243,7 +248,7 @@ NESTED_KEYS = {
     "quantization_aware_training": {
         "range_momentum": PlainKey("share of the activations' ranges that a step keeps", FRACTION, 0.99),
         "freeze_ranges_after": PlainKey(
-            "forward passes after which they stay as they are; the weights learn on", whole(1), 2000
+            "training steps after which they stay as they are; the weights learn on", whole(1), 2000
         ),
     },
     "tta": {

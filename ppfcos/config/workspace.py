@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ppfcos import environment
 from ppfcos.config.checks import Checker
-from ppfcos.config.files import Section, apply_override, read_file
+from ppfcos.config.files import Section, apply_override, find_file, read_file, shipped_folder
 from ppfcos.config.imports import IMPORTS_KEY, import_files, is_imported
 from ppfcos.config.keys import PADDLEDETECTION_SECTIONS, PLAIN_KEYS, READER_KEYS, SCHEDULES, TEXTS
 from ppfcos.errors import ConfigError, hint
@@ -25,7 +25,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     object. A call that fails leaves the workspace as it was.
 
     Args:
-        path: the configuration file.
+        path: the configuration file, or the name of one that comes with this package.
         overrides: as given to `-o`: `epoch=1`, `PPFCOSHead.num_convs=2`,
             `TrainReader.sample_transforms.1.Resize.target_size=[320,320]`.
 
@@ -69,12 +69,14 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
     Raises:
         ConfigError: as `load_config`.
     """
+    path = find_file(path)
     if os.path.isdir(path):
         raise ConfigError(f"{path}: this is a folder; name a configuration file in it")
     if os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f"{path}: this is no regular file: name a configuration file")
     if not os.path.isfile(path):
-        beside = [file.name for file in Path(path).parent.glob("*.yml")]
+        folder = Path(path).parent if os.path.dirname(path) else shipped_folder()
+        beside = [file.name for file in folder.glob("*.yml")]
         raise ConfigError(f"{path}: there is no such configuration file{hint(Path(path).name, beside)}")
     modules, datasets = registered_modules()
     named_classes = (*SCHEDULES, *datasets)
@@ -118,7 +120,7 @@ _registered: dict[str, Any] = {}
 def registered_modules() -> tuple[dict[str, Any], list[str]]:
     """SchemaDict of every class that PaddleDetection and ppfcos register, by name; the names of data sets."""
     with environment.quiet_imports():
-        import ppdet  # noqa: F401
+        import ppfcos.paddledetection  # isort: skip
         from ppdet.core.config.schema import SchemaDict
         from ppdet.core.workspace import global_config
 

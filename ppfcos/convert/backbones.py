@@ -1,154 +1,176 @@
-"""Backbones of converted weights: what tells them apart, their sections, and the rules of their names."""
+"""Backbones of converted weights: recognizes them, and names their weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ppfcos.convert.rules import Rule
+from ppfcos.convert.rules import Backbone, Rule
 from ppfcos.errors import WeightsError
 
 DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101}  # by blocks per stage; all are bottlenecks
-PAIRED_CONVS = "abc"
 HRNET_WIDTHS = (18, 30, 32, 40, 44, 48, 60, 64)  # of PaddleDetection
 HRNET_FINEST_CONV = "stage2.0.branches.0.0.conv1.weight"
-HRNET_LAYERS = {"0": "conv", "1": "norm"}
 DLA_FIRST_CONV = "base_layer.0.weight"
-DLA_TREE = r"(level[2-5](?:\.tree[12])*)"
+LAST = {"w": "weight", "s": "weight", "b": "bias"}  # Detectron's last part of a name
 
 
-class Resnet(NamedTuple):
-    """A ResNet or ResNeXt of bottlenecks.
+class ResnetNames(NamedTuple):
+    """Patterns of a project's names for the layers of a ResNet.
 
     Attributes:
-        blocks: of each of the four stages.
-        groups: of the 3x3 convolutions.
-        base_width: channels of a group in the first stage.
-        deformable: stages, from 0 to 3, whose 3x3 convolutions are deformable.
+        stem_conv: of the first convolution; `number` is its group if there are three.
+        stem_norm: of its norm.
+        block: of what all names of a block begin with; the groups are `stage` and `block`, or `index` where
+            the blocks of all stages are counted consecutively.
+        conv: of a convolution of a block; the group `branch` is a letter, or a number from `first_branch`.
+        norm: of a norm of a block.
+        short_conv: of the convolution of a shortcut.
+        short_norm: of its norm.
+        offset: of the convolution that computes the offsets of a deformable one.
+        end: of the last part of a name, the group `last`.
+        first_stage: number of the first stage.
+        first_branch: number of the first convolution of a block.
+        pooled: ResNet-D: three first convolutions, and pooling before the convolution of a shortcut.
     """
 
-    blocks: tuple[int, int, int, int]
-    groups: int = 1
-    base_width: int = 64
-    deformable: tuple[int, ...] = ()
-
-    @property
-    def depth(self) -> int:
-        """50 or 101."""
-        return DEPTHS[self.blocks]
-
-    @property
-    def stem(self) -> str:
-        """PaddleDetection's name for the first convolution."""
-        return "conv1" if self.groups == 1 else "res_conv1"
-
-    @property
-    def first_conv(self) -> str:
-        return f"backbone.conv1.{self.stem}.conv.weight"
-
-    @property
-    def description(self) -> str:
-        groups = f", {self.groups} groups of {self.base_width}" if self.groups > 1 else ""
-        stages = ", ".join(f"C{stage + 2}" for stage in self.deformable)
-        return f"ResNet of {self.depth} layers{groups}" + (f", deformable in {stages}" if stages else "")
-
-    @property
-    def sections(self) -> dict[str, dict[str, Any]]:
-        section = {"depth": self.depth, "groups": self.groups, "base_width": self.base_width}
-        return {"ResNet": {**section, "dcn_v2_stages": list(self.deformable) or [-1]}}
-
-    def block(self, stage: int, index: int) -> str:
-        """PaddleDetection's name of a block; `stage` is 2 to 5, `index` counts from 0."""
-        if self.blocks[stage - 2] > 10 and stage == 4 and index > 0:
-            letter = f"b{index}"
-        else:
-            letter = chr(ord("a") + index)
-        return f"backbone.res{stage}.res{stage}{letter}"
+    stem_conv: str
+    stem_norm: str
+    block: str
+    conv: str
+    norm: str
+    short_conv: str
+    short_norm: str
+    offset: str = "none"
+    end: str = r"\.(?P<last>\w+)"
+    first_stage: int = 2
+    first_branch: int = 1
+    pooled: bool = False
 
 
-def resnet_of(
-    source: str, arrays: Mapping[str, np.ndarray], pattern: str, kernel: str, first_stage: int
-) -> Resnet:
-    """Recognize a ResNet.
+# torchvision, MMDetection, and the FCOS authors. MMDetection's deformable convolution contains the one for
+# its offsets, the authors' contains both.
+TORCH_RESNET = ResnetNames(
+    stem_conv=r"(?:stem\.)?conv1",
+    stem_norm=r"(?:stem\.)?bn1",
+    block=r"layer(?P<stage>\d)\.(?P<block>\d+)\.",
+    conv=r"conv(?P<branch>[123])(?:\.conv)?",
+    norm=r"bn(?P<branch>[123])",
+    short_conv=r"downsample\.0",
+    short_norm=r"downsample\.1",
+    offset=r"conv2\.(?:conv_)?offset",
+    first_stage=1,
+)
+
+
+def resnet(source: str, arrays: Mapping[str, np.ndarray], names: ResnetNames, prefix: str = "") -> Backbone:
+    """Recognize a ResNet or ResNeXt of bottlenecks.
 
     Args:
-        source: name of the weights in an error.
+        source: path of the weights, for errors.
         arrays: by name.
-        pattern: of the names of blocks, with groups `stage` and `block`; `offset` is part of those of
-            deformable convolutions.
-        kernel: name of the first 3x3 convolution of a block.
-        first_stage: number of the first stage in the names.
+        names: of the project.
+        prefix: before all names.
 
     Raises:
         WeightsError: it has neither 50 nor 101 layers.
     """
-    matches = [match for match in map(re.compile(pattern).match, arrays) if match]
-    found = {(int(match["stage"]), int(match["block"])) for match in matches}
-    blocks = tuple(sum(stage == first_stage + i for stage, _ in found) for i in range(4))
-    if blocks not in DEPTHS or kernel not in arrays:
+    prefix = re.escape(prefix)
+    block = re.compile(prefix + names.block)
+    found = {match[0]: match for match in map(block.match, arrays) if match}
+    if "index" in block.groupindex:
+        counts = next((counts for counts in DEPTHS if sum(counts) == len(found)), (len(found), 0, 0, 0))
+        positions = [(stage, index) for stage, count in enumerate(counts) for index in range(count)]
+        places = {name: positions[int(match["index"]) % len(found)] for name, match in found.items()}
+    else:
+        places = {
+            name: (int(match["stage"]) - names.first_stage, _block_index(match["block"]))
+            for name, match in found.items()
+        }
+    stages = [stage for stage, _ in places.values()]
+    blocks = tuple(stages.count(stage) for stage in range(4))
+    convs = filter(None, map(re.compile(f"({block.pattern}){names.conv}{names.end}").fullmatch, arrays))
+    kernel = next(
+        (arrays[m.string] for m in convs if places[m[1]] == (0, 0) and _letter(names, m) == "b"), None
+    )
+    if blocks not in DEPTHS or kernel is None or kernel.ndim != 4:
         raise WeightsError(
             f"{source}: its backbone has {blocks} blocks a stage; only 50 and 101 layers are converted, "
             "(3, 4, 6, 3) and (3, 4, 23, 3) bottlenecks"
         )
-    width, per_group = arrays[kernel].shape[:2]
-    deformable = {int(match["stage"]) - first_stage for match in matches if "offset" in match.string}
-    return Resnet(blocks, width // per_group, per_group, tuple(sorted(deformable)))
+    width, base_width = kernel.shape[:2]
+    groups = width // max(base_width, 1)
+    offset = re.compile(f"({block.pattern}){names.offset}{names.end}")
+    deformable = sorted({places[match[1]][0] for match in map(offset.fullmatch, arrays) if match})
+    stem = "conv1" if groups == 1 else "res_conv1"
+    described = f", {groups} groups of {base_width}" if groups > 1 else ""
+    described += f", deformable in {', '.join(f'C{stage + 2}' for stage in deformable)}" if deformable else ""
+    section = {"depth": DEPTHS[blocks], "groups": groups, "base_width": base_width}
+    ours = {name: _block_name(blocks, *place) for name, place in places.items()}
+
+    def first(layer: str, pattern: str) -> Rule:
+        def rename(match: re.Match) -> str:
+            name = f"conv1_{int(match['number']) + 1}" if names.pooled else stem
+            return f"backbone.conv1.{name}.{layer}.{LAST.get(match['last'], match['last'])}"
+
+        return Rule(prefix + pattern + names.end, rename)
+
+    def branch(layer: str, pattern: str) -> Rule:
+        def rename(match: re.Match) -> str:
+            last = LAST.get(match["last"], match["last"])
+            return f"{ours[match[1]]}.branch2{_letter(names, match)}.{layer}.{last}"
+
+        return Rule(f"({block.pattern}){pattern}{names.end}", rename)
+
+    def shortcut(layer: str, pattern: str) -> Rule:
+        def rename(match: re.Match) -> str:
+            # PaddleDetection has a layer for pooling and convolution where the stride is 2.
+            inner = ".conv" if names.pooled and places[match[1]][0] > 0 else ""
+            return f"{ours[match[1]]}.short{inner}.{layer}.{LAST.get(match['last'], match['last'])}"
+
+        return Rule(f"({block.pattern}){pattern}{names.end}", rename)
+
+    return Backbone(
+        f"ResNet of {DEPTHS[blocks]} layers{described}",
+        f"backbone.conv1.{stem}.conv.weight",
+        {"ResNet": {**section, "dcn_v2_stages": deformable or [-1]}},
+        [
+            first("conv", names.stem_conv),
+            first("norm", names.stem_norm),
+            branch("conv", names.conv),
+            branch("norm", names.norm),
+            branch("conv_offset", names.offset),
+            shortcut("conv", names.short_conv),
+            shortcut("norm", names.short_norm),
+        ],
+        groups=groups,
+    )
 
 
-def torch_resnet_rules(resnet: Resnet, prefix: str, stem: str = "") -> list[Rule]:
-    """Rules for the names of torchvision's ResNet, which most projects use.
-
-    Args:
-        resnet: the network.
-        prefix: before `layer1`.
-        stem: further prefix before `conv1` and `bn1`.
-    """
-    prefix, stem = re.escape(prefix), re.escape(stem)
-    block = rf"{prefix}layer(\d)\.(\d+)\."
-
-    def place(match: re.Match) -> str:
-        return resnet.block(int(match[1]) + 1, int(match[2]))
-
-    return [
-        Rule(rf"{prefix}{stem}conv1\.weight", f"backbone.conv1.{resnet.stem}.conv.weight"),
-        Rule(rf"{prefix}{stem}bn1\.(\w+)", rf"backbone.conv1.{resnet.stem}.norm.\1"),
-        Rule(
-            rf"{block}conv([123])\.weight",
-            lambda m: f"{place(m)}.branch2{PAIRED_CONVS[int(m[3]) - 1]}.conv.weight",
-        ),
-        # MMDetection's deformable convolution holds the one for its offsets, the authors' holds both.
-        Rule(rf"{block}conv2\.(?:conv_)?offset\.(\w+)", lambda m: f"{place(m)}.branch2b.conv_offset.{m[3]}"),
-        Rule(rf"{block}conv2\.conv\.weight", lambda m: f"{place(m)}.branch2b.conv.weight"),
-        Rule(
-            rf"{block}bn([123])\.(\w+)",
-            lambda m: f"{place(m)}.branch2{PAIRED_CONVS[int(m[3]) - 1]}.norm.{m[4]}",
-        ),
-        Rule(rf"{block}downsample\.0\.weight", lambda m: f"{place(m)}.short.conv.weight"),
-        Rule(rf"{block}downsample\.1\.(\w+)", lambda m: f"{place(m)}.short.norm.{m[3]}"),
-    ]
+def _block_index(text: str) -> int:
+    """Return the index of a block. PaddleDetection has letters, or b with a number where there are many."""
+    if text.isdigit():
+        return int(text)
+    return int(text[1:]) if text[1:] else ord(text) - ord("a")
 
 
-class MobilenetV2(NamedTuple):
-    """A MobileNetV2 of width 1."""
-
-    @property
-    def first_conv(self) -> str:
-        return "backbone.features.0.0.weight"
-
-    @property
-    def description(self) -> str:
-        return "MobileNetV2"
-
-    @property
-    def sections(self) -> dict[str, dict[str, Any]]:
-        return {"PPFCOS": {"backbone": "PPFCOSMobileNetV2"}}
+def _block_name(blocks: tuple, stage: int, index: int) -> str:
+    """Return PaddleDetection's name of a block, counted from 0."""
+    many = stage < 4 and blocks[stage] > 10 and index > 0
+    return f"backbone.res{stage + 2}.res{stage + 2}{f'b{index}' if many else chr(ord('a') + index % 26)}"
 
 
-def torch_mobilenet_rules(prefix: str) -> list[Rule]:
-    """Rules for a MobileNetV2 of PyTorch whose blocks number all layers; `prefix` is before `features`."""
+def _letter(names: ResnetNames, match: re.Match) -> str:
+    """Return a, b or c for a convolution of a block; that of the offsets belongs to b."""
+    branch = match.groupdict().get("branch", "b")
+    return "abc"[int(branch) - names.first_branch] if branch.isdigit() else branch
+
+
+def mobilenet_v2(prefix: str) -> Backbone:
+    """A MobileNetV2 of width 1 in PyTorch, whose blocks number all layers; `prefix` is before `features`."""
     prefix = re.escape(prefix)
 
     def layer(match: re.Match) -> str:
@@ -160,83 +182,55 @@ def torch_mobilenet_rules(prefix: str) -> list[Rule]:
         place = f"{number // 3}.{number % 3}" if inside else str(number - 2 * triples)
         return f"backbone.features.{block}.conv.{place}.{match[3]}"
 
-    return [
-        Rule(rf"{prefix}features\.0\.([01])\.(\w+)", r"backbone.features.0.\1.\2"),
-        Rule(rf"{prefix}features\.(\d+)\.conv\.(\d)\.(\w+)", layer),
-    ]
+    return Backbone(
+        "MobileNetV2",
+        "backbone.features.0.0.weight",
+        {"PPFCOS": {"backbone": "PPFCOSMobileNetV2"}},
+        [
+            Rule(rf"{prefix}features\.0\.([01])\.(\w+)", r"backbone.features.0.\1.\2"),
+            Rule(rf"{prefix}features\.(\d+)\.conv\.(\d)\.(\w+)", layer),
+        ],
+    )
 
 
-class Hrnet(NamedTuple):
-    """An HRNet.
-
-    Attributes:
-        width: channels of its finest branch.
-    """
-
-    width: int
-
-    @property
-    def first_conv(self) -> str:
-        return "backbone.conv_layer1_1.conv.weight"
-
-    @property
-    def description(self) -> str:
-        return f"HRNet-W{self.width}"
-
-    @property
-    def sections(self) -> dict[str, dict[str, Any]]:
-        return {"PPFCOS": {"backbone": "HRNet"}, "HRNet": {"width": self.width, "freeze_at": -1}}
-
-
-def hrnet_of(source: str, arrays: Mapping[str, np.ndarray], prefix: str) -> Hrnet:
-    """Find out what HRNet some weights are of.
-
-    Args:
-        source: what to call the weights in an error.
-        arrays: by name.
-        prefix: what stands before `stage2`.
-
-    Returns:
-        The network.
+def hrnet(source: str, arrays: Mapping[str, np.ndarray], prefix: str) -> Backbone:
+    """Recognize MMDetection's HRNet; `prefix` is before `stage2`.
 
     Raises:
-        WeightsError: it is of no width that can be built.
+        WeightsError: PaddleDetection has no HRNet of its width.
     """
     width = len(arrays[prefix + HRNET_FINEST_CONV])
     if width not in HRNET_WIDTHS:
         raise WeightsError(
             f"{source}: its HRNet has width {width}: only {', '.join(map(str, HRNET_WIDTHS))} are converted"
         )
-    return Hrnet(width)
-
-
-def hrnet_rules(prefix: str) -> list[Rule]:
-    """Rules for MMDetection's HRNet; `prefix` is before `stage2`."""
     prefix = re.escape(prefix)
     module = rf"{prefix}stage(\d)\.(\d)\."
-    return [
-        Rule(rf"{prefix}conv([12])\.weight", r"backbone.conv_layer1_\1.conv.weight"),
-        Rule(rf"{prefix}bn([12])\.(\w+)", r"backbone.conv_layer1_\1.norm.\2"),
-        Rule(rf"{prefix}layer1\.(\d)\.(conv|bn)([123])\.(\w+)", _bottleneck),
-        Rule(rf"{prefix}layer1\.(\d)\.(downsample)\.([01])\.(\w+)", _bottleneck),
-        # A new branch is a list of one such list: it has one more number.
-        Rule(rf"{prefix}transition(\d)\.(\d)\.(?:0\.)?([01])\.(\w+)", _transition),
-        Rule(rf"{module}branches\.(\d)\.(\d)\.(conv|bn)([12])\.(\w+)", _branch),
-        # From a finer branch it is a list of such lists, each with stride 2.
-        Rule(rf"{module}fuse_layers\.(\d)\.(\d)\.(?:(\d)\.)?([01])\.(\w+)", _fusion),
-    ]
+    return Backbone(
+        f"HRNet-W{width}",
+        "backbone.conv_layer1_1.conv.weight",
+        {"PPFCOS": {"backbone": "HRNet"}, "HRNet": {"width": width, "freeze_at": -1}},
+        [
+            Rule(rf"{prefix}conv([12])\.weight", r"backbone.conv_layer1_\1.conv.weight"),
+            Rule(rf"{prefix}bn([12])\.(\w+)", r"backbone.conv_layer1_\1.norm.\2"),
+            Rule(rf"{prefix}layer1\.(\d)\.(conv|bn)([123])\.(\w+)", _bottleneck),
+            Rule(rf"{prefix}layer1\.(\d)\.(downsample)\.([01])\.(\w+)", _bottleneck),
+            # A new branch is a list of one such list: it has one more number.
+            Rule(rf"{prefix}transition(\d)\.(\d)\.(?:0\.)?([01])\.(\w+)", _transition),
+            Rule(rf"{module}branches\.(\d)\.(\d)\.(conv|bn)([12])\.(\w+)", _branch),
+            # From a finer branch it is a list of such lists, each with stride 2.
+            Rule(rf"{module}fuse_layers\.(\d)\.(\d)\.(?:(\d)\.)?([01])\.(\w+)", _fusion),
+        ],
+    )
 
 
-def _kind(theirs: str) -> str:
-    return "norm" if theirs == "bn" else theirs
+HRNET_LAYERS = {"0": "conv", "1": "norm", "conv": "conv", "bn": "norm"}
 
 
 def _bottleneck(match: re.Match) -> str:
     block, kind, number, last = match.groups()
-    if kind == "downsample":
-        place = f"conv_down.{HRNET_LAYERS[number]}"
-    else:
-        place = f"conv{number}.{_kind(kind)}"
+    is_shortcut = kind == "downsample"
+    place = f"conv_down.{HRNET_LAYERS[number]}" if is_shortcut else f"conv{number}.{HRNET_LAYERS[kind]}"
     return f"backbone.la1.block_layer2_{int(block) + 1}.{place}.{last}"
 
 
@@ -246,51 +240,24 @@ def _transition(match: re.Match) -> str:
     return f"backbone.{place}.{HRNET_LAYERS[layer]}.{last}"
 
 
-def _module(stage: str, module: str) -> tuple[str, str]:
-    """Name of a module of a stage, and the prefix of the names in it."""
-    name = f"st{stage}_{int(module) + 1}"
-    return f"backbone.st{stage}.stage_{name}", name
-
-
 def _branch(match: re.Match) -> str:
     stage, module, branch, block, kind, number, last = match.groups()
-    place, name = _module(stage, module)
+    name = f"st{stage}_{int(module) + 1}"
     block = f"bb_{name}_branch_layer_{int(branch) + 1}_{int(block) + 1}"
-    return f"{place}.branches_func.{block}.conv{number}.{_kind(kind)}.{last}"
+    conv = f"conv{number}.{HRNET_LAYERS[kind]}"
+    return f"backbone.st{stage}.stage_{name}.branches_func.{block}.{conv}.{last}"
 
 
 def _fusion(match: re.Match) -> str:
     stage, module, target, source, step, layer, last = match.groups()
-    place, name = _module(stage, module)
-    numbers = [int(number) + 1 for number in (target, source, step) if number is not None]
-    residual = "_".join(map(str, (f"residual_{name}_layer", *numbers)))
-    return f"{place}.fuse_func.{residual}.{HRNET_LAYERS[layer]}.{last}"
+    name = f"st{stage}_{int(module) + 1}"
+    numbers = "_".join(str(int(number) + 1) for number in (target, source, step) if number is not None)
+    residual = f"residual_{name}_layer_{numbers}"
+    return f"backbone.st{stage}.stage_{name}.fuse_func.{residual}.{HRNET_LAYERS[layer]}.{last}"
 
 
-class Dla(NamedTuple):
-    """A DLA of 34 layers, with two convolutions per block."""
-
-    depth: int = 34
-
-    @property
-    def first_conv(self) -> str:
-        return "backbone.base_layer.0.conv.weight"
-
-    @property
-    def description(self) -> str:
-        return f"DLA-{self.depth}"
-
-    @property
-    def sections(self) -> dict[str, dict[str, Any]]:
-        # Neither its authors nor AdelaiDet freeze its batch norms.
-        return {
-            "PPFCOS": {"backbone": "PPFCOSDLA"},
-            "PPFCOSDLA": {"depth": self.depth, "norm_type": "sync_bn"},
-        }
-
-
-def dla_of(source: str, arrays: Mapping[str, np.ndarray], prefix: str) -> Dla:
-    """Recognize a DLA-34; `prefix` is before `base_layer`.
+def dla(source: str, arrays: Mapping[str, np.ndarray], prefix: str = "") -> Backbone:
+    """Recognize the DLA-34 of its authors and of AdelaiDet; `prefix` is before `base_layer`.
 
     Raises:
         WeightsError: it is a deeper DLA, whose blocks have three convolutions.
@@ -300,25 +267,23 @@ def dla_of(source: str, arrays: Mapping[str, np.ndarray], prefix: str) -> Dla:
         raise WeightsError(
             f"{source}: its backbone is a DLA of another depth than 34 ({deeper}), which is not converted"
         )
-    return Dla()
-
-
-def dla_rules(prefix: str) -> list[Rule]:
-    """Rules for the DLA of its authors and of AdelaiDet; `prefix` is before `base_layer`."""
     prefix = re.escape(prefix)
-    return [
-        Rule(rf"{prefix}(base_layer|level[01])\.0\.weight", r"backbone.\1.0.conv.weight"),
-        Rule(rf"{prefix}(base_layer|level[01])\.1\.(\w+)", r"backbone.\1.0.norm.\2"),
-        Rule(rf"{prefix}{DLA_TREE}\.conv([12])\.weight", r"backbone.\1.conv\2.conv.weight"),
-        Rule(rf"{prefix}{DLA_TREE}\.bn([12])\.(\w+)", r"backbone.\1.conv\2.norm.\3"),
-        Rule(rf"{prefix}{DLA_TREE}\.root\.conv\.weight", r"backbone.\1.root.conv.conv.weight"),
-        Rule(rf"{prefix}{DLA_TREE}\.root\.bn\.(\w+)", r"backbone.\1.root.conv.norm.\2"),
-        Rule(rf"{prefix}{DLA_TREE}\.project\.0\.weight", r"backbone.\1.project.conv.weight"),
-        Rule(rf"{prefix}{DLA_TREE}\.project\.1\.(\w+)", r"backbone.\1.project.norm.\2"),
-    ]
-
-
-def unused_dla_rules(prefix: str) -> list[Rule]:
-    """Rules for weights that a DLA has and does not use."""
-    # In trees of two levels, the inner trees have projections of their own.
-    return [Rule(rf"{re.escape(prefix)}level[34]\.project\..*", "a projection whose result nothing uses")]
+    layer, tree = rf"{prefix}(base_layer|level[01])", rf"{prefix}(level[2-5](?:\.tree[12])*)"
+    return Backbone(
+        "DLA-34",
+        "backbone.base_layer.0.conv.weight",
+        # Neither its authors nor AdelaiDet freeze its batch norms.
+        {"PPFCOS": {"backbone": "PPFCOSDLA"}, "PPFCOSDLA": {"depth": 34, "norm_type": "sync_bn"}},
+        [
+            Rule(rf"{layer}\.0\.weight", r"backbone.\1.0.conv.weight"),
+            Rule(rf"{layer}\.1\.(\w+)", r"backbone.\1.0.norm.\2"),
+            Rule(rf"{tree}\.conv([12])\.weight", r"backbone.\1.conv\2.conv.weight"),
+            Rule(rf"{tree}\.bn([12])\.(\w+)", r"backbone.\1.conv\2.norm.\3"),
+            Rule(rf"{tree}\.root\.conv\.weight", r"backbone.\1.root.conv.conv.weight"),
+            Rule(rf"{tree}\.root\.bn\.(\w+)", r"backbone.\1.root.conv.norm.\2"),
+            Rule(rf"{tree}\.project\.0\.weight", r"backbone.\1.project.conv.weight"),
+            Rule(rf"{tree}\.project\.1\.(\w+)", r"backbone.\1.project.norm.\2"),
+        ],
+        # Trees of two levels contain trees that have projections.
+        [Rule(rf"{prefix}level[34]\.project\..*", "a projection whose result nothing uses")],
+    )

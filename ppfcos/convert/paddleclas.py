@@ -1,79 +1,36 @@
 """PaddleClas's ImageNet ResNets (ppcls/arch/backbone/legendary_models/resnet.py)."""
 
-from __future__ import annotations
+from ppfcos.convert.backbones import ResnetNames, resnet
+from ppfcos.convert.rules import CLASSIFIER, IMAGENET_PIXELS, Format, Recipe, translate
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-
-from ppfcos.convert.backbones import DEPTHS, PAIRED_CONVS, Resnet, resnet_of
-from ppfcos.convert.rules import CLASSIFIER, Format, Recipe, Rule, Translation, imagenet_pixels, translate
-
-IGNORED = (CLASSIFIER,)
-THREE_CONVOLUTIONS = "stem.2.conv.weight"  # only ResNet_vd begins with three
-
-
-def _place_of(blocks: tuple) -> list[tuple[int, int]]:
-    """Stage and index of every block, in the order in which PaddleClas counts them through."""
-    return [(stage + 2, index) for stage, count in enumerate(blocks) for index in range(count)]
-
-
-def _translate(source: str, arrays: Mapping[str, np.ndarray]) -> Translation:
-    count = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
-    blocks = next((blocks for blocks in DEPTHS if sum(blocks) == count), (count, 0, 0, 0))
-    places = _place_of(blocks)
-    staged = {}
-    for name, array in arrays.items():
-        if name.startswith("blocks."):
-            _, number, rest = name.split(".", 2)
-            staged[f"{places[int(number)][0]}.{places[int(number)][1]}.{rest}"] = array
-    pattern = r"(?P<stage>\d)\.(?P<block>\d+)\."
-    resnet = resnet_of(source, staged, pattern, "2.0.conv1.conv.weight", first_stage=2)
-    return translate(arrays, resnet, _rules(resnet, places, THREE_CONVOLUTIONS in arrays), IGNORED)
-
-
-def _rules(resnet: Resnet, places: list, pooled_shortcuts: bool) -> list[Rule]:
-    layer = {"conv": "conv", "bn": "norm"}
-
-    def stem(match) -> str:
-        name = f"conv1_{int(match[1]) + 1}" if pooled_shortcuts else resnet.stem
-        return f"backbone.conv1.{name}.{layer[match[2]]}.{match[3]}"
-
-    def branch(match) -> str:
-        place = resnet.block(*places[int(match[1])])
-        return f"{place}.branch2{PAIRED_CONVS[int(match[2])]}.{layer[match[3]]}.{match[4]}"
-
-    def shortcut(match) -> str:
-        stage, index = places[int(match[1])]
-        # The pool before the convolution is PaddleDetection's layer of its own where the stride is 2.
-        short = "short.conv" if pooled_shortcuts and stage > 2 else "short"
-        return f"{resnet.block(stage, index)}.{short}.{layer[match[2]]}.{match[3]}"
-
-    return [
-        Rule(r"stem\.(\d)\.(conv|bn)\.(\w+)", stem),
-        Rule(r"blocks\.(\d+)\.conv([012])\.(conv|bn)\.(\w+)", branch),
-        Rule(r"blocks\.(\d+)\.short\.(conv|bn)\.(\w+)", shortcut),
-    ]
-
-
-def _sections(variant: str) -> dict[str, dict[str, Any]]:
-    return {"PPFCOS": imagenet_pixels(), "ResNet": {"variant": variant}}
-
-
-FORMAT = Format(
-    "paddleclas",
-    "PaddleClas",
-    lambda arrays: "stem.0.conv.weight" in arrays and THREE_CONVOLUTIONS not in arrays,
-    _translate,
-    {"imagenet": Recipe("ResNet50, ResNet101", lambda resnet: _sections("b"))},
-    backbone_only=True,
+FIRST_CONV = "stem.0.conv.weight"
+PADDLECLAS_RESNET = ResnetNames(
+    stem_conv=r"stem\.(?P<number>\d)\.conv",
+    stem_norm=r"stem\.(?P<number>\d)\.bn",
+    block=r"blocks\.(?P<index>\d+)\.",
+    conv=r"conv(?P<branch>[012])\.conv",
+    norm=r"conv(?P<branch>[012])\.bn",
+    short_conv=r"short\.conv",
+    short_norm=r"short\.bn",
+    first_branch=0,
 )
-FORMAT_VD = Format(
-    "paddleclas-vd",
-    "PaddleClas",
-    lambda arrays: "stem.0.conv.weight" in arrays and THREE_CONVOLUTIONS in arrays,
-    _translate,
-    {"imagenet": Recipe("ResNet50_vd, ResNet101_vd", lambda resnet: _sections("d"))},
-    backbone_only=True,
+
+
+def _format(name: str, marks: tuple, models: str, variant: str) -> Format:
+    names = PADDLECLAS_RESNET._replace(pooled=variant == "d")
+    sections = {"PPFCOS": IMAGENET_PIXELS, "ResNet": {"variant": variant}}
+    return Format(
+        name,
+        "PaddleClas",
+        marks,
+        lambda source, arrays: translate(arrays, resnet(source, arrays, names), ignored=[CLASSIFIER]),
+        {"imagenet": Recipe(models, lambda backbone: sections)},
+        backbone_only=True,
+    )
+
+
+# Only ResNet-D begins with three convolutions: it is tried first.
+FORMAT_VD = _format(
+    "paddleclas-vd", (FIRST_CONV, "stem.2.conv.weight"), "ResNet50_vd, ResNet101_vd", variant="d"
 )
+FORMAT = _format("paddleclas", (FIRST_CONV,), "ResNet50, ResNet101", variant="b")

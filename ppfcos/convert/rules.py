@@ -1,4 +1,4 @@
-"""Rules that rename the weights of other projects, and what a format and its recipes are.
+"""What the file of a project consists of: rules that rename its weights, its recipes, and its format.
 
 Our names are PaddleDetection's for its backbones and those of `paddle.vision` for MobileNetV2, with the
 prefix `backbone.`, and our own for neck and head.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,44 +17,45 @@ NORM_EPSILON = 1e-5  # of our batch norms
 # Names of PyTorch's batch norms and of Paddle's.
 STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
 
-# Blue, green, red from 0 to 255, from the configurations of the projects.
-CAFFE_MEAN = (102.9801, 115.9465, 122.7717)  # Detectron's
-IMAGENET_BGR_MEAN = (103.530, 116.280, 123.675)  # Detectron2's
-IMAGENET_BGR_STD = (57.375, 57.120, 58.395)
-NO_STD = (1.0, 1.0, 1.0)
-
 # Base files of a written configuration, besides data set and runtime.
 BASES = ("_base_/fcos_r50_fpn.yml", "_base_/optimizer_1x.yml", "_base_/fcos_reader.yml")
 REAL_TIME_BASES = ("_base_/fcos_r50_fpn_rt.yml", "_base_/optimizer_4x.yml", "_base_/fcos_reader_rt.yml")
 
-Replacement = Union[str, Callable[[re.Match], str]]
+RESIZES = ("Resize", "RandomResize")
 
-
-class Backbone(Protocol):
-    """What the conversion needs of a backbone."""
-
-    @property
-    def first_conv(self) -> str:
-        """Our name for the weight of the first convolution."""
-
-    @property
-    def description(self) -> str:
-        """The network in a few words."""
-
-    @property
-    def sections(self) -> dict[str, dict[str, Any]]:
-        """Sections of the configuration."""
+Sections = dict[str, dict[str, Any]]  # of a configuration
 
 
 class Rule(NamedTuple):
-    """A pattern of names and its replacement, as for `re.sub`."""
+    """A pattern of whole names and its replacement, as for `re.sub`."""
 
     pattern: str
-    replacement: Replacement
+    replacement: str | Callable[[re.Match], str]
 
 
-BATCH_COUNTER = Rule(r".*\.num_batches_tracked", "a counter of training batches")
+COUNTER = Rule(r"(.*\.)?(num_batches_tracked|n_averaged|steps)", "a counter of training batches")
 CLASSIFIER = Rule(r"fc\..*", "the classifier of ImageNet")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A recognized backbone.
+
+    Attributes:
+        description: in a few words.
+        first_conv: our name for the weight of the first convolution.
+        sections: of the configuration.
+        rules: for the names of its weights.
+        unused: rules for weights that it does not use.
+        groups: of the 3x3 convolutions of a ResNet; 0 for other networks.
+    """
+
+    description: str
+    first_conv: str
+    sections: Sections
+    rules: Sequence[Rule]
+    unused: Sequence[Rule] = ()
+    groups: int = 0
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Translation:
 
     Attributes:
         backbone: of the weights.
-        weights: by our names.
+        weights: float32, by our names.
         sources: the original name of each, by our names.
         ignored: original names that the network does not need at inference, and the reason.
         unexpected: original names that no rule matches.
@@ -87,14 +88,16 @@ class Recipe:
         pad_to_stride: multiple to which images are padded.
         files: lower-case patterns of file names.
         bases: base files of the configuration.
+        contradiction: returns what in the weights contradicts the recipe; None if nothing does.
     """
 
     description: str
-    sections: Callable[[Backbone], dict[str, dict[str, Any]]]
+    sections: Callable[[Backbone], Sections]
     bgr: bool = False
     pad_to_stride: int = 32
     files: tuple[str, ...] = ("*",)
     bases: tuple[str, ...] = BASES
+    contradiction: Callable[[Translation], str | None] = lambda done: None
 
 
 @dataclass(frozen=True)
@@ -104,45 +107,72 @@ class Format:
     Attributes:
         name: for `--from`.
         project: its own name.
-        matches: whether weights are of this project.
-        translate: takes what the weights are called in an error, and the weights.
+        marks: names of weights that only this project has together.
+        translate: takes the path for error messages, and the weights.
         recipes: by name, the more specific first.
         backbone_only: of an ImageNet classifier.
+        rounding: of resized images, as of `Resize`.
+        read_recipe: reads the recipe from the text of the project's configuration.
     """
 
     name: str
     project: str
-    matches: Callable[[Mapping[str, np.ndarray]], bool]
+    marks: tuple[str, ...]
     translate: Callable[[str, Mapping[str, np.ndarray]], Translation]
     recipes: Mapping[str, Recipe]
     backbone_only: bool = False
+    rounding: str = "floor"
+    read_recipe: Callable[[str, Translation, str | None], tuple[str, Recipe] | None] | None = None
+
+    def matches(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Whether the names of weights are this project's."""
+        return all(mark in arrays for mark in self.marks)
 
 
-def pixels(mean: tuple, std: tuple) -> dict[str, list[float]]:
-    """`image_mean` and `image_std`, RGB from 0 to 1, of a mean and std in BGR from 0 to 255."""
+def pixels(mean: Sequence[float], std: Sequence[float]) -> dict[str, list[float]]:
+    """Return `image_mean` and `image_std`, RGB from 0 to 1, of R, G, B means and deviations from 0 to 255."""
     return {
-        "image_mean": [float(f"{value / 255:.12g}") for value in reversed(mean)],
-        "image_std": [float(f"{value / 255:.12g}") for value in reversed(std)],
+        "image_mean": [float(f"{value / 255:.12g}") for value in mean],
+        "image_std": [float(f"{value / 255:.12g}") for value in std],
     }
 
 
-def imagenet_pixels() -> dict[str, list[float]]:
-    """The normalization of torchvision's and Paddle's ImageNet backbones."""
-    return {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+# From the configurations of the projects: of Detectron, and of ImageNet as Detectron2, torchvision and Paddle
+# have it.
+CAFFE_MEAN = (122.7717, 115.9465, 102.9801)
+IMAGENET_MEAN = (123.675, 116.280, 103.530)
+IMAGENET_STD = (58.395, 57.120, 57.375)
+NO_STD = (1.0, 1.0, 1.0)
+IMAGENET_PIXELS = pixels(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def set_rounding(transforms: Iterable[Mapping[str, Any]], rounding: str) -> list[dict[str, Any]]:
+    """Return `sample_transforms` whose resizing rounds sizes as a project does."""
+    return [
+        {
+            name: {**(arguments or {}), "rounding": rounding} if name in RESIZES else dict(arguments or {})
+            for name, arguments in each.items()
+        }
+        for each in transforms
+    ]
 
 
 def translate(
-    arrays: Mapping[str, np.ndarray], backbone: Backbone, rules: Sequence[Rule], ignored: Iterable[Rule] = ()
+    arrays: Mapping[str, np.ndarray],
+    backbone: Backbone,
+    rules: Iterable[Rule] = (),
+    ignored: Iterable[Rule] = (),
 ) -> Translation:
     """Rename weights, and convert them to float32.
 
     Args:
         arrays: by original names.
         backbone: of the weights.
-        rules: the first that matches a whole name gives our name.
+        rules: besides the backbone's; the first that matches gives our name.
         ignored: names without a place in our network; the replacement is the reason.
     """
     done = Translation(backbone)
+    ignored, rules = [*ignored, COUNTER, *backbone.unused], [*backbone.rules, *rules]
     for name, array in arrays.items():
         reason = _first_match(name, ignored)
         ours = None if reason else _first_match(name, rules)
@@ -169,8 +199,13 @@ def _first_match(name: str, rules: Iterable[Rule]) -> str | None:
     return None
 
 
-def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str) -> list[Rule]:
-    """Rules for a head whose towers number convolution, norm and ReLU consecutively.
+def numbered(pattern: str, ours: str, first: int) -> Rule:
+    """Return a rule for a list of convolutions whose numbers, the group of the pattern, begin at `first`."""
+    return Rule(rf"{pattern}\.(weight|bias)", lambda match: f"{ours}.{int(match[1]) - first}.{match[2]}")
+
+
+def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str = "none") -> list[Rule]:
+    """Return rules for a head whose towers number convolution, norm and ReLU consecutively.
 
     A norm may be a list of norms, one for each level.
 
@@ -180,17 +215,17 @@ def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str)
         convs: original names of the predictors, by our names.
         scale: pattern of the scales, with the number of the level as its group.
     """
+    towers = {"cl": "class_tower", "sh": "shared_tower"}
 
     def layer(match: re.Match) -> str:
-        ours = {"cl": "class_tower", "sh": "shared_tower"}.get(match[1][:2], "box_tower")
         index, number = divmod(int(match[2]), 3)
         kind = "norms" if number else "convs"
         level = "" if match[3] is None else f".{match[3]}"
-        return f"head.{ours}.{kind}.{index}{level}.{match[4]}"
+        return f"head.{towers.get(match[1][:2], 'box_tower')}.{kind}.{index}{level}.{match[4]}"
 
     def deformable(match: re.Match) -> str:
-        ours = "class_tower" if match[1].startswith("cl") else "box_tower"
         kind = "conv_offset" if match[3] == "offset" else "conv_dcn"
+        ours = towers.get(match[1][:2], "box_tower")
         return f"head.{ours}.convs.{int(match[2]) // 3}.{kind}.{match[4]}"
 
     return [
@@ -201,11 +236,11 @@ def head_rules(tower: str, predictor: str, convs: Mapping[str, str], scale: str)
     ]
 
 
-def reverse_channels(weights: dict[str, np.ndarray], backbone: Backbone) -> None:
+def reverse_channels(done: Translation) -> None:
     """Convert the first convolution from BGR to RGB, in place."""
-    name = backbone.first_conv
-    if name in weights:
-        weights[name] = np.ascontiguousarray(weights[name][:, ::-1])
+    name = done.backbone.first_conv
+    if name in done.weights:
+        done.weights[name] = np.ascontiguousarray(done.weights[name][:, ::-1])
 
 
 def remove_norm_epsilon(weights: dict[str, np.ndarray]) -> None:

@@ -26,11 +26,14 @@ from ppfcos.engine.restricted_unpickler import (
     Function,
     Memory,
     Name,
+    Placeholder,
     RestrictedUnpickler,
+    UnsafePickleError,
     array_of_bytes,
     checked_shape,
 )
 from ppfcos.engine.weights import reading, require_dict
+from ppfcos.errors import WeightsError
 
 OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_FORMAT_PROTOCOL = 1001
@@ -55,7 +58,11 @@ DTYPES = (
     *("uint8", "int8", "int16", "int32", "int64"),
 )
 # Logs and hyperparameters beside the weights, which are not needed.
-PLACEHOLDER_MODULES = ("mmengine", "mmcv", "mmdet", "yacs", "fcos_core", "detectron2", "argparse")
+PLACEHOLDER_MODULES = (
+    *("mmengine", "mmcv", "mmdet", "yacs", "fcos_core", "detectron2", "fvcore", "adet", "argparse"),
+    *("pathlib", "datetime", "omegaconf"),
+)
+MODULES_OF_MODELS = ("torch.nn.", "torchvision.", "__main__.")
 
 
 @dataclass
@@ -85,15 +92,20 @@ class _Storage:
         if len(data) != self.stored_bytes:
             raise pickle.UnpicklingError("a storage that is cut off")
         numbers = array_of_bytes(memory, data, self.stored_dtype.newbyteorder(byteorder))
-        if self.dtype == BFLOAT16:  # the upper half of a float32
-            memory.charge(4 * self.count)
-            wide = numbers.astype(np.uint32)
-            wide <<= 16
-            numbers = wide.view(np.float32)
+        if self.dtype == BFLOAT16:
+            numbers = widen_bfloat16(memory, numbers)
         self.numbers = numbers
         for array, offset, strides in self.waiting:
             array[...] = _view(numbers, offset, array.shape, strides)
         self.waiting.clear()
+
+
+def widen_bfloat16(memory: Memory, numbers: np.ndarray) -> np.ndarray:
+    """Convert bfloat16, the upper half of a float32, from 16-bit integers to float32."""
+    memory.charge(4 * numbers.size)
+    wide = numbers.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def _view(numbers: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
@@ -179,10 +191,15 @@ class _TorchUnpickler(RestrictedUnpickler):
 
 def is_torch_file(path: Path) -> bool:
     """Whether a file starts like those of `torch.save`, in either format."""
-    with reading(path, "checkpoint", "tensors"), path.open("rb") as file:
-        start = file.read(16)
+    with reading(path, "checkpoint", "tensors"):
+        start = _first_bytes(path)
     magic = OLD_FORMAT_MAGIC.to_bytes(10, "little")
     return start.startswith(b"PK\x03\x04") or magic in start
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -193,10 +210,27 @@ def read_torch(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     with reading(path, "checkpoint of PyTorch", "tensors"):
-        read = _read_zip if zipfile.is_zipfile(path) else _read_old_format
-        content = read(path)
+        is_zip = zipfile.is_zipfile(path)
+        if not is_zip and _first_bytes(path)[:4] == b"PK\3\4":
+            raise WeightsError(f"{path} is damaged: its end is missing; download or write it again")
+        try:
+            content = _read_zip(path) if is_zip else _read_old_format(path)
+        except UnsafePickleError as error:
+            if not str(error).startswith(MODULES_OF_MODELS):
+                raise
+            raise whole_model_error(path, str(error)) from None
+    if isinstance(content, Placeholder):
+        raise whole_model_error(path, "an object")
     require_dict(path, content)
     return content
+
+
+def whole_model_error(path: Path, kind: str) -> WeightsError:
+    """Return the error for a file with a model instead of weights."""
+    return WeightsError(
+        f"{path} contains a whole pickled model ({kind}), and only weights are read: in its project, save "
+        "model.state_dict() with torch.save, and convert that file"
+    )
 
 
 def _read_zip(path: Path) -> Any:
@@ -233,6 +267,11 @@ def _read_archive(archive: zipfile.ZipFile, archive_size: int, memory: Memory) -
             loaded[key] = storage
         return loaded[key]
 
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in entries):
+        raise WeightsError(
+            f"{archive.fp.name} is a TorchScript program, and only weights are read: save "
+            "torch.jit.load(FILE).state_dict() with torch.save, and convert that file"
+        )
     pickled = next((name for name in entries if name.endswith("data.pkl")), "data.pkl")
     folder = pickled[: -len("data.pkl")]
     big_endian = f"{folder}byteorder" in entries and read(f"{folder}byteorder") == b"big"

@@ -10,6 +10,7 @@ from typing import Any
 
 from ppfcos.errors import DataError
 from ppfcos.fileio import read_text
+from ppfcos.yaml_files import SURROGATES_AND_NUL
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def check_num_classes(num_classes: int | None, class_names: Sequence[str], sourc
     found = len(class_names)
     if num_classes not in (None, found):
         raise DataError(
-            f"{source} has {found} classes, but num_classes is {num_classes}: "
+            f"{source} has {counted(found, 'class', 'classes')}, but num_classes is {num_classes}: "
             f"set num_classes: {found}, or leave it out, or name the right file"
         )
 
@@ -61,8 +62,9 @@ def check_same_classes(known: Sequence[str], where: str, found: Sequence[str], t
     known, found = list(known), list(found)
     if known == found:
         return
-    missing = [name for name in known if name not in found]
-    added = [name for name in found if name not in known]
+    all_known, all_found = set(known), set(found)
+    missing = [name for name in known if name not in all_found]
+    added = [name for name in found if name not in all_known]
     if missing or added:
         sides = (("lacks", missing), ("adds", added))
         difference = " and ".join(f"{verb} {shown(names)}" for verb, names in sides if names)
@@ -75,6 +77,11 @@ def check_same_classes(known: Sequence[str], where: str, found: Sequence[str], t
         f"the classes of {there} are not those of {where}: it {difference}; "
         "give both the same list in the same order"
     )
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """Such as `1 class` and `2 classes`."""
+    return f"{number} {one if number == 1 else several}"
 
 
 def shown(names: Sequence[str]) -> str:
@@ -100,11 +107,15 @@ def checked_names(names: Sequence[Any], source: str) -> list[str]:
     """Class names as text; `source` is for messages.
 
     Raises:
-        DataError: There are none, or one occurs twice.
+        DataError: There are none, one is empty or occurs twice, or one cannot be written as UTF-8.
     """
     texts = [str(name) for name in names]
     if not texts:
         raise DataError(f"{source} names no classes: a detection data set needs at least one")
+    for label, text in enumerate(texts):
+        if not text.strip() or SURROGATES_AND_NUL.search(text):
+            what = "cannot be written as UTF-8" if text.strip() else "is empty"
+            raise DataError(f"{source}: the name of class {label} {what}: {text!r}; give it another name")
     twice = sorted(text for text, count in Counter(texts).items() if count > 1)
     if twice:
         raise DataError(f"{source} names a class twice: {shown(twice)}")

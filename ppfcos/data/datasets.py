@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
+
+import functools
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,10 @@ import numpy as np
 from ppdet.core.workspace import global_config, register, serializable
 from ppdet.data.source.coco import COCODataSet
 from ppdet.data.source.dataset import DetDataset
+from ppdet.data.source.voc import VOCDataSet, pascalvoc_label
 
 from ppfcos.data.annotation_cache import AnnotationCache
-from ppfcos.data.classes import check_num_classes, read_names
+from ppfcos.data.classes import check_num_classes, checked_names, counted, read_names
 from ppfcos.data.formats import coco
 from ppfcos.data.formats.concat import concatenate, merge_categories
 from ppfcos.data.formats.voc import PPFCOSVOCDataSet
@@ -41,6 +46,8 @@ _WHERE_FROM = {
     "bccd": "`python dataset/bccd/download_bccd.py` downloads it, or ",
     "shapes": "`python dataset/shapes/generate_shapes.py` draws it, or ",
 }
+_PATH_KEYS = ("dataset_dir", "image_dir", "anno_path", "label_dir", "anno_dir", "image_set")
+_LARGE_PART = 0.2  # of the annotations: more than this left out is a warning
 _LARGE_FILE = 50 << 20  # bytes, which take seconds to parse
 
 
@@ -107,29 +114,65 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     data = _read(cfg, section, cfg.get(section) or {})
     if not isinstance(data.records, RecordStore):
         data.records = RecordStore.from_records(data.records)
+    _require_objects(data)
     check_num_classes(cfg.get("num_classes"), data.class_names, data.source)
     _log(data)
     return data
 
 
+def _require_objects(data: DetectionData) -> None:
+    """Raise a DataError if there is nothing to train on or to compare with, even with `allow_empty`."""
+    has_annotations = any("gt_bbox" in data.records[number] for number in range(min(len(data.records), 1)))
+    if data.number_of_boxes or (data.records and not has_annotations):
+        return
+    purpose = "learn from" if _is_training(data.section) else "evaluate with"
+    tally = data.tally
+    crowds = tally.count(LoadEvent.CROWD) + tally.count(LoadEvent.IGNORED_CROWD)
+    if data.read_ground_truth is not None and not crowds:
+        crowds = sum(note["iscrowd"] for note in data.coco_ground_truth().get("annotations", ()))
+    reasons = [f"{counted(crowds, 'annotation is', 'annotations are')} marked iscrowd"] if crowds else []
+    reasons += [str(tally)] if str(tally) else []
+    if crowds and data.read_ground_truth is not None and _is_training(data.section):
+        cure = f"set {data.section}.load_crowd: true to take crowds for objects"
+    elif tally.count(LoadEvent.ORPHAN_LABELS):
+        cure = "name each label file like its image"
+    elif tally.count(LoadEvent.MISSING_IMAGE):
+        cure = f"set {data.section}.image_dir to the folder of the images"
+    elif tally.count(LoadEvent.NO_LABEL_FILE):
+        cure = "put the label files beside the folder of the images, or set label_dir"
+    else:
+        cure = "name another file, or annotate the images"
+    raise DataError(
+        f"{data.source} has no objects to {purpose} ({'; '.join(reasons) or 'no image has a box'}): {cure}"
+    )
+
+
+def describe_loss(data: DetectionData) -> str:
+    """What part of the annotations is left out, if it is a large one; else ""."""
+    lost = data.tally.lost_annotations()
+    total = lost + data.number_of_boxes
+    return f"{lost} of {total} annotations are left out" if lost > _LARGE_PART * total else ""
+
+
 def _log(data: DetectionData) -> None:
     """Log the size of a data set and what was left out or repaired."""
-    changes = f"; {data.tally}" if str(data.tally) else ""
+    loss = describe_loss(data)
+    changes = "; ".join(text for text in (str(data.tally), loss) if text)
     logger.log(
-        logging.WARNING if data.tally.has_faults else logging.INFO,
-        "%s: %d images, %d objects, %d classes from %s%s",
+        logging.WARNING if data.tally.has_faults or loss else logging.INFO,
+        "%s: %s, %s, %s from %s%s",
         data.section,
-        len(data),
-        data.number_of_boxes,
-        len(data.categories),
+        counted(len(data), "image", "images"),
+        counted(data.number_of_boxes, "object", "objects"),
+        counted(len(data.categories), "class", "classes"),
         data.source,
-        changes,
+        f"; {changes}" if changes else "",
     )
 
 
 def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> DetectionData:
     """Read the data set that `keys` describe, without checking `num_classes`."""
-    arguments = dict(keys)
+    arguments = with_paths(keys, section)
     name = arguments.pop("name", None)
     if not name:
         raise ConfigError(f"{section} is missing or has no `name`, such as COCODataSet")
@@ -147,10 +190,8 @@ def _read(cfg: Mapping[str, Any], section: str, keys: Mapping[str, Any]) -> Dete
     with global_generators(int(cfg.get("seed") or 0)):
         if type(dataset).parse_dataset is not COCODataSet.parse_dataset:
             data = _other(dataset, section)
-        elif cfg.get("annotation_cache"):
-            data = _cached_coco(cfg, dataset, section, keys)
         else:
-            data = _coco(dataset, section)
+            data = _coco(cfg, dataset, section, keys)
     if data.has_crowds:
         if not isinstance(data.records, RecordStore):
             data.records = RecordStore.from_records(data.records)
@@ -183,7 +224,11 @@ def _concatenated(cfg: Mapping[str, Any], section: str, dataset: PPFCOSJoinedDat
     draw = None
     if _is_training(section) and any(weight != 1 for weight in weights):
         draw = EpochSampling([len(part.records) for part in parts], weights, int(cfg.get("seed") or 0))
-    return concatenate(parts, section, dataset.class_names, draw)
+    data = concatenate(parts, section, dataset.class_names, draw)
+    if not data.number_of_boxes:  # else each part has logged its own
+        for part in parts:
+            data.tally.add_all(part.tally)
+    return data
 
 
 def _is_training(section: str) -> bool:
@@ -205,6 +250,23 @@ def dataset_of_images(
         for number, path in enumerate(images)
     ]
     return DetectionData(section, "the given images", records, _categories_without_annotations(cfg, section))
+
+
+def with_paths(keys: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The keys of a section with `~` expanded in paths, and whole numbers in them as text.
+
+    Raises:
+        ConfigError: A path is neither text nor a whole number.
+    """
+    arguments = dict(keys)
+    for key in _PATH_KEYS:
+        value = arguments.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ConfigError(f"{section}.{key} is {value!r}, not a text: put it into quotes")
+        arguments[key] = os.path.expanduser(str(value))
+    return arguments
 
 
 def construct_dataset(name: str, arguments: dict[str, Any], section: str) -> Any:
@@ -235,15 +297,39 @@ def _require(path: Path, section: str, key: str, folder: Path) -> None:
         raise DataError(f"{path} is not there: {cure}set {section}.{key}")
 
 
-def _coco(dataset: Any, section: str) -> DetectionData:
-    if not str(dataset.anno_path).endswith(".json"):
+def _coco(cfg: Mapping[str, Any], dataset: Any, section: str, keys: Mapping[str, Any]) -> DetectionData:
+    """A COCO data set, through `annotation_cache` if that is set."""
+    if not str(dataset.anno_path).lower().endswith(".json"):
         raise ConfigError(
             f"{section}.anno_path must name a .json file within dataset_dir, not {dataset.anno_path}"
         )
-    folder = Path(dataset.dataset_dir)
-    path, image_dir = folder / dataset.anno_path, folder / dataset.image_dir
+    folder = Path(dataset.dataset_dir or "")
+    path, image_dir = folder / dataset.anno_path, folder / (dataset.image_dir or "")
     for wanted, key in ((folder, "dataset_dir"), (path, "anno_path"), (image_dir, "image_dir")):
         _require(wanted, section, key, folder)
+
+    def read() -> DetectionData:
+        return _parse_coco(dataset, section, path, image_dir)
+
+    if not cfg.get("annotation_cache"):
+        return read()
+    decisive = {
+        "keys": dict(keys),
+        "section": section,
+        "seed": int(cfg.get("seed") or 0),
+        "allow_empty": dataset.allow_empty,
+    }
+    cache = AnnotationCache(cfg["annotation_cache"], path, image_dir, decisive)
+    records, categories, tally = cache.open_or_make(read)
+    ground_truth = functools.partial(_coco_ground_truth, path, image_dir, section)
+    return DetectionData(section, str(path), records, categories, ground_truth, tally=tally)
+
+
+def _coco_ground_truth(path: Path, image_dir: Path, section: str) -> dict[str, Any]:
+    return coco.read_coco(path, image_dir, section)[0]
+
+
+def _parse_coco(dataset: Any, section: str, path: Path, image_dir: Path) -> DetectionData:
     size = path.stat().st_size
     if size >= _LARGE_FILE:
         logger.info("%s: reading %s, %d MB", section, path, size >> 20)
@@ -253,49 +339,13 @@ def _coco(dataset: Any, section: str) -> DetectionData:
     of_boxes = LoadStatistics()
     records = coco.make_records(content, dataset, image_dir, of_boxes)
     records = drop_boxes_without_area(records, dataset.allow_empty, of_boxes)
-    if not records:
-        raise DataError(
-            f"{path} gives no image with objects: set {section}.allow_empty: true to train on such images"
-        )
     if _is_training(section):
         tally.add_all(of_boxes)
     if not _is_training(section) or dataset.load_crowd:  # an evaluation reads its crowds from the file
         for record in records:
             record.pop("gt_crowd", None)
-    return DetectionData(
-        section,
-        str(path),
-        records,
-        content["categories"],
-        lambda: coco.read_coco(path, image_dir, section)[0],
-        tally=tally,
-    )
-
-
-def _cached_coco(
-    cfg: Mapping[str, Any], dataset: Any, section: str, keys: Mapping[str, Any]
-) -> DetectionData:
-    """As `_coco`, through `annotation_cache`."""
-    folder = Path(dataset.dataset_dir)
-    path, image_dir = folder / str(dataset.anno_path), folder / str(dataset.image_dir)
-    if not path.is_file() or not image_dir.is_dir():
-        return _coco(dataset, section)  # raises the error
-    decisive = {
-        "keys": dict(keys),
-        "section": section,
-        "seed": int(cfg.get("seed") or 0),
-        "allow_empty": dataset.allow_empty,
-    }
-    cache = AnnotationCache(cfg["annotation_cache"], path, image_dir, decisive)
-    records, categories, tally = cache.open_or_make(lambda: _coco(dataset, section))
-    return DetectionData(
-        section,
-        str(path),
-        records,
-        categories,
-        lambda: coco.read_coco(path, image_dir, section)[0],
-        tally=tally,
-    )
+    ground_truth = functools.partial(_coco_ground_truth, path, image_dir, section)
+    return DetectionData(section, str(path), records, content["categories"], ground_truth, tally=tally)
 
 
 def _other(dataset: Any, section: str) -> DetectionData:
@@ -379,6 +429,7 @@ def categories_of(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]] 
 
 def _named_classes(section: str, keys: Mapping[str, Any]) -> DetectionData | None:
     """The classes that a section's keys name, as a data set without images; None if they name none."""
+    keys = with_paths(keys, section)
     name, folder = keys.get("name"), Path(keys.get("dataset_dir") or "")
     if name == PPFCOSJoinedDataSet.__name__:
         parts = [
@@ -390,13 +441,20 @@ def _named_classes(section: str, keys: Mapping[str, Any]) -> DetectionData | Non
         source = " + ".join(part.source for part in parts)
         return DetectionData(section, source, [], merge_categories(parts, keys.get("class_names") or ()))
     if keys.get("class_names"):
-        return DetectionData(section, f"{section}.class_names", [], numbered(keys["class_names"]))
+        source = f"{section}.class_names"
+        return DetectionData(section, source, [], numbered(checked_names(keys["class_names"], source)))
     if name in (PPFCOSVOCDataSet.__name__, PPFCOSYOLODataSet.__name__):
         if not (keys.get("dataset_dir") and folder.is_dir()):
             return None
         arguments = {key: value for key, value in keys.items() if key != "name"}
         dataset = construct_dataset(name, arguments, section)
         return DetectionData(section, str(folder), [], dataset.find_categories())
+    if name == VOCDataSet.__name__:  # PaddleDetection's: its anno_path lists images
+        path = folder / (keys.get("label_list") or "")
+        if not keys.get("label_list"):
+            labels = pascalvoc_label()
+            return DetectionData(section, name, [], numbered(sorted(labels, key=labels.get)))
+        return DetectionData(section, str(path), [], numbered(read_names(path))) if path.is_file() else None
     path = folder / (keys.get("anno_path") or "")
     if keys.get("anno_path") and path.is_file():
         return DetectionData(section, str(path), [], _categories_in_file(path, section))

@@ -290,14 +290,40 @@ def load_events(path: str, stated: tuple[int, int] | None) -> list[LoadEvent]:
 
 
 def list_images(folder: Path) -> list[str]:
-    """The images in a folder and its subfolders, sorted by path, without hidden ones."""
-    found = []
-    for directory, subfolders, names in os.walk(folder, followlinks=False):
-        subfolders[:] = [name for name in subfolders if not is_clutter(name)]
+    """The images in a folder and its subfolders, linked ones too, sorted by path, without hidden ones."""
+    return list_files(folder, IMAGE_SUFFIXES)
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """The files with these suffixes in a folder and its subfolders, sorted by path, without hidden ones.
+
+    A link to a folder is followed once, unless it leads to a folder that contains it.
+    """
+    found: list[str] = []
+    followed: set[str] = set()
+
+    def is_wanted(path: str) -> bool:
+        if not os.path.islink(path):
+            return True
+        target = os.path.realpath(path)
+        inside = os.path.join(os.path.realpath(os.path.dirname(path)), "").startswith(
+            os.path.join(target, "")
+        )
+        if inside or target in followed:
+            return False
+        followed.add(target)
+        return True
+
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [
+            name
+            for name in sorted(subfolders)
+            if not is_clutter(name) and is_wanted(os.path.join(directory, name))
+        ]
         found += [
             os.path.join(directory, name)
             for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not is_clutter(name)
+            if name.lower().endswith(suffixes) and not is_clutter(name)
         ]
     return sorted(found)
 

@@ -125,6 +125,19 @@ ISSUE_TYPES: dict[str, IssueType] = {
     # The data set as a whole
     "refused": _refused("error that stops training", ""),
     "reader-warning": _kept("warning of the reader", "does what the line says and logs it"),
+    "annotations-lost": _kept(
+        "data set of which a large part of the annotations is left out",
+        "runs on the rest and warns in the log; what is left out is background to the network",
+        "compares with the rest only",
+        severity=Severity.ERROR,
+    ),
+    "label-file-without-image": _kept(
+        "label file that belongs to no image",
+        "ignores the file and counts them in the log: its objects are lost",
+        severity=Severity.ERROR,
+    ),
+    "boxes-normalized": _refused("data set whose boxes are fractions instead of pixels", ""),
+    "boxes-in-another-form": _refused("data set whose boxes are not written as its format has them", ""),
     "categories-differ": _kept(
         "difference between the classes of training and validation",
         "runs and uses the position of a class in its own list as the label",
@@ -198,7 +211,8 @@ ISSUE_TYPES: dict[str, IssueType] = {
     "too-many-boxes": _kept(
         "image with more objects than the model has detections",
         "learns from all of them, but the model returns the best {limit} boxes (PPFCOSDecode.keep_top_k)",
-        "uses at most 100 detections per image: the other objects count as missed",
+        "counts the best {evaluation_limit} detections per image (PPFCOSDecode.keep_top_k, max_detections): "
+        "the other objects are missed",
     ),
     # Annotations
     "image-id-twice": _refused(
@@ -228,6 +242,11 @@ ISSUE_TYPES: dict[str, IssueType] = {
     ),
     "box-missing": _left_out(
         Severity.WARNING, Outcome.BOX_LEFT_OUT, "annotation without a box", "drops the annotation"
+    ),
+    "box-from-polygon": _repaired(
+        "annotation with a polygon and without a box",
+        "uses the bounding box of the polygon and counts them in the log",
+        "writes the box",
     ),
     "area-missing": _repaired(
         "annotation without a usable area",
@@ -347,6 +366,17 @@ def describe_consequence(kind: str, in_training: bool, from_coco_file: bool) -> 
     return f"the evaluation {special.get(kind) or issue_type.evaluation or issue_type.training}"
 
 
+# What a reader counts for the log
+_EVENTS = {
+    "image-missing": LoadEvent.MISSING_IMAGE,
+    "annotation-file-missing": LoadEvent.MISSING_IMAGE,
+    "label-file-without-image": LoadEvent.ORPHAN_LABELS,
+    "annotation-of-unknown-image": LoadEvent.UNKNOWN_IMAGE,
+    "box-missing": LoadEvent.NO_BOX,
+    "box-from-polygon": LoadEvent.POLYGON_BOX,
+    "area-missing": LoadEvent.FILLED_AREA,
+}
+
 # report(issue type, where, detail, path of the image = "")
 Report = Callable[..., None]
 
@@ -368,14 +398,8 @@ class RaiseOnError:
     def __call__(self, kind: str, where: str, detail: str, image: str = "") -> None:
         if ISSUE_TYPES[kind].outcome is Outcome.REFUSED:
             raise DataError(f"{self._prefix}{where}: {detail}")
-        if kind in ("image-missing", "annotation-file-missing"):
-            self.tally.add(LoadEvent.MISSING_IMAGE, first=image)
-        elif kind == "annotation-of-unknown-image":
-            self.tally.add(LoadEvent.UNKNOWN_IMAGE, first=where)
-        elif kind == "box-missing":
-            self.tally.add(LoadEvent.NO_BOX, first=where)
-        elif kind == "area-missing":
-            self.tally.add(LoadEvent.FILLED_AREA)
+        if kind in _EVENTS:
+            self.tally.add(_EVENTS[kind], first=image or where)
 
 
 def as_number(value: Any) -> float | None:

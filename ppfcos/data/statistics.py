@@ -26,11 +26,14 @@ class LoadEvent(Enum):
         "left out", "annotation of an unlisted image", "annotations of unlisted images", True
     )
     NO_BOX = _Text("left out", "annotation without a box", "annotations without a box", True)
+    ORPHAN_LABELS = _Text("ignored", "label file without an image", "label files without an image", True)
+    NO_LABEL_FILE = _Text("found no label file for", "image", "images", False)
     NO_AREA = _Text("left out", "box without area", "boxes without area", True)
     MARKED_IGNORE = _Text("left out", "box marked with ignore", "boxes marked with ignore", False)
     CROWD = _Text("left out", "crowd box", "crowd boxes", False)
     IGNORED_CROWD = _Text("ignores points inside", "crowd box", "crowd boxes", False)
     CLIPPED = _Text("clipped", "box", "boxes", False)
+    POLYGON_BOX = _Text("computed", "box of a polygon", "boxes of polygons", False)
     FILLED_AREA = _Text("filled in", "area", "areas", False)
     RENUMBERED = _Text("renumbered", "annotation", "annotations", False)
     ROTATED = _Text("rotated", "image with an EXIF orientation", "images with an EXIF orientation", False)
@@ -39,6 +42,15 @@ class LoadEvent(Enum):
     CMYK = _Text("converted", "CMYK image", "CMYK images", False)
     SIXTEEN_BIT = _Text("converted", "16-bit image", "16-bit images", False)
     ALPHA = _Text("converted", "image with alpha", "images with alpha", False)
+
+
+_LOSSES = (
+    LoadEvent.UNKNOWN_IMAGE,
+    LoadEvent.NO_BOX,
+    LoadEvent.NO_AREA,
+    LoadEvent.MARKED_IGNORE,
+    LoadEvent.CROWD,
+)
 
 
 class LoadStatistics:
@@ -80,10 +92,14 @@ class LoadStatistics:
         """How often an event happened."""
         return self._counts.get(event, 0)
 
+    def lost_annotations(self) -> int:
+        """How many annotations were left out for any reason."""
+        return sum(map(self.count, _LOSSES))
+
     @property
     def has_faults(self) -> bool:
         """Whether something was left out that may be a fault of the data."""
-        return any(event.value.is_fault for event in self._counts)
+        return any(event.value.is_fault and count for event, count in self._counts.items())
 
     def __str__(self) -> str:
         """Such as `left out 2 boxes without area (first in 7.jpg), 8 crowd boxes; clipped 5 boxes`."""

@@ -40,7 +40,7 @@ from ppfcos.engine.checkpoint_files import (
 )
 from ppfcos.engine.ema import ModelEMA
 from ppfcos.engine.weights import NAME_TABLE, SUFFIXES, load_weights, read_state, read_weights
-from ppfcos.errors import WeightsError
+from ppfcos.errors import WeightsError, one_line
 from ppfcos.fileio import sha256
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "verify_checksums",
 ]
 
+STATE_DTYPES = (np.float32, np.uint16)  # uint16: bfloat16 in NumPy
 EXTRA = "ppfcos"  # key of .pdopt for what Paddle's state lacks
 
 
@@ -72,21 +73,10 @@ def save_checkpoint(
     scaler: Mapping[str, Any] | None = None,
     start: int | None = None,
 ) -> Path:
-    """Write a checkpoint. A reader finds the old or the new one, never a part.
+    """Write a checkpoint and return the path of its weights. A reader gets the old or the new one.
 
-    Args:
-        folder: it is created.
-        name: of the checkpoint.
-        weights: to evaluate and deploy.
-        optimizer: with its learning-rate schedule.
-        state: where the training stands.
-        raw: the weights that the optimizer updates, if `weights` are EMA weights.
-        ema: its sums are needed to resume.
-        scaler: state of the loss scaler, in mixed precision.
-        start: number of the training, from `next_start`; None: that of the run's last checkpoint.
-
-    Returns:
-        Path of the weights.
+    `raw` are the weights that the optimizer updates, if `weights` are EMA weights. `start` is the number of
+    the training, from `next_start`; None: that of the run's last checkpoint.
 
     Raises:
         OutputError: a file cannot be written.
@@ -129,16 +119,6 @@ def resume(
 ) -> TrainingState:
     """Restore a training from a checkpoint, also from one of PaddleDetection.
 
-    Args:
-        model: gets the weights.
-        optimizer: gets its state and that of the learning-rate schedule.
-        path: of the checkpoint, with or without a suffix.
-        ema: a new one of the model, if the training has one.
-        scaler: Precision, in mixed precision; gets the state of the loss scaler.
-
-    Returns:
-        Where the training stood.
-
     Raises:
         WeightsError: a file is missing, damaged, or does not fit the model or its optimizer.
     """
@@ -156,20 +136,29 @@ def resume(
     weights = files[".pdparams"]
     saved = read_state(files[".pdopt"])
     load_weights(model, files.get(".pdema", weights))
-    extra = saved.pop(EXTRA, {})
-    epochs = int(saved.pop("last_epoch", 0))
+    extra, epochs = saved.pop(EXTRA, {}), saved.pop("last_epoch", 0)
     _check_optimizer(prefix, optimizer, extra, saved)
-    # The names in .pdema are those of copies, which the optimizer does not know.
-    table = read_state(weights).get(NAME_TABLE, {})
-    renamed = _renamed(saved, _new_names(model, table))
-    optimizer.set_state_dict(_as_tensors(renamed))
-    if ema is not None:
-        if "ema" in extra:
-            ema.set_state_dict(extra["ema"]["sums"], extra["ema"]["step"], extra["ema"]["decay"])
-        else:  # PaddleDetection saves the EMA weights, not the sums
-            ema.set_state_dict(read_weights(weights), saved["LR_Scheduler"]["last_epoch"])
-    if scaler is not None and extra.get("scaler"):
-        scaler.set_state_dict(extra["scaler"])
+    try:
+        _check_values(epochs, saved, extra)
+        # The names in .pdema are those of copies, which the optimizer does not know.
+        table = read_state(weights).get(NAME_TABLE, {})
+        renamed = _renamed(saved, _new_names(model, table))
+        _check_arrays(model, renamed)
+        optimizer.set_state_dict(_as_tensors(renamed))
+        if ema is not None:
+            if "ema" in extra:
+                ema.set_state_dict(extra["ema"]["sums"], extra["ema"]["step"], extra["ema"]["decay"])
+            else:  # PaddleDetection saves the EMA weights, not the sums
+                ema.set_state_dict(read_weights(weights), saved["LR_Scheduler"]["last_epoch"])
+        if scaler is not None and extra.get("scaler"):
+            scaler.set_state_dict(extra["scaler"])
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever Paddle raises for a state of another model
+        raise WeightsError(
+            f"{files['.pdopt']} does not fit the model and its optimizer ({one_line(error)}): resume from "
+            f"another checkpoint, or start from the weights with -o pretrain_weights={weights}"
+        ) from error
     return TrainingState(epochs) if record is None else state_of(record)
 
 
@@ -183,7 +172,8 @@ def saved_class_names(source: Path | str | None) -> Sequence[str] | None:
 
 
 def _check_optimizer(prefix: Path, optimizer: Optimizer, extra: dict, saved: dict) -> None:
-    written_by, current = extra.get("optimizer"), type(optimizer).__name__
+    written_by = extra.get("optimizer") if isinstance(extra, dict) else None
+    current = type(optimizer).__name__
     if written_by not in (None, current):
         raise WeightsError(
             f"{prefix}.pdopt is the state of the optimizer {written_by}, the configuration wants {current}: "
@@ -191,6 +181,44 @@ def _check_optimizer(prefix: Path, optimizer: Optimizer, extra: dict, saved: dic
         )
     if "LR_Scheduler" not in saved:
         raise WeightsError(f"{prefix}.pdopt holds no learning-rate schedule: is it an optimizer's state?")
+
+
+def _check_values(epochs: Any, saved: dict, extra: Any) -> None:
+    """Raise a ValueError unless numbers are numbers; `read_state` lets any plain value pass."""
+    schedule, parts = saved["LR_Scheduler"], extra if isinstance(extra, dict) else {}
+    scaler, ema = parts.get("scaler") or {}, parts.get("ema", {"step": 0, "decay": 0.0, "sums": {}})
+    right = {
+        "last_epoch": _is_whole(epochs),
+        EXTRA: isinstance(extra, dict),
+        "LR_Scheduler": isinstance(schedule, dict)
+        and _is_whole(schedule["last_epoch"])
+        and _is_number(schedule.get("last_lr", 0.0)),
+        "scaler": isinstance(scaler, dict)
+        and (not scaler or (_is_number(scaler["loss_scale"]) and _is_whole(scaler["good_steps"]))),
+        "ema": _is_whole(ema["step"]) and _is_number(ema["decay"]) and isinstance(ema["sums"], dict),
+    }
+    wrong = [key for key, is_right in right.items() if not is_right]
+    if wrong:
+        raise ValueError(f"{wrong[0]} has an impossible value")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and 0 <= value < 1e30
+
+
+def _check_arrays(model: nn.Layer, state: dict) -> None:
+    """Raise a ValueError for an array of another shape: Paddle notices it in the first step."""
+    shapes = {tensor.name: tensor.shape for tensor in model.state_dict().values()}
+    for key, value in {**state, **state.get("master_weights", {})}.items():
+        shape = next((shape for name, shape in shapes.items() if f"{key}_".startswith(f"{name}_")), None)
+        if shape is None or "_pow_acc_" in key:
+            continue
+        if getattr(value, "dtype", None) not in STATE_DTYPES or list(value.shape) != shape:
+            raise ValueError(f"{key} is no array of shape {shape}")
 
 
 def _new_names(model: nn.Layer, table: Mapping[str, str]) -> dict[str, str]:

@@ -38,7 +38,8 @@ BEST, FINAL = "best_model", "model_final"  # PaddleDetection's names
 FORMAT = 2  # of the record; 1 had no checksum, start and token
 RECORD = ".json"
 PENDING = ".pending"
-OTHER_JSON_FILES = {"run.json"}  # in a run's folder
+EVALUATIONS_FILE = "evaluations.json"
+OTHER_JSON_FILES = {"run.json", EVALUATIONS_FILE}  # in a run's folder
 MAX_RECORD_BYTES = 16 << 20
 
 
@@ -128,12 +129,6 @@ def write_checkpoint(
     3. Rename the new weights to `NAME.pdparams`. From here on, readers use the pending record and the
        remaining temporary names.
     4. Rename the other files, remove those that the new checkpoint lacks, rename the record to `NAME.json`.
-
-    Args:
-        prefix: of the checkpoint.
-        record: without `files`.
-        suffixes: of the files.
-        write: writes the file of a suffix to a path, and returns its size and checksum.
     """
     finish_checkpoint(prefix)  # of an earlier process that was killed
     token = new_token()
@@ -233,9 +228,6 @@ def note_ap(path: Path | str, ap: float) -> None:
 def copy_checkpoint(path: Path | str, name: str) -> Path:
     """Give a checkpoint a second name in its folder, with hard links if the file system has them.
 
-    Returns:
-        Path of the second name's weights.
-
     Raises:
         OutputError: it cannot be written.
         WeightsError: there is no such checkpoint.
@@ -286,13 +278,6 @@ def list_checkpoints(
 
     The order does not depend on the clock: the last started training first, then by epochs and steps. Only
     runs whose records have no start number (format 1) are ordered by the time of their last checkpoint.
-
-    Args:
-        folder: need not exist.
-        skipped: is called for each NAME.json that is damaged or not a checkpoint's record.
-
-    Returns:
-        The newest first.
 
     Raises:
         WeightsError: the folder cannot be read.

@@ -39,9 +39,13 @@ def start() -> None:
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """Be one of the launched ranks: if a rank or the launcher dies, all exit. Select the device before."""
-    with watchdog.exit_with_launcher():
+def process_group(stop_with_launcher: bool = False) -> Iterator[None]:
+    """Be one of the launched ranks: if a rank or the launcher dies, all exit. Select the device before.
+
+    Args:
+        stop_with_launcher: send this process SIGTERM when the launcher ends, so that it writes a checkpoint.
+    """
+    with watchdog.exit_with_launcher(stop_with_launcher):
         start()
         with watchdog.watch(rank(), world_size(), broadcast_object):
             yield
@@ -92,14 +96,18 @@ def all_gather_rows(values: Tensor) -> np.ndarray:
 
 @contextlib.contextmanager
 def collective_error_check() -> Iterator[None]:
-    """Raise a PPFCOSError of one rank on all ranks, so that none waits for it. All must enter and leave."""
+    """Raise a PPFCOSError of one rank on all ranks, so that none waits for it. All must enter and leave.
+
+    An error that the machine or a limit caused is one, too. No other collective may be within the block: the
+    ranks that it fails on would leave it, and wait for the others here.
+    """
     failure = None
     try:
         yield
-    except PPFCOSError as error:
-        if world_size() == 1:
+    except Exception as error:
+        failure = error if isinstance(error, PPFCOSError) else errors.resource_error(error)
+        if failure is None or world_size() == 1:
             raise
-        failure = error
     raise_on_all_ranks(failure)
 
 
@@ -110,7 +118,7 @@ def raise_on_all_ranks(failure: PPFCOSError | None) -> None:
             raise failure
         return
     try:
-        failures = all_gather_object(None if failure is None else (type(failure).__name__, str(failure)))
+        failures = all_gather_object(None if failure is None else (type(failure), str(failure)))
     except Exception:  # the others are busy for longer than a collective waits; the watchdog tells them
         if failure is not None:
             raise failure from None
@@ -118,10 +126,10 @@ def raise_on_all_ranks(failure: PPFCOSError | None) -> None:
     if not any(failures):
         return
     first = next(number for number, known in enumerate(failures) if known)
-    name, message = failures[first]
+    kind, message = failures[first]
     if not all(failures):
         message = f"process {first} of {len(failures)}: {message}"
-    raise getattr(errors, name)(message) from failure
+    raise kind(message) from failure
 
 
 def convert_sync_batchnorm(model: nn.Layer) -> None:

@@ -80,16 +80,13 @@ class ModelEMA:
         return {"step": self.step, "epoch": 0, "decay": self.last_decay, "sums": dict(self.sums)}
 
     def set_state_dict(self, sums: Mapping[str, Any], step: int, decay: float | None = None) -> None:
-        """Continue an average.
-
-        Args:
-            sums: arrays by name; excluded weights are skipped.
-            step: number of updates.
-            decay: of the last update; None: `decay`.
-        """
-        for name, value in sums.items():
-            if name in self.sums and name not in self.excluded:
-                self.sums[name] = paddle.to_tensor(value).astype(self.sums[name].dtype)
+        """Continue an average."""
+        for name, tensor in self.sums.items():
+            if name not in self.excluded:
+                value = paddle.to_tensor(sums[name]).astype(tensor.dtype)
+                if value.shape != tensor.shape:
+                    raise ValueError(f"the average of {name} has shape {value.shape}, not {tensor.shape}")
+                self.sums[name] = value
         self.step = step
         self.last_decay = self.decay if decay is None else decay
 

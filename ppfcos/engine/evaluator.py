@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import paddle
@@ -20,21 +20,20 @@ from ppfcos.data.records import DetectionData, Record, stated_size
 from ppfcos.deploy import Detections, Detector
 from ppfcos.engine import checkpoint, distributed
 from ppfcos.engine.amp import Precision
+from ppfcos.engine.checkpoint_files import EVALUATIONS_FILE
+from ppfcos.engine.loggers import MetricLoggers
 from ppfcos.engine.run_folder import BEST, find_best
 from ppfcos.engine.summary import Evaluation
 from ppfcos.errors import DataError
 from ppfcos.fileio import replacing
 from ppfcos.json_files import JSONError, read_json
-from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
+from ppfcos.metrics.coco import MAX_DETECTIONS, METRIC_NAMES, CocoMetrics, evaluate_detections
 from ppfcos.visualize.drawing import draw_detections, draw_ground_truth, shrink
-
-if TYPE_CHECKING:  # importing VisualDL takes long
-    from ppfcos.engine.writer import VisualDLWriter
 
 logger = logging.getLogger(__name__)
 
 DETECTIONS_FILE = "bbox.json"  # PaddleDetection's name
-MAX_IMAGE_SIDE = 640  # pixels, of validation images in the VisualDL log
+MAX_IMAGE_SIDE = 640  # pixels, of validation images in the metric loggers
 MIN_DRAWN_SCORE = 0.3
 
 # Functions that rank 0 calls with the detections of all images, as dicts of COCO's result files.
@@ -46,18 +45,10 @@ def evaluate(
     loader: Any,
     data: Any,
     precision: Precision,
-    backend: str = "faster_coco_eval",
+    max_detections: int = MAX_DETECTIONS,
     uses: Uses = (),
 ) -> CocoMetrics:
     """Run the model on its part of the images and compute the COCO metrics. All ranks must call it.
-
-    Args:
-        model: keeps its mode, training or evaluation.
-        loader: EvalLoader of this rank.
-        data: DetectionData of all images.
-        precision: of the network.
-        backend: of `evaluate_detections`.
-        uses: what else rank 0 does with all detections.
 
     Returns:
         The metrics, on all ranks. An unreadable image counts as one without detections.
@@ -69,11 +60,11 @@ def evaluate(
     detections: list[dict] = []
     with distributed.collective_error_check():
         detections += detect(model, loader, data.categories, precision)
-    return compute_metrics(detections, loader.bad_images, data, backend, uses)
+    return compute_metrics(detections, loader.bad_images, data, max_detections, uses)
 
 
 def compute_metrics(
-    detections: list[dict], bad_images: list[str], data: Any, backend: str, uses: Uses = ()
+    detections: list[dict], bad_images: list[str], data: Any, max_detections: int, uses: Uses = ()
 ) -> CocoMetrics:
     """Gather the detections and unreadable images ('path: reason') of all ranks, and compute the metrics."""
     detections, unreadable = _gather_lists(detections), _gather_lists(bad_images)
@@ -89,7 +80,7 @@ def compute_metrics(
                 )
             for use in uses:
                 use(detections)
-            metrics = evaluate_detections(data.coco_ground_truth(), detections, backend)
+            metrics = evaluate_detections(data.coco_ground_truth(), detections, max_detections)
     return distributed.broadcast_object(metrics)
 
 
@@ -99,12 +90,6 @@ def _gather_lists(values: list) -> list:
 
 def detect(model: nn.Layer, loader: Any, categories: Sequence[dict], precision: Precision) -> list[dict]:
     """Run the model on the batches of this rank.
-
-    Args:
-        model: keeps its mode.
-        loader: batches with `im_id` [B, 1] and the inputs of the model.
-        categories: `id` and `name` of each class.
-        precision: of the network.
 
     Returns:
         Dicts as in COCO's result files.
@@ -188,15 +173,9 @@ def _is_detection(entry: Any) -> bool:
 
 
 def evaluate_bundle(
-    detector: Detector, data: Any, backend: str, uses: Uses = ()
+    detector: Detector, data: Any, max_detections: int, uses: Uses = ()
 ) -> tuple[CocoMetrics, float]:
     """Evaluate an exported bundle. All ranks must call it; each takes a part of the images.
-
-    Args:
-        detector: of the bundle.
-        data: DetectionData of all images.
-        backend: of `evaluate_detections`.
-        uses: what else rank 0 does with all detections.
 
     Returns:
         The metrics, as `evaluate`; and images per second of all ranks together, decoding included, without
@@ -220,7 +199,7 @@ def evaluate_bundle(
                 results += _as_coco(images, found.labels, found.scores, boxes, data.categories)
                 bar.advance()
         seconds = time.perf_counter() - started
-    metrics = compute_metrics(results, bad_images, data, backend, uses)
+    metrics = compute_metrics(results, bad_images, data, max_detections, uses)
     slowest = max(distributed.all_gather_object(seconds))
     decoded = len(data) - sum(distributed.all_gather_object(len(bad_images)))
     return metrics, decoded / slowest
@@ -264,6 +243,14 @@ class Validation:
         self._loader = None if data is None else EvalLoader(cfg, data, "EvalReader", *place)
         self._cfg = cfg
         self._file = folder / f"{BEST}.pdparams"
+        self._run: str | None = None
+
+    def begin(self, run: str | None, epochs: int) -> None:
+        """Begin the evaluations of a run, or continue them after so many epochs."""
+        self._run = run
+        if epochs:
+            self.results = read_evaluations(self._file.parent, run, epochs)
+        self.find_best(run)
 
     def find_best(self, run: str | None) -> None:
         """Find the best checkpoint of an earlier part of a run.
@@ -280,27 +267,23 @@ class Validation:
         self.best = None if best is None else (self._file, best[1])
 
     def evaluate(
-        self, model: nn.Layer, precision: Precision, epochs: int, writer: VisualDLWriter | None
+        self, model: nn.Layer, precision: Precision, epochs: int, loggers: MetricLoggers
     ) -> CocoMetrics:
-        """Evaluate the model, and log, record and draw the results.
-
-        Args:
-            model: keeps its mode.
-            precision: of the network.
-            epochs: finished ones.
-            writer: of rank 0, if there is one.
-        """
+        """Evaluate the model, and log, record and draw the results."""
 
         def draw(detections: list[dict]) -> None:
             images = ValidationImages(self.data, self._cfg["vdl_images"])
-            writer.add_images(images.draw(detections), epochs)
+            loggers.call("add_images", list(images.draw(detections)), epochs)
 
-        uses = [] if writer is None else [draw]
-        metrics = evaluate(model, self._loader, self.data, precision, self._cfg["coco_eval"], uses)
+        uses = [draw] if loggers.loggers else []
+        metrics = evaluate(model, self._loader, self.data, precision, self._cfg["max_detections"], uses)
         logger.info("after epoch %d:\n%s", epochs, metrics.table())
-        self.results.append(Evaluation(epochs, metrics))
-        if writer is not None:
-            writer.add_evaluation(metrics, epochs)
+        others = [each for each in self.results if each.epochs != epochs]
+        self.results = [*others, Evaluation(epochs, metrics)]
+        with distributed.collective_error_check():
+            if distributed.is_main():
+                write_evaluations(self._file.parent, self._run, self.results)
+        loggers.call("add_evaluation", metrics, epochs)
         return metrics
 
     def keep_if_best(self, path: Path, ap: float) -> None:
@@ -315,13 +298,34 @@ class Validation:
             self.best = self._file, ap
 
 
-class ValidationImages:
-    """Draws ground truth and detections on some images of a data set.
+def write_evaluations(folder: Path, run: str | None, results: Sequence[Evaluation]) -> None:
+    """Write the evaluations of a run, so that a resumed run has them all in its table."""
+    content = {"run": run, "evaluations": [[each.epochs, list(each.metrics.stats)] for each in results]}
+    with replacing(folder / EVALUATIONS_FILE) as unfinished:
+        unfinished.write_text(json.dumps(content), encoding="utf-8")
 
-    Args:
-        data: the images with their annotations.
-        number: how many of them, spread evenly over those with objects.
-    """
+
+def read_evaluations(folder: Path, run: str | None, epochs: int) -> list[Evaluation]:
+    """Return the evaluations of a run in its first epochs, none if the file is missing or damaged."""
+    try:
+        content = read_json(folder / EVALUATIONS_FILE)
+        found = [
+            Evaluation(int(after), CocoMetrics(tuple(map(float, stats))))
+            for after, stats in content["evaluations"]
+        ]
+        is_whole = all(len(each.metrics.stats) == len(METRIC_NAMES) for each in found)
+    except FileNotFoundError:
+        return []
+    except (OSError, JSONError, LookupError, TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        logger.warning("%s is damaged: the table lacks earlier evaluations", folder / EVALUATIONS_FILE)
+        return []
+    return [each for each in found if content["run"] == run and each.epochs <= epochs]
+
+
+class ValidationImages:
+    """Draws ground truth and detections on some images of a data set."""
 
     def __init__(self, data: DetectionData, number: int):
         records: list[Record] = [record for record in data.records if len(record.get("gt_bbox", ()))]
@@ -333,9 +337,6 @@ class ValidationImages:
         """Yield a name and a BGR image [H, W, 3] uint8 for each readable image.
 
         The ground truth is white; detections of at least `MIN_DRAWN_SCORE` have the colors of their classes.
-
-        Args:
-            detections: of all images, dicts as in COCO's result files.
         """
         rows: dict[int, list] = {int(record["im_id"][0]): [] for record in self.records}
         for detection in detections:

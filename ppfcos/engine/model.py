@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
+
 import contextlib
 import traceback
 from collections.abc import Iterator, Mapping
@@ -39,9 +41,6 @@ def count_weights(model: nn.Layer) -> WeightCount:
 def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     """Build the architecture with random weights, for QAT if `quantization_aware_training` is set.
 
-    Args:
-        cfg: from `load_config`; it is PaddleDetection's workspace, from which the parts are created.
-
     Raises:
         ConfigError: the architecture or one of its parts rejects its configuration.
     """
@@ -76,7 +75,8 @@ def _prepare_qat(model: nn.Layer, cfg: Mapping[str, Any]) -> nn.Layer:
             raise ConfigError(f"{QUANTIZATION} supports neither to_static nor amp: set {key}: false")
     options = {key: plain.default for key, plain in NESTED_KEYS[QUANTIZATION].items()}
     options.update(cfg[QUANTIZATION])
-    return prepare_qat(model, options["range_momentum"], options["freeze_ranges_after"])
+    passes = options["freeze_ranges_after"] * (cfg.get("TrainReader") or {}).get("accumulate_steps", 1)
+    return prepare_qat(model, options["range_momentum"], passes)
 
 
 def has_sync_bn_backbone(cfg: Mapping[str, Any]) -> bool:

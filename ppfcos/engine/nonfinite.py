@@ -48,12 +48,6 @@ class NonFiniteSteps:
     ) -> None:
         """Save the batch, and stop or skip. All ranks must call it.
 
-        Args:
-            name: of the step, such as `epoch 1, step 20`.
-            losses: of this rank, by name.
-            batches: of this rank.
-            values: what else to report, such as the learning rate, by name.
-
         Raises:
             TrainingError: the training must stop; the same on all ranks.
         """

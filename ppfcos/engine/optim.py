@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
+
 import bisect
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +12,7 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LRScheduler, PiecewiseDecay
 from ppdet.optimizer import LearningRate, OptimizerBuilder
+from ppdet.optimizer.optimizer import CosineDecay
 
 from ppfcos.errors import ConfigError, one_line
 
@@ -38,17 +41,13 @@ def build_schedule(cfg: Mapping[str, Any], steps_per_epoch: int, finished_steps:
 
     The rate is scaled with the batch size (Goyal et al., arXiv 1706.02677, section 2.1).
 
-    Args:
-        cfg: the configuration.
-        steps_per_epoch: converts milestones in epochs to steps.
-        finished_steps: steps of an earlier run.
-
     Raises:
         ConfigError: LearningRate is wrong, or its warm-up ends after the first milestone.
     """
     learning_rate = _construct(LearningRate, cfg)
     _check_length(learning_rate.schedulers, steps_per_epoch)
     _check_warmup(learning_rate.schedulers, steps_per_epoch)
+    _check_cosine(learning_rate.schedulers, cfg.get("epoch", 0))
     learning_rate.base_lr *= batch_factor(cfg)
     try:
         schedule = learning_rate(steps_per_epoch)
@@ -89,6 +88,31 @@ def _check_length(schedulers: list, steps_per_epoch: int) -> None:
                     f"LearningRate.schedulers: {key} of {type(scheduler).__name__} makes {steps} steps, "
                     f"more than {MAX_STEPS}: reduce it"
                 )
+
+
+def more_epochs(cfg: Mapping[str, Any], epochs: int) -> str:
+    """Return the overrides for a training of more epochs."""
+    schedulers = _construct(LearningRate, cfg).schedulers
+    return " ".join([f"epoch={epochs}", *(option for _, option in _short_cosines(schedulers, epochs))])
+
+
+def _short_cosines(schedulers: list, epochs: int) -> list[tuple[int, str]]:
+    """Last epoch of each cosine that ends before the training, and the override that lengthens it."""
+    return [
+        (each.max_epochs, f"LearningRate.schedulers.{number}.max_epochs={epochs}")
+        for number, each in enumerate(schedulers)
+        if isinstance(each, CosineDecay) and each.max_epochs < epochs
+        # Without warm-up, Paddle's cosine rises again after its end.
+        if not (each.min_lr_ratio and each.use_warmup)
+    ]
+
+
+def _check_cosine(schedulers: list, epochs: int) -> None:
+    for end, option in _short_cosines(schedulers, epochs):
+        raise ConfigError(
+            f"LearningRate.schedulers: CosineDecay reaches a rate of 0 after epoch {end} of {epochs}: let it "
+            f"end with the training, -o {option}"
+        )
 
 
 def _check_warmup(schedulers: list, steps_per_epoch: int) -> None:

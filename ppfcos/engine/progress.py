@@ -67,14 +67,7 @@ class Report(NamedTuple):
 
 
 class Progress:
-    """Averages what the steps report, logs it every `log_iter` steps, and moves the bar.
-
-    Args:
-        epochs: of the whole training.
-        steps_per_epoch: number of them.
-        log_iter: steps between two reports.
-        batch_size: images per step, over all ranks.
-    """
+    """Averages what the steps report, logs it every `log_iter` steps, and moves the bar."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, log_iter: int, batch_size: int):
         self.epochs = epochs

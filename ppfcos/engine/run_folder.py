@@ -132,9 +132,6 @@ def _holder(file: Any) -> str:
 def lock_folder(folder: Path) -> FolderLock:
     """Lock a run folder before anything in it is read or written.
 
-    Returns:
-        The lock, which is released when nothing refers to it any more.
-
     Raises:
         OutputError: another process holds it (the message names it), or the folder cannot be written.
     """
@@ -243,12 +240,20 @@ def remove_old_checkpoints(
             checkpoint.remove_checkpoint(path)
 
 
+def warn_of_other_runs(folder: Path, run: str | None) -> None:
+    """Warn if the folder of a run has checkpoints of others, which it overwrites one after another."""
+    others = {each.state.run or "unknown" for each in checkpoint.list_checkpoints(folder)} - {run}
+    if others:
+        logger.warning(
+            "%s has checkpoints of another training (started %s), which this one overwrites: stop and add "
+            "-r auto to continue that one, or keep both with -o save_dir=FOLDER",
+            folder,
+            ", ".join(sorted(others)),
+        )
+
+
 def remove_unfinished(folder: Path, lock: FolderLock | None = None) -> None:
     """Complete interrupted checkpoints of a run folder, and remove temporary files of killed processes.
-
-    Args:
-        folder: of the run.
-        lock: of the folder. With it, no process of another host can be writing a checkpoint.
 
     Raises:
         OutputError: a file cannot be renamed or removed.

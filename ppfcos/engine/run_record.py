@@ -63,10 +63,6 @@ class RunLog:
     def open(self, folder: Path, title: str) -> None:
         """Append the buffered messages to the log file, and write new ones at once.
 
-        Args:
-            folder: of the run; it is created.
-            title: separates this run from earlier ones, such as its command line.
-
         Raises:
             OutputError: the file cannot be written.
         """
@@ -147,11 +143,6 @@ def describe_run(device: str) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
     """Write config.yml, and append an entry to run.json.
-
-    Args:
-        folder: of the run.
-        record: from `describe_run`.
-        resolved: from `resolved_config`.
 
     Raises:
         OutputError: a file cannot be written, or run.json is not a list.

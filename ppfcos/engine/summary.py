@@ -37,15 +37,6 @@ def describe_training(
 ) -> list[str]:
     """Describe a training before its first step.
 
-    Args:
-        cfg: the configuration.
-        model: to train.
-        data: the training set, and the evaluation set if there is one.
-        devices: `gpu:0: NVIDIA H200` and so on, of all ranks.
-        plan: of the run.
-        finished_steps: of an earlier part of the run.
-        folder: of the run.
-
     Returns:
         Lines on model, data, devices, schedule and folder; another one if the batch scales the learning rate.
     """
@@ -108,24 +99,19 @@ def describe_results(
 ) -> list[str]:
     """Describe the results of a training.
 
-    Args:
-        evaluations: of this run, in their order.
-        best: path and box AP of the best checkpoint; None without evaluations.
-        last: path of the last checkpoint.
-        next_command: what to type now.
-
     Returns:
         The table of evaluations if there are any, the best and last checkpoint, and the command.
     """
-    lines = result_table(evaluations) if evaluations else []
+    lines = result_table(evaluations, best and best[1]) if evaluations else []
     if best is not None:
         lines.append(f"best checkpoint: {best[0]}, box AP {best[1]:.3f}")
     return [*lines, f"training is done; last checkpoint: {last}", f"next: {next_command}"]
 
 
-def result_table(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return a head and a line for each of the last evaluations and the best one."""
-    best = max(evaluations, key=lambda evaluation: evaluation.metrics.ap)
+def result_table(evaluations: Sequence[Evaluation], best_ap: float | None = None) -> list[str]:
+    """Return a head and a line for each of the last evaluations and the best, that with `best_ap`."""
+    best_ap = max(each.metrics.ap for each in evaluations) if best_ap is None else best_ap
+    best = next((each for each in evaluations if each.metrics.ap == best_ap), None)
     shown = [each for each in evaluations[:-MAX_ROWS] if each is best] + list(evaluations[-MAX_ROWS:])
     lines = ["after epoch " + " ".join(f"{name:>6}" for name in COLUMNS)]
     for each in shown:

@@ -10,13 +10,13 @@ import signal
 import time
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
-from ppfcos.config.show import resolved_config
+from ppfcos.config.show import config_text, resolved_config
 from ppfcos.data.classes import check_same_classes, set_num_classes
 from ppfcos.data.datasets import build_dataset
 from ppfcos.data.loader import TrainLoader
@@ -28,9 +28,10 @@ from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.checkpoint_files import finish_interrupted, next_start
 from ppfcos.engine.ema import build_ema, ema_weights, restart_ema_cycle
 from ppfcos.engine.evaluator import Validation
+from ppfcos.engine.loggers import MetricLoggers, build_loggers, select_hparams
 from ppfcos.engine.model import build_model, compile_network, has_sync_bn_backbone
 from ppfcos.engine.nonfinite import NonFiniteSteps
-from ppfcos.engine.optim import build_optimizer, build_schedule
+from ppfcos.engine.optim import build_optimizer, build_schedule, more_epochs
 from ppfcos.engine.prefetcher import Prefetcher
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
 from ppfcos.engine.progress import Progress
@@ -43,19 +44,18 @@ from ppfcos.engine.run_folder import (
     remove_old_checkpoints,
     remove_unfinished,
     run_folder,
+    warn_of_other_runs,
 )
 from ppfcos.engine.weights import load_pretrained
-from ppfcos.errors import ConfigError
+from ppfcos.errors import ConfigError, TrainingError
 from ppfcos.fileio import require_writable
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.signals import StopRequest
 
-if TYPE_CHECKING:
-    from ppfcos.engine.writer import VisualDLWriter
-
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"  # resume from the latest checkpoint
+MAX_OVERFLOWS = 64  # steps one after another; the largest loss scale falls to 1 in 40
 
 
 class StepResult(NamedTuple):
@@ -108,13 +108,15 @@ class Trainer:
         self.device = device
         self.stop = stop or StopRequest()
         self.folder = run_folder(cfg)
-        self.writer: VisualDLWriter | None = None
+        self.loggers = MetricLoggers([])  # of rank 0
         self._options = with_evaluation, resume, with_profile
         self._is_set_up = False
         self._lock: FolderLock | None = None  # of rank 0
         self._start: int | None = None  # number of this training in the folder
         self._resumed: Path | None = None  # checkpoint
         self._not_evaluated: Path | None = None  # checkpoint
+        self._is_checkpoint_due = False  # at the end of this epoch
+        self._overflows = 0  # steps one after another
 
     # Setup --------------------------------------------------------------------------------------------------
 
@@ -228,11 +230,12 @@ class Trainer:
         epochs, step = position_in_plan(saved, self.plan)
         if epochs >= self.cfg["epoch"] and not may_be_finished:
             raise ConfigError(
-                f"{path} has finished all {epochs} epochs: train more of them with -o epoch={epochs + 1}"
+                f"{path} has finished all {epochs} epochs: train more of them with -o "
+                f"{more_epochs(self.cfg, epochs + 1)}"
             )
         self.state = self.state._replace(epochs=epochs, step=step, run=saved.run or self.state.run)
         self._resumed = checkpoint.checkpoint_prefix(path)
-        if saved.run and not saved.step and saved.ap is None:
+        if saved.run and not saved.step and saved.ap is None and self._is_evaluated(epochs):
             self._not_evaluated = Path(path)
         logger.info("resumed from %s, after epoch %d%s", path, epochs, f" and {step} steps" if step else "")
         # The schedule of the configuration, not of the checkpoint, so that a change takes effect.
@@ -246,6 +249,10 @@ class Trainer:
                 rate_before,
                 rate,
             )
+
+    def _is_evaluated(self, epochs: int) -> bool:
+        """Whether the training evaluates after so many epochs."""
+        return epochs >= self.cfg["epoch"] or epochs % self.cfg["snapshot_epoch"] == 0
 
     def _finished_steps(self) -> int:
         return self.state.epochs * len(self.prefetcher) + self.state.step
@@ -273,16 +280,24 @@ class Trainer:
                     if path is not None:
                         self.evaluate(path)
         finally:
+            self.loggers.call("close")
             self._unlock()
 
     def before_train(self) -> None:
-        """Write the record of the run, open the VisualDL log, and log a summary."""
+        """Write the record of the run, begin its loggers, and log a summary."""
         record = run_record.describe_run(self.device)
-        if self._resumed is not None:
-            self.validation.find_best(self.state.run)
+        self.validation.begin(self.state.run, self.state.epochs)
         with distributed.collective_error_check():
             if distributed.is_main():
                 self._prepare_folder(record)
+        if self.state.epochs >= self.cfg["epoch"]:
+            logger.info(
+                "nothing is left to train: %s has finished all %d epochs; train more with -o %s",
+                self._resumed,
+                self.state.epochs,
+                more_epochs(self.cfg, self.state.epochs + 1),
+            )
+            return
         data = [data for data in (self.train_data, self.validation.data) if data is not None]
         lines = summary.describe_training(
             self.cfg, self.model, data, record["devices"], self.plan, self._finished_steps(), self.folder
@@ -293,16 +308,14 @@ class Trainer:
     def _prepare_folder(self, record: dict[str, Any]) -> None:
         cfg = self.cfg
         remove_unfinished(self.folder, self._lock)
+        warn_of_other_runs(self.folder, self.state.run)
         self._start = next_start(self.folder)
         if self._resumed is not None:  # if the run was killed before it removed them
             remove_old_checkpoints(self.folder, self.state.run, cfg["keep_checkpoints"], self._resumed)
         run_record.write_record(self.folder, record, self._resolved)
-        if cfg["use_vdl"]:
-            from ppfcos.engine.writer import VisualDLWriter, select_hparams
-
-            folder = cfg.get("vdl_log_dir") or self.folder / "vdl_log"
-            hparams = select_hparams(self._resolved)
-            self.writer = VisualDLWriter(folder, hparams, self._finished_steps(), self.state.epochs)
+        self.loggers = build_loggers(cfg, self.folder, self._finished_steps(), self.state.epochs)
+        self.loggers.call("add_hparams", select_hparams(self._resolved))
+        self.loggers.call("add_text", "config", config_text(self._resolved), self.state.epochs)
 
     def train_one_epoch(self, epoch: int) -> None:
         """Train the remaining steps of an epoch, counted from 0."""
@@ -364,17 +377,35 @@ class Trainer:
         has_overflow = not np.isfinite(result.gradient_norm)
         if is_finite and (not has_overflow or self.precision.handles_overflow):
             self.nonfinite.remember()
+            scale = self.precision.state_dict() if has_overflow else {}
             with self.profiler.phase(OPTIMIZER):
                 self.precision.update(self.optimizer)
                 if self.ema is not None:
                     self.ema.update()
+            self._overflows = self._overflows + 1 if has_overflow else 0
             if has_overflow:
-                logger.info("a gradient overflowed float16: the step is skipped, and the loss scale halved")
+                self._report_overflow(name, scale)
         else:
             values = {"learning rate": result.learning_rate, "gradient norm": result.gradient_norm}
             self.nonfinite.add(name, own, batches, values)
             self.optimizer.clear_grad(set_to_zero=False)
         self.schedule.step()
+
+    def _report_overflow(self, name: str, before: dict[str, float]) -> None:
+        """Log a step with a float16 overflow, and stop after too many of them."""
+        scale = self.precision.state_dict()["loss_scale"]
+        is_skipped = scale < before["loss_scale"]
+        logger.info(
+            "a gradient overflowed float16 at %s%s; loss scale %g",
+            name,
+            ": the step is skipped" if is_skipped else "",
+            scale,
+        )
+        if self._overflows >= MAX_OVERFLOWS:
+            raise TrainingError(
+                f"gradients overflowed float16 in {self._overflows} steps one after another, at last at "
+                f"{name}: lower LearningRate.base_lr, or train with -o amp_dtype=bfloat16 or -o amp=false"
+            )
 
     def _checkpoint_is_due(self) -> bool:
         minutes = self.cfg["snapshot_minutes"]
@@ -382,11 +413,6 @@ class Trainer:
 
     def after_step(self, epoch: int, step: int, result: StepResult) -> None:
         """Report progress, and write a checkpoint if one is due.
-
-        Args:
-            epoch: from 0.
-            step: from 1.
-            result: of the step.
 
         Raises:
             Stopped: a rank received a signal.
@@ -398,19 +424,18 @@ class Trainer:
         if self.progress.is_due(step):
             report = self.progress.report(epoch, step, result.learning_rate, result.gradient_norm)
             self.progress.log(report)
-            if self.writer is not None:
-                self.writer.add_step(report)
-        if step == len(self.prefetcher):
-            return  # after_epoch writes the checkpoint
+            self.loggers.add_step(report)
         every = self.cfg.get("snapshot_steps")
-        is_due = every is not None and self._finished_steps() % every == 0
-        if is_due or result.checkpoint_is_due or result.stop_signal:
+        is_due = result.checkpoint_is_due or (every is not None and self._finished_steps() % every == 0)
+        if step == len(self.prefetcher):
+            self._is_checkpoint_due = is_due  # after_epoch writes it
+        elif is_due or result.stop_signal:
             path = self.save()
             if result.stop_signal:
                 raise self._stopped(result.stop_signal, path)
 
     def after_epoch(self) -> Path | None:
-        """Write a checkpoint if one is due, and return its path.
+        """Write a checkpoint if one is due, and return its path if it is to be evaluated.
 
         Raises:
             Stopped: a rank received a signal.
@@ -418,13 +443,13 @@ class Trainer:
         self.state = self.state._replace(epochs=self.state.epochs + 1, step=0)
         self.prefetcher.report_changes()
         stop_signal = max(distributed.all_gather_object(self.stop.signal))
-        is_last = self.state.epochs == self.cfg["epoch"]
-        if self.state.epochs % self.cfg["snapshot_epoch"] and not is_last and not stop_signal:
+        is_evaluated = self._is_evaluated(self.state.epochs)
+        if not (is_evaluated or self._is_checkpoint_due or stop_signal):
             return None
         path = self.save()
         if stop_signal:
             raise self._stopped(stop_signal, path)
-        return path
+        return path if is_evaluated else None
 
     def _stopped(self, number: int, path: Path) -> Exception:
         return self.stop.agree_to_stop(
@@ -438,7 +463,7 @@ class Trainer:
         if self.validation.data is None:
             return
         with ema_weights(self.model, self.ema), self.stop.immediate():
-            metrics = self.validation.evaluate(self.model, self.precision, self.state.epochs, self.writer)
+            metrics = self.validation.evaluate(self.model, self.precision, self.state.epochs, self.loggers)
         self.validation.keep_if_best(path, metrics.ap)
 
     def save(self) -> Path:

@@ -34,10 +34,6 @@ READER_TRANSFORMS = ["Decode", "Resize", "Permute"]
 def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
     """Return the configuration for the reader: with `tta`, a copy without Resize, since TTAModel resizes.
 
-    Args:
-        cfg: the configuration.
-        section: EvalReader or TestReader.
-
     Raises:
         ConfigError: with `tta`, the reader has other transforms.
     """
@@ -51,11 +47,6 @@ def tta_config(cfg: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 
 def tta_model(model: nn.Layer, cfg: Mapping[str, Any], section: str) -> nn.Layer:
     """Return the model itself, or a TTAModel for the images of `tta_config` if the configuration has `tta`.
-
-    Args:
-        model: a PPFCOS.
-        cfg: the configuration.
-        section: EvalReader or TestReader, with its Resize.
 
     Raises:
         ConfigError: `tta` contradicts itself or the reader.
@@ -201,11 +192,6 @@ class TTAModel(nn.Layer):
 
 def vote_boxes(candidates: Candidates, kept: np.ndarray, least_iou: float) -> np.ndarray:
     """Box voting: replace each kept box by the mean, weighted by scores, of overlapping boxes of its class.
-
-    Args:
-        candidates: of one image.
-        kept: [N] indices of the boxes that NMS kept.
-        least_iou: IoU from which a box votes.
 
     Returns:
         [N, 4].

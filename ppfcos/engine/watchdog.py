@@ -1,21 +1,19 @@
-"""Watchdog: if one rank dies, all exit within seconds and name it.
+"""Watchdog: if one rank dies or is stopped, all exit within seconds and name it.
 
-A rank that is killed or crashes leaves the others waiting in a collective, and `paddle.distributed.launch`
-stops only the ranks of its own machine. Therefore every rank holds a TCP connection to rank 0, which the
-system closes when the rank ends in any way; rank 0 then tells the others. TCP keepalive detects a lost
-machine. A rank that exits normally says so first. A stopped rank (SIGSTOP) keeps its connection: it may
-continue within 20 seconds or, on another machine, until a collective times out; the others then ping all
-ranks.
+A rank that ends leaves the others waiting in a collective, and `paddle.distributed.launch` stops only the
+ranks of its own machine. Therefore every rank has a TCP connection to rank 0. A small process beside each
+rank sends a blank line over its connections every second while the rank runs. A closed connection means that
+the rank died; silence for SILENT_SECONDS means that it is stopped (SIGSTOP), or that its machine or the
+network is down. Rank 0 tells the others. A rank that exits normally says so first.
 
-Only the standard library and sleeping threads are used, so that it works whatever Paddle is doing. The
-messages are JSON objects, one per line.
+The lines come from another process because a long call of a C extension, such as parsing a large annotation
+file, blocks all Python threads of a rank. Other messages are JSON objects, one per line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import hmac
 import json
 import logging
@@ -23,11 +21,11 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Callable, NamedTuple, NoReturn
 
 from ppfcos import environment
@@ -36,20 +34,36 @@ from ppfcos.errors import PPFCOSError, Stopped
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 3  # of a rank that exits because another one died; 2 is for errors that a user can fix
-CONNECT_SECONDS = 30.0
+SILENT_SECONDS = 20.0  # gloo's collectives time out after 30, and some of its exceptions abort the process
+CONNECT_SECONDS, HELLO_SECONDS = 10.0, 3.0
 # From the error of one rank until ranks that still run are stopped; if all raise it, they exit sooner.
 FAILURE_SECONDS = 15.0
-PONG_SECONDS = 3.0  # to answer a ping; the listening thread does, whatever the main thread is doing
 # After an error that may only be a broken collective: time to learn which rank broke it.
 NEWS_SECONDS = 5.0
+STOP_SECONDS = 60.0  # after the launcher has ended: time for a step and a checkpoint
 FLUSH_SECONDS = 2.0
 POLL_SECONDS = 1.0
-STOPPED_SECONDS = 20.0  # that a local rank may be stopped; gloo's collectives time out after 30
 LONGEST_LINE = 8192  # bytes
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
-# TCP keepalive: idle seconds before the first probe, seconds between probes, unanswered probes.
-PROBE_AFTER, PROBE_EVERY, PROBES = 8, 4, 3
+# Arguments: the rank's process, and the numbers of its sockets. T and t: stopped by a signal or a debugger.
+BEATS = """
+import os, sys, time
+
+rank, *sockets = map(int, sys.argv[1:])
+while os.getppid() == rank:
+    try:
+        with open(f"/proc/{rank}/stat") as file:
+            is_stopped = file.read().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:  # not Linux
+        is_stopped = False
+    for number in [] if is_stopped else sockets:
+        try:
+            os.write(number, b"\\n")
+        except OSError:
+            pass
+    time.sleep(1)
+"""
 
 
 class Rank(NamedTuple):
@@ -73,10 +87,13 @@ class Rank(NamedTuple):
 
 
 @contextlib.contextmanager
-def exit_with_launcher() -> Iterator[None]:
+def exit_with_launcher(stop_first: bool = False) -> Iterator[None]:
     """Exit, within the block, when `paddle.distributed.launch`, which started this process, has ended.
 
     Without the launcher this does nothing: a training may outlive the shell that started it.
+
+    Args:
+        stop_first: send SIGTERM to this process, and exit if it still runs after STOP_SECONDS.
     """
     launcher = environment.launcher()
     if launcher is None:
@@ -87,7 +104,11 @@ def exit_with_launcher() -> Iterator[None]:
     def watch() -> None:
         while not done.wait(POLL_SECONDS):
             if os.getppid() != launcher:
-                _exit(_without_launcher(launcher))
+                if stop_first:
+                    logger.warning("the launcher (pid %d) has ended: stopping", launcher)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                if not stop_first or not done.wait(STOP_SECONDS):
+                    _exit(_without_launcher(launcher))
 
     threading.Thread(target=watch, name="watchdog of the launcher", daemon=True).start()
     try:
@@ -119,13 +140,7 @@ def _without_launcher(launcher: int) -> str:
 
 @contextlib.contextmanager
 def watch(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> Iterator[None]:
-    """Exit, within the block, when another rank dies. All ranks must enter it.
-
-    Args:
-        rank: of this process.
-        world_size: number of ranks; with 1, this does nothing.
-        broadcast: returns the value of rank 0 on all ranks.
-    """
+    """Exit, within the block, when another rank dies. All ranks must enter it."""
     if world_size == 1:
         yield
         return
@@ -144,10 +159,10 @@ class _Connection:
     """Sends messages to a rank and receives its messages."""
 
     def __init__(self, link: socket.socket, peer: Rank | None = None):
+        link.settimeout(SILENT_SECONDS)
         self.link = link
         self.peer = peer
         self._lines = link.makefile("rb")
-        _set_keepalive(link)
         _close_in_children.add(link)
 
     def send(self, **message: Any) -> None:
@@ -156,10 +171,17 @@ class _Connection:
             self.link.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> dict:
-        """Return the next message; raise OSError if the connection is lost, ValueError for other data."""
-        line = self._lines.readline(LONGEST_LINE)
+        """Return the next message.
+
+        Raises:
+            OSError: the peer was silent for too long, or the connection is lost.
+            ValueError: it sent other data.
+        """
+        line = b"\n"
+        while line == b"\n":
+            line = self._lines.readline(LONGEST_LINE)
         if not line:
-            raise ConnectionResetError(errno.ECONNRESET, "closed")
+            raise ConnectionResetError("closed")
         return json.loads(line)
 
     def close(self) -> None:
@@ -169,21 +191,6 @@ class _Connection:
             self.link.shutdown(socket.SHUT_RDWR)
         self._lines.close()
         self.link.close()
-
-
-def _set_keepalive(link: socket.socket) -> None:
-    """Set keepalive probes, which the system of a busy rank answers."""
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {
-        "TCP_KEEPIDLE": PROBE_AFTER,
-        "TCP_KEEPALIVE": PROBE_AFTER,  # macOS's name for it
-        "TCP_KEEPINTVL": PROBE_EVERY,
-        "TCP_KEEPCNT": PROBES,
-        "TCP_USER_TIMEOUT": 1000 * (PROBE_AFTER + PROBES * PROBE_EVERY),  # for sent data
-    }
-    for name, value in options.items():
-        if hasattr(socket, name):
-            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 # Data-loading workers are forks of their rank: their copy would keep a connection open after its death.
@@ -224,7 +231,6 @@ def _connect_to_main(me: Rank, main: dict) -> list[_Connection]:
             error,
         )
         return []
-    link.settimeout(None)
     connection = _Connection(link, Rank(*main["member"]))
     connection.send(secret=main["secret"], member=me)
     return [connection]
@@ -252,8 +258,8 @@ def _accept_others(server: socket.socket, secret: str, world_size: int) -> list[
 
 def _authenticate(link: socket.socket, secret: str) -> _Connection | None:
     """Return the connection if it is that of a rank and not, for example, of a port scanner."""
-    link.settimeout(PONG_SECONDS)
     connection = _Connection(link)
+    link.settimeout(HELLO_SECONDS)
     try:
         message = connection.receive()
         known = hmac.compare_digest(str(message["secret"]), secret)
@@ -263,7 +269,7 @@ def _authenticate(link: socket.socket, secret: str) -> _Connection | None:
     if connection.peer is None:
         connection.close()
         return None
-    link.settimeout(None)
+    link.settimeout(SILENT_SECONDS)
     return connection
 
 
@@ -275,22 +281,30 @@ class _Watchdog:
         self._connections = connections
         self._lock = threading.Lock()  # one thread listens to each connection
         self._leaving = False
-        self._unanswered: list[_Connection] = []
-        self._pinging: threading.Thread = threading.Timer(PONG_SECONDS, self._name_unanswered)
-        self._reason, self._code, self._exit_at = "", EXIT_CODE, float("inf")
+        self._failure: tuple[str, int] | None = None  # the first one: its text and exit code
+        sockets = [connection.link.fileno() for connection in connections]
+        self._beats = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", BEATS, *map(str, (os.getpid(), *sockets))],
+            pass_fds=sockets,
+            start_new_session=True,  # signals of the terminal and of the launcher do not end it
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self._threads = [
             threading.Thread(target=self._listen, args=[connection], name="watchdog", daemon=True)
             for connection in connections
         ]
         for thread in self._threads:
             thread.start()
-        threading.Thread(target=self._look_for_stopped, name="watchdog", daemon=True).start()
 
     def leave(self) -> None:
         """Tell the others that this rank exits normally."""
         with self._lock:
             self._leaving = True
         self._tell_all(leaves=True)
+        self._beats.kill()
+        self._beats.wait()
         for connection in self._connections:
             connection.close()
         for thread in self._threads:
@@ -301,13 +315,11 @@ class _Watchdog:
         if isinstance(error, Stopped) and error.together:
             self.leave()
             return
-        reason = " ".join(f"{self._me} stopped with {type(error).__name__}: {error}".split())[:1000]
-        if isinstance(error, Exception) and not isinstance(error, (PPFCOSError, Stopped)):
-            # If another rank is the cause, this process exits here and names it.
-            self._ping_all(reason).join()
-            time.sleep(NEWS_SECONDS - PONG_SECONDS)
+        if isinstance(error, Exception) and not isinstance(error, PPFCOSError):
+            time.sleep(NEWS_SECONDS)  # if another rank is the cause, this process exits here and names it
+        text = " ".join(f"{self._me} stopped with {type(error).__name__}: {error}".split())[:1000]
         code = error.exit_code if isinstance(error, PPFCOSError) else EXIT_CODE
-        self._tell_all(text=reason, seconds=FAILURE_SECONDS, code=code)
+        self._tell_all(text=text, seconds=FAILURE_SECONDS, code=code)
         self.leave()
 
     def _tell_all(self, **message: Any) -> None:
@@ -316,107 +328,41 @@ class _Watchdog:
 
     def _listen(self, connection: _Connection) -> None:
         try:
-            while True:
-                message = connection.receive()
+            while "leaves" not in (message := connection.receive()):
                 with self._lock:
-                    if "leaves" in message:
-                        return
-                    self._handle(connection, message)
-        except (OSError, ValueError) as error:
+                    self._stop_all(message["text"], message["seconds"], message["code"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
             with self._lock:
                 if not self._leaving:
-                    self._stop_all(_death_message(connection.peer, error), 0.0)
+                    self._stop_all(_death_message(connection.peer, error), 0.0, EXIT_CODE)
 
-    def _handle(self, connection: _Connection, message: dict) -> None:
-        if "text" in message:
-            self._stop_all(message["text"], message["seconds"], message["code"])
-        elif "pong" in message:
-            self._unanswered = [each for each in self._unanswered if each is not connection]
-        elif "ping" in message:
-            connection.send(pong=True)
-            if self._me.rank == 0:
-                threading.Thread(target=self._ping_all, args=[message["ping"]], daemon=True).start()
-
-    def _ping_all(self, reason: str) -> threading.Thread:
-        """Ping all ranks because one waited in vain; the timer names those that do not answer, and exits."""
-        with self._lock:
-            if not self._pinging.is_alive():
-                self._unanswered = list(self._connections)
-                self._tell_all(ping=reason)
-                self._pinging = _start_timer(PONG_SECONDS, self._name_unanswered, reason)
-            return self._pinging
-
-    def _name_unanswered(self, reason: str) -> None:
-        with self._lock:
-            silent = [each for each in self._unanswered if each in self._open()]
-            self._unanswered = []
-            if self._leaving:
-                return
-            for peer in (each.peer for each in silent):
-                if peer.host != self._me.host:
-                    text = f"{peer} does not respond: it is stopped, or its machine hangs ({reason})"
-                    self._stop_all(text, 0.0)
-                elif _is_stopped(peer.pid):
-                    self._stop_all(f"{peer} is stopped (state T)", 0.0)
-
-    def _look_for_stopped(self) -> None:
-        """Name a local rank that stays stopped, before gloo times out: some of its exceptions abort."""
-        here = [each for each in self._connections if each.peer.host == self._me.host]
-        polls = dict.fromkeys(here, 0)  # not seconds: this rank may have been stopped as well
-        while here and not self._leaving:
-            time.sleep(POLL_SECONDS)
-            with self._lock:
-                still_here = self._open()
-                for each in here:
-                    stopped = each in still_here and _is_stopped(each.peer.pid)
-                    polls[each] = polls[each] + 1 if stopped else 0
-                    if polls[each] * POLL_SECONDS >= STOPPED_SECONDS and not self._leaving:
-                        self._stop_all(f"{each.peer} is stopped (state T)", 0.0)
-
-    def _open(self) -> list[_Connection]:
-        return [each for each, thread in zip(self._connections, self._threads) if thread.is_alive()]
-
-    def _stop_all(self, text: str, seconds: float, code: int = EXIT_CODE) -> None:
-        """Exit after some seconds, the earliest time counts; rank 0 makes all ranks exit."""
-        if self._reason:  # the first reason counts
-            text, code = self._reason, self._code
+    def _stop_all(self, text: str, seconds: float, code: int) -> None:
+        """Exit after some seconds unless this rank leaves before; rank 0 makes all ranks exit."""
+        self._failure = self._failure or (text, code)
+        text, code = self._failure
         if self._me.rank == 0:
             self._tell_all(text=text, seconds=seconds, code=code)
         if seconds == 0:
             _exit(f"{text}; {self._me} exits too", code)
-        if time.monotonic() + seconds < self._exit_at:
-            self._reason, self._code, self._exit_at = text, code, time.monotonic() + seconds
-            _start_timer(seconds, self._exit_unless_left)
+        timer = threading.Timer(seconds, self._exit_unless_left)
+        timer.daemon = True
+        timer.start()
 
     def _exit_unless_left(self) -> None:
         with self._lock:
             if not self._leaving:
-                _exit(f"{self._reason}; {self._me} exits too", self._code)
-
-
-def _start_timer(seconds: float, action: Callable[..., None], *arguments: Any) -> threading.Timer:
-    timer = threading.Timer(seconds, action, arguments)
-    timer.daemon = True
-    timer.start()
-    return timer
+                text, code = self._failure
+                _exit(f"{text}; {self._me} exits too", code)
 
 
 def _death_message(peer: Rank, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (
-        errno.ETIMEDOUT,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-    ):
-        return f"{peer} does not answer: its machine is down, or the network between is cut"
+    if isinstance(error, socket.timeout):
+        return (
+            f"{peer} has not responded for {SILENT_SECONDS:.0f} seconds: it is stopped (SIGSTOP), "
+            "or its machine or the network is down"
+        )
     log = f": see the end of its log, {peer.log}" if peer.log else ""
     return f"{peer} was killed or crashed{log}; most often memory ran out"
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether a local process is stopped by a signal; False if unknown."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    return False
 
 
 def _exit(reason: str, code: int = EXIT_CODE) -> NoReturn:

@@ -20,11 +20,15 @@ from paddle import nn
 
 from ppfcos.console import printable
 from ppfcos.download import Limits, download
-from ppfcos.engine import distributed
 from ppfcos.engine.restricted_unpickler import Memory, RestrictedUnpickler, UnsafePickleError, checked_shape
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError, one_line
 from ppfcos.fileio import is_temporary
 from ppfcos.modeling.qat import get_ranges, is_range
+
+try:
+    import fcntl
+except ImportError:  # not a Unix system
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +54,7 @@ PADDLE_SERVERS = (
 
 @contextlib.contextmanager
 def reading(path: Path, kind: str, needed: str) -> Iterator[None]:
-    """Turn any failure to read a weights file into a WeightsError of one line.
-
-    Args:
-        path: of the file.
-        kind: of the file, such as `weights file`.
-        needed: what its pickle may contain.
-    """
+    """Turn any failure to read a weights file into a WeightsError of one line."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block, and a device never ends
             raise WeightsError(f"{path} cannot be read: it is not a regular file")
@@ -83,9 +81,6 @@ def require_dict(path: Path, content: Any) -> None:
 
 def read_state(path: Path | str) -> dict[str, Any]:
     """Read a file of `paddle.save` with a restricted unpickler.
-
-    Args:
-        path: a .pdparams, .pdopt or .pdema file of Paddle 2 or 3, or of PaddleDetection.
 
     Returns:
         Arrays, numbers and dicts of these, by name.
@@ -153,11 +148,9 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def load_weights(model: nn.Layer, source: Path | str) -> None:
-    """Load all weights of a checkpoint into a model; a float model ignores the ranges of QAT.
+    """Load all weights of a checkpoint, a path or URL, into a model, which is unchanged if this fails.
 
-    Args:
-        model: unchanged if this fails.
-        source: path with or without `.pdparams`, or URL.
+    A float model ignores the ranges of QAT.
 
     Raises:
         WeightsError: the file cannot be read or does not fit the model; the message lists the keys.
@@ -185,14 +178,10 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
 
 
 def load_pretrained(model: nn.Layer, source: str) -> None:
-    """Load the weights that fit a model by name and shape, by PaddleDetection's rule.
+    """Load the weights of a path or URL that fit a model by name and shape, by PaddleDetection's rule.
 
     A name of the file fits if it is the end of a name of the model: `conv1.weight` fits
     `backbone.conv1.weight`. The longest match wins.
-
-    Args:
-        model: to load into.
-        source: path with or without `.pdparams`, or URL.
 
     Raises:
         WeightsError: the file cannot be read or downloaded, no weight fits, or one fits twice.
@@ -260,7 +249,7 @@ def _local_path(source: Path | str, key: str) -> Path | str:
 
 
 def _download(url: str, key: str) -> Path:
-    """Download a URL to PaddleDetection's cache; one rank per machine downloads, the others wait.
+    """Download a URL to PaddleDetection's cache; one process per machine downloads, the others wait.
 
     PaddleDetection's cache uses only the last part of a URL as the name. Its files are used for
     PaddlePaddle's own servers, and as a fallback for others; files downloaded here have a hash of the URL in
@@ -276,33 +265,54 @@ def _download(url: str, key: str) -> Path:
     stem = re.sub("[^A-Za-z0-9_-]", "_", last.partition(".")[0])[:80]
     digest = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:16]
     cached = Path(WEIGHTS_HOME, f"{stem}-{digest}.pdparams")
-    with distributed.collective_error_check():
-        if not os.path.isfile(cached) and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
-            try:
-                _download_to_cache(url, cached, key, once=os.path.isfile(shared))
-            except PPFCOSError as error:
-                if not os.path.isfile(shared):
-                    raise
-                logger.warning("%s; using the cached %s of a URL that ends alike", error, shared)
-    return cached if os.path.isfile(cached) else shared
+    try:
+        _download_to_cache(url, cached, key, once=os.path.isfile(shared))
+    except PPFCOSError as error:
+        if not os.path.isfile(shared):
+            raise
+        logger.warning("%s; using the cached %s of a URL that ends alike", error, shared)
+        return shared
+    return cached
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of the block; do nothing on a file system without locks."""
+    with contextlib.ExitStack() as cleanup:
+        if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            cleanup.callback(os.close, descriptor)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _download_to_cache(url: str, cached: Path, key: str, once: bool) -> None:
+    if os.path.isfile(cached):
+        return
     fix = f"download it by hand and give the .pdparams file with -o {key}=FILE"
     if key == "pretrain_weights":
         fix += ", or train from scratch with -o pretrain_weights="
     if re.split("[?#]", url)[0].lower().endswith(ARCHIVES):
         raise WeightsError(f"{printable(url[:200])} is an archive, which is not unpacked: {fix}")
-    logger.info("downloading %s", printable(url[:200]))
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{cached.parent} cannot be made ({error.strerror}): {fix}") from error
     limits = DOWNLOAD_LIMITS._replace(attempts=1) if once else DOWNLOAD_LIMITS
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    download(
-        url, cached, check=_find_fault, limits=limits, error=WeightsError, cure=fix, progress=on_terminal
-    )
+    with _locked(cached.parent):
+        if not os.path.isfile(cached):  # another rank may have downloaded it
+            logger.info("downloading %s", printable(url))
+            download(
+                url,
+                cached,
+                check=_find_fault,
+                limits=limits,
+                error=WeightsError,
+                cure=fix,
+                progress=on_terminal,
+            )
 
 
 def _find_fault(path: Path) -> str | None:

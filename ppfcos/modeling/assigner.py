@@ -112,14 +112,16 @@ class PPFCOSTargets:
         padded_labels = paddle.concat([labels, paddle.full_like(labels[:, :1], num_classes)], axis=1)
         point_labels = paddle.take_along_axis(padded_labels.astype("int64"), matched, axis=1).flatten()
 
-        image, index = positives // num_points, positives % num_points
-        box = boxes.reshape([-1, 4]).gather(image * num_boxes + matched.flatten().gather(positives))
-        # A positive is inside its box, so l, t, r, b > 0: abs() gives the signs, also of no positives, which
-        # Paddle 2.6 cannot concatenate.
-        distances = (box - points.gather(index).tile([1, 2])).abs()
         valid = None
         if self.ignore_crowd and crowds is not None:
             valid = self._valid_points(points, crowds, is_positive)
+        if not positives.shape[0]:  # Paddle 2.6 cannot compute with empty tensors on a GPU
+            none = paddle.zeros([0])
+            return Targets(point_labels, positives, paddle.zeros([0, 4]), none, none, valid)
+        image, index = positives // num_points, positives % num_points
+        box = boxes.reshape([-1, 4]).gather(image * num_boxes + matched.flatten().gather(positives))
+        # A positive is inside its box, so l, t, r, b > 0: abs() gives the signs.
+        distances = (box - points.gather(index).tile([1, 2])).abs()
         return Targets(
             point_labels,
             positives,

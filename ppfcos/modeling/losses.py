@@ -47,12 +47,10 @@ def global_normalizers(parts: Sequence[Targets]) -> Normalizers:
     Args:
         parts: targets of all images of this rank, one element for each forward pass.
     """
-    sums = paddle.stack(
-        [
-            paddle.full([], float(sum(targets.positives.shape[0] for targets in parts))),
-            paddle.add_n([_sum(each.centerness, each.labels).astype("float32") for each in parts]),
-        ]
-    )
+    parts = [targets for targets in parts if targets.positives.shape[0]]
+    count = paddle.full([], float(sum(targets.positives.shape[0] for targets in parts)))
+    centerness = paddle.add_n([paddle.zeros([]), *(targets.centerness.sum() for targets in parts)])
+    sums = paddle.stack([count, centerness])
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if world_size > 1:
         dist.all_reduce(sums)
@@ -82,19 +80,12 @@ def focal_loss_sum(
     """
     summed = logits if valid is None else logits.gather(valid)
     background = (1 - alpha) * (_power(F.sigmoid(summed), gamma) * F.softplus(summed)).sum()
+    if not positives.shape[0]:
+        return background
     own = logits.flatten().gather(positives * logits.shape[1] + labels.gather(positives))
     as_positive = alpha * _power(F.sigmoid(-own), gamma) * F.softplus(-own)
     as_background = (1 - alpha) * _power(F.sigmoid(own), gamma) * F.softplus(own)
-    return background + _sum(as_positive - as_background, logits)
-
-
-def _sum(values: Tensor, source: Tensor) -> Tensor:
-    """Sum the values [N⁺] of the positives.
-
-    Without positives the result is a zero that depends on `source`: all weights then have a gradient, which
-    the other ranks wait for. (Paddle 2.6 cannot sum an empty tensor.)
-    """
-    return values.sum() if values.shape[0] else (source.flatten()[:1] * 0).sum()
+    return background + (as_positive - as_background).sum()
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
@@ -189,15 +180,12 @@ class PPFCOSLoss(nn.Layer):
             self.focal_gamma,
             targets.valid,
         )
-        distances = _flatten_levels(outputs.distances)
-        box_losses, iou = self._box_losses(distances.gather(targets.positives), targets)
-        if self.quality == "centerness":
-            quality, box_sum = targets.centerness, _sum(box_losses * targets.centerness, distances)
-            box_normalizer = normalizers.centerness
-        else:
-            quality, box_sum = iou.detach(), _sum(box_losses, distances)
-            box_normalizer = normalizers.positives
-        quality_sum = self._quality_sum(outputs.quality_logits, targets.positives, quality)
+        if targets.positives.shape[0]:
+            box_sum, quality_sum = self._sum_positives(outputs, targets)
+        else:  # Paddle 2.6 cannot compute with empty tensors on a GPU
+            box_sum, quality_sum = _zero(outputs.distances), _zero(outputs.quality_logits)
+        weights_boxes = self.quality == "centerness"
+        box_normalizer = normalizers.centerness if weights_boxes else normalizers.positives
         losses = {
             "loss_cls": self.class_weight * class_sum / normalizers.positives,
             "loss_box": self.box_weight * box_sum / box_normalizer,
@@ -206,14 +194,18 @@ class PPFCOSLoss(nn.Layer):
         losses["loss"] = losses["loss_cls"] + losses["loss_box"] + losses["loss_quality"]
         return losses
 
-    @staticmethod
-    def _quality_sum(quality_logits: list, positives: Tensor, quality: Tensor) -> Tensor:
-        """Sum the binary cross-entropy over the positives; 0 without a quality branch."""
-        if not quality_logits:
-            return paddle.zeros([])
-        all_logits = _flatten_levels(quality_logits).flatten()
-        logits = all_logits.gather(positives)
-        return _sum(F.softplus(logits) - logits * quality, all_logits)
+    def _sum_positives(self, outputs: HeadOutputs, targets: Targets) -> tuple:
+        """Sum the box loss, and the binary cross-entropy of the quality (0 without a quality branch)."""
+        predicted = _flatten_levels(outputs.distances).gather(targets.positives)
+        box_losses, iou = self._box_losses(predicted, targets)
+        if self.quality == "centerness":
+            quality, box_losses = targets.centerness, box_losses * targets.centerness
+        else:
+            quality = iou.detach()
+        if not outputs.quality_logits:
+            return box_losses.sum(), paddle.zeros([])
+        logits = _flatten_levels(outputs.quality_logits).flatten().gather(targets.positives)
+        return box_losses.sum(), (F.softplus(logits) - logits * quality).sum()
 
     def _box_losses(self, predicted: Tensor, targets: Targets) -> tuple:
         """Return loss [N⁺] and IoU [N⁺] of the predicted distances [N⁺, 4] of the positives."""
@@ -224,6 +216,13 @@ class PPFCOSLoss(nn.Layer):
         if self.box_loss == "linear_iou":
             return 1 - iou, iou
         return -paddle.log(iou.clip(min=EPSILON)), iou
+
+
+def _zero(levels: list) -> Tensor:
+    """Return a zero that depends on all levels: all weights have gradients, which other ranks wait for."""
+    return paddle.add_n(
+        [paddle.zeros([]), *(level.flatten()[:1].sum().astype("float32") * 0 for level in levels)]
+    )
 
 
 def _flatten_levels(levels: list) -> Tensor:

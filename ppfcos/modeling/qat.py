@@ -7,6 +7,7 @@ ReLU, the output of an addition with its ReLU, and the image. Pooling and resizi
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -77,7 +78,8 @@ class ActivationRanges(nn.Layer):
     Args:
         count: N.
         momentum: fraction of the ranges that a step keeps.
-        freeze_after: number of training forward passes after which the ranges no longer change.
+        freeze_after: number of training forward passes after which the ranges no longer change: steps
+            × accumulated micro-batches.
 
     Attributes:
         limits: [N, 2] float32 minimum <= 0 and maximum >= 0. In the checkpoint.
@@ -92,6 +94,7 @@ class ActivationRanges(nn.Layer):
         self.register_buffer("observed", paddle.zeros([1], "int64"))
         self._extremes: dict[int, Tensor] = {}  # of this forward pass, by row
         self._initialized = False
+        self.passes = 0  # started forward passes
 
     def is_initialized(self) -> bool:
         """Whether a step, here or before the checkpoint, has set the ranges."""
@@ -114,6 +117,11 @@ class ActivationRanges(nn.Layer):
         if len(self._extremes) == len(self.limits):
             self._update()
         return x
+
+    def start_pass(self) -> None:
+        """Start a forward pass, and forget one that an exception interrupted."""
+        self.passes += 1
+        self._extremes = {}
 
     @paddle.no_grad()
     def _update(self) -> None:
@@ -147,10 +155,12 @@ class Quantizer(nn.Layer):
         super().__init__()
         self.rows = list(rows)
         self._ranges = [ranges]  # in a list, since it is not a sublayer
-        self._calls = 0
+        self._calls = self._pass = 0  # calls of this forward pass, and its number
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → the same shape."""
+        if self._pass != self._ranges[0].passes:
+            self._pass, self._calls = self._ranges[0].passes, 0
         row = self.rows[self._calls % len(self.rows)]
         self._calls += 1
         return x if row is None else self._ranges[0].quantize(row, x)
@@ -290,9 +300,15 @@ def prepare_qat(model: nn.Layer, momentum: float, freeze_after: int) -> nn.Layer
         elif result is not None:
             replace_layer(model, layer, QuantizedLayer(layer, result))
     setattr(model, RANGES_NAME, ranges)
+    # A deep copy of the model copies the arguments of the hook, too.
+    model.backbone.register_forward_pre_hook(functools.partial(_start_pass, ranges))
     if training:
         model.train()
     return model
+
+
+def _start_pass(ranges: ActivationRanges, *_: object) -> None:
+    ranges.start_pass()
 
 
 def get_ranges(model: nn.Layer) -> ActivationRanges | None:

@@ -30,12 +30,10 @@ from ppfcos.metrics.coco import METRIC_NAMES, evaluate_detections
 LAUNCH = ("-m", "paddle.distributed.launch", "--nproc_per_node", "2")
 # Frozen norms, for a norm's statistics are of one process's images. Losses, and so gradients, are of all.
 FROZEN = "ResNet.freeze_norm=true"
-# A rate at which the loss falls steadily. Where it leaps about, what is rounded otherwise grows by the step.
-SLOWLY = "LearningRate.base_lr=0.001"
 
 
 class Run:
-    """A training of two epochs that was started from a shell, and what is to be known about it."""
+    """A training of two epochs, started from a shell, and its results."""
 
     def __init__(self, folder: Path, config: Path):
         self.folder = folder / "run" / "small"
@@ -52,7 +50,7 @@ class Run:
 
 
 def _python(arguments: list, root: Path, folder: Path, **options) -> subprocess.CompletedProcess:
-    """Run tools/..., from another folder than the checkout, as quietly as possible on a shared machine."""
+    """Run tools/..., from another folder than the checkout."""
     arguments = [str(root / part) if str(part).startswith("tools/") else str(part) for part in arguments]
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, **options
@@ -60,17 +58,17 @@ def _python(arguments: list, root: Path, folder: Path, **options) -> subprocess.
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
+def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     generate(folder, train=7, val=5, size=96, seed=1)
     return folder
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, pictures, root) -> Run:
+def trained(tmp_path_factory, dataset, root) -> Run:
     """One process, two epochs of three steps, evaluated after each."""
     folder = tmp_path_factory.mktemp("one")
-    run = Run(folder, write_config(folder / "small.yml", root, pictures, folder / "run"))
+    run = Run(folder, write_config(folder / "small.yml", root, dataset, folder / "run"))
     run.finished = _python(
         ["tools/train.py", "-c", run.config, "--eval", "--use_vdl", "-o", "epoch=2", FROZEN], root, folder
     )
@@ -78,36 +76,24 @@ def trained(tmp_path_factory, pictures, root) -> Run:
     return run
 
 
-@pytest.fixture(scope="session")
-def trained_slowly(tmp_path_factory, pictures, root) -> tuple[Run, Run]:
-    """The same at a lower rate, by one process and by two, started as the README says."""
-    runs = []
-    for launch in ((), LAUNCH):
-        folder = tmp_path_factory.mktemp("slowly")
-        run = Run(folder, write_config(folder / "small.yml", root, pictures, folder / "run"))
-        options = ["--eval", "--use_vdl=true", "-o", "epoch=2", FROZEN, SLOWLY]
-        run.finished = _python([*launch, "tools/train.py", "-c", run.config, *options], root, folder)
-        assert run.finished.returncode == 0, run.finished.stderr
-        runs.append(run)
-    return runs[0], runs[1]
-
-
 @pytest.fixture
-def small(tmp_path, pictures, root) -> Path:
-    return write_config(tmp_path / "small.yml", root, pictures, tmp_path / "run")
+def small(tmp_path, dataset, root) -> Path:
+    return write_config(tmp_path / "small.yml", root, dataset, tmp_path / "run")
 
 
 # A training
 
 
-def test_a_training_leaves_what_it_says(trained):
+def test_a_training_writes_the_documented_files(trained):
     names = sorted(path.name for path in trained.folder.iterdir())
     checkpoints = [
         f"{name}.{suffix}"
         for name in ("0", "best_model", "model_final")
         for suffix in ("json", "pdopt", "pdparams")
     ]
-    assert names == sorted([*checkpoints, "config.yml", "run.json", "train.log", "vdl_log"])
+    assert names == sorted(
+        [*checkpoints, "config.yml", "evaluations.json", "run.json", "train.log", "vdl_log"]
+    )
     lines = trained.finished.stdout.splitlines()
     assert len([line for line in lines if re.search(r"epoch: \[[12]/2\] step: \[[123]/3\]", line)]) == 6
     assert sum("Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in line for line in lines) == 2
@@ -140,7 +126,7 @@ def test_a_trainings_curves_are_complete(trained):
     assert read_state(trained.folder / "best_model.pdopt")["last_epoch"] == first_best
 
 
-def test_its_weights_are_those_that_paddle_and_paddledetection_load(trained):
+def test_paddle_loads_the_weights(trained):
     model = build_model(load_config(trained.config, [FROZEN]))
     weights = paddle.load(str(trained.folder / "model_final.pdparams"))
     assert weights.keys() == model.state_dict().keys()
@@ -149,58 +135,8 @@ def test_its_weights_are_those_that_paddle_and_paddledetection_load(trained):
     assert not unexpected
 
 
-def test_two_processes_log_the_losses_of_one(trained_slowly):
-    one, two = (run.curves() for run in trained_slowly)
-    assert one.keys() == two.keys()
-    for name in ("loss", "loss_cls", "loss_box", "loss_quality", "learning_rate"):
-        np.testing.assert_allclose(
-            two[f"train/{name}"], one[f"train/{name}"], rtol=0, atol=1e-5, err_msg=name
-        )
-    for name in METRIC_NAMES:
-        assert two[f"eval/{name}"] == pytest.approx(one[f"eval/{name}"], abs=1e-4)
-
-
-def test_two_processes_leave_the_weights_of_one(trained_slowly):
-    one, two = (read_state(run.folder / "model_final.pdparams") for run in trained_slowly)
-    after_an_epoch = read_state(trained_slowly[0].folder / "0.pdparams")
-    assert one.keys() == two.keys()
-    names = [name for name, value in one.items() if isinstance(value, np.ndarray)]
-    for name in names:
-        np.testing.assert_allclose(two[name], one[name], atol=1e-5, err_msg=name)
-    assert max(np.abs(one[name] - after_an_epoch[name]).max() for name in names) > 1e-3, "nothing is learnt"
-
-
-def test_only_the_first_of_two_processes_speaks(trained_slowly):
-    _, run = trained_slowly
-    stdout = run.finished.stdout
-    assert stdout.count("epoch: [2/2] step: [3/3]") == 1
-    assert "2 processes on cpu" in stdout
-    second = (run.config.parent / "log" / "workerlog.1").read_text()
-    assert "step:" not in second
-    assert "checkpoint" not in second
-
-
-def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, pictures, root):
-    """In a process of its own, as the first run had: another number of threads rounds differently."""
-    config = write_config(tmp_path / "small.yml", root, pictures, tmp_path / "run")
-    arguments = ["tools/train.py", "-c", config, "-r", trained.folder / "0", "-o", "epoch=2", FROZEN]
-    finished = _python(arguments, root, tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert "resumed from" in finished.stdout
-    for suffix in ("pdparams", "pdopt"):
-        whole, resumed = (
-            read_state(folder / f"model_final.{suffix}")
-            for folder in (trained.folder, tmp_path / "run" / "small")
-        )
-        arrays = [value for value in whole.values() if isinstance(value, np.ndarray)]
-        others = [value for value in resumed.values() if isinstance(value, np.ndarray)]
-        assert len(arrays) == len(others) > 50
-        for ours, theirs in zip(arrays, others):
-            np.testing.assert_array_equal(ours, theirs)
-
-
-def test_a_profile_says_where_the_time_went_and_changes_nothing(trained, tmp_path, pictures, root):
-    config = write_config(tmp_path / "small.yml", root, pictures, tmp_path / "run")
+def test_a_profile_shows_the_phases_and_changes_no_result(trained, tmp_path, dataset, root):
+    config = write_config(tmp_path / "small.yml", root, dataset, tmp_path / "run")
     arguments = ["tools/train.py", "-c", config, "--profile", "-o", "epoch=2", FROZEN]
     finished = _python(arguments, root, tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -219,7 +155,7 @@ def test_a_profile_says_where_the_time_went_and_changes_nothing(trained, tmp_pat
             np.testing.assert_array_equal(profiled[name], value, err_msg=name)
 
 
-def test_a_run_is_repeated_by_its_own_record(trained, tmp_path, root):
+def test_the_recorded_configuration_repeats_the_run(trained, tmp_path, root):
     """config.yml alone, written elsewhere by one override, is the same training."""
     arguments = ["tools/train.py", "-c", trained.folder / "config.yml", "-o", f"save_dir={tmp_path}"]
     finished = _python(arguments, root, tmp_path)
@@ -240,7 +176,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def _evaluate(run: Run, folder: Path, root: Path, *options: str, launch: tuple = ()) -> tuple[str, list]:
-    """What tools/eval.py prints, and the detections that it writes."""
+    """Output of tools/eval.py, and the detections that it writes."""
     arguments = [*launch, "tools/eval.py", "-c", run.config, *options, "--output_eval", "found"]
     weights = f"weights={run.folder / 'best_model'}"
     finished = _python([*arguments, "-o", weights, *EXACTLY], root, folder, env=ONE_THREAD)
@@ -255,9 +191,9 @@ def evaluated(trained, root) -> tuple[str, list]:
     return _evaluate(trained, trained.config.parent, root, "--classwise")
 
 
-def test_an_evaluation_prints_the_tables_and_writes_the_detections(evaluated, pictures):
+def test_an_evaluation_prints_the_tables_and_writes_the_detections(evaluated, dataset):
     stdout, found = evaluated
-    truth = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())
+    truth = json.loads((dataset / "annotations" / "instances_val2017.json").read_text())
     assert stdout.count("Average Precision  (AP)") == 6
     assert stdout.count("Average Recall     (AR)") == 6
     for category in truth["categories"]:
@@ -268,7 +204,7 @@ def test_an_evaluation_prints_the_tables_and_writes_the_detections(evaluated, pi
 
 
 def _truth_near(found: list[dict], truth: dict) -> dict:
-    """The pictures with objects near a few of the detections: of those that are drawn there, a network of six
+    """The dataset with objects near a few of the detections: of those that are drawn there, a network of six
     steps finds none, and an AP of nothing is always the same."""
     rng, notes = np.random.default_rng(0), []
     for image in truth["images"]:
@@ -283,9 +219,9 @@ def _truth_near(found: list[dict], truth: dict) -> dict:
     return {**truth, "annotations": notes}
 
 
-def test_two_processes_find_what_one_finds(evaluated, trained, tmp_path, pictures, root):
+def test_two_processes_give_the_detections_of_one(evaluated, trained, tmp_path, dataset, root):
     _, found = evaluated
-    drawn = json.loads((pictures / "annotations" / "instances_val2017.json").read_text())
+    drawn = json.loads((dataset / "annotations" / "instances_val2017.json").read_text())
     truth = _truth_near(found, drawn)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     options = ("--report", "report", "-o", f"EvalDataset.anno_path={tmp_path / 'truth.json'}")
@@ -389,8 +325,8 @@ def test_missing_data_and_missing_weights_are_named(tmp_path, small, capsys):
     assert not list((tmp_path / "run").rglob("*.pdparams"))
 
 
-def test_an_unreadable_image_of_one_process_stops_both(tmp_path, pictures, root):
-    shutil.copytree(pictures, tmp_path / "shapes")
+def test_an_unreadable_image_of_one_process_stops_both(tmp_path, dataset, root):
+    shutil.copytree(dataset, tmp_path / "shapes")
     picture = sorted((tmp_path / "shapes" / "train2017").iterdir())[3]
     picture.write_bytes(picture.read_bytes()[:50])
     config = write_config(tmp_path / "small.yml", root, tmp_path / "shapes", tmp_path / "run")
@@ -406,18 +342,6 @@ def test_an_unreadable_image_of_one_process_stops_both(tmp_path, pictures, root)
 # The command lines
 
 
-@pytest.mark.parametrize("tool", ["train", "eval"])
-def test_help_answers_without_paddle(tool, root, tmp_path):
-    watch = "import sys, runpy; sys.argv = [sys.argv[1], '--help']\n"
-    watch += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    watch += "finally: assert not {'paddle', 'ppdet', 'cv2', 'numpy'} & set(sys.modules), 'heavy imports'"
-    finished = _python(["-c", watch, root / "tools" / f"{tool}.py"], root, tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert "usage:" in finished.stdout
-    assert f"tools/{tool}.py -c configs/" in finished.stdout
-    assert "KEY=VALUE" in finished.stdout
-
-
 def test_options_are_typed_as_in_paddledetection():
     def parse(line):
         return train.build_parser().parse_args(line.split())
@@ -431,15 +355,6 @@ def test_options_are_typed_as_in_paddledetection():
     for text, value in (("--use_vdl", True), ("--use_vdl True", True), ("--use_vdl=False", False)):
         assert parse(f"-c a.yml {text}").use_vdl is value
     assert parse("-c a.yml --use_vdl --vdl_log_dir here").vdl_log_dir == "here"
-
-
-@pytest.mark.parametrize("wrong", ["", "-c a.yml --use_vdl=perhaps", "-c a.yml --evaluate", "-c a.yml --ev"])
-def test_a_wrong_command_line_ends_with_exit_code_2(wrong, capsys):
-    with pytest.raises(SystemExit) as caught:
-        train.main(wrong.split())
-    assert caught.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and line.endswith("--help)")
 
 
 def _raises(error):
@@ -462,17 +377,3 @@ def test_an_error_is_one_line_and_shows_its_traceback_on_demand(capsys):
     assert re.fullmatch(r"\[\S+ \S+\] on the way\n\[\S+ \S+\] warning: look out\n", out)
     assert command.run(_raises(ConfigError("a line")), _parser(), ["--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_an_interrupt_and_a_success_have_their_exit_codes(capsys):
-    assert command.run(_raises(KeyboardInterrupt()), _parser(), []) == 130
-    assert command.run(lambda options: None, _parser(), []) == 0
-
-
-def test_only_the_first_process_speaks(capsys, monkeypatch):
-    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    command.run(_raises(ConfigError("wrong")), _parser(), [])
-    out, err = capsys.readouterr()
-    assert "on the way" not in out
-    assert "warning: look out" in out
-    assert err == "error: wrong\n"

@@ -440,7 +440,6 @@ def test_overrides_without_end(override):
         "names: []\n",
         "names: [a]\ntrain: [[x]]\n",
         'names: [a]\ntrain: "\\0"\n',
-        "date: 2020-99-99\n",
         "#" * (MAX_BYTES + 1),
     ],
 )

@@ -16,6 +16,7 @@ from ppfcos.config import load_config
 from ppfcos.data.shapes import generate
 from ppfcos.engine.model import build_model
 from ppfcos.errors import ConfigError
+from ppfcos.modeling.assigner import PPFCOSTargets
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,25 @@ def test_every_command_and_the_folder_of_the_run(small, tmp_path, capsys, monkey
     assert infer.main([*run, *options]) == 0
 
 
+def test_a_logger_gets_the_metrics_of_a_training(small, tmp_path):
+    sections = {"loggers": ["CSVLogger", "VisualDL"], "CSVLogger": {"filename": "curves.csv"}}
+    config = with_imports(small, user_parts.CSV_LOGGER, **sections)
+    assert train.main(["-c", str(config), "--eval"]) == 0
+    folder = tmp_path / "output" / "mine"
+    rows = [line.split(",") for line in (folder / "curves.csv").read_text().splitlines()]
+    assert [position for position, name, _ in rows if name == "train/loss"] == ["1", "2"]
+    assert [position for position, name, _ in rows if name == "eval/AP"] == ["1"]
+    assert list((folder / "vdl_log").iterdir())
+    assert "no class 'CSVLog' is registered" in refusal(config, "loggers=[CSVLog]")
+    assert "nothing reads CSVLogger.filename" in refusal(config, "loggers=[]", "CSVLogger.filename=a")
+
+
+def test_a_class_that_is_no_logger_is_refused(small, capsys):
+    assert train.main(["-c", str(small), "-o", "loggers=[ResNet]"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "ResNet is no logger" in error
+
+
 def test_ciou_loss_by_its_formula(small):
     """Of a box inside the other one with the same center: 1 − IoU plus the term of the aspect ratio."""
     config = with_imports(small, user_parts.CIOU_LOSS, PPFCOS={"loss": "CIoULoss"})
@@ -105,7 +125,7 @@ def test_atss_assigner_by_a_loop(small):
     grids = [
         [((x + 0.5) * s, (y + 0.5) * s) for y in range(side // s) for x in range(side // s)] for s in strides
     ]
-    box = np.array([4.0, 10.0, 50.0, 60.0])
+    box = np.array([10.0, 4.0, 40.0, 120.0])
     candidates = []
     for grid, stride in zip(grids, strides):
         scored = []
@@ -114,17 +134,17 @@ def test_atss_assigner_by_a_loop(small):
             sides = np.minimum(anchor[2:], box[2:]) - np.maximum(anchor[:2], box[:2])
             overlap = np.prod(sides.clip(0))
             iou = overlap / (np.prod(box[2:] - box[:2]) + (8 * stride) ** 2 - overlap)
-            scored.append((np.hypot(x - 27, y - 35), iou, x, y))
+            scored.append((np.hypot(x - 25, y - 62), iou, x, y))
         candidates += sorted(scored)[: min(9, len(scored))]
     ious = np.array([iou for _, iou, _, _ in candidates])
     limit = ious.mean() + ious.std(ddof=1)
-    expected = {(x, y) for _, iou, x, y in candidates if iou >= limit and 4 < x < 50 and 10 < y < 60}
+    expected = {(x, y) for _, iou, x, y in candidates if iou >= limit and 10 < x < 40 and 4 < y < 120}
     boxes = paddle.to_tensor(np.stack([box, np.zeros(4)])[None], "float32")
     labels = paddle.to_tensor([[2, 0]])
-    found = assigner([paddle.to_tensor(grid, "float32") for grid in grids], strides, boxes, labels, 3)
+    inputs = [paddle.to_tensor(grid, "float32") for grid in grids], strides, boxes, labels, 3
     points = [point for grid in grids for point in grid]
-    assert {points[i] for i in found.positives.tolist()} == expected
-    assert len(expected) > 0
+    assert {points[i] for i in assigner(*inputs).positives.tolist()} == expected != set()
+    assert {points[i] for i in PPFCOSTargets()(*inputs).positives.tolist()} != expected
 
 
 def test_paths_count_from_the_file_that_names_them_and_from_the_working_directory(

@@ -181,7 +181,6 @@ def test_images_without_a_label_file_have_no_objects(tmp_path):
         ("0 0.25 0.1 0.75 0.1 0.75 0.6 0.25 0.6", [[20, 6, 60, 36]]),
         ("0 0.1 0.5 0.25 0.5", [[0, 15, 18, 45]]),
         ("0 1.00001 0.5 0.5 0.5", [[60, 15, 80, 45]]),
-        ("0 0.5 0.5 0 0.5", []),
         ("\ufeff0 0.5 0.5 0.25 0.5", [[30, 15, 50, 45]]),
     ],
 )
@@ -283,7 +282,7 @@ def test_lists_with_all_kinds_of_paths(tmp_path, caplog):
     assert list(boxes_by_name(data)) == ["a.png", "b.png", "c.png", "d.png"]
     assert "left out 1 image that is missing (first in images/gone.png)" in caplog.text
     text(tmp_path / "set/lists/train.txt", "images/gone.png\n")
-    with pytest.raises(DataError, match=r"none of its 1 images is there, the first is images/gone\.png"):
+    with pytest.raises(DataError, match=r"none of them is there: the first would be .*images/gone\.png"):
         build(yolo(tmp_path / "set", anno_path="lists/train.txt", class_names=NAMES))
 
 

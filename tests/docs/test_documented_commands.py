@@ -34,7 +34,7 @@ ELSEWHERE = {
     r"--gpus": "they need GPUs",
     r"^ppfcos environment$": "test_main.py",
     r"/download_": "test_download.py",
-    r"^visualdl ": "test_writer.py",
+    r"^visualdl ": "test_loggers.py",
     r"run_paddledetection_infer": "test_paddledetection.py",
     r"convert_weights\.py|weights/mmdet\.yml": "test_convert_weights.py",
     r"configs/mine\.yml|dataset/mine": "test_own_data.py",

@@ -45,7 +45,7 @@ RUN_BY = {
     "dataset/coco/download_coco.py": "test_download.py",
     "dataset/shapes/generate_shapes.py": "test_shapes.py",
     "make": "test_makefile.py",
-    "visualdl": "test_writer.py",
+    "visualdl": "test_loggers.py",
 }
 
 

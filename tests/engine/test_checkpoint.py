@@ -1,8 +1,7 @@
-"""Checkpoints: what paddle.save writes is read back, and nothing that could run code or is damaged is."""
+"""Checkpoints: written, read, resumed, verified, ordered, and refused if damaged or unsafe."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import http.server
@@ -27,7 +26,7 @@ from ppfcos.engine.checkpoint import Plan, TrainingState
 from ppfcos.engine.ema import ModelEMA, ema_weights
 from ppfcos.engine.weights import read_state
 from ppfcos.errors import OutputError, WeightsError
-from ppfcos.fileio import replacing, require_writable, sha256
+from ppfcos.fileio import require_writable, sha256
 
 
 class Net(nn.Layer):
@@ -112,20 +111,6 @@ def test_sixteen_bit_weights_with_their_masters_read(tmp_path):
         np.testing.assert_array_equal(full.state_dict()[name].numpy(), tensor.astype("float32").numpy())
 
 
-def test_all_pickle_protocols_and_new_numpys_module_read(tmp_path):
-    array = np.arange(6, dtype="float32").reshape(2, 3)
-    state = collections.OrderedDict(weight=array, scalar=np.float32(2))
-    for protocol in (0, 2, 4):
-        content = pickle.dumps(state, protocol=protocol)
-        content = (
-            content.replace(b"numpy.core.multiarray", b"numpy._core.multiarray") if protocol == 2 else content
-        )
-        (tmp_path / "old.pdparams").write_bytes(content)
-        read = read_state(tmp_path / "old.pdparams")
-        np.testing.assert_array_equal(read["weight"], array)
-        assert read["scalar"] == 2
-
-
 PYTHON_2 = (  # {'weight': numpy.array([1, 2], 'float32')}, as Python 2 pickled it
     b"(dp0\nS'weight'\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\nt"
     b"cnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n"
@@ -133,7 +118,7 @@ PYTHON_2 = (  # {'weight': numpy.array([1, 2], 'float32')}, as Python 2 pickled 
 )
 
 
-def test_what_python_2_wrote_reads(tmp_path):
+def test_files_of_python_2_are_read(tmp_path):
     (tmp_path / "old.pdparams").write_bytes(PYTHON_2)
     np.testing.assert_array_equal(read_state(tmp_path / "old.pdparams")["weight"], [1, 2])
 
@@ -173,7 +158,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "pdema"])
 def test_no_file_of_a_checkpoint_may_run_code(tmp_path, monkeypatch, suffix):
-    """Not even one whose record vouches for it, since whoever wrote the file may have written that, too."""
+    """Even if the record has its checksum: the author of the file may have written the record, too."""
     monkeypatch.chdir(tmp_path)
     path = _saved(tmp_path)
     evil = tmp_path / f"m.{suffix}"
@@ -185,12 +170,6 @@ def test_no_file_of_a_checkpoint_may_run_code(tmp_path, monkeypatch, suffix):
         with pytest.raises(WeightsError, match=rf"m\.{suffix} is refused: its pickle asks for posix\.system"):
             checkpoint.resume(*_training()[:2], path)
     assert not (tmp_path / "HERE").exists()
-
-
-def test_no_codec_but_that_of_bytes_is_run(tmp_path):
-    (tmp_path / "evil.pdparams").write_bytes(b"c_codecs\nencode\n(S'text'\nS'rot13'\ntR.")
-    with pytest.raises(WeightsError, match="rot13"):
-        read_state(tmp_path / "evil.pdparams")
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -213,18 +192,6 @@ def test_damaged_files_are_named(tmp_path):
         with pytest.raises(WeightsError, match=rf"{name}\.pdparams") as caught:
             weights.load_weights(Net(), path)
         assert "\n" not in str(caught.value)
-
-
-def test_any_flipped_byte_gives_weights_or_a_weights_error(tmp_path):
-    paddle.save({"weight": paddle.ones([2])}, str(tmp_path / "whole.pdparams"))
-    content = (tmp_path / "whole.pdparams").read_bytes()
-    path = tmp_path / "flipped.pdparams"
-    for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 0x5A]) + content[position + 1 :])
-        try:
-            read_state(path)
-        except WeightsError as error:
-            assert "flipped.pdparams" in str(error)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -263,12 +230,6 @@ def test_weights_of_another_model_are_listed_and_nothing_is_loaded(tmp_path):
     _assert_equal(_arrays(model), before)
 
 
-def test_long_lists_are_cut(tmp_path):
-    paddle.save({f"weight {number}": paddle.ones([1]) for number in range(9)}, str(tmp_path / "w.pdparams"))
-    with pytest.raises(WeightsError, match=r"9 unexpected \(weight 0, weight 1, weight 2, \.\.\.\)"):
-        weights.load_weights(Net(), tmp_path / "w")
-
-
 def test_an_optimizers_state_is_no_weights(tmp_path):
     model, optimizer, schedule = _training()
     _steps(model, optimizer, schedule, 0, 1)
@@ -277,7 +238,7 @@ def test_an_optimizers_state_is_no_weights(tmp_path):
         weights.load_weights(model, tmp_path / "m.pdopt")
 
 
-def test_a_backbone_fits_by_the_ends_of_the_names(tmp_path, caplog):
+def test_backbone_weights_match_by_the_ends_of_their_names(tmp_path, caplog):
     paddle.seed(2)
     source = Net(classes=7)
     state = {name.replace("backbone.", ""): value for name, value in source.state_dict().items()}
@@ -322,15 +283,16 @@ def test_pretrained_weights_that_fit_nowhere_or_twice_are_refused(tmp_path):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A folder behind a URL, and an empty cache of PaddleDetection's."""
-    folder = tmp_path / "served"
+    folder, requests = tmp_path / "served", []
     folder.mkdir()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
-            """Say nothing."""
+            requests.append(self.path)
 
     handler = functools.partial(Handler, directory=str(folder))
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    httpd.requests = requests
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setattr("ppdet.utils.download.WEIGHTS_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -353,7 +315,38 @@ def test_a_url_is_downloaded_once_and_then_comes_from_the_cache(server, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_failed_download_names_the_url_and_the_way_without(server, tmp_path):
+DOWNLOADING = """
+import sys, time
+from pathlib import Path
+from ppfcos import environment
+with environment.quiet_imports():
+    from ppfcos.engine import weights
+Path(sys.argv[2]).touch()
+while len(list(Path(sys.argv[2]).parent.glob("*.ready"))) < 3:
+    time.sleep(0.01)
+print(weights._download(sys.argv[1], "pretrain_weights"))
+"""
+
+
+def test_processes_of_a_machine_download_a_file_once(server, tmp_path, root):
+    folder, url, httpd = server
+    paddle.save({"weight": paddle.ones([1000])}, str(folder / "net.pdparams"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DOWNLOADING, f"{url}/net.pdparams", tmp_path / f"{number}.ready"],
+            cwd=root,
+            env={**os.environ, "HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    paths = {process.communicate(timeout=60)[0].splitlines()[-1] for process in processes}
+    assert len(paths) == 1 and os.path.isfile(paths.pop())
+    assert httpd.requests == ["/net.pdparams"]
+
+
+def test_a_failed_download_names_the_url_and_a_fix(server, tmp_path):
     _, url, _ = server
     with pytest.raises(
         WeightsError, match=rf"{url}/none\.pdparams cannot be downloaded.*-o pretrain_weights=$"
@@ -369,7 +362,7 @@ def test_a_failed_download_names_the_url_and_the_way_without(server, tmp_path):
 
 @pytest.mark.parametrize("optimizer", [paddle.optimizer.Momentum, paddle.optimizer.AdamW])
 @pytest.mark.parametrize("with_average", [False, True])
-def test_a_resumed_training_ends_where_the_undisturbed_one_does(tmp_path, optimizer, with_average):
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, optimizer, with_average):
     def start(seed):
         training = _training(seed, optimizer)
         return training, ModelEMA(training[0], decay=0.9) if with_average else None
@@ -443,6 +436,42 @@ def test_a_checkpoint_of_another_optimizer_or_without_one_is_refused(tmp_path):
         checkpoint.resume(*_training()[:2], tmp_path / "m")
 
 
+VELOCITY = "conv2d_0.w_0_velocity_0"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"last_epoch": [1]}, {"last_epoch": "1"}, {"last_epoch": None}, {"last_epoch": -1},
+        {"last_epoch": 1.5}, {"last_epoch": np.ones(2, "f4")}, {"last_epoch": {}}, {"LR_Scheduler": 1},
+        {"LR_Scheduler": {}}, {"LR_Scheduler": {"last_epoch": [3], "last_lr": 0.1}},
+        {"LR_Scheduler": {"last_epoch": 3, "last_lr": "x"}},
+        {"LR_Scheduler": {"last_epoch": 3, "last_lr": float("nan")}},
+        {"master_weights": [1]}, {"master_weights": {"linear_0.w_0": 1}}, {VELOCITY: 3}, {VELOCITY: "x"},
+        {VELOCITY: np.ones(3, "f4")}, {VELOCITY: np.ones((4, 3, 3, 3), "i8")}, {VELOCITY: {"a": [1]}},
+        {"ppfcos": 1}, {"ppfcos": {"optimizer": 5}}, {"ppfcos": {"ema": 1}}, {"ppfcos": {"ema": {}}},
+        {"ppfcos": {"ema": {"step": "x", "decay": 0.9, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": None, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": 0.9, "sums": {}}}},
+        {"ppfcos": {"ema": {"step": 1, "decay": 0.9, "sums": {"head.bias": "x"}}}},
+        {"ppfcos": {"scaler": {"loss_scale": "x", "good_steps": 1}}}, {"ppfcos": {"scaler": {"a": 1}}},
+        {"ppfcos": {"scaler": [1]}},
+    ],
+)  # fmt: skip
+def test_an_optimizer_state_with_impossible_values_is_refused(tmp_path, change):
+    with paddle.utils.unique_name.guard():
+        model, optimizer, schedule = _training()
+        _steps(model, optimizer, schedule, 0, 1)
+    state = optimizer.state_dict()
+    assert VELOCITY in state
+    paddle.save({**state, "last_epoch": 1, **change}, str(tmp_path / "m.pdopt"))
+    paddle.save(model.state_dict(), str(tmp_path / "m.pdparams"))
+    model, optimizer, _ = _training()
+    with pytest.raises(WeightsError, match=r"m\.pdopt") as caught:
+        checkpoint.resume(model, optimizer, tmp_path / "m", ModelEMA(model))
+    assert "\n" not in str(caught.value)
+
+
 STATE = TrainingState(2, 5, 0.25, "2026-01-01T00:00:00", Plan(12, 9, 16, 4), ["cat", "hát"])
 
 
@@ -453,7 +482,7 @@ def _saved(folder, name="m", state=STATE):
     return folder / name
 
 
-def test_where_a_training_stood_is_remembered(tmp_path):
+def test_a_record_holds_the_training_state(tmp_path):
     assert checkpoint.find_training_state(tmp_path / "m") is None
     path = _saved(tmp_path)
     assert checkpoint.read_manifest(path) == checkpoint.find_training_state(f"{path}.pdparams") == STATE
@@ -487,7 +516,7 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
         checkpoint.resume(*_training()[:2], path)
 
 
-def test_a_copy_is_whole_and_its_own(tmp_path):
+def test_a_copy_is_complete_and_independent(tmp_path):
     path = _saved(tmp_path)
     (tmp_path / "best.pdema").write_text("of an earlier one")
     assert checkpoint.copy_checkpoint(path, "best") == tmp_path / "best.pdparams"
@@ -501,7 +530,7 @@ def test_a_copy_is_whole_and_its_own(tmp_path):
     assert checkpoint.read_manifest(tmp_path / "best") == STATE
 
 
-def test_the_newest_whole_checkpoint_is_found_past_broken_ones(tmp_path, caplog):
+def test_the_newest_undamaged_checkpoint_is_found(tmp_path, caplog):
     assert run_folder.find_latest(tmp_path / "nowhere") is None
     for number in range(4):
         _saved(tmp_path, str(number), TrainingState(number))
@@ -514,7 +543,7 @@ def test_the_newest_whole_checkpoint_is_found_past_broken_ones(tmp_path, caplog)
     assert "3 is skipped" in caplog.text and "2 is skipped" in caplog.text
 
 
-def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     def saved(name, epochs, step=0, run="now"):
         _saved(tmp_path, name, TrainingState(epochs, step, run=run))
         if run == "now":
@@ -548,7 +577,7 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
         (Plan(12, 33, 48, 8), (3, 16), ["33 steps of 48 images"]),
     ],
 )
-def test_another_plan_is_said_and_the_position_translated(caplog, plan, position, said):
+def test_another_plan_is_logged_and_the_position_converted(caplog, plan, position, said):
     saved = TrainingState(3, 50, plan=Plan(12, 100, 16, 8))
     with caplog.at_level(logging.INFO, "ppfcos"):
         assert run_folder.position_in_plan(saved, plan) == position
@@ -556,7 +585,7 @@ def test_another_plan_is_said_and_the_position_translated(caplog, plan, position
     assert all(text in caplog.text for text in said)
 
 
-def test_averages_of_an_earlier_run_do_not_stay(tmp_path):
+def test_ema_weights_of_an_earlier_run_are_removed(tmp_path):
     model, optimizer, _ = _training()
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1), own)
@@ -566,26 +595,6 @@ def test_averages_of_an_earlier_run_do_not_stay(tmp_path):
 
 
 # Files
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "model.pdparams"
-    path.write_text("old")
-
-    def fail():
-        with replacing(path) as unfinished:
-            unfinished.write_text("half of the ne")
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OutputError, match=r"model\.pdparams cannot be written: No space left on device"):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as unfinished:
-        unfinished.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @contextlib.contextmanager
@@ -608,8 +617,8 @@ def test_a_full_disk_is_an_output_error(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "json"])
-def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_path, monkeypatch, suffix):
-    """As model_final's is, where a finished run is given more epochs."""
+def test_a_full_disk_keeps_the_old_checkpoint_of_the_same_name(tmp_path, monkeypatch, suffix):
+    """As of model_final, if a finished run is resumed with more epochs."""
     path = _saved(tmp_path)
     (tmp_path / "m.pdema").write_text("of an average that the new one has not")
     checkpoint.copy_checkpoint(_saved(tmp_path, "other", TrainingState(3)), "best_model")
@@ -643,7 +652,7 @@ def test_the_check_of_a_folder_leaves_no_trace(tmp_path):
 
 
 def _junk(folder):
-    """Files x.json, each in a way of its own, that are no record of a checkpoint."""
+    """Files x.json that are no record of a checkpoint."""
     path = folder / "x.json"
     yield lambda: path.write_text("junk")
     yield lambda: path.write_bytes(b"\xff\xfe\x00")
@@ -659,7 +668,7 @@ def _junk(folder):
     yield lambda: (path.write_text(""), os.truncate(path, 5 << 30))
 
 
-def test_what_is_no_record_is_passed_over_and_named(tmp_path, caplog):
+def test_files_that_are_no_record_are_skipped_and_named(tmp_path, caplog):
     _saved(tmp_path, "0", TrainingState(1))
     for number, write in enumerate(_junk(tmp_path)):
         for beside in (False, True):
@@ -679,7 +688,7 @@ def test_what_is_no_record_is_passed_over_and_named(tmp_path, caplog):
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def test_no_flipped_bit_of_a_record_is_believed(tmp_path, caplog):
+def test_records_with_a_flipped_bit_are_skipped(tmp_path, caplog):
     _saved(tmp_path, "0", STATE._replace(epochs=1))
     _saved(tmp_path, "1")
     path = tmp_path / "1.json"
@@ -706,7 +715,7 @@ def test_no_flipped_bit_of_a_record_is_believed(tmp_path, caplog):
         {"files": {".pdopt": {"bytes": 1, "sha256": 5}}}, {"token": "../../x"}, {"start": -1},
     ],
 )  # fmt: skip
-def test_a_record_with_a_wrong_field_is_passed_over(tmp_path, change):
+def test_a_record_with_a_wrong_field_is_skipped(tmp_path, change):
     """Whether or not its checksum is right, and with the format of the first versions, which had none."""
     _saved(tmp_path, "0", STATE._replace(epochs=1))
     record = json.loads((_saved(tmp_path, "1").with_name("1.json")).read_text())
@@ -815,7 +824,7 @@ def test_a_folder_is_locked_until_its_process_ends_in_any_way(tmp_path):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
-def test_a_lock_file_that_is_none_is_named(tmp_path, make):
+def test_an_invalid_lock_file_is_named(tmp_path, make):
     make(tmp_path / ".lock")
     with pytest.raises(OutputError, match=r"\.lock cannot be locked"):
         run_folder.lock_folder(tmp_path)

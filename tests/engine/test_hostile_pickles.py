@@ -27,7 +27,7 @@ from ppfcos.errors import WeightsError
 
 
 def read_apart(folder: Path, files: dict[str, bytes]) -> dict[str, dict]:
-    """What a process of its own makes of each file; the exit code where it ended the process."""
+    """Read each file in a separate process; an exit code if that process died."""
     paths = {}
     for index, (name, content) in enumerate(files.items()):
         paths[folder / f"{index}.weights"] = name
@@ -102,6 +102,14 @@ def test_random_files_give_a_dict_or_a_weights_error(real_files, random_path, so
     finally:
         tracemalloc.stop()
     assert hostile_pickles.within_limits(result, len(content)), (result, content)
+
+
+def test_the_larger_fuzzer_runs(root):
+    """In a process for each batch, so that a crash of the interpreter is an exit code."""
+    command = [sys.executable, root / "benchmarks" / "fuzz_pickles.py", "--minutes", "0.01", "--batch", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "; 0 failures" in done.stdout and "'refused': " in done.stdout
 
 
 # Real ones --------------------------------------------------------------------------------------------------

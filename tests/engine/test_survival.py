@@ -1,12 +1,16 @@
-"""Trainings that are killed, told to stop, or run out of disk: what they leave, and how they go on."""
+"""Trainings that are killed, stopped by a signal, or run out of disk, and how they resume."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +42,12 @@ def _as_users_start_it() -> None:
 
 
 class Run:
-    """A training of 2 epochs of 6 steps in a process of its own, and what it printed."""
+    """A training process of 2 epochs of 6 steps, and its output."""
 
-    def __init__(self, folder: Path, root: Path, pictures: Path):
+    def __init__(self, folder: Path, root: Path, dataset: Path):
         folder.mkdir(exist_ok=True)
         self.root = root
-        self.config = write_config(folder / "small.yml", root, pictures, folder / "run")
+        self.config = write_config(folder / "small.yml", root, dataset, folder / "run")
         self.folder = folder / "run" / "small"
         self.log = folder / "run.log"
 
@@ -51,10 +55,10 @@ class Run:
         program = [sys.executable, *launch, str(self.root / "tools" / "train.py"), "-c", str(self.config)]
         return [*program, "-r", "auto", *options, "-o", "epoch=2", *STEADY, *overrides]
 
-    def start(self, *overrides: str, **more) -> subprocess.Popen:
+    def start(self, *overrides: str, prefix: Sequence = (), **more) -> subprocess.Popen:
         with self.log.open("w") as out:
             return subprocess.Popen(
-                self.command(*overrides, **more),
+                [*prefix, *self.command(*overrides, **more)],
                 cwd=self.config.parent,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -77,22 +81,22 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     generate(folder, train=12, val=3, size=96, seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, root, pictures) -> Run:
-    run = Run(tmp_path_factory.mktemp("undisturbed"), root, pictures)
+def undisturbed(tmp_path_factory, root, dataset) -> Run:
+    run = Run(tmp_path_factory.mktemp("undisturbed"), root, dataset)
     run.finish()
     return run
 
 
 @pytest.fixture
-def run(tmp_path, root, pictures) -> Run:
-    return Run(tmp_path, root, pictures)
+def run(tmp_path, root, dataset) -> Run:
+    return Run(tmp_path, root, dataset)
 
 
 def _assert_same_bits(run: Run, other: Run) -> None:
@@ -102,15 +106,15 @@ def _assert_same_bits(run: Run, other: Run) -> None:
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(root):
+def test_a_run_killed_five_times_ends_with_the_same_bits(root):
     script = [sys.executable, str(root / "benchmarks" / "kill_and_resume.py"), "--kills", "5"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 kills; weights and optimizer are bit-identical" in done.stdout
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
-def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(run, undisturbed, number, workers):
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGHUP, 1)])
+def test_a_signal_finishes_the_step_and_the_run_resumes_there(run, undisturbed, number, workers):
     process = run.start(f"worker_num={workers}")
     run.wait_for("step: [2/6]", process)
     process.send_signal(number)
@@ -132,7 +136,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(run):
     assert run.log.read_text().splitlines()[-1].startswith("stopped by SIGTERM")
 
 
-def test_two_processes_stop_together_and_go_on_as_one(run, undisturbed):
+def test_two_processes_stop_at_one_step_and_one_process_resumes(run, undisturbed):
     process = run.start("worker_num=1", launch=LAUNCH)
     run.wait_for("step: [2/6]", process)
     process.send_signal(signal.SIGTERM)
@@ -146,6 +150,64 @@ def test_two_processes_stop_together_and_go_on_as_one(run, undisturbed):
     assert "1 processes instead of 2: each step is the same" in text
     for name, value in undisturbed.weights().items():
         np.testing.assert_allclose(run.weights()[name], value, atol=1e-4, err_msg=name)
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_two_processes_write_a_checkpoint_if_their_launcher_ends(run, number):
+    """As when its terminal is closed: the launcher does not handle SIGHUP."""
+    launcher = run.start("worker_num=0", launch=LAUNCH)
+    run.wait_for("step: [1/6]", launcher)
+    pids = [
+        int(child) for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ]
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=10) == -number
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    state = checkpoint.read_manifest(find_latest(run.folder))
+    assert 0 < state.epochs * state.plan.steps_per_epoch + state.step < 12
+    for rank in (0, 1):
+        log = (run.config.parent / "log" / f"workerlog.{rank}").read_text()
+        assert f"after epoch {state.epochs} and {state.step} steps" in log and "Traceback" not in log
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(run):
+    """The process gets SIGHUP, and its output, with a progress bar, can no longer be written."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        run.command("worker_num=1", "epoch=500"),
+        cwd=run.config.parent,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        preexec_fn=take_terminal,
+    )
+    os.close(theirs)
+    sent = b""
+    while b"step 2/6" not in sent:
+        sent += os.read(ours, 65536)
+    os.close(ours)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    state = checkpoint.read_manifest(find_latest(run.folder))
+    last = (run.folder / "train.log").read_text().splitlines()[-1]
+    assert f"stopped by SIGHUP after epoch {state.epochs} and {state.step} steps" in last
+
+
+def test_nohup_outlives_the_terminal(run):
+    process = run.start("worker_num=0", prefix=["nohup"])
+    run.wait_for("step: [1/6]", process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=100) == 0
 
 
 @needs_proc
@@ -168,7 +230,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(run):
         assert "C++ Traceback" not in log and "rror" not in log
 
 
-def test_a_run_goes_on_past_a_broken_checkpoint(run, undisturbed):
+def test_a_run_resumes_from_an_older_checkpoint_if_the_newest_is_damaged(run, undisturbed):
     run.finish()
     content = bytearray((run.folder / "model_final.pdparams").read_bytes())
     content[len(content) // 2] ^= 1
@@ -179,7 +241,7 @@ def test_a_run_goes_on_past_a_broken_checkpoint(run, undisturbed):
     _assert_same_bits(run, undisturbed)
 
 
-def test_a_finished_run_has_nothing_left_to_do(undisturbed):
+def test_a_finished_run_is_unchanged_by_another_start(undisturbed):
     before = (undisturbed.folder / "model_final.json").read_bytes()
     text = undisturbed.finish()
     assert "step: [" not in text and "training is done" in text
@@ -221,7 +283,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_the_last_checkpo
     assert find_latest(run.folder) == run.folder / "0"
 
 
-def test_an_evaluation_that_was_missed_is_made_up_for(run):
+def test_a_missed_evaluation_is_done_at_the_next_start(run):
     run.finish("epoch=1")
     assert checkpoint.read_manifest(run.folder / "model_final").ap is None
     text = run.finish("epoch=1", options=["--eval"])

@@ -237,7 +237,7 @@ class Torchvision(Detector):
         fpn.extra_blocks.p6, fpn.extra_blocks.p7 = conv3(CHANNELS, 2), conv3(CHANNELS, 2)
         self.head = nn.Module()
         classes, boxes = nn.Module(), nn.Module()
-        classes.conv, classes.cls_logits = tower(), conv3(CLASSES)
+        classes.conv, classes.cls_logits = tower(), conv3(1 + CLASSES)  # output 0 is the background
         boxes.conv, boxes.bbox_reg, boxes.bbox_ctrness = tower(), conv3(4), conv3(1)
         self.head.classification_head, self.head.regression_head = classes, boxes
 
@@ -257,7 +257,7 @@ class Torchvision(Detector):
             of_boxes = boxes.conv(feature)
             distances = F.relu(boxes.bbox_reg(of_boxes)) * stride
             answers.append(
-                (classes.cls_logits(classes.conv(feature)), distances, boxes.bbox_ctrness(of_boxes))
+                (classes.cls_logits(classes.conv(feature))[:, 1:], distances, boxes.bbox_ctrness(of_boxes))
             )
         return answers
 
@@ -285,10 +285,10 @@ class Torchvision(Detector):
 class Mmdet(Detector):
     """`improved`: center-normbbox-centeronreg-giou. `deformable` stages: so is the last of each tower."""
 
-    def __init__(self, improved, **resnet):
+    def __init__(self, improved, caffe=True, **resnet):
         super().__init__()
         self.improved, self.nms_threshold = improved, 0.6 if improved else 0.5
-        if resnet.get("groups", 1) == 1:
+        if caffe:
             self.blue_first, self.std = True, (1.0, 1.0, 1.0)
             self.mean = (103.530, 116.280, 123.675) if improved else CAFFE_MEAN
             resnet["stride_in_1x1"] = True

@@ -15,14 +15,16 @@ ROWS, COLUMNS = 40, 100
 _CONTROL = re.compile(r"\x1b\[(\d*)([A-Za-z])|[\r\n]|[^\r\n\x1b]")
 
 
-def run_on_terminal(command: Sequence[str], columns: int = COLUMNS, **variables: str) -> tuple[int, str]:
+def run_on_terminal(
+    command: Sequence[str], columns: int = COLUMNS, rows: int = ROWS, **variables: str
+) -> tuple[int, str]:
     """Run a command whose three streams are a terminal.
 
     Returns:
         Its exit code, and everything that it sent to the terminal.
     """
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment: Mapping[str, str] = {**os.environ, "TERM": "xterm-256color", **variables}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)

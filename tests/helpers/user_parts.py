@@ -1,4 +1,4 @@
-"""Files of a user's own, as `imports` names them: a loss, an assigner, a backbone and a transform."""
+"""Python files for `imports`: a loss, an assigner, a backbone, a transform and a logger."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AdaptiveAssigner(PPFCOSTargets):
         super().__init__()
         self.top_k = top_k
 
-    def _matched_boxes(self, points, limits, boxes):
+    def _match(self, points, conditions, boxes):
         side = 8 * self.point_strides
         anchors = paddle.concat([points - side[:, None] / 2, points + side[:, None] / 2], 1)
         corner = paddle.minimum(anchors[:, None, 2:], boxes[:, None, :, 2:])
@@ -119,4 +119,31 @@ class Invert(BaseOperator):
     def apply(self, sample, context=None):
         sample["image"] = 255 - sample["image"]
         return sample
+'''
+
+CSV_LOGGER = '''
+import csv
+
+from ppdet.core.workspace import register
+
+from ppfcos.engine.loggers import MetricLogger
+
+
+@register
+class CSVLogger(MetricLogger):
+    """Writes position, name and value of each metric to a file in the folder of the run."""
+
+    def __init__(self, filename: str = "metrics.csv"):
+        self.filename = filename
+
+    def begin(self, folder, steps, epochs):
+        self.file = open(folder / self.filename, "a", newline="")
+        self.rows = csv.writer(self.file)
+
+    def add_scalars(self, values, position):
+        self.rows.writerows((position, name, value) for name, value in values.items())
+        self.file.flush()
+
+    def close(self):
+        self.file.close()
 '''

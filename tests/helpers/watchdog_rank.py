@@ -1,10 +1,11 @@
-"""One process that holds on to others, run by test_watchdog.py; it needs no Paddle.
+"""A rank with a watchdog and without Paddle, run by test_watchdog.py.
 
 python tests/helpers/watchdog_rank.py RANK WORLD_SIZE FOLDER BEHAVIOUR
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -16,32 +17,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ppfcos.engine import watchdog
 from ppfcos.errors import DataError
 
-watchdog.FAILURE_SECONDS, watchdog.NEWS_SECONDS, watchdog.PONG_SECONDS = 2.0, 2.0, 0.5
-watchdog.PROBE_AFTER, watchdog.PROBE_EVERY, watchdog.PROBES = 1, 1, 2
+watchdog.FAILURE_SECONDS, watchdog.NEWS_SECONDS, watchdog.SILENT_SECONDS = 2.0, 2.0, 4.0
 
 
-def from_main_by_file(file: Path, rank: int):
-    """What paddle.distributed does for the real processes."""
+def broadcast_by_file(file: Path, rank: int):
+    """Broadcast by a file, as paddle.distributed does it for real ranks."""
 
-    def from_main(value):
+    def broadcast(value):
         if rank == 0:
             file.with_suffix(".new").write_text(json.dumps(value))
             file.with_suffix(".new").rename(file)
             return value
         while not file.exists():
             time.sleep(0.02)
-        said = json.loads(file.read_text())
-        return {**said, "member": watchdog.Rank(*said["member"])}
+        return json.loads(file.read_text())
 
-    return from_main
-
-
-if "HOST_NAME" in os.environ:
-    watchdog.socket.gethostname = lambda: os.environ["HOST_NAME"]
+    return broadcast
 
 
 def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
-    broadcast = from_main_by_file(folder / "main.json", rank)
+    broadcast = broadcast_by_file(folder / "main.json", rank)
     with watchdog.exit_with_launcher(), watchdog.watch(rank, world_size, broadcast):
         if behaviour == "wait with a child":
             child = os.fork()
@@ -50,10 +45,8 @@ def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
                 os._exit(0)
             (folder / f"{rank}.child").write_text(str(child))
         (folder / f"{rank}.inside").touch()
-        if behaviour == "fail on request":
-            while not (folder / "fail").exists():
-                time.sleep(0.05)
-            raise RuntimeError("Timed out waiting 30000ms for recv operation to complete")
+        if behaviour == "hold the interpreter":  # as a long call of a C extension does
+            ctypes.PyDLL(None).sleep(8)
         if behaviour == "fail":
             raise ValueError("it broke")
         if behaviour == "fail with DataError":

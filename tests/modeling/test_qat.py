@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from ppfcos.modeling.backbones import efficientnet
 from ppfcos.modeling.backbones.efficientnet import Stage
 from ppfcos.modeling.qat import (
     ActivationRanges,
+    QuantizedConv2D,
     clipped_copy,
     fake_quantize_activations,
     fake_quantize_weights,
@@ -237,6 +239,34 @@ def test_evaluation_looks_and_does_not_learn(folder):
     before = model.quantization.limits.numpy()
     model.network(10 * pictures(1, 7), sizes(1))
     np.testing.assert_array_equal(model.quantization.limits.numpy(), before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_forward_pass_after_an_interrupted_one_is_undisturbed(folder, training):
+    model, inputs = with_ranges(tiny_model(folder)), (pictures(2, 500), sizes(2))
+    model.train() if training else model.eval()
+    undisturbed = copy.deepcopy(model)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    layers = [layer for layer in model.sublayers() if isinstance(layer, QuantizedConv2D)]
+    with paddle.no_grad():
+        for layer in (layers[3], layers[-1]):
+            hook = layer.register_forward_post_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                model.network(*inputs)
+            hook.remove()
+        found, expected = (paddle.utils.flatten(each.network(*inputs)) for each in (model, undisturbed))
+    assert len(found) == len(expected) > 3
+    for got, wanted in zip(found, expected):
+        np.testing.assert_array_equal(got.numpy(), wanted.numpy())
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_ranges_freeze_after_steps_whatever_is_accumulated(folder, accumulated):
+    cfg = load_config(folder / "tiny_qat.yml", [f"TrainReader.accumulate_steps={accumulated}"])
+    assert build_model(cfg).quantization.freeze_after == 6 * accumulated
 
 
 def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):

@@ -236,8 +236,8 @@ def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
     parts = [
         f"{where}: {', '.join(map(repr, names))}"
         for where, names in (
-            ("only in training", [name for name in ours if name not in theirs]),
-            ("only in validation", [name for name in theirs if name not in ours]),
+            ("only in training", sorted(set(ours) - set(theirs))),
+            ("only in validation", sorted(set(theirs) - set(ours))),
         )
         if names
     ]

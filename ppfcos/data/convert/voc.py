@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -180,8 +181,9 @@ def _printable_names(data: AnnotatedSet) -> dict[int, str]:
         DataError: Two would be the same, or one is blank.
     """
     texts = {category["id"]: printable(category["name"]).strip() for category in data.categories}
+    uses = Counter(texts.values())
     for number, text in texts.items():
-        if not text or list(texts.values()).count(text) > 1:
+        if not text or uses[text] > 1:
             raise DataError(
                 f"{data.source}: category {number} has an empty or ambiguous name in Pascal VOC: {text!r}; "
                 "rename it"

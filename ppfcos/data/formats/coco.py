@@ -17,11 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from ppdet.data.source.coco import COCODataSet
 
+from ppfcos.data.formats.base import TOP_LEFT, check_box_form, column, find_file
 from ppfcos.data.issues import RaiseOnError, Report, as_number, is_number
 from ppfcos.data.records import MIN_BOX_SIDE, Record, clip_boxes
 from ppfcos.data.statistics import LoadEvent, LoadStatistics
 from ppfcos.errors import DataError
 from ppfcos.json_files import MAX_BYTES_VARIABLE, JSONError, read_json
+
+_NEAR = ("", "images", "JPEGImages", "train", "val", "images/train", "images/val", "images/default")
+_SAMPLED_BOXES = 5_000  # annotations of which the form is checked
+_SAMPLED = 200  # listed images that are looked for in a folder
 
 
 class Entry(NamedTuple):
@@ -80,16 +85,45 @@ def read_coco(path: Path, image_dir: Path, section: str) -> tuple[dict[str, Any]
     report = RaiseOnError(f"{path}: ")
     file = parse(content, path, report, image_dir, section)
     if not file.images:
-        raise DataError(
-            f"{image_dir} holds none of the {len(content['images'])} images that {path} lists: "
-            f"set {section}.image_dir"
-        )
+        raise _no_image(content["images"], path, image_dir, section)
     dataset = {"info": content.get("info", {}), **file.to_dict()}
     if "annotations" in content:
         report.tally.add(LoadEvent.RENUMBERED, number_annotations(dataset["annotations"]))
     else:
         del dataset["annotations"]
     return dataset, report.tally
+
+
+def _no_image(entries: list[Any], path: Path, image_dir: Path, section: str) -> DataError:
+    """An error that names the first path, and the folder that holds the images if it is near."""
+    first = next((name for name in (_parse_text(entry, "file_name") for entry in entries) if name), "")
+    found = find_image_dir(path, entries)
+    cure = f"to {os.path.abspath(found)}" if found else f"to the folder that holds {first}"
+    return DataError(
+        f"{image_dir} holds none of the {len(entries)} images that {path} lists, the first would be "
+        f"{os.path.join(image_dir, first)}: set {section}.image_dir {cure}"
+    )
+
+
+def find_image_dir(path: Path, images: Any) -> Path | None:
+    """The folder near a COCO annotation file that holds most of its images.
+
+    Args:
+        path: The annotation file.
+        images: The list `images` in it, unchecked.
+
+    Returns:
+        None if no image is found.
+    """
+    entries = (images if isinstance(images, list) else [])[:_SAMPLED]
+    names = [name for name in (_parse_text(entry, "file_name") for entry in entries) if name]
+    split = path.stem.split("_")[-1]  # instances_train2017
+    near = (split, f"images/{split}", *_NEAR)
+    folders = [top / name for top in (path.parent, path.parent.parent) for name in near]
+    folders += sorted(folder for folder in path.parent.iterdir() if folder.is_dir())
+    folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    found = [sum(find_file(name, [folder]) is not None for name in names) for folder in folders]
+    return folders[found.index(max(found))] if any(found) else None
 
 
 def number_annotations(annotations: list[dict[str, Any]]) -> int:
@@ -175,15 +209,10 @@ def _add_boxes(
             kept.append(annotation)
             boxes.append([round(float(value), 3) for value in corners])
     record["gt_bbox"] = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    record["gt_class"] = _column([labels[annotation["category_id"]] for annotation in kept])
-    record["is_crowd"] = _column([annotation["iscrowd"] for annotation in kept])
+    record["gt_class"] = column([labels[annotation["category_id"]] for annotation in kept])
+    record["is_crowd"] = column([annotation["iscrowd"] for annotation in kept])
     clipped, with_area = clip_boxes(np.array(crowds, dtype=np.float32), record["h"], record["w"])
     record["gt_crowd"] = clipped[with_area]
-
-
-def _column(values: Sequence[int]) -> np.ndarray:
-    """[M, 1] int32."""
-    return np.array(values, dtype=np.int32).reshape(-1, 1)
 
 
 def load_categories(path: Path, section: str) -> list[dict[str, Any]]:
@@ -256,8 +285,19 @@ def parse(
     kept = {entry.checked["id"]: entry for entry in images if entry.checked["id"] is not None}
     labels = {entry.checked["id"] for entry in categories}
     paths = {number: os.path.join(image_dir or "", e.checked["file_name"]) for number, e in kept.items()}
-    return CocoFile(
-        categories, images, list(_parse_annotations(annotations, report, listed, paths, labels)), shared
+    kept_annotations = list(_parse_annotations(annotations, report, listed, paths, labels))
+    _check_form(kept_annotations[:_SAMPLED_BOXES], kept, path, report)
+    return CocoFile(categories, images, kept_annotations, shared)
+
+
+def _check_form(annotations: list[Entry], images: dict[Any, Entry], path: Path, report: Report) -> None:
+    sizes = [images[entry.checked["image_id"]].checked for entry in annotations]
+    check_box_form(
+        [entry.checked["bbox"] for entry in annotations],
+        [(size["width"], size["height"]) for size in sizes],
+        TOP_LEFT,
+        "annotations",
+        report,
     )
 
 
@@ -331,8 +371,11 @@ def _keep_existing(images: list[Entry], image_dir: Path, section: str, report: R
         name = image.checked["file_name"]
         file = os.path.join(image_dir, name)
         if not os.path.isfile(file):
-            report("image-missing", name, f"{file} is not there", file)
-            continue
+            found = find_file(name, [image_dir])  # of a path of another machine
+            if found is None:
+                report("image-missing", name, f"{file} is not there", file)
+                continue
+            name = image.checked["file_name"] = os.path.relpath(found, image_dir)
         if not (image.checked["height"] and image.checked["width"]):
             stated = f"height is {image.raw.get('height')!r}, width is {image.raw.get('width')!r}"
             report("image-size-unstated", name, stated, file)
@@ -359,9 +402,13 @@ def _parse_annotations(
                 report("annotation-of-unknown-image", where, f"`image_id` is {image_id!r}")
             continue
         path = paths[image_id]
-        if entry.get("bbox") in (None, []):
-            report("box-missing", where, f"`bbox` is {entry.get('bbox')!r}", path)
-            continue
+        written = entry.get("bbox")
+        if written in (None, []):
+            written = _box_of_polygons(entry.get("segmentation"))
+            kind = "box-missing" if written is None else "box-from-polygon"
+            report(kind, where, f"`bbox` is {entry.get('bbox')!r}", path)
+            if written is None:
+                continue
         category_id = _parse_id(entry, "category_id", where, report)
         if category_id is not None and category_id not in category_ids:
             report(
@@ -371,7 +418,7 @@ def _parse_annotations(
                 "add it there or remove the annotation",
                 path,
             )
-        box = _parse_box(entry["bbox"], where, report, path)
+        box = _parse_box(written, where, report, path)
         annotation_id = entry.get("id")
         _check_annotation_id(annotation_id, where, report, path, seen)
         crowd = entry.get("iscrowd")
@@ -440,6 +487,17 @@ def _parse_box(box: Any, where: str, report: Report, path: str) -> list[float] |
         return numbers
     report("box-malformed", where, detail, path)
     return None
+
+
+def _box_of_polygons(segmentation: Any) -> list[float] | None:
+    """[x, y, width, height] around polygons [[x, y, x, y, ...], ...]; None if there is none of 3 points."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    polygons = [each for each in polygons if isinstance(each, list) and len(each) >= 6 and len(each) % 2 == 0]
+    points = [value for polygon in polygons for value in polygon]
+    if not points or not all(map(is_number, points)):
+        return None
+    left, top = min(points[::2]), min(points[1::2])
+    return [left, top, max(points[::2]) - left, max(points[1::2]) - top]
 
 
 def _value(entry: Any, key: str) -> Any:

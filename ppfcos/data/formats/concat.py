@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,23 +58,28 @@ def _renumbered(part: DetectionData, ids: dict[int, int], labels: dict[str, int]
 def merge_categories(parts: Sequence[DetectionData], class_names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The classes of all data sets, each name once; arguments and errors as of `concatenate`."""
     ids: dict[str, int] = {}
+    taken: set[int] = set()
+    highest = 0
+    allowed = set(class_names)
+
+    def add(name: str, wanted: int) -> None:
+        nonlocal highest
+        if name not in ids:
+            ids[name] = highest + 1 if wanted in taken else wanted
+            taken.add(ids[name])
+            highest = max(highest, ids[name])
+
     for part in parts:
-        for name in checked_names(part.class_names, part.source):
-            if class_names and name not in class_names:
+        for name, category in zip(checked_names(part.class_names, part.source), part.categories):
+            if allowed and name not in allowed:
                 raise DataError(
                     f"{part.source} has the class {name!r}, which is not in {part.section.split('.')[0]}."
                     f"class_names: add it there, or leave class_names out"
                 )
-        for category in part.categories:
-            if category["name"] not in ids:
-                ids[category["name"]] = _free(category["id"], ids.values())
+            add(name, category["id"])
     for name in class_names:  # also those that no data set has
-        ids.setdefault(name, _free(1, ids.values()))
+        add(name, 1)
     return [{"id": ids[name], "name": name} for name in class_names or ids]
-
-
-def _free(wanted: int, taken: Collection[int]) -> int:
-    return wanted if wanted not in taken else max(taken) + 1
 
 
 def _new_image_ids(parts: Sequence[DetectionData]) -> list[dict[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +13,13 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 from ppdet.core.workspace import register, serializable
-from ppdet.data.source.dataset import DetDataset
 
 from ppfcos.data.classes import checked_names, read_names, shown
-from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter
+from ppfcos.data.formats.base import CORNERS, FilesDataSet, check_box_form, column
+from ppfcos.data.images import list_files, list_images
 from ppfcos.data.issues import RaiseOnError, Report, as_number
 from ppfcos.data.records import Record, drop_boxes_without_area, numbered
-from ppfcos.data.statistics import LoadEvent, LoadStatistics
+from ppfcos.data.statistics import LoadEvent
 from ppfcos.errors import DataError
 from ppfcos.fileio import read_bytes, read_text
 
@@ -29,6 +30,14 @@ LISTS = Path("ImageSets", "Main")
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 # A tag of our own: the box holds a crowd, as COCO has it. `difficult` is set beside it for everyone else.
 CROWD = "iscrowd"
+_DECLARED_ENCODING = re.compile(rb"""\s*<\?xml[^>]{0,100}?encoding=["']([A-Za-z0-9._-]{1,20})["']""")
+_ENCODINGS = {
+    **dict.fromkeys(("gb2312", "gbk", "cp936", "gb18030", "gb_2312-80", "euc-cn"), "gb18030"),
+    **dict.fromkeys(("big5", "big5-hkscs", "cp950"), "big5hkscs"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "cp932", "windows-31j"), "cp932"),
+    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "cp949"), "cp949"),
+    "euc-jp": "euc_jp",
+}
 MAX_BYTES = 64 << 20  # of the XML file of one image, which has some kilobytes
 
 
@@ -86,32 +95,66 @@ def parse(xml_file: Path, labels: Mapping[str, int], report: Report, image: str 
     for number, node in enumerate(root.findall("object"), start=1):
         where = f"{xml_file.name}, object {number}"
         name = object_name(node)
+        if not name:
+            report("annotation-malformed", where, "the object has no name: name or remove it", image)
+            continue
         if name not in labels:
             detail = f"the class {name!r} is not in class_names ({shown(list(labels))}): add it there"
             report("annotation-of-unknown-category", where, detail, image)
             continue
-        written = [node.findtext(f"bndbox/{side}") for side in SIDES]
-        box = tuple(as_number(value) for value in written)
-        if None in box:
-            detail = f"`bndbox` of {name!r} must have four numbers, not {written}: repair or remove it"
-            report("box-malformed", where, detail, image)
+        box, detail = _box_of(node)
+        if box is None:
+            report("box-malformed", where, f"{name!r} {detail}", image)
             continue
         objects.append(VOCObject(node, labels[name], box))
     return VOCFile(root, height, width, objects)
+
+
+def _box_of(node: Element) -> tuple[tuple[float, ...] | None, str]:
+    """The corners of an object, or None and what is wrong with it. A polygon without a box gives its box."""
+    if node.find("bndbox") is None:
+        polygon = node.find("polygon")
+        if polygon is not None:
+            values = [(each.tag, as_number(each.text)) for each in polygon.iter() if each is not polygon]
+            xs = [value for tag, value in values if tag.startswith("x") and value is not None]
+            ys = [value for tag, value in values if tag.startswith("y") and value is not None]
+            if len(xs) >= 3 and len(ys) == len(xs):
+                return (min(xs), min(ys), max(xs), max(ys)), ""
+            return None, "is a polygon of fewer than 3 points: draw it again or remove it"
+        if node.find("robndbox") is not None:
+            return (
+                None,
+                "is a rotated box (robndbox), which is not supported: write its bndbox",
+            )
+        return None, "has no bndbox: draw its box or remove it"
+    written = [node.findtext(f"bndbox/{side}") for side in SIDES]
+    box = tuple(as_number(value) for value in written)
+    if None in box:
+        return None, f"must have four numbers in `bndbox`, not {written}: correct or remove it"
+    return box, ""
 
 
 def read_xml(xml_file: Path) -> Element:
     """The root of an XML file.
 
     Raises:
-        DataError: The file cannot be read or is not XML.
+        DataError: The file cannot be read, is not XML, or is the XML of another format.
     """
     try:
-        return ElementTree.fromstring(read_bytes(xml_file, MAX_BYTES))
+        data = read_bytes(xml_file, MAX_BYTES)
+        declared = _DECLARED_ENCODING.match(data)
+        encoding = _ENCODINGS.get(declared[1].decode().lower()) if declared else None
+        # expat does not know these; the declaration in a text is ignored
+        root = ElementTree.fromstring(data.decode(encoding) if encoding else data)
     except (OSError, ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:  # encoding
         raise DataError(
             f"{xml_file} cannot be read as XML ({error}): repair it or take it off the list"
         ) from None
+    if root.tag == "annotations" and root.find("image") is not None:
+        raise DataError(
+            f"{xml_file} is CVAT's own XML, not Pascal VOC's: export as PASCAL VOC 1.1 or COCO 1.0"
+        )
+    return root
 
 
 def object_name(node: Element) -> str:
@@ -160,22 +203,23 @@ def _lines(list_file: Path) -> list[str]:
 
 
 def images_by_stem(image_dir: Path) -> dict[str, str]:
-    """{name without suffix: file name} of the images in a folder."""
+    """{path without suffix: path} of the images in a folder and its subfolders, relative to the folder."""
     found: dict[str, str] = {}
-    for name in sorted(os.listdir(image_dir)):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES and not is_clutter(name):
-            found.setdefault(stem, name)
+    for path in list_images(image_dir):
+        name = os.path.relpath(path, image_dir)
+        found.setdefault(os.path.splitext(name)[0], name)
     return found
 
 
 def annotated_names(anno_dir: Path) -> list[str]:
-    """The names of all XML files in a folder, without the suffix, sorted."""
-    return sorted(
-        name[: -len(".xml")]
-        for name in os.listdir(anno_dir)
-        if name.endswith(".xml") and not is_clutter(name)
-    )
+    """The paths of all XML files in a folder and its subfolders, relative to it, without suffix, sorted."""
+    return [os.path.splitext(os.path.relpath(path, anno_dir))[0] for path in list_files(anno_dir, (".xml",))]
+
+
+def xml_path(anno_dir: Path, name: str) -> Path:
+    """The XML file of a name, also with a suffix in capitals; the usual one if there is none."""
+    paths = [Path(anno_dir, f"{name}{suffix}") for suffix in (".xml", ".XML")]
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
 
 
 def class_names(folder: Path, anno_dir: Path, skip_unreadable: bool = False) -> tuple[list[str], str]:
@@ -200,7 +244,7 @@ def class_names(folder: Path, anno_dir: Path, skip_unreadable: bool = False) -> 
     found: set[str] = set()
     for name in annotated_names(anno_dir):
         try:
-            found.update(map(object_name, read_xml(anno_dir / f"{name}.xml").findall("object")))
+            found.update(map(object_name, read_xml(xml_path(anno_dir, name)).findall("object")))
         except DataError:
             if not skip_unreadable:
                 raise
@@ -209,7 +253,7 @@ def class_names(folder: Path, anno_dir: Path, skip_unreadable: bool = False) -> 
 
 @register
 @serializable
-class PPFCOSVOCDataSet(DetDataset):
+class PPFCOSVOCDataSet(FilesDataSet):
     """A data set of XML files in Pascal VOC's format.
 
     Boxes are (xmin, ymin, xmax, ymax) as written, clipped to the image; boxes without area are dropped.
@@ -246,6 +290,8 @@ class PPFCOSVOCDataSet(DetDataset):
         repeat: int = 1,
     ):
         super().__init__(
+            class_names,
+            allow_empty,
             dataset_dir=dataset_dir,
             image_dir=image_dir,
             anno_path=anno_dir if image_set is None else str(LISTS / f"{image_set}.txt"),
@@ -254,33 +300,14 @@ class PPFCOSVOCDataSet(DetDataset):
             repeat=repeat,
         )
         self.image_set = image_set
-        self.class_names = [str(name) for name in class_names or ()]
-        self.allow_empty = allow_empty
         self.anno_dir = anno_dir
-        self.roidbs: list[Record] | None = None
-        self.cname2cid: dict[str, int] = {}
-        self.categories: list[dict[str, Any]] = []
-        self.tally = LoadStatistics()
 
-    def check_or_download_dataset(self) -> None:
-        """Do nothing: the data is the user's own."""
-
-    def find_categories(self, skip_unreadable: bool = False) -> list[dict[str, Any]]:
-        """Set and return `categories`, the id and name of every class, and set `cname2cid`.
-
-        Raises:
-            DataError: A file is missing or wrong, or a class occurs twice.
-        """
-        folder = Path(self.dataset_dir)
-        if self.class_names:
-            names = checked_names(self.class_names, "class_names of PPFCOSVOCDataSet")
-        else:
-            self._require(folder / self.anno_dir)
-            names, source = class_names(folder, folder / self.anno_dir, skip_unreadable)
-            logger.info("classes from %s: %s", source, ", ".join(names))
-        self.cname2cid = {name: label for label, name in enumerate(names)}
-        self.categories = numbered(names)
-        return self.categories
+    def find_names(self, folder: Path, skip_unreadable: bool) -> list[dict[str, Any]]:
+        """The classes in the data set's list, or of all XML files."""
+        self._require(folder / self.anno_dir)
+        names, source = class_names(folder, folder / self.anno_dir, skip_unreadable)
+        logger.info("classes from %s: %s", source, ", ".join(names))
+        return numbered(names)
 
     def parse_dataset(self) -> None:
         """Read the image set and its XML files into `roidbs`.
@@ -294,23 +321,20 @@ class PPFCOSVOCDataSet(DetDataset):
         report = RaiseOnError(f"{folder / self.anno_dir}{os.sep}")
         self.find_categories()
         records: list[Record] = []
+        boxes, sizes = [], []
         self.tally = report.tally
         for image_id, image, file in self.parse(report):
             record = _record(file, image, image_id)
+            boxes += [each.box for each in file.objects]
+            sizes += [(file.width, file.height)] * len(file.objects)
             if self.allow_empty or len(record["gt_bbox"]):
                 records.append(record)
             else:
                 self.tally.add(LoadEvent.EMPTY_IMAGE)
             if 0 < self.sample_num <= len(records):
                 break
-        records = drop_boxes_without_area(records, self.allow_empty, self.tally)
-        if not records:
-            missing = self.tally.count(LoadEvent.MISSING_IMAGE)
-            raise DataError(
-                f"{folder / self.anno_path} gives no usable image: {missing} are missing from "
-                f"{folder / self.image_dir} or {folder / self.anno_dir}, the others have no objects"
-            )
-        self.roidbs = records
+        check_box_form(boxes, sizes, CORNERS, "bndbox of the objects", report)
+        self.roidbs = drop_boxes_without_area(records, self.allow_empty, self.tally)
 
     def parse(self, report: Report) -> Iterator[tuple[int, str, VOCFile]]:
         """Position, image path and annotation of every listed image; `find_categories` goes first.
@@ -324,14 +348,15 @@ class PPFCOSVOCDataSet(DetDataset):
         names = self._names(folder / self.anno_path, anno_dir)
         images = images_by_stem(image_dir)
         for position, name in enumerate(names):
-            xml_file = anno_dir / f"{name}.xml"
-            if name not in images:
+            image_name = _known(name, images)
+            xml_file = xml_path(anno_dir, os.path.splitext(image_name)[0] if image_name else name)
+            if image_name is None:
                 missing = os.path.join(image_dir, name)
                 report("image-missing", name, f"{image_dir} has no image of this name", missing)
             elif not xml_file.is_file():
                 report("annotation-file-missing", name, f"{xml_file} is not there", str(xml_file))
             else:
-                image = os.path.join(image_dir, images[name])
+                image = os.path.join(image_dir, image_name)
                 file = parse(xml_file, self.cname2cid, report, image)
                 if file is not None:
                     yield position, image, file
@@ -339,8 +364,8 @@ class PPFCOSVOCDataSet(DetDataset):
     def _require(self, wanted: Path) -> None:
         if not wanted.is_dir():
             raise DataError(
-                f"{wanted} is not there: set dataset_dir to the folder that holds ImageSets, "
-                f"{self.anno_dir} and {self.image_dir}, or name those by anno_dir and image_dir"
+                f"{wanted} is not there: set dataset_dir to the folder that holds {self.anno_dir} and "
+                f"{self.image_dir}, or name those by anno_dir and image_dir"
             )
 
     def _names(self, source: Path, anno_dir: Path) -> list[str]:
@@ -355,6 +380,14 @@ class PPFCOSVOCDataSet(DetDataset):
         return image_names(source)
 
 
+def _known(name: str, images: Mapping[str, str]) -> str | None:
+    r"""The image of a name in a list, which may have a suffix, or `\` for `/`."""
+    for each in (name, os.path.splitext(name)[0], name.replace("\\", "/")):
+        if each in images:
+            return images[each]
+    return None
+
+
 def _record(file: VOCFile, image: str, image_id: int) -> Record:
     objects = file.objects
     return {
@@ -363,12 +396,7 @@ def _record(file: VOCFile, image: str, image_id: int) -> Record:
         "h": file.height,
         "w": file.width,
         "gt_bbox": np.array([each.box for each in objects], dtype=np.float32).reshape(-1, 4),
-        "gt_class": _column([each.label for each in objects]),
-        "is_crowd": _column([each.is_set(CROWD) for each in objects]),
-        "difficult": _column([each.is_set("difficult") for each in objects]),
+        "gt_class": column([each.label for each in objects]),
+        "is_crowd": column([each.is_set(CROWD) for each in objects]),
+        "difficult": column([each.is_set("difficult") for each in objects]),
     }
-
-
-def _column(values: Sequence[int]) -> np.ndarray:
-    """[M, 1] int32."""
-    return np.array(values, dtype=np.int32).reshape(-1, 1)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import yaml
 from ppdet.core.workspace import register, serializable
-from ppdet.data.source.dataset import DetDataset
 
 from ppfcos import yaml_files
-from ppfcos.data.classes import checked_names, read_names, shown
-from ppfcos.data.images import ImageUnreadable, image_size, is_clutter, list_images
-from ppfcos.data.issues import RaiseOnError, Report
+from ppfcos.data.classes import checked_names, counted, read_names, shown
+from ppfcos.data.formats.base import CENTER, FilesDataSet, check_box_form, column, find_file, find_place
+from ppfcos.data.images import IMAGE_SUFFIXES, ImageUnreadable, image_size, is_clutter, list_images
+from ppfcos.data.issues import RaiseOnError, Report, as_number
 from ppfcos.data.records import Record, drop_boxes_without_area, image_ids, numbered
-from ppfcos.data.statistics import LoadEvent, LoadStatistics
+from ppfcos.data.statistics import LoadEvent
 from ppfcos.errors import DataError
-from ppfcos.fileio import read_text
+from ppfcos.fileio import read_text, require_regular
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ CATEGORY_IDS = "category_ids"  # a key of our own in it: the numbers that the cl
 _IMAGES, _LABELS = "images", "labels"
 _BOX_COLUMNS, _LEAST_POLYGON_COLUMNS = 5, 7
 _MOST_NODES = 50_000  # of a description
+_MOST_ROWS = 5_000  # of which the form is checked
+_MOST_PARTS = 8  # last parts of a path that are looked for
+_MAX_LINE = 10_000  # characters of the first line of a text file
 MAX_LABEL_BYTES = 64 << 20  # of the labels of one image, which have some kilobytes
 _TOLERANCE = 0.01  # by which rounding may leave 0 to 1; more than that are pixels, or nonsense
 
@@ -72,14 +76,51 @@ def read_rows(
         )
         return []
     rows = []
-    for number, line in enumerate(lines, start=1):
-        columns = line.split()
+    table = [line.split() for line in lines]
+    what = _not_polygons([columns for columns in table if len(columns) >= _LEAST_POLYGON_COLUMNS])
+    for number, columns in enumerate(table, start=1):
         if columns:
             try:
                 rows.append(_parse_row(columns, num_classes))
+                if what and len(columns) >= _LEAST_POLYGON_COLUMNS:
+                    rows.pop()
+                    raise _RowError("annotation-malformed", f"{len(columns)} columns, which are {what}")
             except _RowError as error:
                 report(error.kind, f"{label_file}, line {number}", error.detail, image)
     return rows
+
+
+def _not_polygons(rows: Sequence[Sequence[str]]) -> str:
+    """What the rows of a file are, if the columns after a box are a track or keypoints; else "".
+
+    A confidence and a track's number are 2 columns, a whole number last; a keypoint is x, y and a visibility
+    of 0, 1 or 2. Points without a visibility are keypoints if all are in the box, of which 5 points are
+    needed to say so.
+    """
+    if not rows or len({len(columns) for columns in rows}) > 1:
+        return ""
+    count = len(rows[0]) - _BOX_COLUMNS
+    if count == 2 and all(columns[-1].isdigit() and "." in columns[-2] for columns in rows):
+        return "a box, a confidence and the number of a track: keep the first 5 columns"
+    if count == 3 or (count > 3 and count % 3 == 0 and all(map(_has_visibilities, rows))):
+        return "a box and keypoints, which are not supported: keep the first 5 columns"
+    if count >= 10 and count % 2 == 0 and len(rows) >= 2 and all(map(_is_around_its_points, rows)):
+        return "a box and keypoints, which are not supported: keep the first 5 columns"
+    return ""
+
+
+def _has_visibilities(columns: Sequence[str]) -> bool:
+    return all(as_number(value) in (0, 1, 2) for value in columns[_BOX_COLUMNS + 2 :: 3])
+
+
+def _is_around_its_points(columns: Sequence[str]) -> bool:
+    """Whether columns 2 to 5 are a box that holds all points of the other columns; (0, 0) is no point."""
+    values = [as_number(value) for value in columns[1:]]
+    if None in values:
+        return False
+    x0, y0, x1, y1 = _corners(*values[:4])
+    points = [point for point in zip(values[4::2], values[5::2]) if point != (0, 0)]
+    return all(x0 - 0.001 <= x <= x1 + 0.001 and y0 - 0.001 <= y <= y1 + 0.001 for x, y in points)
 
 
 class _RowError(ValueError):
@@ -94,7 +135,7 @@ def _parse_row(columns: list[str], num_classes: int) -> Row:
         raise _RowError(
             "annotation-malformed",
             f"{len(columns)} columns, but a box has 5 (class, center x and y, width, height) "
-            "and a polygon 7, 9, 11, ...",
+            "and a polygon 7, 9, 11, ...: remove confidences, numbers of tracks and keypoints",
         )
     try:
         label, *values = (float(column) for column in columns)
@@ -108,7 +149,11 @@ def _parse_row(columns: list[str], num_classes: int) -> Row:
         )
     outside = [value for value in values if not -_TOLERANCE <= value <= 1 + _TOLERANCE]  # NaN is, too
     if outside:
-        raise _RowError("box-malformed", f"{outside[0]:g} is not a fraction of the image's side, from 0 to 1")
+        raise _RowError(
+            "box-malformed",
+            f"{outside[0]:g} is not a fraction of the image's side, from 0 to 1: "
+            "divide pixels by the side, and remove numbers of tracks and keypoints",
+        )
     return Row(int(label), _bounding_box(values) if is_polygon else _corners(*values), is_polygon)
 
 
@@ -134,11 +179,65 @@ def label_path(image: str) -> str:
     return os.path.join(os.path.dirname(head), _LABELS, tail) if os.path.basename(head) else beside
 
 
+def find_label_file(image: str) -> str:
+    """The label file of an image, also with a suffix in capitals; `label_path` if there is none."""
+    return _with_any_suffix(label_path(image))
+
+
+def _with_any_suffix(path: str) -> str:
+    stem = os.path.splitext(path)[0]
+    names = (path, stem + ".TXT", stem + ".Txt")
+    return next((name for name in names if os.path.exists(name)), path)
+
+
+def report_orphans(images: Sequence[str], label_files: Sequence[str], report: Report) -> None:
+    """Report label files beside those of the images that belong to no image.
+
+    Args:
+        images: The images of the data set.
+        label_files: Where the labels of each image are, or would be.
+        report: Called for each label file without an image in the folder of the images.
+    """
+    folders: dict[str, set[str]] = {}  # of labels: the folders of their images
+    for image, label_file in zip(images, label_files):
+        folders.setdefault(os.path.dirname(label_file), set()).add(os.path.dirname(image))
+    for folder, image_folders in folders.items():
+        names = _names_in(folder)
+        labels = [name for name in names if name.lower().endswith(".txt") and not is_clutter(name)]
+        if not labels:
+            continue
+        known = {
+            os.path.splitext(name)[0]
+            for place in image_folders
+            for name in _names_in(place)
+            if name.lower().endswith(IMAGE_SUFFIXES)
+        }
+        for name in labels:
+            path = os.path.join(folder, name)
+            if os.path.splitext(name)[0] not in known and _has_label_row(path):
+                report("label-file-without-image", path, f"no image in {min(image_folders)} has this name")
+
+
+def _names_in(folder: str) -> list[str]:
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def _has_label_row(path: str) -> bool:
+    """Whether the first line of a text file is a row of labels; other files are lists and class names."""
+    try:
+        require_regular(path)
+        with open(path, encoding="utf-8-sig") as stream:
+            columns = stream.readline(_MAX_LINE).split()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return len(columns) >= _BOX_COLUMNS and all(as_number(value) is not None for value in columns[:5])
+
+
 def read_list(list_file: Path, folder: Path) -> tuple[list[str], list[str]]:
     """The unique paths of existing images in a list such as train.txt, and the lines of missing ones.
 
-    Paths are absolute, or relative to the list's or the data set's folder. A path into a folder that was
-    elsewhere when the list was written is found by what follows `images` in it.
+    Paths are absolute, or relative to the list's or the data set's folder; see `find_file` for those that
+    were written on another machine.
 
     Raises:
         DataError: The list cannot be read as text.
@@ -151,21 +250,15 @@ def read_list(list_file: Path, folder: Path) -> tuple[list[str], list[str]]:
     for line in dict.fromkeys(line.strip() for line in lines):
         if not line:
             continue
-        places = (os.path.normpath(place) for place in _candidates(line, list_file, folder))
-        image = next((place for place in places if os.path.isfile(place)), None)
+        image = find_file(os.path.expanduser(line), (list_file.parent, folder))
+        if image is None:  # below a folder `images` that was elsewhere
+            _, separator, tail = line.replace("\\", "/").rpartition(f"/{_IMAGES}/")
+            image = find_file(tail, [folder / _IMAGES]) if separator else None
         if image is None:
             missing.append(line)
         else:
             found[image] = None
     return list(found), missing
-
-
-def _candidates(line: str, list_file: Path, folder: Path) -> Iterator[str]:
-    yield os.path.join(list_file.parent, line)  # `line` itself, if that is absolute
-    yield os.path.join(folder, line)
-    _, separator, tail = line.rpartition(f"/{_IMAGES}/")
-    if separator:
-        yield os.path.join(folder, _IMAGES, tail)
 
 
 def images_at(place: Path, folder: Path, report: Report | None = None) -> list[str]:
@@ -183,8 +276,12 @@ def images_at(place: Path, folder: Path, report: Report | None = None) -> list[s
         raise DataError(f"{place} is not there: a folder of images, or a list of them, was expected")
     images, missing = (list_images(place), []) if place.is_dir() else read_list(place, folder)
     if not images:
-        what = f"none of its {len(missing)} images is there" if missing else "there are no images in it"
-        raise DataError(f"{place}: {what}{f', the first is {missing[0]}' if missing else ''}")
+        if not missing:
+            raise DataError(f"{place} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(
+            f"{place} lists {len(missing)} images, and none of them is there: the first would be "
+            f"{os.path.join(place.parent, missing[0])}; write paths relative to {place.parent}"
+        )
     for line in missing if report else ():
         report("image-missing", line, f"{place} lists it", line)
     if missing and not report:
@@ -192,6 +289,12 @@ def images_at(place: Path, folder: Path, report: Report | None = None) -> list[s
             "%s: %d images are not there and are left out, the first is %s", place, len(missing), missing[0]
         )
     return images
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Loads every plain scalar as the text that it is written as: `no`, `007` and `1e3` are class names."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
 
 
 class Description(NamedTuple):
@@ -213,7 +316,7 @@ def read_description(path: Path) -> Description | None:
         DataError: It cannot be read, or contradicts itself.
     """
     try:
-        content = yaml_files.load_yaml(_read_small(path), max_nodes=_MOST_NODES)
+        content = yaml_files.load_yaml(_read_small(path), _TextLoader, max_nodes=_MOST_NODES)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
@@ -221,7 +324,14 @@ def read_description(path: Path) -> Description | None:
     if "kpt_shape" in content:
         raise DataError(f"{path} has kpt_shape: its labels are keypoints, which are not supported")
     categories = _categories(content, path)
-    return Description(categories, {key: _split(content, key, path) for key in SPLITS if content.get(key)})
+    return Description(
+        categories,
+        {
+            key: _split(content, key, path)
+            for key in SPLITS
+            if content.get(key) and not _is_nothing(content[key])
+        },
+    )
 
 
 def _read_small(path: Path) -> str:
@@ -234,37 +344,45 @@ def _read_small(path: Path) -> str:
 def _categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     names = content["names"]
     if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
+        by_label = {_whole(key): name for key, name in names.items()}
+        if set(by_label) != set(range(len(names))):
             raise DataError(
                 f"{path}: names should be numbered from 0 to {len(names) - 1}, with none left out"
             )
-        names = [names[label] for label in range(len(names))]
-    if not all(isinstance(name, (str, int, float, bool)) for name in names):
+        names = [by_label[label] for label in range(len(names))]
+    if not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: names should be a list of texts")
     categories = numbered(checked_names(names, str(path)))
-    if content.get("nc", len(names)) != len(names):
-        stated = str(content["nc"])[:100]
-        raise DataError(f"{path} has {len(names)} names, but nc is {stated}: correct one of them")
+    stated = content.get("nc", "")
+    if not _is_nothing(stated) and _whole(stated) != len(names):
+        raise DataError(f"{path} has {len(names)} names, but nc is {str(stated)[:100]}: correct one of them")
     ids = content.get(CATEGORY_IDS)
     if ids is None:
         return categories
-    whole = isinstance(ids, list) and all(_is_id(number) for number in ids)
-    if not whole or len(ids) != len(names) or len(set(ids)) != len(ids):
+    ids = [_whole(number) for number in ids] if isinstance(ids, list) else []
+    if None in ids or len(ids) != len(names) or len(set(ids)) != len(ids):
         raise DataError(
             f"{path}: {CATEGORY_IDS} should be {len(names)} whole numbers below 2^31, no two alike"
         )
     return [{**category, "id": number} for category, number in zip(categories, ids)]
 
 
-def _is_id(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and abs(number) < 2**31
+def _whole(text: Any) -> int | None:
+    """A whole number below 2^31 that is written as text; None for anything else."""
+    if not isinstance(text, str) or not re.fullmatch(r"-?[0-9]{1,10}", text) or abs(int(text)) >= 2**31:
+        return None
+    return int(text)
+
+
+def _is_nothing(value: Any) -> bool:
+    return value in (None, "", "~", "null", "Null", "NULL")
 
 
 def _split(content: dict[str, Any], key: str, path: Path) -> list[Path]:
     entries = content[key] if isinstance(content[key], list) else [content[key]]
-    stated = content.get("path") or ""
+    stated = "" if _is_nothing(content.get("path")) else content["path"]
     if not all(isinstance(entry, str) for entry in (stated, *entries)):
-        raise DataError(f"{path}: path and {key} should be folders or lists of pictures, as text")
+        raise DataError(f"{path}: path and {key} should be folders or lists of images, as text")
     return [_find_entry(entry, stated, path.parent) for entry in entries]
 
 
@@ -273,9 +391,13 @@ def _find_entry(entry: str, stated: str, folder: Path) -> Path:
 
     `path` is often where the data was for its author, and `../train/images` means train/images to many tools.
     """
+    entry, stated = entry.replace("\\", "/"), os.path.expanduser(stated.replace("\\", "/"))
     inner = entry[len("../") :] if entry.startswith("../") else entry
-    places = [base / part for base in (folder / stated, folder) for part in (entry, inner)]
-    return next((place for place in places if place.exists()), places[0])
+    bases = (folder / stated, folder)
+    places = [os.path.join(base, os.path.expanduser(part)) for base in bases for part in (entry, inner)]
+    parts = [part for part in entry.split("/") if part][-_MOST_PARTS:]
+    places += [os.path.join(folder, *parts[start:]) for start in range(1, len(parts))]
+    return Path(next((place for place in places if os.path.exists(place)), places[0]))
 
 
 def find_categories(folder: Path, label_dirs: Sequence[Path] = ()) -> tuple[list[dict[str, Any]], str]:
@@ -324,7 +446,7 @@ def descriptions_in(folder: Path) -> dict[Path, Description]:
 
 @register
 @serializable
-class PPFCOSYOLODataSet(DetDataset):
+class PPFCOSYOLODataSet(FilesDataSet):
     """A data set with YOLO's text labels.
 
     The labels of `images/train2017/x.jpg` are in `labels/train2017/x.txt`, or beside the image if no folder
@@ -361,6 +483,8 @@ class PPFCOSYOLODataSet(DetDataset):
         repeat: int = 1,
     ):
         super().__init__(
+            class_names,
+            allow_empty,
             dataset_dir=dataset_dir,
             image_dir=image_dir,
             anno_path=anno_path,
@@ -370,51 +494,38 @@ class PPFCOSYOLODataSet(DetDataset):
         )
         self.image_set = image_set
         self.label_dir = label_dir
-        self.class_names = [str(name) for name in class_names or ()]
-        self.allow_empty = allow_empty
-        self.roidbs: list[Record] | None = None
-        self.cname2cid: dict[str, int] = {}
-        self.categories: list[dict[str, Any]] = []
-        self.tally = LoadStatistics()
 
-    def check_or_download_dataset(self) -> None:
-        """Do nothing: the data is the user's own."""
-
-    def find_categories(self) -> list[dict[str, Any]]:
-        """Set and return `categories`, the id and name of every class, and set `cname2cid`.
-
-        Raises:
-            DataError: No file names the classes, or two contradict each other.
-        """
-        folder = Path(self.dataset_dir)
-        if self.class_names:
-            self.categories = numbered(checked_names(self.class_names, "class_names of PPFCOSYOLODataSet"))
-        elif not folder.is_dir():
+    def find_names(self, folder: Path, skip_unreadable: bool) -> list[dict[str, Any]]:
+        """The classes that a file names."""
+        if not folder.is_dir():
             raise DataError(f"{folder} is not there: set dataset_dir to the folder of your data")
-        else:
-            label_dirs = [folder / "labels", *([folder / self.label_dir] if self.label_dir else [])]
-            self.categories, source = find_categories(folder, label_dirs)
-            logger.info("%d classes from %s", len(self.categories), source)
-        self.cname2cid = {category["name"]: label for label, category in enumerate(self.categories)}
-        return self.categories
+        label_dirs = [folder / "labels", *([folder / self.label_dir] if self.label_dir else [])]
+        categories, source = find_categories(folder, label_dirs)
+        logger.info("%s from %s", counted(len(categories), "class", "classes"), source)
+        return categories
 
     def parse_dataset(self) -> None:
         """Read the images' sizes and labels into `roidbs`.
 
         Raises:
-            DataError: A folder or a list is missing, a label file is wrong, or no image has objects.
+            DataError: A folder or a list is missing, or a label file is wrong.
         """
         report = RaiseOnError("")
         self.tally = report.tally
         images, source = self.find_images(report)
         num_classes = len(self.find_categories())
-        records, labeled = [], 0
-        for number, image in zip(image_ids(images), images):
+        records, all_rows, first_labels = [], [], ""
+        label_files = [self.label_file(image) for image in images]
+        report_orphans(images, label_files, report)
+        for number, image, label_file in zip(image_ids(images), images, label_files):
             if 0 < self.sample_num <= len(records):
                 break
-            label_file = self.label_file(image)
-            labeled += os.path.isfile(label_file)
             rows = read_rows(label_file, num_classes, report, image)
+            if not rows and not os.path.isfile(label_file):
+                self.tally.add(LoadEvent.NO_LABEL_FILE)
+            elif rows and len(all_rows) < _MOST_ROWS:
+                all_rows += rows
+                first_labels = first_labels or label_file
             if not rows and not self.allow_empty:
                 self.tally.add(LoadEvent.EMPTY_IMAGE)
                 continue
@@ -422,15 +533,19 @@ class PPFCOSYOLODataSet(DetDataset):
                 records.append(_record(image, number, rows))
             except ImageUnreadable as error:
                 self.tally.add(LoadEvent.UNREADABLE_IMAGE, first=str(error))
-        records = drop_boxes_without_area(records, self.allow_empty, self.tally)
-        if not labeled:
+        if not first_labels and not any(map(os.path.isfile, label_files)):
+            orphans = self.tally.count(LoadEvent.ORPHAN_LABELS)
+            cure = (
+                f"name {counted(orphans, 'label file', 'label files')} like the images"
+                if orphans
+                else "set label_dir"
+            )
             raise DataError(
                 f"{source}: none of {len(images)} images has a label file, the first would be "
-                f"{self.label_file(images[0])}: set label_dir"
+                f"{label_files[0]}: {cure}"
             )
-        if not records:
-            raise DataError(f"{source} has no image with objects: set allow_empty: true to read it anyway")
-        self.roidbs = records
+        check_form(all_rows, first_labels, report)
+        self.roidbs = drop_boxes_without_area(records, self.allow_empty, self.tally)
 
     def find_images(self, report: Report) -> tuple[list[str], str]:
         """The images' paths, and the folders or lists that they come from."""
@@ -441,9 +556,11 @@ class PPFCOSYOLODataSet(DetDataset):
                 f"list) and image_set (of data.yaml), and has {' and '.join(given) or 'none of them'}"
             )
         folder = Path(self.dataset_dir)
-        places = (
-            self._places_of_split(folder) if self.image_set else [folder / (self.image_dir or self.anno_path)]
-        )
+        if self.image_set:
+            places = self._places_of_split(folder)
+        else:
+            name = self.image_dir or self.anno_path
+            places = [find_place(name, [folder]) or folder / name]
         images = [image for place in places for image in images_at(place, folder, report)]
         return list(dict.fromkeys(images)), ", ".join(map(str, places))
 
@@ -458,9 +575,19 @@ class PPFCOSYOLODataSet(DetDataset):
     def label_file(self, image: str) -> str:
         """Where the labels of an image are, if it has any."""
         if not self.label_dir:
-            return label_path(image)
+            return find_label_file(image)
         inner = os.path.relpath(image, os.path.join(self.dataset_dir, self.image_dir or ""))
-        return os.path.join(self.dataset_dir, self.label_dir, os.path.splitext(inner)[0] + ".txt")
+        return _with_any_suffix(
+            os.path.join(self.dataset_dir, self.label_dir, os.path.splitext(inner)[0] + ".txt")
+        )
+
+
+def check_form(rows: Sequence[Row], where: str, report: Report) -> None:
+    """Report boxes that are not written as center, width and height."""
+    boxes = np.array([row.box for row in rows if not row.is_polygon], dtype=np.float64).reshape(-1, 4)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    values = np.hstack([boxes[:, :2] + sides / 2, sides])
+    check_box_form(values.tolist(), np.ones((len(boxes), 2)).tolist(), CENTER, where, report)
 
 
 def _record(image: str, number: int, rows: Sequence[Row]) -> Record:
@@ -471,8 +598,8 @@ def _record(image: str, number: int, rows: Sequence[Row]) -> Record:
         "h": height,
         "w": width,
         "gt_bbox": boxes_in_pixels(rows, height, width),
-        "gt_class": np.array([row.label for row in rows], dtype=np.int32).reshape(-1, 1),
-        "is_crowd": np.zeros((len(rows), 1), dtype=np.int32),
+        "gt_class": column([row.label for row in rows]),
+        "is_crowd": column([0] * len(rows)),
     }
 
 

@@ -1,10 +1,10 @@
-"""AP of an INT8 network that was trained in eight bits, and of the same network quantised after its training.
+"""Compare the AP of an INT8 network after quantization-aware training (QAT) with that after calibration.
 
-    python benchmarks/trained_in_eight_bits.py [--keep FOLDER] [--epochs 12] [--more 4]
+    python benchmarks/qat.py [--keep FOLDER] [--epochs 12] [--more 4]
 
-A small FCOS with a MobileNetV2, from scratch on the demo's drawn shapes: in float, then a few epochs more,
-once in float and once in eight bits, at the same rate. Every model is exported and run by ONNX Runtime. All
-layers are in INT8, also those of a network that is quantised after its training.
+A small FCOS with a MobileNetV2 is trained from scratch on the demo's generated images: first in float, then
+for a few more epochs, once in float and once with QAT, at the same learning rate. Each model is exported with
+all layers in INT8 and run by ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from machine import day_and_machine
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-SIDE = 128  # of a picture as the demo's configuration reads it
+SIDE = 128  # of an image as the demo's configuration reads it
 
 # From C3 and C4 on, strides 8 to 64, as the demo's ResNet.
 FLOAT = """
@@ -54,7 +54,7 @@ CONFIGURATIONS = {"float": FLOAT, "float_longer": LONGER, "eight_bits": EIGHT_BI
 
 
 def tool(name: str, *words: object) -> str:
-    """Run one of tools/; what it printed."""
+    """Run a script of tools/ and return its output."""
     program = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, words)]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -63,7 +63,7 @@ def tool(name: str, *words: object) -> str:
 
 
 def bundle_of(config: Path, *words: object) -> Path:
-    """Export a trained configuration in float and INT8, every layer of it."""
+    """Export a trained configuration in float and INT8, with all layers in INT8."""
     weights = config.parent / config.stem / "model_final.pdparams"
     folder = config.parent / "bundles"
     options = ["--precision", "fp32,int8", "--fixed_size", f"{SIDE},{SIDE}", "--output_dir", folder, *words]
@@ -72,7 +72,7 @@ def bundle_of(config: Path, *words: object) -> Path:
 
 
 def average_precision(config: Path, bundle: Path, precision: str) -> float:
-    """Box AP of a bundle in per cent, by ONNX Runtime."""
+    """Return the box AP of a bundle in percent, by ONNX Runtime."""
     runtime = ["--runtime", "onnxruntime", "--precision", precision]
     printed = tool("eval", "-c", config, "--bundle", bundle, *runtime)
     return 100 * float(re.findall(r"area=   all \| maxDets=100 \] = (-?[\d.]+)", printed)[0])
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def measure(scratch: Path, epochs: int, more: int) -> None:
-    """Print the table, line by line as they are known."""
+    """Print the rows of the table as soon as they are known."""
     data = scratch / "shapes"
     if not data.exists():
         subprocess.run(
