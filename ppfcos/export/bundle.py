@@ -89,7 +89,7 @@ class ExportOptions:
     calibration: Calibration | TrainedRanges | None = None
 
     def __post_init__(self) -> None:
-        if self.precisions != (FP32,) and names.ONNX not in self.formats:
+        if tuple(self.precisions) != (FP32,) and names.ONNX not in self.formats:
             raise ConfigError(
                 f"--precision {','.join(self.precisions)} is for ONNX: add onnx to --formats, or leave it out"
             )

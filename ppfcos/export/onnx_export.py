@@ -17,14 +17,21 @@ from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError, ConfigError, one_line
 from ppfcos.export.bundle_files import head_outputs
 from ppfcos.export.program import CandidatesNetwork, HeadsNetwork, HeadsSpec, save_program
+from ppfcos.paddle_versions import HAS_NEW_IR
 
 with environment.quiet_imports():
     import onnx
     import onnxslim
-    import paddle2onnx
     from onnx import GraphProto, ModelProto, compose
 
     from ppfcos.export.onnx_nms import nms_graph
+try:
+    import paddle2onnx
+except ImportError as error:  # such as an undefined symbol: it is linked with one version of Paddle
+    raise environment.MissingLibraryError(
+        f"paddle2onnx cannot be imported with Paddle {paddle.__version__} ({error}): "
+        f"pip install paddle2onnx=={'2.1.0' if HAS_NEW_IR else '1.3.1'}"
+    ) from error
 
 OPSETS = range(13, 21)  # below, axes are attributes; ONNX Runtime 1.17 does not read later ones
 
