@@ -159,7 +159,7 @@ def resume(
             f"{files['.pdopt']} does not fit the model and its optimizer ({one_line(error)}): resume from "
             f"another checkpoint, or start from the weights with -o pretrain_weights={weights}"
         ) from error
-    return TrainingState(epochs) if record is None else state_of(record)
+    return TrainingState(int(epochs)) if record is None else state_of(record)
 
 
 def saved_class_names(source: Path | str | None) -> Sequence[str] | None:
