@@ -111,11 +111,7 @@ def save_checkpoint(
 
 
 def resume(
-    model: nn.Layer,
-    optimizer: Optimizer,
-    path: Path | str,
-    ema: ModelEMA | None = None,
-    scaler: Any = None,
+    model: nn.Layer, optimizer: Optimizer, path: Path | str, ema: ModelEMA | None = None, scaler: Any = None
 ) -> TrainingState:
     """Restore a training from a checkpoint, also from one of PaddleDetection.
 
