@@ -181,7 +181,7 @@ def _figures_of_file(cfg: Mapping[str, Any], data: Any, found: list[dict]) -> An
     from ppfcos.metrics.coco import evaluate_detections
 
     found += read_detections(cfg.get("output_eval") or ".")
-    return evaluate_detections(data.coco_ground_truth(), found, cfg["coco_eval"])
+    return evaluate_detections(data.coco_ground_truth(), found, cfg["max_detections"])
 
 
 def _uses(cfg: Mapping[str, Any], found: list[dict]) -> list[Callable[[list[dict]], object]]:
@@ -219,7 +219,7 @@ def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: lis
         load_weights(model, weights)
         logger.info("weights: %s", weights)
         model = tta_model(model, cfg, "EvalReader")
-    return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["coco_eval"], uses)
+    return evaluator.evaluate(model, loader, data, Precision(cfg, device), cfg["max_detections"], uses)
 
 
 def _figures_of_bundle(
@@ -235,7 +235,7 @@ def _figures_of_bundle(
         way = options.runtime, options.precision, options.threads, options.batch, options.device
         predictor = Predictor(options.bundle, *way)
         check_same_classes(list(predictor.class_names), str(options.bundle), data.class_names, data.source)
-    return evaluator.evaluate_bundle(predictor, data, cfg["coco_eval"], uses)
+    return evaluator.evaluate_bundle(predictor, data, cfg["max_detections"], uses)
 
 
 main = functools.partial(command.run, run, build_parser)

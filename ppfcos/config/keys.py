@@ -229,6 +229,9 @@ PLAIN_KEYS_BY_TOPIC = {
         "coco_eval": PlainKey(
             "what computes it", one_of("faster_coco_eval", "pycocotools"), "faster_coco_eval"
         ),
+        "max_detections": PlainKey(
+            "detections per image and class that the evaluation counts (COCO: 100)", whole(11, 100_000), 100
+        ),
         "classwise": PlainKey("print the average precision of each class", YES_NO, False),
         "tta": PlainKey(
             "multi-scale and flip testing, by tools/eval.py and by tools/infer.py -c; null: none",

@@ -260,6 +260,6 @@ FORMAT = Format(
             ("hrnet", "fcos_hrnetv2p-w18-gn-head, w32 and w40", "*hrnetv2p*"),
         )
     },
-    resize="MMDET",
+    rounding="nearest",
     read_recipe=_read_recipe,
 )

@@ -211,7 +211,8 @@ ISSUE_TYPES: dict[str, IssueType] = {
     "too-many-boxes": _kept(
         "image with more objects than the model has detections",
         "learns from all of them, but the model returns the best {limit} boxes (PPFCOSDecode.keep_top_k)",
-        "uses at most 100 detections per image: the other objects count as missed",
+        "counts the best {evaluation_limit} detections per image (PPFCOSDecode.keep_top_k, max_detections): "
+        "the other objects are missed",
     ),
     # Annotations
     "image-id-twice": _refused(

@@ -31,7 +31,7 @@ from ppfcos.engine.evaluator import Validation
 from ppfcos.engine.loggers import MetricLoggers, build_loggers, select_hparams
 from ppfcos.engine.model import build_model, compile_network, has_sync_bn_backbone
 from ppfcos.engine.nonfinite import NonFiniteSteps
-from ppfcos.engine.optim import build_optimizer, build_schedule
+from ppfcos.engine.optim import build_optimizer, build_schedule, more_epochs
 from ppfcos.engine.prefetcher import Prefetcher
 from ppfcos.engine.profiling import BACKWARD, COMMUNICATION, FORWARD, OPTIMIZER, NoProfiler, StepProfiler
 from ppfcos.engine.progress import Progress
@@ -46,7 +46,7 @@ from ppfcos.engine.run_folder import (
     run_folder,
     warn_of_other_runs,
 )
-from ppfcos.engine.weights import load_pretrained, local_path
+from ppfcos.engine.weights import load_pretrained
 from ppfcos.errors import ConfigError, TrainingError
 from ppfcos.fileio import require_writable
 from ppfcos.modeling.losses import global_normalizers
@@ -207,8 +207,6 @@ class Trainer:
         self.state = TrainingState(0, run=run, plan=self.plan, class_names=self.train_data.class_names)
         path: Path | str | None = self._find_latest() if resume == AUTO else resume
         pretrained = self.cfg.get("pretrain_weights")
-        if not path and pretrained:
-            pretrained = local_path(pretrained, "pretrain_weights")
         with distributed.collective_error_check():
             if path:
                 self._resume(path, may_be_finished=resume == AUTO)
@@ -232,7 +230,8 @@ class Trainer:
         epochs, step = position_in_plan(saved, self.plan)
         if epochs >= self.cfg["epoch"] and not may_be_finished:
             raise ConfigError(
-                f"{path} has finished all {epochs} epochs: train more of them with -o epoch={epochs + 1}"
+                f"{path} has finished all {epochs} epochs: train more of them with -o "
+                f"{more_epochs(self.cfg, epochs + 1)}"
             )
         self.state = self.state._replace(epochs=epochs, step=step, run=saved.run or self.state.run)
         self._resumed = checkpoint.checkpoint_prefix(path)
@@ -293,10 +292,10 @@ class Trainer:
                 self._prepare_folder(record)
         if self.state.epochs >= self.cfg["epoch"]:
             logger.info(
-                "nothing is left to train: %s has finished all %d epochs; train more with -o epoch=%d",
+                "nothing is left to train: %s has finished all %d epochs; train more with -o %s",
                 self._resumed,
                 self.state.epochs,
-                self.state.epochs + 1,
+                more_epochs(self.cfg, self.state.epochs + 1),
             )
             return
         data = [data for data in (self.train_data, self.validation.data) if data is not None]

@@ -45,12 +45,10 @@ from ppfcos.deploy.images import read_image
 from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.deploy.runtimes.choice import LIBRARIES
 from ppfcos.deploy.runtimes.onnx_runtime import providers_for
-from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 from ppfcos.environment import MissingLibraryError, available_cores
 from ppfcos.errors import BundleError, ConfigError, DataError, DeviceError
 from ppfcos.export.parity import noise_batches
 from ppfcos.export.trained_model import CheckpointRuntime
-from ppfcos.paddle_versions import HAS_NEW_IR
 
 RESIZES = [
     {"target_size": [320, 480], "keep_ratio": True, "interp": 1},
@@ -602,14 +600,6 @@ def test_cuda_provider_options(one_size, search):
     (name, options), _ = providers_for("gpu", available, one_size)
     assert name == "CUDAExecutionProvider"
     assert (options["use_tf32"], options["cudnn_conv_algo_search"]) == ("0", search)
-
-
-@pytest.mark.skipif(
-    HAS_NEW_IR, reason="only Paddle 2 cannot run the programs of bundles: scripts/test_on_paddle.sh 2.6.2"
-)
-def test_too_old_paddle_is_named(tmp_path):
-    with pytest.raises(BundleError, match=rf"Paddle {paddle.__version__} cannot run it.*3\.0.*onnxruntime"):
-        PaddleInferenceRuntime(tmp_path / "model.json", tmp_path / "model.pdiparams", (), threads=1)
 
 
 def test_auto_takes_the_first_installed_runtime(bundle, monkeypatch):

@@ -71,13 +71,17 @@ def check_data(cfg: Mapping[str, Any], geometry: Geometry, workers: int) -> Data
     datasets = [read_annotations(cfg, name) for name in names]
     for data in datasets:
         _run_reader(cfg, data)
+    limit = int((cfg.get("PPFCOSDecode") or {}).get("keep_top_k", 100))
     values = {
         "max_bad_images": int(cfg.get("max_bad_images", 100)),
-        "limit": int((cfg.get("PPFCOSDecode") or {}).get("keep_top_k", 100)),
+        "limit": limit,
+        "evaluation_limit": min(limit, int(cfg.get("max_detections", 100))),
         "rare": RARE,
     }
     sections = [
-        SectionCheck(data, geometry if data.section == TRAINING else None, values["limit"], workers)
+        SectionCheck(data, geometry, values["limit"], workers)
+        if data.section == TRAINING
+        else SectionCheck(data, None, values["evaluation_limit"], workers)
         for data in datasets
     ]
     issues = [issue for section in sections for issue in (*section.issues, *find_duplicates(section))]
