@@ -809,6 +809,7 @@ def test_two_processes_unpack_into_one_folder(tmp_path):
     """Each file is complete, whichever process renames it last."""
     content = {f"val/{number}": bytes([number]) * 50_000 for number in range(60)}
     (tmp_path / "x.zip").write_bytes(zip_of(**content))
+    (tmp_path / "out").mkdir()
     program = "import sys; from pathlib import Path; from ppfcos.data.archives import unpack; "
     program += "unpack(Path(sys.argv[1]), Path(sys.argv[2]))"
     command = [sys.executable, "-c", program, str(tmp_path / "x.zip"), str(tmp_path / "out")]
