@@ -224,6 +224,7 @@ def _images_of_datasets(cfg: Mapping[str, Any]) -> list[str]:
 
 def export_model(options: argparse.Namespace) -> None:
     """Export as the command line says."""
+    environment.configure_process()
     with environment.quiet_imports():
         import paddle
 
