@@ -23,6 +23,8 @@ from ppfcos import environment
 
 environment.configure_process()
 
+import ppfcos.paddledetection  # noqa: E402, F401  # before a test imports ppdet
+
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 TEST_DATA = Path(os.environ.get("PPFCOS_TEST_DATA", ROOT.parent / "shared" / "data"))
