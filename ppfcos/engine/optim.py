@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
+
 import bisect
 from collections.abc import Mapping
 from typing import Any
@@ -88,14 +90,29 @@ def _check_length(schedulers: list, steps_per_epoch: int) -> None:
                 )
 
 
+def more_epochs(cfg: Mapping[str, Any], epochs: int) -> str:
+    """Return the overrides for a training of more epochs."""
+    schedulers = _construct(LearningRate, cfg).schedulers
+    return " ".join([f"epoch={epochs}", *(option for _, option in _short_cosines(schedulers, epochs))])
+
+
+def _short_cosines(schedulers: list, epochs: int) -> list[tuple[int, str]]:
+    """Last epoch of each cosine that ends before the training, and the override that lengthens it."""
+    return [
+        (each.max_epochs, f"LearningRate.schedulers.{number}.max_epochs={epochs}")
+        for number, each in enumerate(schedulers)
+        if isinstance(each, CosineDecay) and each.max_epochs < epochs
+        # Without warm-up, Paddle's cosine rises again after its end.
+        if not (each.min_lr_ratio and each.use_warmup)
+    ]
+
+
 def _check_cosine(schedulers: list, epochs: int) -> None:
-    for number, each in enumerate(schedulers):
-        end = getattr(each, "max_epochs", None) or epochs
-        if isinstance(each, CosineDecay) and end < epochs and not getattr(each, "min_lr_ratio", 0):
-            raise ConfigError(
-                f"LearningRate.schedulers: CosineDecay reaches a rate of 0 after epoch {end} of {epochs}: "
-                f"let it end with the training, -o LearningRate.schedulers.{number}.max_epochs={epochs}"
-            )
+    for end, option in _short_cosines(schedulers, epochs):
+        raise ConfigError(
+            f"LearningRate.schedulers: CosineDecay reaches a rate of 0 after epoch {end} of {epochs}: let it "
+            f"end with the training, -o {option}"
+        )
 
 
 def _check_warmup(schedulers: list, steps_per_epoch: int) -> None:

@@ -156,7 +156,8 @@ class RestrictedUnpickler(pickle._Unpickler):
             opcode = self.read(1)[0]
             if opcode == pickle.STOP[0]:
                 value = self.stack.pop()
-                _check_nesting(value)
+                if type(value) in _CONTAINERS:
+                    _height(value, {})
                 return value
             handler, cost = handlers.get(opcode, (None, 0))
             if handler is None:
@@ -425,47 +426,23 @@ _HANDLERS = _handlers()
 _KEYS = (*_PLAIN_KEYS, str, Placeholder, Function, Name)
 
 
-def _check_nesting(value: Any) -> None:
-    """Reject cycles, and containers nested too deep for functions that visit them recursively.
+def _height(value: Any, heights: dict[int, int], depth: int = 1) -> int:
+    """Return the levels of nested containers; raise an UnpicklingError for too many, and for a cycle.
 
-    Every container is visited once, however often it occurs.
+    Args:
+        value: a container.
+        heights: of the containers that were visited, by id; 0 while their parts are being visited.
+        depth: of the value.
     """
-    heights: dict[int, int | None] = {}  # None while the parts of a container are being visited
-    path: list[_Visit] = []
-
-    def enter(container: Any) -> None:
-        heights[id(container)] = None
-        path.append(_Visit(container))
-
-    if type(value) in _CONTAINERS:
-        enter(value)
-    while path:
-        visit = path[-1]
-        for part in visit.parts:
-            if type(part) not in _CONTAINERS or not part:
-                continue
-            if id(part) not in heights:
-                enter(part)
-                break
-            height = heights[id(part)]
-            if height is None:
-                raise pickle.UnpicklingError("a container that contains itself")
-            visit.height = max(visit.height, height + 1)
-        else:
-            heights[visit.key] = visit.height
-            path.pop()
-            if path:
-                path[-1].height = max(path[-1].height, visit.height + 1)
-        if len(path) > MAX_DEPTH or visit.height > MAX_DEPTH:
-            raise pickle.UnpicklingError(f"containers nested deeper than {MAX_DEPTH}")
-
-
-class _Visit:
-    __slots__ = ("height", "key", "parts")
-
-    def __init__(self, container: Any):
-        self.key, self.height = id(container), 1
-        self.parts = iter(container.values() if type(container) is dict else container)
+    height = heights.get(id(value))
+    if height is None and depth <= MAX_DEPTH:
+        heights[id(value)] = 0
+        parts = value.values() if type(value) is dict else value
+        inner = [_height(part, heights, depth + 1) for part in parts if type(part) in _CONTAINERS and part]
+        height = heights[id(value)] = 1 + max(inner, default=0)
+    if not height or depth + height > MAX_DEPTH + 1:
+        raise pickle.UnpicklingError(f"containers within themselves, or nested deeper than {MAX_DEPTH}")
+    return height
 
 
 _CONTAINERS = (dict, list, tuple)  # the keys of dictionaries and the items of sets were checked

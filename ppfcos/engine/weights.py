@@ -18,12 +18,17 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppfcos.download import Limits, download, printable
-from ppfcos.engine import distributed
+from ppfcos.console import printable
+from ppfcos.download import Limits, download
 from ppfcos.engine.restricted_unpickler import Memory, RestrictedUnpickler, UnsafePickleError, checked_shape
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError, one_line
 from ppfcos.fileio import is_temporary
 from ppfcos.modeling.qat import get_ranges, is_range
+
+try:
+    import fcntl
+except ImportError:  # not a Unix system
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +155,7 @@ def load_weights(model: nn.Layer, source: Path | str) -> None:
     Raises:
         WeightsError: the file cannot be read or does not fit the model; the message lists the keys.
     """
-    weights, tensors = read_weights(local_path(source, "weights")), model.state_dict()
+    weights, tensors = read_weights(_local_path(source, "weights")), model.state_dict()
     if get_ranges(model) is None:
         weights = {name: value for name, value in weights.items() if not is_range(name)}
     missing = [name for name in tensors if name not in weights]
@@ -181,7 +186,7 @@ def load_pretrained(model: nn.Layer, source: str) -> None:
     Raises:
         WeightsError: the file cannot be read or downloaded, no weight fits, or one fits twice.
     """
-    weights, tensors = read_weights(local_path(source, "pretrain_weights")), model.state_dict()
+    weights, tensors = read_weights(_local_path(source, "pretrain_weights")), model.state_dict()
     matches = _match_names(tensors, weights)
     _check_unambiguous(source, matches)
     reshaped = [
@@ -239,13 +244,12 @@ def _count_keys(what: str, names: list[str]) -> str:
     return f", {len(names)} {what} ({_shorten(names)})" if names else ""
 
 
-def local_path(source: Path | str, key: str) -> Path | str:
-    """Download a URL of a key of the configuration. All ranks must call it, outside other collectives."""
+def _local_path(source: Path | str, key: str) -> Path | str:
     return _download(str(source), key) if "://" in str(source) else source
 
 
 def _download(url: str, key: str) -> Path:
-    """Download a URL to PaddleDetection's cache; one rank per machine downloads, the others wait.
+    """Download a URL to PaddleDetection's cache; one process per machine downloads, the others wait.
 
     PaddleDetection's cache uses only the last part of a URL as the name. Its files are used for
     PaddlePaddle's own servers, and as a fallback for others; files downloaded here have a hash of the URL in
@@ -261,33 +265,54 @@ def _download(url: str, key: str) -> Path:
     stem = re.sub("[^A-Za-z0-9_-]", "_", last.partition(".")[0])[:80]
     digest = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:16]
     cached = Path(WEIGHTS_HOME, f"{stem}-{digest}.pdparams")
-    with distributed.collective_error_check():
-        if not os.path.isfile(cached) and os.environ.get("PADDLE_RANK_IN_NODE", "0") == "0":
-            try:
-                _download_to_cache(url, cached, key, once=os.path.isfile(shared))
-            except PPFCOSError as error:
-                if not os.path.isfile(shared):
-                    raise
-                logger.warning("%s; using the cached %s of a URL that ends alike", error, shared)
-    return cached if os.path.isfile(cached) else shared
+    try:
+        _download_to_cache(url, cached, key, once=os.path.isfile(shared))
+    except PPFCOSError as error:
+        if not os.path.isfile(shared):
+            raise
+        logger.warning("%s; using the cached %s of a URL that ends alike", error, shared)
+        return shared
+    return cached
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of the block; do nothing on a file system without locks."""
+    with contextlib.ExitStack() as cleanup:
+        if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            cleanup.callback(os.close, descriptor)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _download_to_cache(url: str, cached: Path, key: str, once: bool) -> None:
+    if os.path.isfile(cached):
+        return
     fix = f"download it by hand and give the .pdparams file with -o {key}=FILE"
     if key == "pretrain_weights":
         fix += ", or train from scratch with -o pretrain_weights="
     if re.split("[?#]", url)[0].lower().endswith(ARCHIVES):
-        raise WeightsError(f"{printable(url)} is an archive, which is not unpacked: {fix}")
-    logger.info("downloading %s", printable(url))
+        raise WeightsError(f"{printable(url[:200])} is an archive, which is not unpacked: {fix}")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{cached.parent} cannot be made ({error.strerror}): {fix}") from error
     limits = DOWNLOAD_LIMITS._replace(attempts=1) if once else DOWNLOAD_LIMITS
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    download(
-        url, cached, check=_find_fault, limits=limits, error=WeightsError, cure=fix, progress=on_terminal
-    )
+    with _locked(cached.parent):
+        if not os.path.isfile(cached):  # another rank may have downloaded it
+            logger.info("downloading %s", printable(url))
+            download(
+                url,
+                cached,
+                check=_find_fault,
+                limits=limits,
+                error=WeightsError,
+                cure=fix,
+                progress=on_terminal,
+            )
 
 
 def _find_fault(path: Path) -> str | None:

@@ -15,6 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 from ppdet.core.workspace import register, serializable
+from ppdet.modeling.ops import multiclass_nms
 
 from ppfcos.modeling.head import HeadOutputs
 from ppfcos.modeling.layers import check_choice
@@ -172,20 +173,31 @@ class PPFCOSDecode:
         # The operator takes [B, C, S] scores. Those of the other classes are 0.
         one_hot = F.one_hot(candidates.labels, num_classes)
         class_scores = one_hot.transpose([0, 2, 1]) * candidates.scores.unsqueeze(1)
-        # Private: Paddle 3 cannot export PaddleDetection's multiclass_nms. The last arguments are: boxes are
-        # normalized (have no extra pixel), eta of an adaptive threshold, background label.
-        rows, indices, counts = paddle._C_ops.multiclass_nms3(
-            candidates.boxes,
-            class_scores,
-            None,
-            self.score_threshold,
-            self.class_top_k,
-            self.keep_top_k,
-            self.nms_threshold,
-            True,
-            1.0,
-            -1,
-        )
+        if not paddle.in_dynamic_mode() and not paddle.framework.use_pir_api():  # export by Paddle 2.6
+            rows, counts, indices = multiclass_nms(
+                candidates.boxes,
+                class_scores,
+                self.score_threshold,
+                self.class_top_k,
+                self.keep_top_k,
+                self.nms_threshold,
+                return_index=True,
+            )
+        else:
+            # Private: Paddle 3 cannot export PaddleDetection's multiclass_nms. The last arguments are: boxes
+            # are normalized (have no extra pixel), eta of an adaptive threshold, background label.
+            rows, indices, counts = paddle._C_ops.multiclass_nms3(
+                candidates.boxes,
+                class_scores,
+                None,
+                self.score_threshold,
+                self.class_top_k,
+                self.keep_top_k,
+                self.nms_threshold,
+                True,
+                1.0,
+                -1,
+            )
         if candidates.output_boxes is not candidates.boxes and not _is_known_empty(rows):
             boxes = candidates.output_boxes.flatten(0, 1).gather(indices.flatten())
             columns = [*paddle.split(rows, 6, axis=1)[:2], *paddle.split(boxes, 4, axis=1)]

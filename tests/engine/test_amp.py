@@ -1,4 +1,4 @@
-"""Mixed precision: on a CPU, which has none, and on a plug-in device that Paddle believes to have it."""
+"""Mixed precision on a CPU, which has none, and on a fake plug-in device that has it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ needs_bfloat16_of_plugins = pytest.mark.skipif(
 )
 
 
-def test_mixed_precision_on_a_cpu_says_that_there_is_none(caplog):
+def test_mixed_precision_on_a_cpu_logs_a_warning(caplog):
     with caplog.at_level("WARNING", logger="ppfcos"):
         precision = Precision({"amp": True, "amp_level": "O2", "amp_dtype": "bfloat16"}, "cpu")
     assert "Paddle has no mixed precision on a CPU" in caplog.text
@@ -86,7 +86,7 @@ def _run(plugins, root, name: str, script: str):
 
 
 @needs_bfloat16_of_plugins
-def test_operators_compute_in_the_bits_that_are_asked_for(plugins, root):
+def test_operators_compute_in_the_configured_dtype(plugins, root):
     script = """
 x = paddle.ones([2, 3])
 weight = paddle.create_parameter([2, 3], "float32")
@@ -134,7 +134,7 @@ print(json.dumps([str(seen.dtype), gradient, str(weight.dtype), weight.tolist()]
     np.testing.assert_allclose(values, [0.9998, 1.9998, 2.9998], rtol=1e-6)
 
 
-def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(plugins, root):
+def test_float16_scales_the_loss_and_skips_steps_that_overflow(plugins, root):
     script = """
 logging.basicConfig(level="INFO", format="%(message)s")
 x = paddle.to_tensor([1.0, 2.0, 2.0])
@@ -190,7 +190,7 @@ print(json.dumps([enabled, precision.dtype, weight.grad.tolist(), float(precisio
     assert norm == pytest.approx(12**0.5)
 
 
-def test_a_device_without_the_wanted_bits_is_named(plugins, root):
+def test_a_device_without_the_configured_dtype_is_named(plugins, root):
     script = """
 try:
     Precision({"amp": True, "amp_dtype": "bfloat16"}, device)

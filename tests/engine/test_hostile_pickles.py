@@ -27,7 +27,7 @@ from ppfcos.errors import WeightsError
 
 
 def read_apart(folder: Path, files: dict[str, bytes]) -> dict[str, dict]:
-    """What a process of its own makes of each file; the exit code where it ended the process."""
+    """Read each file in a separate process; an exit code if that process died."""
     paths = {}
     for index, (name, content) in enumerate(files.items()):
         paths[folder / f"{index}.weights"] = name

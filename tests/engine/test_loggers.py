@@ -303,7 +303,7 @@ def test_a_failing_logger_is_dropped_and_the_others_go_on(tmp_path, caplog):
 
 
 def _black_pictures(folder: Path, sizes: list[tuple[int, int]]) -> DetectionData:
-    """Black pictures of these heights and widths, each with an object from a quarter to a half of it."""
+    """Black images of these heights and widths, each with an object from a quarter to a half of its sides."""
     records = []
     for number, (height, width) in enumerate(sizes):
         path = folder / f"{number}.png"
@@ -366,7 +366,7 @@ def test_images_are_read_back(tmp_path):
         np.testing.assert_allclose(decoded[:, part], picture[:, part], atol=12)
 
 
-def test_real_photographs_are_drawn(tinycoco, root):
+def test_validation_images_of_a_real_data_set(tinycoco, root):
     sets = {"dataset_dir": tinycoco, "image_dir": "images/val2017"}
     overrides = [f"EvalDataset.{key}={value}" for key, value in sets.items()]
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", overrides)
@@ -419,7 +419,7 @@ def _wait_for(server: subprocess.Popen, address: str) -> None:
 
 
 def points(address: str, run: Path, tag: str) -> list[tuple[int, float]]:
-    """What the page is given to draw a curve from."""
+    """The points of a curve that the server sends to the page."""
     query = urllib.parse.urlencode({"run": run, "tag": tag})
     with urllib.request.urlopen(f"{address}/api/scalar/list?{query}", timeout=30) as answer:
         content = json.load(answer)
@@ -428,7 +428,7 @@ def points(address: str, run: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def last_point_becomes(address: str, run: Path, tag: str, wanted: tuple[int, float]) -> bool:
-    """The server looks for news a moment after it was asked for them."""
+    """Wait for a point: the server reads the log after it answers a request."""
     for _ in range(100):
         if points(address, run, tag)[-1] == wanted:
             return True
@@ -453,7 +453,7 @@ def test_an_open_page_continues_after_a_resume(tmp_path):
         assert points(address, folder, "train/loss") == expected
 
 
-def test_the_server_finds_odd_class_names(tmp_path):
+def test_the_server_handles_special_characters_in_class_names(tmp_path):
     names = ("50% off", "and/or", "Füchse & Söhne?", "#1")
     log = begin(tmp_path / "run")
     log.call("add_evaluation", CocoMetrics((0.5,) * 12, dict.fromkeys(names, 0.25)), 2)

@@ -18,7 +18,7 @@ from ppfcos.engine.checkpoint import read_state
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     generate(folder, train=7, val=5, size=96, seed=1)
     return folder
@@ -35,10 +35,10 @@ def _launch(folder: Path, root: Path, config: Path, *options: str) -> subprocess
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, pictures, root) -> tuple[Path, Path]:
+def runs(tmp_path_factory, dataset, root) -> tuple[Path, Path]:
     """Folders of a training by one launcher of two processes, and by two launchers of one process each."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    configs = [write_config(run / "small.yml", root, pictures, run / "run") for run in (one, two)]
+    configs = [write_config(run / "small.yml", root, dataset, run / "run") for run in (one, two)]
     with socket.create_server(("127.0.0.1", 0)) as free:
         master = f"127.0.0.1:{free.getsockname()[1]}"
     machines = ("--nnodes", "2", "--nproc_per_node", "1", "--master", master)
@@ -71,7 +71,7 @@ def test_two_launchers_print_the_losses_of_one(runs):
 
 
 @pytest.mark.parametrize("suffix", ["pdparams", "pdopt"])
-def test_two_launchers_leave_the_checkpoint_of_one(runs, suffix):
+def test_two_launchers_write_the_checkpoint_of_one(runs, suffix):
     first, second = (read_state(run / "run" / "small" / f"model_final.{suffix}") for run in runs)
     assert first.keys() == second.keys()
     arrays = [name for name, value in first.items() if isinstance(value, np.ndarray)]

@@ -1,4 +1,4 @@
-"""Weights and multiply-adds: against what others publish of the same networks, and counted by hand."""
+"""Parameters and MACs against published figures of the same networks, and counted by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def standard_model(root, *overrides: str) -> nn.Layer:
     return model
 
 
-def test_torchvisions(root, published):
+def test_parameters_and_macs_of_torchvisions_model(root, published):
     figures = published["torchvision"]["models"]["fcos_resnet50_fpn"]
     model = standard_model(root, "num_classes=91")
     # Its frozen norms have no weights, and its head no scales.
@@ -38,7 +38,7 @@ def test_torchvisions(root, published):
     assert work / 1e9 == pytest.approx(figures["multiply_adds"]["giga"], abs=0.05)
 
 
-def test_mmdetections(root, published):
+def test_macs_of_mmdetections_model(root, published):
     figures = published["mmdet"]["models"]["fcos_r50_caffe_fpn_gn-head_1x_coco"]["multiply_adds"]
     work = count_macs(standard_model(root, "ResNet.variant=a"), *figures["size"])
     assert work / 1e9 == pytest.approx(figures["giga"], rel=0.01)
@@ -46,7 +46,7 @@ def test_mmdetections(root, published):
 
 
 class OneLayer(nn.Layer):
-    """What is counted of a model is its `network`."""
+    """`count_macs` counts the `network` of a model."""
 
     def __init__(self, layer):
         super().__init__()
@@ -75,7 +75,7 @@ class Deformable(nn.Layer):
         (Deformable, (18 + 8) * 3 * 9 * 32 * 48),
     ],
 )
-def test_by_hand(layer, expected):
+def test_macs_of_layers_counted_by_hand(layer, expected):
     model = OneLayer(layer())
     model.eval()
     assert count_macs(model, 32, 48) == expected
@@ -87,7 +87,7 @@ def test_what_cannot_be_counted_is_named():
         count_macs(model, 32, 48)
 
 
-def test_as_often_as_the_layers_run(root, tmp_path):
+def test_macs_count_every_call_of_a_layer(root, tmp_path):
     """Counted by watching every convolution of a real run, five levels and all."""
     model = build_model(load_config(write_config(tmp_path / "small.yml", root, tmp_path, tmp_path)))
     model.eval()

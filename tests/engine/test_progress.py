@@ -1,4 +1,4 @@
-"""What a training says while it runs: on a terminal, in a pipe, in the first process and in the others."""
+"""Progress of a training on a terminal, in a pipe, and on other ranks than 0."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def counting(tmp_path, root) -> list[str]:
     return [sys.executable, str(tmp_path / "counting.py"), str(root)]
 
 
-def test_on_a_terminal_a_bar_carries_the_figures(training, tmp_path):
+def test_the_bar_on_a_terminal_shows_metrics(training, tmp_path):
     code, sent = run_on_terminal(training, columns=240)
     assert code == 0
     seen = frames(sent, columns=240)
@@ -103,7 +103,7 @@ def test_on_a_terminal_a_bar_carries_the_figures(training, tmp_path):
     assert all(len([line for line in screen if "|" in line]) <= 2 for screen in seen), "a torn bar stays"
 
 
-def test_lines_stay_above_the_bar_and_the_bar_goes(training, tmp_path):
+def test_lines_stay_above_the_bar_and_the_bar_is_removed(training, tmp_path):
     _, sent = run_on_terminal(training, columns=240)
     *_, last = frames(sent, columns=240)
     warning, figures = "warning: a picture cannot be read", ["AP 0.3", "AP50 0.5"]
@@ -120,7 +120,7 @@ def test_lines_stay_above_the_bar_and_the_bar_goes(training, tmp_path):
     assert "|" not in log
 
 
-def test_in_a_pipe_there_are_plain_lines_only(training):
+def test_a_pipe_gets_plain_lines(training):
     finished = subprocess.run(training, capture_output=True, text=True, check=True, timeout=60)
     assert finished.stderr == ""
     assert not set("\r\x1b|") & set(finished.stdout)
@@ -180,7 +180,7 @@ pathlib.Path(sys.argv[1]).write_text("went on")
 """
 
 
-def test_lines_that_nobody_reads_end_nothing(root, tmp_path):
+def test_a_closed_pipe_does_not_end_the_run(root, tmp_path):
     """As behind `| head`."""
     pipe = subprocess.PIPE
     arguments = [sys.executable, "-c", UNREAD, str(tmp_path / "end")]
@@ -201,7 +201,7 @@ def test_the_console_needs_neither_paddle_nor_tqdm_where_no_bar_is_shown(root):
 # Reports
 
 
-def test_a_report_sums_up_the_steps_since_the_one_before():
+def test_a_report_averages_the_steps_since_the_previous_report():
     progress = Progress(epochs=3, steps_per_epoch=10, log_iter=4, batch_size=8)
     progress.start_epoch()
     for value in (1.0, 2.0, 6.0):

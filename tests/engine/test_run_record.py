@@ -1,4 +1,4 @@
-"""What a run folder tells about its run: the configuration, the record, the log."""
+"""Files of a run folder that describe the run: config.yml, run.json, train.log."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_part_written_in_place_of_its_name_is_read_back(small, tmp_path):
 # The record
 
 
-def test_a_record_says_what_ran_where(small, root, tmp_path, monkeypatch):
+def test_a_record_describes_the_run(small, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "-c", "a file.yml", "--eval"])
     resolved = resolved_config(load_config(small))
@@ -107,7 +107,7 @@ def test_a_record_says_what_ran_where(small, root, tmp_path, monkeypatch):
     assert resolved_config(load_config(folder / CONFIG_FILE)) == resolved
 
 
-def test_a_second_run_does_not_lose_the_first(small, tmp_path):
+def test_a_second_run_is_appended_to_the_record(small, tmp_path):
     for epochs in (1, 2):
         resolved = resolved_config(load_config(small, [f"epoch={epochs}"]))
         write_record(tmp_path / "run", describe_run("cpu"), resolved)
@@ -117,7 +117,7 @@ def test_a_second_run_does_not_lose_the_first(small, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": 1}'])
-def test_a_record_of_something_else_is_left_alone(content, small, tmp_path):
+def test_a_foreign_run_json_is_not_overwritten(content, small, tmp_path):
     (tmp_path / RECORD_FILE).write_text(content)
     with pytest.raises(OutputError, match=r"run\.json .* move it away$"):
         write_record(tmp_path, describe_run("cpu"), resolved_config(load_config(small)))
@@ -127,7 +127,7 @@ def test_a_record_of_something_else_is_left_alone(content, small, tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A package in a checkout of its own."""
+    """A package in a separate git checkout."""
     package = tmp_path / "checkout" / "package"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -163,7 +163,7 @@ def test_there_is_no_commit_outside_a_checkout_or_without_git(checkout, tmp_path
     assert git_state(checkout) is None
 
 
-def test_an_installed_program_is_named_as_it_was_typed(monkeypatch):
+def test_the_command_line_is_as_it_was_typed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/ppfcos", "train", "-c", "a.yml"])
     assert run_record.command_line() == "/usr/bin/ppfcos train -c a.yml"
     assert command.command_line("eval", "-c", "b c.yml") == "ppfcos eval -c 'b c.yml'"
@@ -198,7 +198,7 @@ def _lines(folder: Path) -> list[str]:
     return [line.split("] ", 1)[-1] for line in lines]
 
 
-def test_the_log_has_what_was_said_before_it_was_opened(tmp_path, capsys):
+def test_the_log_includes_messages_before_it_was_opened(tmp_path, capsys):
     assert _run(tmp_path / "run") == 0
     expected = ["warning: before", "after", "in two lines"]
     assert _lines(tmp_path / "run") == ["===== train =====", *expected]
@@ -208,7 +208,7 @@ def test_the_log_has_what_was_said_before_it_was_opened(tmp_path, capsys):
     assert len(_lines(tmp_path / "run")) == 4
 
 
-def test_runs_are_separated_even_from_a_line_that_has_no_end(tmp_path):
+def test_runs_are_separated_even_after_an_incomplete_line(tmp_path):
     _run(tmp_path, title="first")
     with (tmp_path / LOG_FILE).open("a") as file:
         file.write("[2026-11-20 01:02:03] killed in the mid")
@@ -222,10 +222,7 @@ def test_runs_are_separated_even_from_a_line_that_has_no_end(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "code", "end"),
-    [
-        (ConfigError("no such key"), 2, ["error: no such key"]),
-        (KeyboardInterrupt(), 130, ["interrupted"]),
-    ],
+    [(ConfigError("no such key"), 2, ["error: no such key"]), (KeyboardInterrupt(), 130, ["interrupted"])],
 )
 def test_what_ended_a_run_is_in_its_log(tmp_path, error, code, end):
     assert _run(tmp_path, error=error) == code
@@ -240,7 +237,7 @@ def test_an_unexpected_error_is_in_the_log_with_its_traceback(tmp_path):
     assert lines[-1] == "RuntimeError: a mistake of ours"
 
 
-def test_a_run_that_never_began_writes_nothing(tmp_path):
+def test_a_run_that_fails_before_it_starts_writes_nothing(tmp_path):
     assert _run(tmp_path / "run", opens=False, error=ConfigError("wrong")) == 2
     assert not (tmp_path / "run").exists()
 
@@ -282,8 +279,8 @@ def _run_script(what_happens: str, root: Path, folder: Path) -> subprocess.Compl
     return subprocess.run(arguments, capture_output=True, text=True, timeout=60)
 
 
-def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path, root):
-    """No file of the process may grow further, which is what a full disk or a quota looks like."""
+def test_a_full_disk_ends_the_log_but_not_the_run(tmp_path, root):
+    """A size limit for the files of the process acts as a full disk."""
     size = "size = (Path(sys.argv[2]) / 'train.log').stat().st_size; "
     finished = _run_script(size + "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))", root, tmp_path)
     assert finished.returncode == 0
@@ -294,7 +291,7 @@ def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path, root):
     assert _lines(tmp_path) == ["===== train =====", "the last words"]
 
 
-def test_a_killed_run_leaves_all_that_it_said(tmp_path, root):
+def test_a_killed_run_keeps_its_whole_log(tmp_path, root):
     finished = _run_script("os.kill(os.getpid(), signal.SIGKILL)", root, tmp_path)
     assert finished.returncode == -signal.SIGKILL
     assert _lines(tmp_path) == ["===== train =====", "the last words"]

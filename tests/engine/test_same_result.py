@@ -1,4 +1,4 @@
-"""A training gives the same losses and weights however its global batch is shared out."""
+"""Losses and weights do not depend on how the global batch is divided."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LOSSES_AGREE, WEIGHTS_AGREE = 1e-5, 1e-4  # of one, and of the weights themselve
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Drawn pictures, cut to several shapes: the parts of a shared batch have images of unlike sizes."""
+def dataset(tmp_path_factory) -> Path:
+    """Drawn dataset, cut to several shapes: the parts of a shared batch have images of unlike sizes."""
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     generate(folder, train=24, val=2, size=128, seed=4)
     file = folder / "annotations" / "instances_train2017.json"
@@ -36,9 +36,9 @@ def pictures(tmp_path_factory) -> Path:
     return folder
 
 
-def _train(folder: Path, root: Path, pictures: Path, processes: int, *overrides: str) -> tuple:
+def _train(folder: Path, root: Path, dataset: Path, processes: int, *overrides: str) -> tuple:
     folder.mkdir()
-    config = write_config(folder / "small.yml", root, pictures, folder / "run")
+    config = write_config(folder / "small.yml", root, dataset, folder / "run")
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes)]
     program = [sys.executable, *(launch if processes > 1 else []), str(root / "tools" / "train.py")]
     # Frozen norms: the statistics of others are of one part's images, in any framework. And a low rate: sums
@@ -61,9 +61,9 @@ def _train(folder: Path, root: Path, pictures: Path, processes: int, *overrides:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, root, pictures) -> tuple:
+def alone(tmp_path_factory, root, dataset) -> tuple:
     folder = tmp_path_factory.mktemp("alone") / "run"
-    losses, weights = _train(folder, root, pictures, 1)
+    losses, weights = _train(folder, root, dataset, 1)
     after_an_epoch = read_state(folder / "run" / "small" / "0.pdparams")
     moved = [np.abs(value - after_an_epoch[name]).max() for name, value in weights.items()]
     assert max(moved) > 10 * WEIGHTS_AGREE, "what hardly moves agrees with anything"
@@ -79,8 +79,8 @@ def alone(tmp_path_factory, root, pictures) -> tuple:
     ],
     ids=["2x2", "1x(2+2)", "2x(1+1)"],
 )
-def test_losses_and_weights_are_those_of_one_process(tmp_path, root, pictures, alone, processes, overrides):
-    losses, weights = _train(tmp_path / "run", root, pictures, processes, *overrides)
+def test_losses_and_weights_are_those_of_one_process(tmp_path, root, dataset, alone, processes, overrides):
+    losses, weights = _train(tmp_path / "run", root, dataset, processes, *overrides)
     assert len(losses) == len(alone[0]) >= STEPS
     np.testing.assert_allclose(losses[:STEPS], alone[0][:STEPS], rtol=LOSSES_AGREE)
     assert weights.keys() == alone[1].keys()

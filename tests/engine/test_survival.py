@@ -1,4 +1,4 @@
-"""Trainings that are killed, told to stop, or run out of disk: what they leave, and how they go on."""
+"""Trainings that are killed, stopped by a signal, or run out of disk, and how they resume."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def _as_users_start_it() -> None:
 
 
 class Run:
-    """A training of 2 epochs of 6 steps in a process of its own, and what it printed."""
+    """A training process of 2 epochs of 6 steps, and its output."""
 
-    def __init__(self, folder: Path, root: Path, pictures: Path):
+    def __init__(self, folder: Path, root: Path, dataset: Path):
         folder.mkdir(exist_ok=True)
         self.root = root
-        self.config = write_config(folder / "small.yml", root, pictures, folder / "run")
+        self.config = write_config(folder / "small.yml", root, dataset, folder / "run")
         self.folder = folder / "run" / "small"
         self.log = folder / "run.log"
 
@@ -81,22 +81,22 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
+def dataset(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     generate(folder, train=12, val=3, size=96, seed=1)
     return folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, root, pictures) -> Run:
-    run = Run(tmp_path_factory.mktemp("undisturbed"), root, pictures)
+def undisturbed(tmp_path_factory, root, dataset) -> Run:
+    run = Run(tmp_path_factory.mktemp("undisturbed"), root, dataset)
     run.finish()
     return run
 
 
 @pytest.fixture
-def run(tmp_path, root, pictures) -> Run:
-    return Run(tmp_path, root, pictures)
+def run(tmp_path, root, dataset) -> Run:
+    return Run(tmp_path, root, dataset)
 
 
 def _assert_same_bits(run: Run, other: Run) -> None:
@@ -106,7 +106,7 @@ def _assert_same_bits(run: Run, other: Run) -> None:
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(root):
+def test_a_run_killed_five_times_ends_with_the_same_bits(root):
     script = [sys.executable, str(root / "benchmarks" / "kill_and_resume.py"), "--kills", "5"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -114,7 +114,7 @@ def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(root):
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0), (signal.SIGHUP, 1)])
-def test_a_signal_finishes_the_step_and_the_run_goes_on_from_there(run, undisturbed, number, workers):
+def test_a_signal_finishes_the_step_and_the_run_resumes_there(run, undisturbed, number, workers):
     process = run.start(f"worker_num={workers}")
     run.wait_for("step: [2/6]", process)
     process.send_signal(number)
@@ -136,7 +136,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(run):
     assert run.log.read_text().splitlines()[-1].startswith("stopped by SIGTERM")
 
 
-def test_two_processes_stop_together_and_go_on_as_one(run, undisturbed):
+def test_two_processes_stop_at_one_step_and_one_process_resumes(run, undisturbed):
     process = run.start("worker_num=1", launch=LAUNCH)
     run.wait_for("step: [2/6]", process)
     process.send_signal(signal.SIGTERM)
@@ -230,7 +230,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(run):
         assert "C++ Traceback" not in log and "rror" not in log
 
 
-def test_a_run_goes_on_past_a_broken_checkpoint(run, undisturbed):
+def test_a_run_resumes_from_an_older_checkpoint_if_the_newest_is_damaged(run, undisturbed):
     run.finish()
     content = bytearray((run.folder / "model_final.pdparams").read_bytes())
     content[len(content) // 2] ^= 1
@@ -241,7 +241,7 @@ def test_a_run_goes_on_past_a_broken_checkpoint(run, undisturbed):
     _assert_same_bits(run, undisturbed)
 
 
-def test_a_finished_run_has_nothing_left_to_do(undisturbed):
+def test_a_finished_run_is_unchanged_by_another_start(undisturbed):
     before = (undisturbed.folder / "model_final.json").read_bytes()
     text = undisturbed.finish()
     assert "step: [" not in text and "training is done" in text
@@ -283,7 +283,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_keeps_the_last_checkpo
     assert find_latest(run.folder) == run.folder / "0"
 
 
-def test_an_evaluation_that_was_missed_is_made_up_for(run):
+def test_a_missed_evaluation_is_done_at_the_next_start(run):
     run.finish("epoch=1")
     assert checkpoint.read_manifest(run.folder / "model_final").ap is None
     text = run.finish("epoch=1", options=["--eval"])

@@ -39,14 +39,14 @@ from ppfcos.metrics.coco import CocoMetrics, evaluate_detections
 
 @pytest.fixture
 def shapes(tmp_path):
-    """Six drawn pictures to train on and four to evaluate, 96 pixels wide."""
+    """Six generated images to train on and four to evaluate, 96 pixels wide."""
     generate(tmp_path / "shapes", train=6, val=4, size=96, seed=3)
     return tmp_path / "shapes"
 
 
 @pytest.fixture
 def config(tmp_path, shapes, root):
-    """Loads a small configuration of these pictures, with overrides."""
+    """Loads a small configuration of these images, with overrides."""
     path = write_config(tmp_path / "small.yml", root, shapes, tmp_path / "output")
     return lambda *overrides: load_config(path, overrides)
 
@@ -131,7 +131,7 @@ except DataError as caught:
 """
 
 
-def test_two_processes_speak_to_one_another_and_fail_together(tmp_path, root):
+def test_collectives_and_errors_of_two_processes(tmp_path, root):
     script = tmp_path / "together.py"
     script.write_text(TOGETHER)
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
@@ -158,16 +158,11 @@ def test_two_processes_speak_to_one_another_and_fail_together(tmp_path, root):
             "`free -g` and `ulimit -v`",
             "process 1 of 2: the disk is gone",
         ],
-        "batches": [
-            [[1, 3, 2, 2]],
-            [0.0, 1.0],
-            [10.0, 1.0],
-            [[1, 3, 4, 4], [1, 3, 4, 4]],
-        ],
+        "batches": [[[1, 3, 2, 2]], [0.0, 1.0], [10.0, 1.0], [[1, 3, 4, 4], [1, 3, 4, 4]]],
     }
 
 
-def test_one_process_is_alone():
+def test_collectives_of_one_process():
     assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
     assert distributed.all_gather_object("x") == ["x"]
     assert distributed.broadcast_object("x") == "x"
@@ -176,7 +171,7 @@ def test_one_process_is_alone():
         raise DataError("bad")
 
 
-def test_only_norms_that_learn_are_synchronised():
+def test_only_trained_norms_are_synchronized():
     frozen = nn.BatchNorm2D(4, use_global_stats=True)
     model = nn.Sequential(nn.Conv2D(3, 4, 1), nn.BatchNorm2D(4), nn.Sequential(frozen, nn.BatchNorm2D(4)))
     names = list(model.state_dict())
@@ -199,7 +194,7 @@ def test_only_norms_that_learn_are_synchronised():
         (("PPFCOSHead.norm_type=sync_bn",), False),
     ],
 )
-def test_the_backbones_norm_type_says_whether_its_norms_are_synchronised(config, overrides, synchronized):
+def test_the_norm_type_of_the_backbone_decides_on_sync_bn(config, overrides, synchronized):
     assert has_sync_bn_backbone(config(*overrides)) is synchronized
 
 
@@ -272,7 +267,7 @@ def test_an_impossible_optimizer_is_a_config_error(config):
 # Average
 
 
-def test_the_average_is_used_within_and_gone_afterwards():
+def test_ema_weights_are_used_within_the_block_only():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2D(2), nn.BatchNorm2D(2, use_global_stats=True))
     for weight in (model[0].bias, model[2].weight, model[2].bias):
         weight.stop_gradient = True
@@ -297,7 +292,7 @@ def test_the_average_is_used_within_and_gone_afterwards():
         np.testing.assert_array_equal(tensor.numpy(), 4)
 
 
-def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
+def test_the_ema_restarts_by_epochs_however_often_it_is_used():
     model = nn.Linear(1, 1)
     cfg = {"use_ema": True, "ema_decay": 0.5, "ema_decay_type": "normal", "cycle_epoch": 2}
     average = build_ema(cfg, model)
@@ -315,7 +310,7 @@ def test_an_average_starts_afresh_by_epochs_however_often_it_is_used():
 
 
 @pytest.mark.parametrize("decay_type", ["threshold", "normal", "exponential"])
-def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
+def test_the_ema_equals_paddledetections_bit_for_bit(decay_type):
     model = nn.Sequential(nn.Conv2D(3, 5, 3), nn.BatchNorm2D(5), nn.Linear(7, 2))
     ours = build_ema({"use_ema": True, "ema_decay": 0.97, "ema_decay_type": decay_type}, model)
     theirs = TheirEMA(model, 0.97, decay_type)
@@ -333,7 +328,7 @@ def test_an_average_is_paddledetections_to_the_last_bit(decay_type):
 
 
 class Oracle(nn.Layer):
-    """Detects exactly the annotated boxes, as PPFCOS would say it."""
+    """Returns the annotated boxes in the format of PPFCOS."""
 
     def __init__(self, data):
         super().__init__()
@@ -356,7 +351,7 @@ class Oracle(nn.Layer):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_whoever_knows_the_truth_gets_all_of_it(tinycoco, config, tmp_path, batch_size):
+def test_the_ground_truth_as_detections_has_ap_one(tinycoco, config, tmp_path, batch_size):
     folder = f"{{name: COCODataSet, dataset_dir: {tinycoco}, image_dir: images/val2017, "
     cfg = config(
         f"EvalDataset={folder}anno_path: annotations/instances_val2017.json, allow_empty: true}}",
@@ -398,7 +393,7 @@ def test_an_unreadable_image_counts_as_one_without_detections(config, shapes, ca
         evaluate(Oracle(data), loader, data, precision)
 
 
-def test_a_file_of_detections_that_is_none_is_named(tmp_path):
+def test_an_invalid_file_of_detections_is_named(tmp_path):
     with pytest.raises(DataError, match=r"bbox\.json cannot be read.*--output_eval"):
         read_detections(tmp_path)
     for content in ("{", '{"a": 1}', '[{"bbox": [1, 2, 3, 4]}]'):
@@ -412,7 +407,7 @@ def test_a_file_of_detections_that_is_none_is_named(tmp_path):
 # The trainer
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config, shapes, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(config, shapes, tmp_path):
     overrides = (
         "LearningRate.base_lr=1000",
         "lr_batch_size=1",
@@ -442,8 +437,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_what_was_in_it(config,
     assert newest.name == f"0_step{int(found[1]) - 1}"
 
 
+def test_endless_float16_overflows_stop_the_run(config, monkeypatch, caplog):
+    """A CPU has no float16: gradients that always overflow, and Paddle's loss scale."""
+
+    class Overflowing(Precision):
+        scale, handles_overflow = 4.0, True
+
+        def gradient_norm(self, parameters):
+            return paddle.to_tensor(math.inf)
+
+        def update(self, optimizer):
+            self.scale = max(1.0, self.scale / 2)
+            optimizer.clear_grad(set_to_zero=False)
+
+        def state_dict(self):
+            return {"loss_scale": self.scale, "good_steps": 0}
+
+    monkeypatch.setattr("ppfcos.engine.nonfinite.MAX_OVERFLOWS", 4)
+    monkeypatch.setattr("ppfcos.engine.trainer.Precision", Overflowing)
+    with caplog.at_level("INFO", logger="ppfcos"), pytest.raises(TrainingError, match="in 4 steps") as caught:
+        Trainer(config("epoch=3"), "cpu").train()
+    assert "epoch 2, step 1" in str(caught.value) and "amp_dtype=bfloat16" in str(caught.value)
+    assert caplog.text.count("the step is skipped") == 2, "the scale stays at 1"
+
+
 @pytest.mark.parametrize("frozen", ["true", "false"])
-def test_a_few_such_steps_can_be_skipped(config, tmp_path, caplog, frozen):
+def test_a_few_steps_that_are_not_finite_can_be_skipped(config, tmp_path, caplog, frozen):
     overrides = ("on_nonfinite=skip", "max_nonfinite_steps=2", f"ResNet.freeze_norm={frozen}")
     trainer = Trainer(config(*overrides), "cpu").setup()
     trainer.model.train()
@@ -481,7 +500,7 @@ def test_a_clipped_gradient_moves_the_weights_by_no_more_than_its_limit(config):
     assert moved == pytest.approx(result.learning_rate * limit, rel=0.05)
 
 
-def test_the_learning_rate_follows_the_batch_and_the_log_says_so(config, caplog):
+def test_the_learning_rate_scales_with_the_batch_and_is_logged(config, caplog):
     assert build_schedule(config(), 10, 5).get_lr() == pytest.approx(0.01)
     for batch, reference, rate in ((2, 16, 0.00125), (2, 1, 0.02), (2, "null", 0.01)):
         cfg = config(f"TrainReader.total_batch_size={batch}", f"lr_batch_size={reference}")
@@ -563,12 +582,23 @@ def test_another_training_in_the_folder_is_not_overwritten_without_a_warning(con
     assert first.state.run in warning and "-r auto" in warning and "-o save_dir=" in warning
 
 
-def test_a_finished_run_says_that_nothing_is_left_to_train(config, caplog):
+def test_a_finished_run_says_that_nothing_is_left_to_train(config, tmp_path, caplog):
     Trainer(config(), "cpu").train()
     caplog.clear()
     with caplog.at_level("INFO", logger="ppfcos"):
         Trainer(config(), "cpu", resume="auto").train()
-    assert "nothing is left to train" in caplog.text and "-o epoch=2" in caplog.text
+    assert "nothing is left to train" in caplog.text and "-o epoch=2\n" in caplog.text
+    decay = "LearningRate.schedulers=[!CosineDecay {max_epochs: 1}, !LinearWarmup {steps: 1}]"
+    for finish in ("auto", str(tmp_path / "output" / "small" / "model_final")):
+        caplog.clear()
+        try:
+            with caplog.at_level("INFO", logger="ppfcos"):
+                Trainer(config(decay), "cpu", resume=finish).setup().before_train()
+            message = caplog.messages[-1]
+        except ConfigError as error:
+            message = str(error)
+        cure = re.search("-o (.*)$", message)[1].split()
+        Trainer(config(decay, *cure), "cpu", resume=finish).setup()
     assert "schedule:" not in caplog.text
 
 
@@ -618,7 +648,7 @@ def test_a_model_that_cannot_be_built_is_a_config_error(config, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config, tmp_path):
+def test_ema_weights_are_evaluated_and_saved_with_the_raw_ones(config, tmp_path):
     trainer = Trainer(
         config("use_ema=true", "ema_decay=0.5", "ema_decay_type=normal"), "cpu", with_evaluation=True
     ).setup()
@@ -638,7 +668,7 @@ def test_averaged_weights_are_evaluated_and_saved_beside_the_moving_ones(config,
     assert checkpoint.read_manifest(folder / "best_model").ap == figures.ap
 
 
-def test_a_compiled_network_learns_the_same(config):
+def test_a_compiled_network_has_the_same_losses(config):
     losses = []
     for overrides in ((), ("to_static=true",)):
         trainer = Trainer(config("ResNet.freeze_norm=true", *overrides), "cpu").setup()
@@ -650,8 +680,8 @@ def test_a_compiled_network_learns_the_same(config):
         assert all(math.isfinite(value) for value in plain.values())
 
 
-def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
-    """Every picture a crowd: then no location is background, and all that the loss has is of the objects."""
+def test_points_in_an_ignored_crowd_are_not_background(config, shapes):
+    """With a crowd over each whole image, no point is background, and the loss is that of the objects."""
     file = shapes / "annotations" / "instances_train2017.json"
     content = json.loads(file.read_text())
     for image in content["images"]:
@@ -689,7 +719,7 @@ def test_nothing_in_an_ignored_crowd_is_background(config, shapes):
     assert found[True]["loss_box"] == pytest.approx(found[False]["loss_box"], rel=1e-5)
 
 
-def test_another_batch_is_resumed_at_the_same_part_of_the_epoch(config, tmp_path, caplog):
+def test_another_batch_size_resumes_at_the_same_fraction_of_the_epoch(config, tmp_path, caplog):
     Trainer(config("snapshot_steps=1", "keep_checkpoints=null", "epoch=1"), "cpu").train()
     # Six images: after epoch 1, the second one has 3 steps of 2. Let it be stopped after 1 of them.
     first = Trainer(config("epoch=2", "lr_batch_size=2"), "cpu", resume="auto").setup()
@@ -707,7 +737,7 @@ def test_another_batch_is_resumed_at_the_same_part_of_the_epoch(config, tmp_path
     assert f"goes on, as it is configured now, at {second.optimizer.get_lr():.6g}" in caplog.text
 
 
-def test_more_epochs_follow_the_schedule_as_it_is_now(config, tmp_path, caplog):
+def test_more_epochs_follow_the_current_schedule(config, tmp_path, caplog):
     def schedulers(epochs):
         decay = f"{{name: CosineDecay, max_epochs: {epochs}, use_warmup: false}}"
         return f"LearningRate.schedulers=[{decay}, {{name: LinearWarmup, steps: 1}}]"

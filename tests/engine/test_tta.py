@@ -32,7 +32,7 @@ PLAIN = {"stride": STRIDE, "interp": 1, "flip": False, "merge": "nms", "vote_iou
 
 
 class Scripted(paddle.nn.Layer):
-    """Says in each pass what it is told to, and keeps what it was shown."""
+    """Returns scripted candidates in each pass, and records its inputs."""
 
     def __init__(self, passes: list, num_classes: int, **decode):
         super().__init__()
@@ -110,7 +110,7 @@ def naive_merge(passes, mirrored, scales, ranges, width, *, threshold, nms_iou, 
     nms_iou=st.sampled_from([0.4, 0.6]),
     keep=st.sampled_from([3, 100]),
 )
-def test_equal_to_the_loop(seed, classes, flip, merge, vote_iou, ranged, nms_iou, keep):
+def test_merging_equals_a_plain_loop(seed, classes, flip, merge, vote_iou, ranged, nms_iou, keep):
     rng = np.random.default_rng(seed)
     width, height = 120, 90
     sizes, ranges = [[90, 400], [180, 400]], [[20, 1000], [0, 70]]
@@ -161,7 +161,7 @@ def test_every_pass_sees_the_whole_image_and_no_padding():
         np.testing.assert_array_equal(seen, plain["image"][..., :width][..., ::-1])
 
 
-def test_a_vote_is_worth_its_score():
+def test_votes_are_weighted_by_score():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 9, 10], [50, 50, 60, 60]], "float32")
     candidates = Candidates(
         boxes, boxes + 1, np.array([0.9, 0.6, 0.3, 0.5], "float32"), np.array([1, 1, 2, 1])
@@ -189,7 +189,7 @@ def detector(tmp_path_factory):
 
 
 def infer_rows(detector, folder, *overrides: str) -> list:
-    """Boxes that tools/infer.py finds in five pictures."""
+    """Detections of tools/infer.py in five images."""
     config, _, weights = detector
     pictures = folder / "pictures"
     if not pictures.exists():
@@ -203,15 +203,15 @@ def infer_rows(detector, folder, *overrides: str) -> list:
 
 
 @pytest.mark.parametrize("decode", [[], ["PPFCOSDecode.clip=after"], ["PPFCOSDecode.inclusive=true"]])
-def test_one_size_unmirrored_is_plain_testing(detector, tmp_path, decode):
+def test_one_size_without_flip_is_plain_inference(detector, tmp_path, decode):
     plain = infer_rows(detector, tmp_path, *decode)
     once = infer_rows(detector, tmp_path, *decode, "tta={target_size: [[224, 320]], flip: false}")
     assert len(plain) > 50
     assert once == plain
 
 
-def test_mirrored_pictures_have_mirrored_boxes(detector):
-    """Looked at from both sides, a picture and its mirror image are the same to the model."""
+def test_flipped_images_have_flipped_boxes(detector):
+    """With flip, an image and its mirror image have the same passes."""
     _, model, _ = detector
     augmented = TTAModel(model, target_size=[[96, 128]], **{**PLAIN, "flip": True, "merge": "vote"})
     augmented.eval()
@@ -228,7 +228,7 @@ def test_mirrored_pictures_have_mirrored_boxes(detector):
 
 @pytest.fixture
 def evaluation(tmp_path, root):
-    """A small configuration of four drawn pictures with weights: arguments of tools/eval.py, and a folder."""
+    """Arguments of tools/eval.py for four generated images and random weights, and a folder."""
     generate(tmp_path / "shapes", train=1, val=4, size=96, seed=3)
     path = write_config(tmp_path / "small.yml", root, tmp_path / "shapes", tmp_path / "output")
     load_config(path)
@@ -247,7 +247,7 @@ def detections(folder) -> list:
     return json.loads((folder / "bbox.json").read_text())
 
 
-def test_one_size_unmirrored_is_plain_evaluation(evaluation):
+def test_one_size_without_flip_is_plain_evaluation(evaluation):
     arguments, folder = evaluation
     assert eval_command.main([*arguments, "--output_eval", str(folder / "plain")]) == 0
     tta = "tta={target_size: [[96, 96]], flip: false}"
@@ -257,7 +257,7 @@ def test_one_size_unmirrored_is_plain_evaluation(evaluation):
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(evaluation, root):
+def test_two_processes_give_the_detections_of_one(evaluation, root):
     arguments, folder = evaluation
     # Batches of one: whichever images share a batch is then the same for both.
     arguments += ["EvalReader.batch_size=1", "tta={target_size: [[96, 96], [64, 96]], merge: vote}"]
@@ -280,14 +280,14 @@ def test_two_processes_find_what_one_finds(evaluation, root):
 
 
 @needs_export
-def test_it_is_not_exported(detector, tmp_path, capsys):
+def test_tta_is_not_exported(detector, tmp_path, capsys):
     config, _, weights = detector
     arguments = ["-c", str(config), "-o", f"weights={weights}", "tta={}", "--output_dir", str(tmp_path)]
     assert export_model.main(arguments) == 2
     assert "tta: a bundle runs each image once" in capsys.readouterr().err
 
 
-def test_what_it_cannot_do_is_said(detector, tmp_path, capsys):
+def test_unsupported_settings_are_one_line_errors(detector, tmp_path, capsys):
     config, _, weights = detector
     common = ["-c", str(config), "-o", f"weights={weights}"]
     for settings_, message in (
@@ -310,7 +310,7 @@ def test_what_it_cannot_do_is_said(detector, tmp_path, capsys):
         tta_config(cfg, "TestReader")
 
 
-def test_without_it_nothing_changes(detector):
+def test_without_tta_the_reader_and_the_model_are_unchanged(detector):
     config, model, _ = detector
     cfg = load_config(config)
     assert tta_config(cfg, "TestReader") is cfg

@@ -1,4 +1,4 @@
-"""Processes that are killed, fail, stop or leave in order, and what becomes of the others."""
+"""Watchdog: ranks that die, fail, are stopped or exit normally, and what the others do."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ppfcos.errors import DataError
 MOST_SECONDS = 30  # from a death to the end of all
 
 
-class Members:
-    """Processes that hold on to one another, each the leader of a group of its own."""
+class Ranks:
+    """Rank processes with watchdogs, without Paddle."""
 
     def __init__(self, folder: Path, root: Path):
         self.folder, self.script = folder, root / "tests" / "helpers" / "watchdog_rank.py"
@@ -72,22 +72,22 @@ def _wait_for(condition, seconds: float = 60.0) -> None:
 
 
 @pytest.fixture
-def members(tmp_path, root):
-    members = Members(tmp_path, root)
-    yield members
-    members.clear_away()
+def ranks(tmp_path, root):
+    ranks = Ranks(tmp_path, root)
+    yield ranks
+    ranks.clear_away()
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_a_killed_process_ends_all_though_its_children_live(members, victim):
+def test_a_killed_rank_ends_all_although_its_children_still_run(ranks, victim):
     variables = {"PADDLE_LOG_DIR": "/logs", "PADDLE_LOCAL_RANK": str(victim)}
     for rank in range(3):
-        members.start(rank, 3, "wait with a child", **variables)
-    members.wait_until_inside()
-    members.processes[victim].kill()
-    ends = members.ends()
+        ranks.start(rank, 3, "wait with a child", **variables)
+    ranks.wait_until_inside()
+    ranks.processes[victim].kill()
+    ends = ranks.ends()
     assert ends.pop(victim)[0] == -signal.SIGKILL
-    pid, host = members.processes[victim].pid, socket.gethostname()
+    pid, host = ranks.processes[victim].pid, socket.gethostname()
     for rank, (code, said) in ends.items():
         assert code == watchdog.EXIT_CODE
         (line,) = said.splitlines()
@@ -96,16 +96,16 @@ def test_a_killed_process_ends_all_though_its_children_live(members, victim):
         assert f"rank {rank} of 3" in line
 
 
-def test_those_who_leave_in_order_are_not_missed(members):
+def test_ranks_that_exit_normally_are_no_failure(ranks):
     for rank in range(3):
-        members.start(rank, 3, "leave")
-    assert members.ends() == dict.fromkeys(range(3), (0, ""))
+        ranks.start(rank, 3, "leave")
+    assert ranks.ends() == dict.fromkeys(range(3), (0, ""))
 
 
-def test_an_error_of_one_process_ends_the_others(members):
+def test_an_error_of_one_rank_ends_the_others(ranks):
     for rank, behaviour in enumerate(("wait", "fail", "wait")):
-        members.start(rank, 3, behaviour)
-    ends = members.ends()
+        ranks.start(rank, 3, behaviour)
+    ends = ranks.ends()
     code, said = ends.pop(1)
     assert code == 1
     assert said.rstrip().endswith("ValueError: it broke")
@@ -114,10 +114,10 @@ def test_an_error_of_one_process_ends_the_others(members):
         assert re.fullmatch(r"error: rank 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
 
 
-def test_an_error_that_a_user_can_cure_gives_all_its_exit_code(members):
+def test_an_error_that_a_user_can_fix_sets_the_exit_code_of_all_ranks(ranks):
     for rank, behaviour in enumerate(("wait", "fail with DataError", "wait")):
-        members.start(rank, 3, behaviour)
-    ends = members.ends()
+        ranks.start(rank, 3, behaviour)
+    ends = ranks.ends()
     assert ends.pop(1)[0] == 1  # the exit code is the command line's matter
     for code, said in ends.values():
         assert code == DataError.exit_code
@@ -125,65 +125,65 @@ def test_an_error_that_a_user_can_cure_gives_all_its_exit_code(members):
         assert "rank 1 of 3" in line and "DataError: no data here" in line
 
 
-def test_who_goes_after_an_error_is_not_taken_for_its_cause(members):
+def test_a_rank_that_dies_after_an_error_is_not_named_as_its_cause(ranks):
     for rank, behaviour in enumerate(("wait", "fail", "wait")):
-        members.start(rank, 3, behaviour)
-    members.processes[1].wait()
-    members.processes[2].kill()
-    code, said = members.ends()[0]
+        ranks.start(rank, 3, behaviour)
+    ranks.processes[1].wait()
+    ranks.processes[2].kill()
+    code, said = ranks.ends()[0]
     assert code == watchdog.EXIT_CODE
     assert re.fullmatch(r"error: rank 1 of 3 \(.*\) stopped with ValueError: it broke; .*\n", said)
 
 
-def test_an_error_that_all_raise_is_left_to_them(members):
+def test_an_error_of_all_ranks_is_not_reported_by_the_watchdog(ranks):
     for rank in range(3):
-        members.start(rank, 3, "fail in all")
-    for code, said in members.ends().values():
+        ranks.start(rank, 3, "fail in all")
+    for code, said in ranks.ends().values():
         assert code == 1
         assert said.rstrip().endswith("DataError: no data anywhere")
         assert "stopped with" not in said
 
 
-def test_a_stopped_rank_that_continues_in_time_is_not_dead(members):
+def test_a_stopped_rank_that_continues_in_time_is_not_dead(ranks):
     for rank in range(2):
-        members.start(rank, 2, "wait")
-    members.wait_until_inside()
-    members.processes[1].send_signal(signal.SIGSTOP)
+        ranks.start(rank, 2, "wait")
+    ranks.wait_until_inside()
+    ranks.processes[1].send_signal(signal.SIGSTOP)
     time.sleep(2)
-    members.processes[1].send_signal(signal.SIGCONT)
+    ranks.processes[1].send_signal(signal.SIGCONT)
     time.sleep(3)
-    assert members.processes[0].poll() is None
-    (members.folder / "leave").touch()
-    assert members.ends() == {0: (0, ""), 1: (0, "")}
+    assert ranks.processes[0].poll() is None
+    (ranks.folder / "leave").touch()
+    assert ranks.ends() == {0: (0, ""), 1: (0, "")}
 
 
-def test_a_rank_whose_python_threads_are_blocked_is_not_dead(members):
+def test_a_rank_whose_python_threads_are_blocked_is_not_dead(ranks):
     for rank in range(2):
-        members.start(rank, 2, "hold the interpreter")
-    members.wait_until_inside()
+        ranks.start(rank, 2, "hold the interpreter")
+    ranks.wait_until_inside()
     time.sleep(8)
-    (members.folder / "leave").touch()
-    assert members.ends() == {0: (0, ""), 1: (0, "")}
+    (ranks.folder / "leave").touch()
+    assert ranks.ends() == {0: (0, ""), 1: (0, "")}
 
 
 @needs_proc
 @pytest.mark.parametrize("stopped", [0, 2])
-def test_a_stopped_rank_is_named_by_all_others(members, stopped):
+def test_a_stopped_rank_is_named_by_all_others(ranks, stopped):
     for rank in range(3):
-        members.start(rank, 3, "wait")
-    members.wait_until_inside()
-    members.processes[stopped].send_signal(signal.SIGSTOP)
+        ranks.start(rank, 3, "wait")
+    ranks.wait_until_inside()
+    ranks.processes[stopped].send_signal(signal.SIGSTOP)
     for rank in {0, 1, 2} - {stopped}:
-        process = members.processes[rank]
+        process = ranks.processes[rank]
         assert process.wait(timeout=MOST_SECONDS) == watchdog.EXIT_CODE
         (line,) = process.stderr.read().splitlines()
-        assert f"rank {stopped} of 3 (pid {members.processes[stopped].pid} on " in line
+        assert f"rank {stopped} of 3 (pid {ranks.processes[stopped].pid} on " in line
         assert "SIGSTOP" in line
 
 
 @pytest.mark.parametrize("under_launcher", [True, False])
 def test_a_rank_exits_with_its_launcher_and_not_with_a_shell(tmp_path, root, under_launcher):
-    """What starts it is killed before it is asked to end."""
+    """The process that started the rank is killed."""
     start = (
         "import os, subprocess, sys, time\n"
         "rank = subprocess.Popen(sys.argv[1:], start_new_session='PADDLE_LOG_DIR' in os.environ)\n"
@@ -225,35 +225,35 @@ def test_a_rank_exits_with_its_launcher_and_not_with_a_shell(tmp_path, root, und
         assert (tmp_path / "log").read_text() == ""
 
 
-def test_strangers_are_not_let_in(members):
-    members.start(0, 2, "wait")
-    _wait_for((members.folder / "main.json").exists)
-    said = json.loads((members.folder / "main.json").read_text())
+def test_other_programs_cannot_connect(ranks):
+    ranks.start(0, 2, "wait")
+    _wait_for((ranks.folder / "main.json").exists)
+    said = json.loads((ranks.folder / "main.json").read_text())
     answers = [b"GET / HTTP/1.1\r\n\r\n", json.dumps({"secret": "x", "member": said["member"]}).encode()]
     for answer in answers:
-        with socket.create_connection(("127.0.0.1", said["port"])) as stranger:
-            stranger.sendall(answer + b"\n")
+        with socket.create_connection(("127.0.0.1", said["port"])) as other:
+            other.sendall(answer + b"\n")
             with contextlib.suppress(ConnectionResetError):
-                assert stranger.recv(1) == b""
-    members.start(1, 2, "wait")
-    members.wait_until_inside()
-    (members.folder / "leave").touch()
-    assert members.ends() == {0: (0, ""), 1: (0, "")}
+                assert other.recv(1) == b""
+    ranks.start(1, 2, "wait")
+    ranks.wait_until_inside()
+    (ranks.folder / "leave").touch()
+    assert ranks.ends() == {0: (0, ""), 1: (0, "")}
 
 
-def test_whoever_leaves_while_the_others_still_gather_is_not_missed(members):
-    members.start(0, 2, "leave")
-    _wait_for((members.folder / "main.json").exists)
-    said = json.loads((members.folder / "main.json").read_text())
+def test_a_rank_may_exit_before_all_ranks_are_connected(ranks):
+    ranks.start(0, 2, "leave")
+    _wait_for((ranks.folder / "main.json").exists)
+    said = json.loads((ranks.folder / "main.json").read_text())
     introduction = {"secret": said["secret"], "member": [1, 2, "elsewhere", 1, ""]}
     with socket.create_connection(("127.0.0.1", said["port"])) as other:
         other.sendall(json.dumps(introduction).encode() + b'\n{"leaves": true}\n')
-    assert members.ends() == {0: (0, "")}
+    assert ranks.ends() == {0: (0, "")}
 
 
 @pytest.fixture
 def two_machines():
-    """Two machines as Linux can play them: names of network namespaces with a cable between."""
+    """Two network namespaces of Linux with a link between them, which act as two machines."""
     names = [f"ppfcos{os.getpid()}{end}" for end in "ab"]
     cables = [f"v{os.getpid()}{end}" for end in "ab"]
     lines = [f"ip netns add {name}" for name in names]
@@ -276,14 +276,14 @@ def _pairs(cables: list, names: list) -> list:
     return [item for pair in zip(cables, names) for item in pair]
 
 
-def test_a_machine_that_vanishes_ends_all(members, two_machines):
+def test_a_machine_that_vanishes_ends_all(ranks, two_machines):
     names, cables = two_machines
     for rank, name in enumerate(names):
         endpoints = {"PADDLE_TRAINER_ENDPOINTS": "10.99.0.1:1,10.99.0.2:1"}
-        members.start(rank, 2, "wait", prefix=("ip", "netns", "exec", name), **endpoints)
-    members.wait_until_inside()
+        ranks.start(rank, 2, "wait", prefix=("ip", "netns", "exec", name), **endpoints)
+    ranks.wait_until_inside()
     subprocess.run(["ip", "-n", names[1], "link", "set", cables[1], "down"], check=True)
-    for rank, (code, said) in members.ends().items():
+    for rank, (code, said) in ranks.ends().items():
         assert code == watchdog.EXIT_CODE
         assert re.search(
             rf"rank {1 - rank} of 2 \(.*\) has not responded .* its machine or the network", said
@@ -295,7 +295,7 @@ def test_a_machine_that_vanishes_ends_all(members, two_machines):
 
 @pytest.fixture
 def training(tmp_path, root):
-    """Starts a launcher of a training of one process that reads pictures with another; by its number."""
+    """Starts launchers of a training whose ranks have one worker each."""
     generate(tmp_path / "shapes", train=7, val=150, size=96, seed=1)
     config = write_config(tmp_path / "small.yml", root, tmp_path / "shapes", tmp_path / "run")
     launchers, readers = [], []

@@ -1,4 +1,4 @@
-"""Checkpoints: what paddle.save writes is read back, and nothing that could run code or is damaged is."""
+"""Checkpoints: written, read, resumed, verified, ordered, and refused if damaged or unsafe."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ PYTHON_2 = (  # {'weight': numpy.array([1, 2], 'float32')}, as Python 2 pickled 
 )
 
 
-def test_what_python_2_wrote_reads(tmp_path):
+def test_files_of_python_2_are_read(tmp_path):
     (tmp_path / "old.pdparams").write_bytes(PYTHON_2)
     np.testing.assert_array_equal(read_state(tmp_path / "old.pdparams")["weight"], [1, 2])
 
@@ -158,7 +158,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "pdema"])
 def test_no_file_of_a_checkpoint_may_run_code(tmp_path, monkeypatch, suffix):
-    """Not even one whose record vouches for it, since whoever wrote the file may have written that, too."""
+    """Even if the record has its checksum: the author of the file may have written the record, too."""
     monkeypatch.chdir(tmp_path)
     path = _saved(tmp_path)
     evil = tmp_path / f"m.{suffix}"
@@ -238,7 +238,7 @@ def test_an_optimizers_state_is_no_weights(tmp_path):
         weights.load_weights(model, tmp_path / "m.pdopt")
 
 
-def test_a_backbone_fits_by_the_ends_of_the_names(tmp_path, caplog):
+def test_backbone_weights_match_by_the_ends_of_their_names(tmp_path, caplog):
     paddle.seed(2)
     source = Net(classes=7)
     state = {name.replace("backbone.", ""): value for name, value in source.state_dict().items()}
@@ -283,15 +283,16 @@ def test_pretrained_weights_that_fit_nowhere_or_twice_are_refused(tmp_path):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A folder behind a URL, and an empty cache of PaddleDetection's."""
-    folder = tmp_path / "served"
+    folder, requests = tmp_path / "served", []
     folder.mkdir()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
-            """Say nothing."""
+            requests.append(self.path)
 
     handler = functools.partial(Handler, directory=str(folder))
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    httpd.requests = requests
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setattr("ppdet.utils.download.WEIGHTS_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -314,7 +315,38 @@ def test_a_url_is_downloaded_once_and_then_comes_from_the_cache(server, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_failed_download_names_the_url_and_the_way_without(server, tmp_path):
+DOWNLOADING = """
+import sys, time
+from pathlib import Path
+from ppfcos import environment
+with environment.quiet_imports():
+    from ppfcos.engine import weights
+Path(sys.argv[2]).touch()
+while len(list(Path(sys.argv[2]).parent.glob("*.ready"))) < 3:
+    time.sleep(0.01)
+print(weights._download(sys.argv[1], "pretrain_weights"))
+"""
+
+
+def test_processes_of_a_machine_download_a_file_once(server, tmp_path, root):
+    folder, url, httpd = server
+    paddle.save({"weight": paddle.ones([1000])}, str(folder / "net.pdparams"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DOWNLOADING, f"{url}/net.pdparams", tmp_path / f"{number}.ready"],
+            cwd=root,
+            env={**os.environ, "HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    paths = {process.communicate(timeout=60)[0].splitlines()[-1] for process in processes}
+    assert len(paths) == 1 and os.path.isfile(paths.pop())
+    assert httpd.requests == ["/net.pdparams"]
+
+
+def test_a_failed_download_names_the_url_and_a_fix(server, tmp_path):
     _, url, _ = server
     with pytest.raises(
         WeightsError, match=rf"{url}/none\.pdparams cannot be downloaded.*-o pretrain_weights=$"
@@ -330,7 +362,7 @@ def test_a_failed_download_names_the_url_and_the_way_without(server, tmp_path):
 
 @pytest.mark.parametrize("optimizer", [paddle.optimizer.Momentum, paddle.optimizer.AdamW])
 @pytest.mark.parametrize("with_average", [False, True])
-def test_a_resumed_training_ends_where_the_undisturbed_one_does(tmp_path, optimizer, with_average):
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, optimizer, with_average):
     def start(seed):
         training = _training(seed, optimizer)
         return training, ModelEMA(training[0], decay=0.9) if with_average else None
@@ -450,7 +482,7 @@ def _saved(folder, name="m", state=STATE):
     return folder / name
 
 
-def test_where_a_training_stood_is_remembered(tmp_path):
+def test_a_record_holds_the_training_state(tmp_path):
     assert checkpoint.find_training_state(tmp_path / "m") is None
     path = _saved(tmp_path)
     assert checkpoint.read_manifest(path) == checkpoint.find_training_state(f"{path}.pdparams") == STATE
@@ -484,7 +516,7 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
         checkpoint.resume(*_training()[:2], path)
 
 
-def test_a_copy_is_whole_and_its_own(tmp_path):
+def test_a_copy_is_complete_and_independent(tmp_path):
     path = _saved(tmp_path)
     (tmp_path / "best.pdema").write_text("of an earlier one")
     assert checkpoint.copy_checkpoint(path, "best") == tmp_path / "best.pdparams"
@@ -498,7 +530,7 @@ def test_a_copy_is_whole_and_its_own(tmp_path):
     assert checkpoint.read_manifest(tmp_path / "best") == STATE
 
 
-def test_the_newest_whole_checkpoint_is_found_past_broken_ones(tmp_path, caplog):
+def test_the_newest_undamaged_checkpoint_is_found(tmp_path, caplog):
     assert run_folder.find_latest(tmp_path / "nowhere") is None
     for number in range(4):
         _saved(tmp_path, str(number), TrainingState(number))
@@ -511,7 +543,7 @@ def test_the_newest_whole_checkpoint_is_found_past_broken_ones(tmp_path, caplog)
     assert "3 is skipped" in caplog.text and "2 is skipped" in caplog.text
 
 
-def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     def saved(name, epochs, step=0, run="now"):
         _saved(tmp_path, name, TrainingState(epochs, step, run=run))
         if run == "now":
@@ -545,7 +577,7 @@ def test_the_newest_checkpoints_and_the_best_stay(tmp_path):
         (Plan(12, 33, 48, 8), (3, 16), ["33 steps of 48 images"]),
     ],
 )
-def test_another_plan_is_said_and_the_position_translated(caplog, plan, position, said):
+def test_another_plan_is_logged_and_the_position_converted(caplog, plan, position, said):
     saved = TrainingState(3, 50, plan=Plan(12, 100, 16, 8))
     with caplog.at_level(logging.INFO, "ppfcos"):
         assert run_folder.position_in_plan(saved, plan) == position
@@ -553,7 +585,7 @@ def test_another_plan_is_said_and_the_position_translated(caplog, plan, position
     assert all(text in caplog.text for text in said)
 
 
-def test_averages_of_an_earlier_run_do_not_stay(tmp_path):
+def test_ema_weights_of_an_earlier_run_are_removed(tmp_path):
     model, optimizer, _ = _training()
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     checkpoint.save_checkpoint(tmp_path, "m", model.state_dict(), optimizer, TrainingState(1), own)
@@ -585,8 +617,8 @@ def test_a_full_disk_is_an_output_error(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pdopt", "pdparams", "json"])
-def test_a_full_disk_leaves_the_checkpoint_whose_name_was_to_be_used_again(tmp_path, monkeypatch, suffix):
-    """As model_final's is, where a finished run is given more epochs."""
+def test_a_full_disk_keeps_the_old_checkpoint_of_the_same_name(tmp_path, monkeypatch, suffix):
+    """As of model_final, if a finished run is resumed with more epochs."""
     path = _saved(tmp_path)
     (tmp_path / "m.pdema").write_text("of an average that the new one has not")
     checkpoint.copy_checkpoint(_saved(tmp_path, "other", TrainingState(3)), "best_model")
@@ -620,7 +652,7 @@ def test_the_check_of_a_folder_leaves_no_trace(tmp_path):
 
 
 def _junk(folder):
-    """Files x.json, each in a way of its own, that are no record of a checkpoint."""
+    """Files x.json that are no record of a checkpoint."""
     path = folder / "x.json"
     yield lambda: path.write_text("junk")
     yield lambda: path.write_bytes(b"\xff\xfe\x00")
@@ -636,7 +668,7 @@ def _junk(folder):
     yield lambda: (path.write_text(""), os.truncate(path, 5 << 30))
 
 
-def test_what_is_no_record_is_passed_over_and_named(tmp_path, caplog):
+def test_files_that_are_no_record_are_skipped_and_named(tmp_path, caplog):
     _saved(tmp_path, "0", TrainingState(1))
     for number, write in enumerate(_junk(tmp_path)):
         for beside in (False, True):
@@ -656,7 +688,7 @@ def test_what_is_no_record_is_passed_over_and_named(tmp_path, caplog):
             path.rmdir() if path.is_dir() else path.unlink()
 
 
-def test_no_flipped_bit_of_a_record_is_believed(tmp_path, caplog):
+def test_records_with_a_flipped_bit_are_skipped(tmp_path, caplog):
     _saved(tmp_path, "0", STATE._replace(epochs=1))
     _saved(tmp_path, "1")
     path = tmp_path / "1.json"
@@ -683,7 +715,7 @@ def test_no_flipped_bit_of_a_record_is_believed(tmp_path, caplog):
         {"files": {".pdopt": {"bytes": 1, "sha256": 5}}}, {"token": "../../x"}, {"start": -1},
     ],
 )  # fmt: skip
-def test_a_record_with_a_wrong_field_is_passed_over(tmp_path, change):
+def test_a_record_with_a_wrong_field_is_skipped(tmp_path, change):
     """Whether or not its checksum is right, and with the format of the first versions, which had none."""
     _saved(tmp_path, "0", STATE._replace(epochs=1))
     record = json.loads((_saved(tmp_path, "1").with_name("1.json")).read_text())
@@ -792,7 +824,7 @@ def test_a_folder_is_locked_until_its_process_ends_in_any_way(tmp_path):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
-def test_a_lock_file_that_is_none_is_named(tmp_path, make):
+def test_an_invalid_lock_file_is_named(tmp_path, make):
     make(tmp_path / ".lock")
     with pytest.raises(OutputError, match=r"\.lock cannot be locked"):
         run_folder.lock_folder(tmp_path)
