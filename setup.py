@@ -23,7 +23,7 @@ def version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
-train, cpu = requirements("train"), requirements("cpu")
+train = requirements("train") + requirements("onnx")
 
 setup(
     name="ppfcos",
@@ -32,26 +32,30 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["ppfcos", "ppfcos.*"]),
-    package_data={"ppfcos.visualize": ["templates/*"]},
-    python_requires=">=3.9,<3.12",
+    license_files=["LICENSE"],
+    packages=[*find_packages(include=["ppfcos", "ppfcos.*"]), "ppfcos.configs"],
+    package_dir={"ppfcos.configs": "configs"},  # so that `-c NAME` needs no checkout
+    package_data={"ppfcos.visualize": ["templates/*"], "ppfcos.configs": ["*.yml", "*/*.yml"]},
+    python_requires=">=3.9,<3.14",
     install_requires=requirements("base"),
     extras_require={
-        "train": train,
-        "cpu": train + cpu,
-        "gpu": train + [entry.replace("paddlepaddle", "paddlepaddle-gpu") for entry in cpu],
-        "deploy": requirements("deploy"),
+        "train": train + requirements("cpu"),
+        "cpu": train + requirements("cpu"),
+        "gpu": train,  # paddlepaddle-gpu is installed from Paddle's own index
+        "deploy": [],
         "onnx": requirements("onnx"),
         "openvino": requirements("openvino"),
-        "dev": requirements("dev") + requirements("torch"),
+        "dev": requirements("dev"),
         "docs": requirements("docs"),
     },
     entry_points={"console_scripts": ["ppfcos = ppfcos.cli.main:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.9",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
 )

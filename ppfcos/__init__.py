@@ -15,4 +15,4 @@ configure the process before Paddle is imported, as every command does:
     model = create("PPFCOS")
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

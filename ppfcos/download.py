@@ -1,6 +1,6 @@
 """Downloads one file over HTTP or HTTPS, with bounded size and time. Nothing is unpacked here.
 
-Only the standard library is used, so that data can be downloaded before anything is installed.
+Uses the standard library only, so that data can be downloaded before anything is installed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Callable, NamedTuple
 
+from ppfcos.console import printable
 from ppfcos.errors import DataError, OutputError, PPFCOSError
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes that download the same file are not kept apart there
+except ImportError:  # Windows: there is no lock against two processes that download the same file
     fcntl = None
 
 _BLOCK = 1 << 16  # bytes
@@ -42,14 +44,14 @@ _NUMBER = "[0-9]{1,18}"
 
 
 class Limits(NamedTuple):
-    """When a download is given up.
+    """Limits after which a download fails.
 
     Attributes:
-        max_size: bytes of a file whose size is not known beforehand.
+        max_size: bytes of a file of unknown size.
         timeout: seconds to connect, and between two checks of the speed.
         min_speed: bytes per second; a connection that is slower between two checks is closed.
-        attempts: in a row that bring nothing new.
-        seconds: for the whole download; None: as long as `min_speed` is reached.
+        attempts: number of attempts in a row without progress.
+        seconds: for the whole download; None: no limit while `min_speed` is reached.
     """
 
     max_size: int = 1 << 30
@@ -76,10 +78,10 @@ def download(
     cure: str = "try again later",
     progress: bool = True,
 ) -> None:
-    """Download a file. It appears under its name when it is complete and checked; until then it is NAME.part.
+    """Download a file to NAME.part, check it, and rename it to NAME.
 
-    A connection that breaks off is continued. With `md5`, NAME.part is kept after a failure, and the next
-    call continues it; otherwise it is removed. A whole file that is there already is left alone.
+    A broken connection is resumed. With `md5`, NAME.part is kept after a failure, and the next call resumes
+    it; otherwise it is removed. A file that is already complete is not downloaded again.
 
     Args:
         url: http:// or https://; redirects are followed to such addresses only.
@@ -87,14 +89,14 @@ def download(
         size: bytes that the file must have.
         md5: MD5 sum that it must have.
         pause: seconds before the second attempt; doubled for each further one.
-        check: returns what is wrong with a file that was downloaded, or None.
+        check: returns what is wrong with a downloaded file, or None.
         limits: of size and time.
-        error: class of the error where the server or the address is at fault.
-        cure: what the user can do then; the end of the message.
-        progress: whether standard error shows how far it is.
+        error: class of the error if the server or the address is at fault.
+        cure: what the user can do; the end of the message.
+        progress: whether to show progress on standard error.
 
     Raises:
-        PPFCOSError: of class `error`: the file cannot be downloaded, or is not the one that is wanted.
+        PPFCOSError: of class `error`: the file cannot be downloaded, or is not the expected one.
         OutputError: the file cannot be written.
     """
     limits = limits or Limits()
@@ -103,76 +105,73 @@ def download(
     try:
         _Download(url, target, size, md5, pause, check, limits, progress).run()
     except _RefusedError as refusal:
-        raise error(f"{printable(url)} cannot be downloaded: {refusal}: {cure}") from None
-    except OSError as failure:  # of files: those of the network are dealt with where they arise
+        raise error(f"{short(url)} cannot be downloaded: {refusal}: {cure}") from None
+    except OSError as failure:  # of files: network errors are handled in _attempt
         raise OutputError(f"{target} cannot be written: {failure.strerror or failure}") from failure
 
 
+@dataclass
 class _Download:
-    def __init__(
-        self,
-        url: str,
-        target: Path,
-        size: int | None,
-        md5: str | None,
-        pause: float,
-        check: Callable[[Path], str | None] | None,
-        limits: Limits,
-        progress: bool,
-    ):
-        self._url = _address(url)
-        self._target = target
-        self._part = target.with_name(target.name + ".part")
-        self._size, self._md5, self._check = size, md5, check
-        self._pause, self._limits, self._progress = pause, limits, progress
-        self._until = time.monotonic() + (limits.seconds or float("inf"))
-        self._etag: str | None = None
-        self._total = size
+    url: str
+    target: Path
+    size: int | None
+    md5: str | None
+    pause: float
+    check: Callable[[Path], str | None] | None
+    limits: Limits
+    progress: bool
+
+    def __post_init__(self) -> None:
+        self.url = _address(self.url)
+        self.part = self.target.with_name(self.target.name + ".part")
+        self.until = time.monotonic() + (self.limits.seconds or float("inf"))
+        self.etag: str | None = None
+        self.total = self.size
 
     def run(self) -> None:
-        with _locked(self._part, self._limits.seconds or 0) as stream:
+        with _locked(self.part, self.limits.seconds or 0) as stream:
             renamed = False
             try:
                 if self._is_complete():
                     return
-                if self._md5 is None:
+                if self.md5 is None:
                     stream.truncate(0)
                 self._receive(stream)
-                fault = self._fault(self._part)
+                fault = self._fault(self.part)
                 if fault:
                     stream.truncate(0)
                     raise _RefusedError(fault)
                 os.fsync(stream.fileno())
-                os.replace(self._part, self._target)
+                os.replace(self.part, self.target)
                 renamed = True
             finally:
-                if not renamed and (self._md5 is None or _length(stream) == 0):
+                if not renamed and (self.md5 is None or _length(stream) == 0):
                     with contextlib.suppress(OSError):
-                        self._part.unlink()
+                        self.part.unlink()
 
     def _is_complete(self) -> bool:
-        if self._target.is_file():
-            return self._fault(self._target) is None
-        if not self._target.is_symlink():
-            _require_regular(self._target)
+        if self.target.is_file():
+            return self._fault(self.target) is None
+        if not self.target.is_symlink():
+            _require_regular(self.target)
         return False
 
     def _fault(self, path: Path) -> str | None:
-        if self._size not in (None, path.stat().st_size):
-            return f"it has {path.stat().st_size} bytes, not {self._size}"
-        found = _md5_of(path, self._progress) if self._md5 else self._md5
-        if found != self._md5:
-            return f"its MD5 sum is {found}, not {self._md5}"
-        return self._check(path) if self._check else None
+        if self.size not in (None, path.stat().st_size):
+            return f"it has {path.stat().st_size} bytes, not {self.size}"
+        found = _md5_of(path, self.progress) if self.md5 else self.md5
+        if found != self.md5:
+            return f"its MD5 sum is {found}, not {self.md5}"
+        return self.check(path) if self.check else None
 
     def _receive(self, stream: BinaryIO) -> None:
         """Make requests until the file is complete.
 
-        `credit` is the time that may pass without progress. Only bytes beyond the furthest that was reached
-        before count as progress, at `min_speed`: a server that resets each connection after one byte, or
-        refuses every range, is given up; one that resets after each megabyte is not.
+        `credit` is the time that may pass without progress. Only bytes beyond the largest length so far are
+        progress, at `min_speed`: a server that resets each connection after one byte, or refuses every range,
+        fails; one that resets after each megabyte does not.
         """
-        limits, failures, most = self._limits, 0, _length(stream)
+        limits, failures, most = self.limits, 0, _length(stream)
         credit = most_credit = limits.attempts * limits.timeout
         began = time.monotonic()
         while True:
@@ -183,37 +182,37 @@ class _Download:
             credit = min(most_credit, credit - (now - began) + max(0, length - most) / limits.min_speed)
             failures = 0 if length > most else failures + 1
             most, began = max(most, length), now
-            nap = min(self._pause * 2**failures / 2, _LONGEST_PAUSE)
-            if now + nap > self._until:
+            nap = min(self.pause * 2**failures / 2, _LONGEST_PAUSE)
+            if now + nap > self.until:
                 reason = f"it takes longer than {limits.seconds:g} s"
-            if failures >= limits.attempts or credit <= 0 or now + nap > self._until:
-                total = "an unknown number of" if self._total is None else self._total
+            if failures >= limits.attempts or credit <= 0 or now + nap > self.until:
+                total = "an unknown number of" if self.total is None else self.total
                 raise _RefusedError(f"it ended at {length} of {total} bytes ({reason})")
             time.sleep(nap)
 
     def _attempt(self, stream: BinaryIO) -> str | None:
-        """One request for what is missing; why the file is not complete after it, or None."""
-        if self._size is not None and _length(stream) > self._size:
+        """Request what is missing; returns why the file is not complete afterwards, or None."""
+        if self.size is not None and _length(stream) > self.size:
             stream.truncate(0)
-        if _length(stream) == self._size:
+        if _length(stream) == self.size:
             return None
-        with _Watch(self._limits, self._until) as watch:
+        with _Watch(self.limits, self.until) as watch:
             try:
                 with self._open(_length(stream), watch) as response:
                     whole = self._read(response, stream, watch)
                 return None if whole else watch.reason or "the connection broke off"
             except urllib.error.HTTPError as answer:
                 return self._error_status(answer.code, stream)
-            # ValueError: of http.client and urllib, where an answer or an address makes no sense.
+            # http.client and urllib raise ValueError for invalid responses and addresses
             except (OSError, http.client.HTTPException, ValueError) as failure:
                 cause = getattr(failure, "reason", None)
                 if isinstance(cause, ssl.SSLCertVerificationError):
                     raise _RefusedError(f"its certificate is not valid ({cause.verify_message})") from None
-                return watch.reason or printable(cause or failure or type(failure).__name__)
+                return watch.reason or short(cause or failure or type(failure).__name__)
 
     def _error_status(self, code: int, stream: BinaryIO) -> str:
-        phrase = f"the server answers {code} {http.client.responses.get(code, '')}".rstrip()
-        if code == 416 and _length(stream):  # what is here is no beginning of the server's file
+        phrase = f"the server responds with {code} {http.client.responses.get(code, '')}".rstrip()
+        if code == 416 and _length(stream):  # the part is not the beginning of the server's file
             stream.truncate(0)
         elif code not in _TRY_AGAIN:
             raise _RefusedError(phrase)
@@ -223,14 +222,14 @@ class _Download:
         headers = {"User-Agent": "ppfcos", "Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
-            if self._etag:
-                headers["If-Range"] = self._etag
-        opener, url = _opener(watch), self._url
+            if self.etag:
+                headers["If-Range"] = self.etag
+        opener, url = _opener(watch), self.url
         # urllib's own handler reads the body of a redirect, however long, and follows it to ftp://.
         for _ in range(_MAX_REDIRECTS):
             request = urllib.request.Request(url, headers=headers)
             try:
-                return opener.open(request, timeout=self._limits.timeout)
+                return opener.open(request, timeout=self.limits.timeout)
             except urllib.error.HTTPError as answer:
                 location = answer.headers["Location"]
                 answer.close()
@@ -248,27 +247,27 @@ class _Download:
             total = _total_of_range(response.headers["Content-Range"] or "", offset, length)
             if total is None:
                 stream.truncate(0)  # so that the next request is for the whole file
-                raise ConnectionError("the server sends another range than the one that was asked for")
+                raise ConnectionError("the server sends another range than the requested one")
         elif status != http.HTTPStatus.OK:
-            raise _RefusedError(f"the server answers {status}")
-        if self._size is not None and total not in (None, self._size):
-            raise _RefusedError(f"it has {total} bytes, but the right file has {self._size}")
-        bound = self._limits.max_size if total is None else total
-        if bound > self._limits.max_size:
-            raise _RefusedError(f"it has {total} bytes, more than the {self._limits.max_size} it may have")
+            raise _RefusedError(f"the server responds with {status}")
+        if self.size is not None and total not in (None, self.size):
+            raise _RefusedError(f"it has {total} bytes, but the right file has {self.size}")
+        bound = self.limits.max_size if total is None else total
+        if bound > self.limits.max_size:
+            raise _RefusedError(f"it has {total} bytes, more than the {self.limits.max_size} it may have")
         etag = response.headers["ETag"] or ""
-        self._etag = etag if re.fullmatch(r'"[!-~]{1,200}"', etag) else None
-        self._total = total = self._size if total is None else total
-        require_space(self._target.parent, (total or 0) - offset)
+        self.etag = etag if re.fullmatch(r'"[!-~]{1,200}"', etag) else None
+        self.total = total = self.size if total is None else total
+        require_space(self.target.parent, (total or 0) - offset)
         stream.truncate(offset)
         stream.seek(offset)
-        shown = Progress(self._target.name, total, offset, self._progress)
+        shown = Progress(self.target.name, total, offset, self.progress)
         while block := response.read1(_BLOCK):
             offset += len(block)
             if offset > bound:
                 stream.truncate(0)
                 raise _RefusedError(f"the server sends more than {bound} bytes")
-            _write(stream, block, self._part)
+            _write(stream, block, self.part)
             watch.received += len(block)
             shown.add(len(block))
         shown.end()
@@ -295,28 +294,26 @@ def _redirected(url: str, location: str) -> str:
         # http.client decodes headers as ISO 8859-1.
         address = _address(urllib.parse.urljoin(url, location), "iso-8859-1")
     except (ValueError, _RefusedError):
-        raise _RefusedError(f"the server redirects to {printable(location)}, not to http(s)://") from None
+        raise _RefusedError(f"the server redirects to {short(location)}, not to http(s)://") from None
     if url.startswith("https:") and not address.startswith("https:"):
-        raise _RefusedError(f"the server redirects from https:// to {printable(location)}")
+        raise _RefusedError(f"the server redirects from https:// to {short(location)}")
     return address
 
 
 def _content_length(response: http.client.HTTPResponse) -> int | None:
-    """The size of the body, if the server names it."""
+    """The size of the body, or None if the server does not send it."""
     encoding = response.headers["Content-Encoding"] or "identity"
     if encoding != "identity":
-        raise _RefusedError(f"the server sends it encoded as {printable(encoding)}, which was not asked for")
+        raise _RefusedError(f"the server sends it encoded as {short(encoding)}, which was not requested")
     # The size of a chunked body is not that of its Content-Length.
     lengths = set(() if response.chunked else response.headers.get_all("Content-Length") or ())
     if len(lengths) > 1 or not all(re.fullmatch(_NUMBER, length) for length in lengths):
-        raise _RefusedError(
-            f"the server sends a wrong Content-Length ({printable(', '.join(sorted(lengths)))})"
-        )
+        raise _RefusedError(f"the server sends a wrong Content-Length ({short(', '.join(sorted(lengths)))})")
     return int(lengths.pop()) if lengths else None
 
 
 def _total_of_range(header: str, offset: int, length: int | None) -> int | None:
-    """The size of the whole file in a Content-Range; None where that is not what follows `offset`."""
+    """The size of the whole file in a Content-Range; None if the range does not start at `offset`."""
     span = re.fullmatch(f"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|[*])", header)
     if span:
         first, end = int(span[1]), int(span[2]) + 1
@@ -370,7 +367,7 @@ class _Watch:
 
 
 class _Watched:
-    """A connection that its watch can close."""
+    """A connection that a _Watch can close."""
 
     def __init__(self, watch: _Watch, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -404,7 +401,7 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
 
 def _opener(watch: _Watch) -> urllib.request.OpenerDirector:
-    """urllib's, with its proxies, and without file://, ftp://, data: and redirects."""
+    """urllib's opener with proxies, without file://, ftp://, data: and redirects."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -418,11 +415,11 @@ def _opener(watch: _Watch) -> urllib.request.OpenerDirector:
 
 @contextlib.contextmanager
 def _locked(path: Path, wait: float) -> Iterator[BinaryIO]:
-    """A regular file, made where it is missing, unbuffered, that no other download writes to meanwhile."""
+    """Open or create a regular file, unbuffered, and lock it against other downloads."""
     until = time.monotonic() + wait
     while True:
         _require_regular(path)
-        # Whatever takes the name in between: a link is not followed, a pipe not waited for.
+        # If the name changes in between: a link is not followed, and a pipe does not block.
         safely = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | safely, 0o666)
         with open(descriptor, "r+b", buffering=0) as stream:
@@ -446,7 +443,7 @@ def _lock(stream: BinaryIO, until: float) -> None:
 
 
 def _has_name(stream: BinaryIO, path: Path) -> bool:
-    """False where the process that had the lock before has renamed or removed the file."""
+    """False if the process that had the lock before has renamed or removed the file."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
     except FileNotFoundError:
@@ -483,10 +480,9 @@ def _md5_of(path: Path, progress: bool) -> str:
     return digest.hexdigest()
 
 
-def printable(text: object) -> str:
-    """A text of a server or a file in one short line, without control characters."""
-    shown = "".join(each if each.isprintable() else "?" for each in str(text))
-    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+def short(text: object) -> str:
+    """Text of a server in one short line."""
+    return printable(text)[:200]
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -47,9 +47,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER_TRIM = -1
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
-NEWEST_PYTHON = (3, 11)  # the newest with wheels of the numpy that PaddleDetection requires
+# Without its own requirements, which exclude today's numpy, OpenCV and Python.
+INSTALL_PADDLEDET = "pip install --no-deps paddledet==2.6.0"
+_IS_CHECKOUT = (Path(__file__).parent.parent / "requirements.txt").is_file()
+INSTALL_TRAIN = "pip install -r requirements.txt" if _IS_CHECKOUT else 'pip install "ppfcos[train]"'
 
-OTHER_NUMPY = "a package here was built for another numpy: pip install -r requirements.txt"
+OTHER_NUMPY = f"a package here was built for another numpy: {INSTALL_TRAIN}"
 # Parts of import errors, and the command that fixes each.
 FIXES = {
     "libGL.so": "apt-get install libgl1 libglib2.0-0",
@@ -58,9 +61,10 @@ FIXES = {
     "libgomp.so": "apt-get install libgomp1",
     "numpy.core.multiarray failed to import": OTHER_NUMPY,
     "numpy.dtype size changed": OTHER_NUMPY,
-    "No module named 'paddle'": "pip install -r requirements.txt (see README.md for GPUs)",
+    "No module named 'paddle'": f"{INSTALL_TRAIN} (for GPUs see docs/install.md)",
+    "No module named 'ppdet'": f"PaddleDetection is missing: {INSTALL_PADDLEDET}",
     "No module named 'ppfcos": None,
-    "No module named": "pip install -r requirements.txt",
+    "No module named": INSTALL_TRAIN,
 }
 
 _is_configured = False
@@ -187,7 +191,7 @@ def quiet_imports() -> Iterator[None]:
             known = resource_error(error)
             if known is not None:
                 raise known from error
-            fix = _fix(error)
+            fix = find_fix(error)
             if fix is not None:
                 raise MissingLibraryError(f"{error}: {fix}") from error
             if sys.stderr is not None:
@@ -197,7 +201,7 @@ def quiet_imports() -> Iterator[None]:
                     sys.stderr.write(message)
             raise
         finally:
-            _restore_loggers({output: sys.stdout, errors: sys.stderr})
+            restore_loggers({output: sys.stdout, errors: sys.stderr})
 
 
 @contextlib.contextmanager
@@ -218,7 +222,7 @@ def hide_native_stdout() -> Iterator[None]:
             os.close(saved)
 
 
-def _restore_loggers(streams: dict[io.StringIO, TextIO]) -> None:
+def restore_loggers(streams: dict[io.StringIO, TextIO]) -> None:
     """Let loggers that were made during an import write to the standard streams."""
     for logger in logging.root.manager.loggerDict.values():
         for handler in getattr(logger, "handlers", ()):
@@ -278,14 +282,11 @@ def temporary_home() -> Iterator[None]:
                 os.environ["HOME"] = before
 
 
-def _fix(error: BaseException) -> str | None:
+def find_fix(error: BaseException) -> str | None:
     """Return the command that fixes an import error; None for other errors."""
     if not isinstance(error, (ImportError, ValueError)):  # ValueError: numpy's sizes differ
         return None
-    fix = next((fix for name, fix in FIXES.items() if name in str(error)), None)
-    if fix is not None and "pip " in fix and sys.version_info[:2] > NEWEST_PYTHON:
-        return f"PaddleDetection is not for this Python: make an environment with 3.9 to 3.11, then {fix}"
-    return fix
+    return next((fix for name, fix in FIXES.items() if name in str(error)), None)
 
 
 # The launcher and the machine -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Those before the import of Paddle are in ppfcos/environment.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,12 @@ _OLDER_THAN_3_0, _OLDER_THAN_3_1 = ((0, 0) < _VERSION < newer for newer in ((3, 
 # The new intermediate representation (PIR), which bundles use.
 HAS_NEW_IR = not _OLDER_THAN_3_0
 
-# Whether float attributes of programs are doubles. Neither the oneDNN runtime of Paddle nor paddle2onnx 2.1.0
-# accepts them.
-HAS_DOUBLES_IN_PROGRAMS = _VERSION == (3, 3)
+# Versions of the format of programs, and the Paddle that introduced each. A later Paddle reads older formats.
+PROGRAM_FORMATS = {0: (2, 6), 1: (3, 0), 2: (3, 1), 3: (3, 2), 4: (3, 3)}
+NEWEST_PROGRAM = next((number for number, paddle in PROGRAM_FORMATS.items() if paddle == _VERSION), math.inf)
+
+# Whether some float attributes of programs are doubles, which Paddle's oneDNN operators do not accept.
+HAS_DOUBLES_IN_PROGRAMS = _VERSION == (0, 0) or _VERSION >= (3, 3)
 
 
 def operator_name(operator: Any) -> str:

@@ -12,7 +12,6 @@ Every test has one of these markers, set from its folder, its module and its fix
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,8 @@ import pytest
 from ppfcos import environment
 
 environment.configure_process()
+
+import ppfcos.paddledetection  # noqa: E402, F401  # before a test imports ppdet
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -59,30 +60,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         skip_without_export()
 
 
-@functools.cache
-def export_error() -> str:
-    """The error of an export with this version of Paddle; empty where it can export."""
-    from ppfcos.errors import BundleError
-    from ppfcos.export.program import check_paddle
-
-    try:
-        check_paddle()
-    except BundleError as error:
-        return str(error)
-    return ""
-
-
 def skip_without_export() -> None:
     """Skip the test where this version of Paddle cannot export."""
-    if export_error():
-        pytest.skip(export_error())
-
-
-def __getattr__(name: str) -> str:
-    """Import Paddle for CANNOT_EXPORT only when a test asks for it."""
-    if name == "CANNOT_EXPORT":
-        return export_error()
-    raise AttributeError(name)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -34,6 +34,7 @@ COMMANDS = {
     "convert-data": Command("convert_data", "convert a data set between COCO, Pascal VOC and YOLO"),
     "check-data": Command("check_data", "find errors in a data set"),
     "show-batch": Command("show_batch", "draw training batches with their targets"),
+    "configs": Command("configs", "list the configurations that come with this package"),
     "environment": Command("environment", "print versions, devices and problems, for a bug report"),
     "completion": Command("completion", "print a completion script for a shell"),
 }

@@ -108,5 +108,5 @@ FORMAT = Format(
             contradiction=_levels(5),
         ),
     },
-    resize="ADELAIDET",
+    rounding="nearest",
 )

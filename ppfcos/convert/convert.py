@@ -13,9 +13,10 @@ import paddle
 import yaml
 
 from ppfcos.config import load_config
+from ppfcos.config.files import read_file
 from ppfcos.convert import adelaidet, detectron, dla, fcos, mmdet, paddleclas, paddledet, torchvision
 from ppfcos.convert.checkpoint import Checkpoint, read_checkpoint
-from ppfcos.convert.rules import Format, Recipe, Translation, reverse_channels
+from ppfcos.convert.rules import Format, Recipe, Translation, reverse_channels, set_rounding
 from ppfcos.engine.model import build_model
 from ppfcos.errors import ConfigError, WeightsError
 from ppfcos.fileio import replacing
@@ -125,7 +126,7 @@ def _recipe_name(source: Path, format_: Format, name: str | None, has_config: bo
         name = next(matches, None)
     if name not in recipes and not (name is None and has_config):
         raise WeightsError(
-            f"{source}: its name does not tell which of {format_.project}'s models it is: "
+            f"{source}: neither its name nor its content tells which of {format_.project}'s models it is: "
             f"set --recipe to one of {_listed(recipes)}"
         )
     return name
@@ -209,6 +210,11 @@ def _config(format_: Format, recipe: Recipe, done: Translation, target: Path) ->
         _add_sizes(content, done.weights)
     for reader in ("EvalReader", "TestReader"):
         content[reader] = {"batch_transforms": [{"PadBatch": {"pad_to_stride": recipe.pad_to_stride}}]}
+    if not format_.backbone_only:
+        readers = read_file(str(CONFIGS / recipe.bases[-1]), ())
+        for reader in ("TrainReader", "EvalReader", "TestReader"):
+            transforms = set_rounding(readers[reader]["sample_transforms"], format_.rounding)
+            content.setdefault(reader, {})["sample_transforms"] = transforms
     return content
 
 

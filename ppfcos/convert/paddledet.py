@@ -80,7 +80,7 @@ FORMAT = Format(
             files=("*fcos_r50_fpn_*", "*fcos_dcn_r50_fpn_*"),
         ),
     },
-    resize="PADDLEDET",
+    rounding="nearest",
 )
 BACKBONE = Format(
     "paddledet-backbone",

@@ -18,6 +18,7 @@ from ppfcos.config.keys import (
 )
 from ppfcos.config.show import config_text, resolved_config
 from ppfcos.config.workspace import read_checked, registered_modules
+from ppfcos.convert.rules import set_rounding
 from ppfcos.errors import ConfigError
 from ppfcos.fileio import replacing
 
@@ -214,7 +215,9 @@ class _Conversion:
                 self._drop(f"{reader}.{key}", LEFT_OUT.get(key, "PPFCOS has no such key"))
             else:
                 result[key] = value
-        result["sample_transforms"].append({"Permute": {}})
+        # As PaddleDetection resizes since 2.6.1.
+        transforms = [*result["sample_transforms"], {"Permute": {}}]
+        result["sample_transforms"] = set_rounding(transforms, "nearest")
         if is_training:
             result["batch_transforms"].append({"PadGT": {}})
             total = result["total_batch_size"] = batch_size * self._devices

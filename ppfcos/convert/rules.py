@@ -21,6 +21,8 @@ STATISTICS = {"running_mean": "_mean", "running_var": "_variance"}
 BASES = ("_base_/fcos_r50_fpn.yml", "_base_/optimizer_1x.yml", "_base_/fcos_reader.yml")
 REAL_TIME_BASES = ("_base_/fcos_r50_fpn_rt.yml", "_base_/optimizer_4x.yml", "_base_/fcos_reader_rt.yml")
 
+RESIZES = ("Resize", "RandomResize")
+
 Sections = dict[str, dict[str, Any]]  # of a configuration
 
 
@@ -109,7 +111,7 @@ class Format:
         translate: takes the path for error messages, and the weights.
         recipes: by name, the more specific first.
         backbone_only: of an ImageNet classifier.
-        resize: how its data pipeline rounds sizes (`Resize.rounding`).
+        rounding: of resized images, as of `Resize`.
         read_recipe: reads the recipe from the text of the project's configuration.
     """
 
@@ -119,7 +121,7 @@ class Format:
     translate: Callable[[str, Mapping[str, np.ndarray]], Translation]
     recipes: Mapping[str, Recipe]
     backbone_only: bool = False
-    resize: str = "floor"
+    rounding: str = "floor"
     read_recipe: Callable[[str, Translation, str | None], tuple[str, Recipe] | None] | None = None
 
     def matches(self, arrays: Mapping[str, np.ndarray]) -> bool:
@@ -142,6 +144,17 @@ IMAGENET_MEAN = (123.675, 116.280, 103.530)
 IMAGENET_STD = (58.395, 57.120, 57.375)
 NO_STD = (1.0, 1.0, 1.0)
 IMAGENET_PIXELS = pixels(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def set_rounding(transforms: Iterable[Mapping[str, Any]], rounding: str) -> list[dict[str, Any]]:
+    """Return `sample_transforms` whose resizing rounds sizes as a project does."""
+    return [
+        {
+            name: {**(arguments or {}), "rounding": rounding} if name in RESIZES else dict(arguments or {})
+            for name, arguments in each.items()
+        }
+        for each in transforms
+    ]
 
 
 def translate(

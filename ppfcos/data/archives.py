@@ -1,6 +1,6 @@
-"""Fetches COCO 2017 and BCCD: downloads and checks the zip files, and unpacks them within their folder.
+"""Downloads COCO 2017 and BCCD: checks the zip files, and unpacks them within their folder.
 
-Only the standard library is used, so that the data can be on its way before anything is installed.
+Uses the standard library only, so that data can be downloaded before anything is installed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ppfcos.download import Limits, Progress, printable, require_space
-from ppfcos.download import download as download_file
+from ppfcos.download import Limits, Progress, download, require_space, short
 from ppfcos.errors import DataError, OutputError
 
 logger = logging.getLogger(__name__)
@@ -26,31 +25,22 @@ _MAX_UNKNOWN = 32_000_000  # bytes of an archive whose size is not known; BCCD h
 _MAX_FILES = 200_000
 _MAX_RATIO = 20  # bytes unpacked a byte of the archive
 _ALWAYS_ALLOWED = 10_000_000  # bytes unpacked of a small archive
-_METHODS = (
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-)  # the memory that the others take is the archive's choice
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the memory of the others depends on the archive
 _LONGEST_NAME = 200  # bytes: systems take 255, and the unfinished file has a longer name
 _LONGEST_PATH = 500  # bytes
 _DEEPEST = 16  # folders and name
-_RESERVED = {
-    "con",
-    "prn",
-    "aux",
-    "nul",
-    *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)),
-}
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One zip file, and by what its unpacked contents are known to be complete.
+    """A zip file, and the files that it must contain.
 
     Attributes:
-        part: What a user calls it.
+        part: Its name on the command line.
         path: Its path on the server.
-        size: Its length in bytes; None if it is not known: then at most 32 MB.
-        md5: Its sum; None if it is not known: then the checks within the zip file must do.
+        size: In bytes; None if unknown, and then at most 32 MB.
+        md5: MD5 sum; None if unknown: then the checksums in the zip file are checked.
         files: Files that it contains.
         counts: Folders that it contains, with the number of their files.
         inside: The folder in it that is unpacked, without its name; empty: all of it.
@@ -66,7 +56,7 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The file's name without its folder."""
+        """The name of the file."""
         return PurePosixPath(self.path).name
 
     def is_unpacked(self, folder: Path) -> bool:
@@ -99,7 +89,7 @@ COCO_2017 = (
 )
 
 GITHUB = "https://github.com"
-# GitHub packs the file anew now and then: neither its length nor its sum is known beforehand.
+# GitHub packs this file again from time to time: its size and sum change.
 BCCD = Archive(
     "bccd",
     "Shenggan/BCCD_Dataset/archive/refs/heads/master.zip",
@@ -117,18 +107,18 @@ def fetch(
     pause: float = 1.0,
     limits: Limits | None = None,
 ) -> None:
-    """Downloads, checks and unpacks archives; skips what is complete.
+    """Download, check and unpack archives; skips what is complete.
 
     Args:
-        folder: Where the data goes; the archives are kept there until they are unpacked.
+        folder: For the data, and for the archives until they are unpacked.
         archives: What to fetch.
-        server: The address that the archives' paths are appended to: COCO's own, or a mirror's.
-        keep_archives: Whether the zip files stay.
+        server: Address to which the archives' paths are appended: COCO's, or a mirror's.
+        keep_archives: Whether to keep the zip files.
         pause: Seconds before the second attempt; doubled for each further one.
-        limits: When a download is given up.
+        limits: Of the downloads.
 
     Raises:
-        DataError: The server cannot be reached, or does not have the file that is wanted.
+        DataError: The server cannot be reached, or does not have the file.
         OutputError: The folder cannot be written or the disk is too full.
     """
     try:
@@ -146,43 +136,26 @@ def _fetch_one(
         logger.info("%s: already in %s", archive.part, folder)
         return
     target = folder / archive.name
-    download(url, target, archive.size, archive.md5, pause, limits)
+    download(
+        url,
+        target,
+        archive.size,
+        archive.md5,
+        pause,
+        check=None if archive.md5 else fault_in_zip,
+        limits=limits or Limits(max_size=_MAX_UNKNOWN),
+        cure="run again later to continue, or choose another server with --mirror",
+    )
     unpack(target, folder, archive.inside)
     if not archive.is_unpacked(folder):
         wanted = ", ".join([*archive.files, *(f"{count} files in {name}" for name, count in archive.counts)])
-        raise DataError(
-            f"{target} is whole but lacks what it should contain ({wanted}): {url} is another archive"
-        )
+        raise DataError(f"{target} lacks what it should contain ({wanted}): {url} is another archive")
     if not keep_archive:
         target.unlink()
     logger.info("%s: complete in %s", archive.part, folder)
 
 
-def download(
-    url: str,
-    target: Path,
-    size: int | None = None,
-    md5: str | None = None,
-    pause: float = 1.0,
-    limits: Limits | None = None,
-) -> None:
-    """Download a zip file; without an MD5 sum, check the sums in it.
-
-    Arguments and errors as `ppfcos.download.download`.
-    """
-    download_file(
-        url,
-        target,
-        size,
-        md5,
-        pause,
-        check=None if md5 else _fault_in_zip,
-        limits=limits or Limits(max_size=_MAX_UNKNOWN),
-        cure="run again later to continue, or choose another server with --mirror",
-    )
-
-
-def _fault_in_zip(path: Path) -> str | None:
+def fault_in_zip(path: Path) -> str | None:
     """What is wrong with a zip file that has no known MD5 sum."""
     try:
         with _opened(path) as contents:
@@ -195,16 +168,16 @@ def _fault_in_zip(path: Path) -> str | None:
 
 
 def unpack(archive: Path, folder: Path, inside: str = "") -> None:
-    """Unpacks a zip file. A file appears under its name once it is whole; whole ones are not redone.
+    """Unpack a zip file. Files of the right size that exist already are kept.
 
     Args:
         archive: The zip file.
-        folder: Where to.
+        folder: The folder to unpack to.
         inside: The folder in it that is unpacked, without its name; empty: all of it.
 
     Raises:
-        DataError: The archive is damaged, or a file in it is not acceptable, such as a path that leads out of
-            the folder; then nothing is unpacked.
+        DataError: The archive is damaged, or a file in it is refused, such as a path that leads out of the
+            folder; then nothing is unpacked.
         OutputError: The disk is too full, or a file cannot be written.
     """
     top = PurePosixPath(inside).parts
@@ -240,8 +213,8 @@ def _reading(archive: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # zipfile raises what its parsing runs into: struct.error, UnicodeDecodeError, zlib.error, and so on.
-        reason = printable(error) or type(error).__name__
+        # zipfile raises any error of its parsing: struct.error, UnicodeDecodeError, zlib.error, ...
+        reason = short(error) or type(error).__name__
         raise DataError(f"{archive} is damaged ({reason}): remove it and run again") from error
 
 
@@ -255,7 +228,7 @@ def _content(contents: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) 
                 block = source.read(_BLOCK)
                 left -= len(block)
                 if not block and left:
-                    raise zipfile.BadZipFile(f"{member.filename} is shorter than it says")
+                    raise zipfile.BadZipFile(f"{member.filename} is shorter than its declared size")
             if not block:
                 return
             yield block
@@ -265,7 +238,7 @@ def _files(contents: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipIn
     """The files of a zip file, with the folders and the name of each, after all of them have been checked.
 
     Raises:
-        DataError: The archive is not acceptable.
+        DataError: The archive is refused.
     """
     members = contents.infolist()
     if len(members) > _MAX_FILES:
@@ -292,11 +265,11 @@ def _files(contents: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipIn
 
 
 def _parts(member: zipfile.ZipInfo, archive: Path) -> tuple[str, ...]:
-    """The folders and the name of a file in a zip file, which lead nowhere else on any system."""
+    """The folders and the name of a file in a zip file, checked to stay in the folder on every system."""
     name = member.filename.replace("\\", "/")
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or ":" in name:
-        raise _refusal(archive, member, "wants to write outside its folder")
+        raise _refusal(archive, member, "contains a path outside its folder")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise _refusal(archive, member, "contains a link, which could lead anywhere")
     if len(name.encode()) > _LONGEST_PATH or len(parts) > _DEEPEST:
@@ -318,7 +291,7 @@ def _parts(member: zipfile.ZipInfo, archive: Path) -> tuple[str, ...]:
 
 
 def _refusal(archive: Path, member: zipfile.ZipInfo, reason: str) -> DataError:
-    return DataError(f"{archive} {reason} ({printable(member.filename)}): nothing was unpacked")
+    return DataError(f"{archive} {reason} ({short(member.filename)}): nothing was unpacked")
 
 
 def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:

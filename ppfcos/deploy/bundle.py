@@ -28,7 +28,10 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "bundle.yml"
 CONFIG_FILE = "infer_cfg.yml"
 MODEL_PREFIX = "model"
-PROGRAM_FILE = MODEL_PREFIX + ".json"
+# Programs of Paddle 3.0 and later, and of Paddle 2.6, which all later versions read too.
+PROGRAM_SUFFIX, OLD_PROGRAM_SUFFIX = ".json", ".pdmodel"
+PROGRAM_FILES = (MODEL_PREFIX + PROGRAM_SUFFIX, MODEL_PREFIX + OLD_PROGRAM_SUFFIX)
+FIRST_PIR_VERSION = 1  # in a .json program of Paddle 3.0
 WEIGHTS_FILE = MODEL_PREFIX + ".pdiparams"
 
 END_TO_END, HEADS = KINDS = ("end_to_end", "heads")
@@ -61,7 +64,7 @@ def onnx_file(precision: str) -> str:
 
 
 # All files that an export may write; a folder with others is not replaced.
-FILES = (PROGRAM_FILE, WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE, *(onnx_file(each) for each in PRECISIONS))
+FILES = (*PROGRAM_FILES, WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE, *(onnx_file(each) for each in PRECISIONS))
 
 
 @dataclass(frozen=True)

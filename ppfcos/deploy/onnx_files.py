@@ -8,15 +8,12 @@ read from protobuf's wire format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ppfcos.deploy.protobuf import BYTES, MAX_DEPTH, MAX_FIELDS, InvalidMessageError, read_fields
 from ppfcos.errors import BundleError
 from ppfcos.fileio import read_bytes
-
-MAX_FIELDS = 500_000  # half a second; an exported network has 10,000
-MAX_DEPTH = 100  # of protobuf's own readers
 
 # The fields of onnx.proto that lead to a tensor: field number and message, by message.
 MODEL, TRAINING, FUNCTION, GRAPH, NODE, ATTRIBUTE, SPARSE_TENSOR, TENSOR = range(8)
@@ -34,19 +31,12 @@ OP_TYPE = 4  # of NODE
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # of TENSOR
 COMPILED_ELSEWHERE = b"EPContext"  # a node of ONNX Runtime that names a file of a provider
 
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; groups, 3 and 4, are in no ONNX file
-FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
-
 
 class OnnxFile(NamedTuple):
     """The content of a checked ONNX file, and its path for messages."""
 
     path: Path
     content: bytes
-
-
-class _InvalidError(Exception):
-    """The content is not in protobuf's wire format, or exceeds a limit."""
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -62,7 +52,7 @@ def checked_onnx(path: Path, content: bytes) -> OnnxFile:
     """Check the content of an ONNX file; a `BundleError` if it is not ONNX or refers to other files."""
     try:
         has_references = _has_references(content)
-    except _InvalidError as error:
+    except InvalidMessageError as error:
         raise BundleError(f"{path}: not a valid ONNX network ({error}); export it again") from error
     if has_references:
         raise BundleError(
@@ -79,10 +69,10 @@ def _has_references(content: bytes) -> bool:
     while pending:
         message, start, end, depth = pending.pop()
         if depth > MAX_DEPTH:
-            raise _InvalidError(f"nested deeper than {MAX_DEPTH} messages")
+            raise InvalidMessageError(f"nested deeper than {MAX_DEPTH} messages")
         graphs += message == GRAPH
         inner = FIELDS[message]
-        for number, wire_type, first, last in _fields(content, start, end, budget):
+        for number, wire_type, first, last in read_fields(content, start, end, budget):
             if message == TENSOR and (number == EXTERNAL_DATA or (number == DATA_LOCATION and first)):
                 return True
             if wire_type != BYTES:
@@ -92,44 +82,5 @@ def _has_references(content: bytes) -> bool:
             elif message == NODE and number == OP_TYPE and content[first:last] == COMPILED_ELSEWHERE:
                 return True
     if not graphs:
-        raise _InvalidError("no graph")
+        raise InvalidMessageError("no graph")
     return False
-
-
-def _fields(content: bytes, start: int, end: int, budget: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Field number, wire type, and the value of a varint or the start and end of bytes."""
-    position = start
-    while position < end:
-        budget[0] -= 1
-        if budget[0] < 0:
-            raise _InvalidError(f"more than {MAX_FIELDS} fields")
-        tag, position = _varint(content, position, end)
-        number, wire_type = tag >> 3, tag & 7
-        if not number or tag >> 32:
-            raise _InvalidError(f"invalid field at byte {position}")
-        first = last = 0
-        if wire_type == VARINT:
-            first, position = _varint(content, position, end)
-        elif wire_type == BYTES:
-            length, first = _varint(content, position, end)
-            last = position = first + length
-        elif wire_type in FIXED_SIZES:
-            position += FIXED_SIZES[wire_type]
-        else:
-            raise _InvalidError(f"invalid field at byte {position}")
-        if position > end:
-            raise _InvalidError(f"truncated at byte {position}")
-        yield number, wire_type, first, last
-
-
-def _varint(content: bytes, position: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= end:
-            break
-        byte = content[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise _InvalidError(f"invalid number at byte {position}")

@@ -27,7 +27,7 @@ from ppfcos.engine.summary import Evaluation
 from ppfcos.errors import DataError
 from ppfcos.fileio import replacing
 from ppfcos.json_files import JSONError, read_json
-from ppfcos.metrics.coco import METRIC_NAMES, CocoMetrics, evaluate_detections
+from ppfcos.metrics.coco import MAX_DETECTIONS, METRIC_NAMES, CocoMetrics, evaluate_detections
 from ppfcos.visualize.drawing import draw_detections, draw_ground_truth, shrink
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def evaluate(
     loader: Any,
     data: Any,
     precision: Precision,
-    backend: str = "faster_coco_eval",
+    max_detections: int = MAX_DETECTIONS,
     uses: Uses = (),
 ) -> CocoMetrics:
     """Run the model on its part of the images and compute the COCO metrics. All ranks must call it.
@@ -60,11 +60,11 @@ def evaluate(
     detections: list[dict] = []
     with distributed.collective_error_check():
         detections += detect(model, loader, data.categories, precision)
-    return compute_metrics(detections, loader.bad_images, data, backend, uses)
+    return compute_metrics(detections, loader.bad_images, data, max_detections, uses)
 
 
 def compute_metrics(
-    detections: list[dict], bad_images: list[str], data: Any, backend: str, uses: Uses = ()
+    detections: list[dict], bad_images: list[str], data: Any, max_detections: int, uses: Uses = ()
 ) -> CocoMetrics:
     """Gather the detections and unreadable images ('path: reason') of all ranks, and compute the metrics."""
     detections, unreadable = _gather_lists(detections), _gather_lists(bad_images)
@@ -80,7 +80,7 @@ def compute_metrics(
                 )
             for use in uses:
                 use(detections)
-            metrics = evaluate_detections(data.coco_ground_truth(), detections, backend)
+            metrics = evaluate_detections(data.coco_ground_truth(), detections, max_detections)
     return distributed.broadcast_object(metrics)
 
 
@@ -173,7 +173,7 @@ def _is_detection(entry: Any) -> bool:
 
 
 def evaluate_bundle(
-    detector: Detector, data: Any, backend: str, uses: Uses = ()
+    detector: Detector, data: Any, max_detections: int, uses: Uses = ()
 ) -> tuple[CocoMetrics, float]:
     """Evaluate an exported bundle. All ranks must call it; each takes a part of the images.
 
@@ -199,7 +199,7 @@ def evaluate_bundle(
                 results += _as_coco(images, found.labels, found.scores, boxes, data.categories)
                 bar.advance()
         seconds = time.perf_counter() - started
-    metrics = compute_metrics(results, bad_images, data, backend, uses)
+    metrics = compute_metrics(results, bad_images, data, max_detections, uses)
     slowest = max(distributed.all_gather_object(seconds))
     decoded = len(data) - sum(distributed.all_gather_object(len(bad_images)))
     return metrics, decoded / slowest
@@ -276,7 +276,7 @@ class Validation:
             loggers.call("add_images", list(images.draw(detections)), epochs)
 
         uses = [draw] if loggers.loggers else []
-        metrics = evaluate(model, self._loader, self.data, precision, self._cfg["coco_eval"], uses)
+        metrics = evaluate(model, self._loader, self.data, precision, self._cfg["max_detections"], uses)
         logger.info("after epoch %d:\n%s", epochs, metrics.table())
         others = [each for each in self.results if each.epochs != epochs]
         self.results = [*others, Evaluation(epochs, metrics)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
+
 import bisect
 from collections.abc import Mapping
 from typing import Any

@@ -167,7 +167,9 @@ class Trainer:
         self.train_data = build_dataset(cfg, "TrainDataset")
         set_num_classes(cfg, self.train_data.class_names, self.train_data.source)
         self.prefetcher = Prefetcher(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
-        eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
+        eval_data = None
+        if with_evaluation:
+            eval_data = build_dataset(cfg, "EvalDataset", self.train_data.class_names)
         if eval_data is not None:
             check_same_classes(*_classes(self.train_data), *_classes(eval_data))
         self.validation = Validation(cfg, eval_data, self.folder)

@@ -18,7 +18,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppfcos.download import Limits, download, printable
+from ppfcos.console import printable
+from ppfcos.download import Limits, download
 from ppfcos.engine.restricted_unpickler import Memory, RestrictedUnpickler, UnsafePickleError, checked_shape
 from ppfcos.errors import OutputError, PPFCOSError, WeightsError, one_line
 from ppfcos.fileio import is_temporary
@@ -293,7 +294,7 @@ def _download_to_cache(url: str, cached: Path, key: str, once: bool) -> None:
     if key == "pretrain_weights":
         fix += ", or train from scratch with -o pretrain_weights="
     if re.split("[?#]", url)[0].lower().endswith(ARCHIVES):
-        raise WeightsError(f"{printable(url)} is an archive, which is not unpacked: {fix}")
+        raise WeightsError(f"{printable(url[:200])} is an archive, which is not unpacked: {fix}")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -32,11 +32,9 @@ from ppfcos.export.parity import (
     without_padding,
 )
 from ppfcos.export.program import (
-    SUPPORTED_VERSIONS,
     EndToEndNetwork,
     HeadsNetwork,
     HeadsSpec,
-    check_paddle,
     network_input,
     save_program,
 )
@@ -61,6 +59,8 @@ INT8_CURE = (
     "calibrate with images that resemble those in use (--calibration_images), or leave more layers in float "
     "(--most_float)"
 )
+
+PARITY_CURE = "export it with another version of Paddle or paddle2onnx (requirements.txt has one that works)"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ExportOptions:
     calibration: Calibration | TrainedRanges | None = None
 
     def __post_init__(self) -> None:
-        if self.precisions != (FP32,) and names.ONNX not in self.formats:
+        if tuple(self.precisions) != (FP32,) and names.ONNX not in self.formats:
             raise ConfigError(
                 f"--precision {','.join(self.precisions)} is for ONNX: add onnx to --formats, or leave it out"
             )
@@ -133,7 +133,6 @@ def export_bundle(
         OutputError: the folder cannot be written, or has files that are not a bundle's.
     """
     options = options or ExportOptions()
-    check_paddle()
     _check_trained_ranges(model, options)
     if names.ONNX in options.formats and not goes_to_onnx(model):
         raise BundleError(
@@ -228,8 +227,8 @@ def _write_paddle(model: paddle.nn.Layer, options: ExportOptions, folder: Path) 
         network = EndToEndNetwork(model, options.input_spec)
     else:
         network = HeadsNetwork(model, options.input_spec, options.heads)
-    save_program(network, folder / names.MODEL_PREFIX)
-    return {FP32: {"program": names.PROGRAM_FILE, "weights": names.WEIGHTS_FILE}}
+    program = save_program(network, folder / names.MODEL_PREFIX)
+    return {FP32: {"program": program.name, "weights": names.WEIGHTS_FILE}}
 
 
 def _write_onnx(
@@ -318,7 +317,7 @@ def _check_parity(
                 raise BundleError(
                     f"the {kind} network in {precision} that Paddle {paddle.__version__} exported disagrees "
                     f"with the model on {check.unmatched} of {check.boxes} boxes, so no bundle was "
-                    f"written; {INT8_CURE if precision == INT8 else SUPPORTED_VERSIONS}"
+                    f"written; {INT8_CURE if precision == INT8 else PARITY_CURE}"
                 )
             logger.info("%s %s gave the model's boxes (%d compared)", kind, precision, check.boxes // 2)
     if not options.pictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,21 +16,22 @@ from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError, ConfigError, one_line
 from ppfcos.export.bundle_files import head_outputs
-from ppfcos.export.program import (
-    SUPPORTED_VERSIONS,
-    CandidatesNetwork,
-    HeadsNetwork,
-    HeadsSpec,
-    save_program,
-)
+from ppfcos.export.program import CandidatesNetwork, HeadsNetwork, HeadsSpec, save_program
+from ppfcos.paddle_versions import HAS_NEW_IR
 
 with environment.quiet_imports():
     import onnx
     import onnxslim
-    import paddle2onnx
     from onnx import GraphProto, ModelProto, compose
 
     from ppfcos.export.onnx_nms import nms_graph
+try:
+    import paddle2onnx
+except ImportError as error:  # such as an undefined symbol: it is linked with one version of Paddle
+    raise environment.MissingLibraryError(
+        f"paddle2onnx cannot be imported with Paddle {paddle.__version__} ({error}): "
+        f"pip install paddle2onnx=={'2.1.0' if HAS_NEW_IR else '1.3.1'}"
+    ) from error
 
 OPSETS = range(13, 21)  # below, axes are attributes; ONNX Runtime 1.17 does not read later ones
 
@@ -79,27 +81,28 @@ def _convert(network: nn.Layer, opset: int) -> ModelProto:
     if opset not in OPSETS:
         raise ConfigError(f"--opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
     with tempfile.TemporaryDirectory() as folder:
-        prefix = Path(folder) / names.MODEL_PREFIX
-        save_program(network, prefix)
-        content = _paddle2onnx(prefix, opset)
+        content = _paddle2onnx(save_program(network, Path(folder) / names.MODEL_PREFIX), opset)
     model = onnx.load_from_string(content)
     _name_dimensions(model.graph)
     return model
 
 
-def _paddle2onnx(prefix: Path, opset: int) -> bytes:
+def _paddle2onnx(program: Path, opset: int) -> bytes:
     """Run paddle2onnx without its own simplification, which is slower than onnxslim's."""
-    program, weights = (str(prefix.with_suffix(suffix)) for suffix in (".json", ".pdiparams"))
+    weights = program.with_suffix(".pdiparams")
+    # Version 1, for Paddle 2.6, has another name for this option.
+    is_old = "enable_optimize" in inspect.signature(paddle2onnx.export).parameters
+    unoptimized = {"enable_optimize": False} if is_old else {"optimize_tool": "None"}
     with environment.hide_native_stdout():
         try:
             return paddle2onnx.export(
-                program, weights, opset_version=opset, auto_upgrade_opset=False, optimize_tool="None"
+                str(program), str(weights), opset_version=opset, auto_upgrade_opset=False, **unoptimized
             )
         except Exception as error:  # its errors have no common base; it has printed the reason
             reason = one_line(error)
     raise BundleError(
         f"paddle2onnx {paddle2onnx.__version__} could not convert the program of Paddle {paddle.__version__} "
-        f"to opset {opset} ({reason}); use another --opset, or --formats paddle; {SUPPORTED_VERSIONS}"
+        f"to opset {opset} ({reason}); use another --opset, or --formats paddle"
     )
 
 
@@ -110,7 +113,7 @@ def _simplify(model: ModelProto) -> ModelProto:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # their errors have no common base
         raise BundleError(
-            f"the ONNX model is invalid ({one_line(error)}), so no bundle was written; {SUPPORTED_VERSIONS}"
+            f"the ONNX model is invalid ({one_line(error)}), so no bundle was written; use another --opset"
         ) from error
     return model
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
@@ -17,10 +19,8 @@ from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError, ConfigError
 from ppfcos.modeling.fcos import STRIDE
-from ppfcos.paddle_versions import HAS_DOUBLES_IN_PROGRAMS, HAS_NEW_IR
 
 DYNAMIC = -1  # a dimension of an InputSpec
-SUPPORTED_VERSIONS = "Paddle 3.0 to 3.2 can (the requirements pin 3.2.2)"
 
 
 def network_input(
@@ -214,23 +214,13 @@ class HeadsNetwork(nn.Layer):
         return maps
 
 
-def check_paddle() -> None:
-    """Raise a `BundleError` if this version of Paddle, or a flag, prevents the export."""
-    problem = ""
-    if not HAS_NEW_IR:
-        problem = "it has no PIR"
-    elif HAS_DOUBLES_IN_PROGRAMS:
-        problem = "it writes doubles where floats are expected"
-    if problem:
-        raise BundleError(
-            f"Paddle {paddle.__version__} cannot export this model, {problem}; {SUPPORTED_VERSIONS}"
-        )
-    if not paddle.framework.use_pir_api():
-        raise BundleError("the export needs Paddle's PIR: unset FLAGS_enable_pir_api")
+def save_program(network: nn.Layer, prefix: Path) -> Path:
+    """Save a network of this file as a program and `prefix`.pdiparams; a `BundleError` if impossible.
 
-
-def save_program(network: nn.Layer, prefix: Path) -> None:
-    """Save a network of this file as `prefix`.json and `prefix`.pdiparams; a `BundleError` if impossible."""
+    Returns:
+        The program: `prefix`.json in the form of Paddle 3.0, which later versions read too; `prefix`.pdmodel
+        if Paddle has no PIR (2.6), which all versions from 2.6 read.
+    """
     network.eval()
     try:
         with warnings.catch_warnings():
@@ -243,5 +233,63 @@ def save_program(network: nn.Layer, prefix: Path) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BundleError(
             f"Paddle {paddle.__version__} could not export the model ({lines[-1].strip()}); "
-            f"{SUPPORTED_VERSIONS}"
+            "export a model of ppfcos without changes, or change the operator that is named"
         ) from error
+    if not paddle.framework.use_pir_api():
+        prefix.with_suffix(".pdiparams.info").unlink()  # names of the parameters, which no runtime reads
+        return prefix.with_suffix(names.OLD_PROGRAM_SUFFIX)
+    file = prefix.with_suffix(names.PROGRAM_SUFFIX)
+    program = json.loads(file.read_text(encoding="utf-8"))
+    make_readable_by_3_0(program)
+    file.write_text(json.dumps(program, separators=(",", ":")), encoding="utf-8")
+    return file
+
+
+# Paddle reads programs of older versions, but not of newer ones: it has no step back. These are the changes
+# since 3.0 in its paddle/fluid/pir/serialize_deserialize/patch, for the operators of networks.
+FLOATS_UNTIL_3_2 = {
+    *("bicubic_interp", "bilinear_interp", "group_norm", "leaky_relu", "leaky_relu_", "linear_interp"),
+    *("logit", "nearest_interp", "pad3d", "softplus", "trilinear_interp"),
+}
+INT32_UNTIL_3_0 = {
+    "pool2d": ("strides", "paddings"),
+    "pool3d": ("kernel_size", "strides", "paddings"),
+    "expand_as": ("target_shape",),
+}
+NEW_IN_3_2 = {"repeat_interleave": ("output_size",)}
+
+
+def make_readable_by_3_0(program: dict[str, Any]) -> None:
+    """Change a program, the content of a .json file, to the form in which Paddle 3.0 writes it."""
+    program["base_code"]["version"] = names.FIRST_PIR_VERSION
+    pending: list[Any] = [program["program"]]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+            attributes = value.get("A")
+            if "#" in value and isinstance(attributes, list):
+                _make_attributes_readable(value, value["#"].rpartition(".")[2])
+        elif isinstance(value, list):
+            pending += value
+
+
+def _make_attributes_readable(operator: dict[str, Any], name: str) -> None:
+    if name in FLOATS_UNTIL_3_2:
+        _replace_type(operator["A"], "0.a_f64", "0.a_f32")
+    for attribute in operator["A"]:
+        if name in INT32_UNTIL_3_0 and attribute["N"] in INT32_UNTIL_3_0[name]:
+            _replace_type(attribute, "0.a_i64", "0.a_i32")
+    if name in NEW_IN_3_2:
+        operator["A"] = [each for each in operator["A"] if each["N"] not in NEW_IN_3_2[name]]
+
+
+def _replace_type(value: Any, old: str, new: str) -> None:
+    """Replace the type of attributes in nested lists and dicts."""
+    if isinstance(value, list):
+        for each in value:
+            _replace_type(each, old, new)
+    elif isinstance(value, dict):
+        if value.get("#") == old:
+            value["#"] = new
+        _replace_type(list(value.values()), old, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import logging
@@ -16,7 +17,7 @@ from ppfcos.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-BACKEND = "faster_coco_eval"
+MAX_DETECTIONS = 100  # COCO's limit, per image and class
 NO_OBJECTS = -1.0  # COCO's value of a metric where there is no object
 RECALLS = tuple(np.linspace(0, 1, 101).tolist())  # at which COCO samples the precision
 CURVE_NAMES = ("0.50", "0.75", "0.50:0.95")  # IoU of a precision curve; the last is the mean over all ten
@@ -28,7 +29,7 @@ class _Metric(NamedTuple):
     is_precision: bool
     iou: float | None = None
     area: str = "all"
-    max_detections: int = 100
+    max_detections: int | None = None  # None: the limit of the evaluation
 
 
 _METRICS = {
@@ -59,6 +60,8 @@ class CocoMetrics:
         class_stats: the twelve metrics of each class, by category id.
         class_curves: precision at each of RECALLS, by the category id of each class that has objects and by
             CURVE_NAMES.
+        max_detections: limit of detections per image and class for all metrics but AR1 and AR10. "AR100" is
+            the recall at this limit.
     """
 
     stats: tuple
@@ -66,6 +69,7 @@ class CocoMetrics:
     precision: dict = field(default_factory=dict)
     class_stats: dict = field(default_factory=dict)
     class_curves: dict = field(default_factory=dict)
+    max_detections: int = MAX_DETECTIONS
 
     @property
     def ap(self) -> float:
@@ -82,7 +86,8 @@ class CocoMetrics:
 
     def table(self) -> str:
         """The twelve lines exactly as pycocotools prints them."""
-        return "\n".join(_summary_line(metric, value) for metric, value in zip(_METRICS.values(), self.stats))
+        rows = zip(_METRICS.values(), self.stats)
+        return "\n".join(_summary_line(metric, value, self.max_detections) for metric, value in rows)
 
     def class_table(self) -> str:
         """AP of each class, one per line."""
@@ -95,7 +100,7 @@ class CocoMetrics:
 
 
 def evaluate_detections(
-    ground_truth: dict, detections: Iterable[dict], backend: str = BACKEND
+    ground_truth: dict, detections: Iterable[dict], max_detections: int = MAX_DETECTIONS
 ) -> CocoMetrics:
     """Compute COCO's metrics.
 
@@ -103,16 +108,15 @@ def evaluate_detections(
         ground_truth: COCO annotations: `images`, `annotations` and `categories`.
         detections: COCO results: dicts of `image_id`, `category_id`, `bbox` [x, y, width, height] in pixels
             of the original image, and `score`.
-        backend: no longer used, except for a warning if it is not faster_coco_eval.
+        max_detections: limit per image and class; the best scores count. More than 10.
 
     Raises:
-        DataError: a detection belongs to an image that the annotations do not have.
+        DataError: a detection has an image or a category that the annotations do not have.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    if backend != BACKEND:
-        logger.warning("coco_eval: %s is no longer used; %s computes the same metrics", backend, BACKEND)
     datasets = _annotations(ground_truth), _results(ground_truth, detections)
+    _warn_of_crowded_images(datasets[0]["annotations"], max_detections)
     with contextlib.redirect_stdout(io.StringIO()):  # the library prints its progress
         indexed = []
         for dataset in datasets:
@@ -121,6 +125,7 @@ def evaluate_detections(
             coco.createIndex()
             indexed.append(coco)
         evaluation = COCOeval_faster(*indexed, iouType="bbox", print_function=logger.debug)
+        evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
     return _metrics(evaluation, {category["id"]: category["name"] for category in ground_truth["categories"]})
@@ -139,8 +144,8 @@ def _metrics(evaluation: Any, names: dict[int, str]) -> CocoMetrics:
             array = precisions if metric.is_precision else recalls
             if metric.iou is not None:
                 array = array[np.isclose(params.iouThrs, metric.iou)]
-            area, limit = params.areaRngLbl.index(metric.area), params.maxDets.index(metric.max_detections)
-            stats.append(_mean(array[..., area, limit]))
+            limit = params.maxDets.index(metric.max_detections or params.maxDets[-1])
+            stats.append(_mean(array[..., params.areaRngLbl.index(metric.area), limit]))
         return tuple(stats)
 
     class_stats, class_curves = {}, {}
@@ -157,6 +162,7 @@ def _metrics(evaluation: Any, names: dict[int, str]) -> CocoMetrics:
         {names[category]: curves[CURVE_NAMES[0]] for category, curves in class_curves.items()},
         class_stats,
         class_curves,
+        params.maxDets[-1],
     )
 
 
@@ -179,6 +185,7 @@ def _annotations(ground_truth: dict) -> dict:
 def _results(ground_truth: dict, detections: Iterable[dict]) -> dict:
     """Turn detections into annotations."""
     images = {image["id"] for image in ground_truth["images"]}
+    categories = {category["id"]: category["name"] for category in ground_truth["categories"]}
     annotations = []
     for number, detection in enumerate(detections, start=1):
         if detection["image_id"] not in images:
@@ -186,9 +193,33 @@ def _results(ground_truth: dict, detections: Iterable[dict]) -> dict:
                 f"there are detections of image {detection['image_id']}, which the annotations do not have: "
                 "use the detections of this data set"
             )
+        if detection["category_id"] not in categories:
+            known = ", ".join(f"{number} {printable(name)}" for number, name in list(categories.items())[:10])
+            raise DataError(
+                f"there are detections of category {detection['category_id']}, which the annotations do not "
+                f"have: category_id must be the id of a category ({known}{', …' * (len(categories) > 10)}), "
+                "not its position"
+            )
         _, _, width, height = detection["bbox"]
         annotations.append({**detection, "id": number, "area": width * height, "iscrowd": 0})
     return {**_images_and_categories(ground_truth), "annotations": annotations}
+
+
+def _warn_of_crowded_images(annotations: Iterable[dict], limit: int) -> None:
+    """Warn of images in which no detector can reach a recall of 1."""
+    counts = collections.Counter(
+        (each["image_id"], each["category_id"]) for each in annotations if not each["iscrowd"]
+    )
+    crowded = {image for (image, _), count in counts.items() if count > limit}
+    if crowded:
+        logger.warning(
+            "%d images have more than %d objects of a class (up to %d), but the evaluation counts the best "
+            "%d detections of each: raise max_detections",
+            len(crowded),
+            limit,
+            max(counts.values()),
+            limit,
+        )
 
 
 def _images_and_categories(ground_truth: dict) -> dict:
@@ -203,8 +234,8 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(known)) if known.size else NO_OBJECTS
 
 
-def _summary_line(metric: _Metric, value: float) -> str:
+def _summary_line(metric: _Metric, value: float, max_detections: int) -> str:
     name = "Average Precision  (AP)" if metric.is_precision else "Average Recall     (AR)"
     iou = "0.50:0.95" if metric.iou is None else f"{metric.iou:0.2f}"
-    limit = metric.max_detections
+    limit = metric.max_detections or max_detections
     return f" {name} @[ IoU={iou:<9} | area={metric.area:>6} | maxDets={limit:>3} ] = {value:0.3f}"

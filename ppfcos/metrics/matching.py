@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask
 
+from ppfcos.metrics.coco import MAX_DETECTIONS
+
 IOU_THRESHOLD = 0.5
-MAX_DETECTIONS = 100  # of a class in an image: COCO's limit
 NONE = -1  # no row
 
 
@@ -94,18 +95,23 @@ def image_order(ground_truth: Mapping[str, Any]) -> list:
     return sorted(image["id"] for image in ground_truth["images"])
 
 
-def match(ground_truth: Mapping[str, Any], detections: Iterable[Mapping[str, Any]]) -> Matching:
+def match(
+    ground_truth: Mapping[str, Any],
+    detections: Iterable[Mapping[str, Any]],
+    max_detections: int = MAX_DETECTIONS,
+) -> Matching:
     """Match as COCO does at IOU_THRESHOLD: the detection with the highest score chooses first.
 
     Args:
         ground_truth: COCO annotations: `images`, `annotations`, `categories`. Images are indexed by
             `image_order`, classes in the order of `categories`.
         detections: COCO results of these images.
+        max_detections: limit per image and class; the best scores count.
     """
     image_of = {image_id: index for index, image_id in enumerate(image_order(ground_truth))}
     label_of = {category["id"]: label for label, category in enumerate(ground_truth["categories"])}
     objects = _read_objects(ground_truth.get("annotations", ()), image_of, label_of)
-    columns = _read_detections(detections, image_of, label_of)
+    columns = _read_detections(detections, image_of, label_of, max_detections)
     count = len(columns.images)
     matching = Matching(
         ground_truth=objects,
@@ -142,7 +148,9 @@ def _read_objects(annotations: Iterable[Mapping], image_of: Mapping, label_of: M
     return Objects(*(column[order] for column in objects))
 
 
-def _read_detections(detections: Iterable[Mapping], image_of: Mapping, label_of: Mapping) -> DetectionColumns:
+def _read_detections(
+    detections: Iterable[Mapping], image_of: Mapping, label_of: Mapping, max_detections: int
+) -> DetectionColumns:
     rows = [row for row in detections if row["category_id"] in label_of]
     columns = DetectionColumns(
         np.array([image_of[row["image_id"]] for row in rows], np.int64),
@@ -153,7 +161,7 @@ def _read_detections(detections: Iterable[Mapping], image_of: Mapping, label_of:
     order = np.lexsort((-columns.scores, columns.labels, columns.images))
     group = columns.images[order] * len(label_of) + columns.labels[order]
     position = np.arange(len(order)) - np.searchsorted(group, group)
-    order = order[position < MAX_DETECTIONS]
+    order = order[position < max_detections]
     return DetectionColumns(*(column[order] for column in columns))
 
 

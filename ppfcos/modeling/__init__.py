@@ -13,10 +13,7 @@ A forward pass reads as fcos.py → layers of backbones/ and necks/ → head.py 
 training, postprocess.py otherwise.
 """
 
-# ruff: noqa: E402
-from ppfcos import environment
-
-environment.import_users_of_zlib()
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
 
 from ppfcos.modeling.assigner import PPFCOSTargets
 from ppfcos.modeling.backbones.dla import PPFCOSDLA

@@ -97,7 +97,6 @@ def _draw_image(image: BatchImage, levels: Sequence[Level], scale: float) -> np.
     for box in image.crowds * scale:
         _draw_crowd(canvas, box, style)
     for box, level in zip(image.boxes * scale, image.box_levels):
-        draw_box(canvas, box, BLACK, style._replace(line=style.line + 2))
         draw_box(canvas, box, _level_color(level), style)
     _draw_names(canvas, image, scale)
     for point, level in zip(image.points * scale, image.point_levels):

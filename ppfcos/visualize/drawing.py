@@ -1,23 +1,35 @@
-"""Draws boxes and labels on images with numpy and OpenCV."""
+"""Draws boxes and labels on images: ASCII texts with OpenCV, others with Pillow and a font of the machine."""
 
 from __future__ import annotations
 
 import colorsys
+import functools
+import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 
+from ppfcos.console import printable
 from ppfcos.errors import OutputError
 from ppfcos.fileio import replacing
+
+logger = logging.getLogger(__name__)
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 JPEG_QUALITY = 95
 GOLDEN_RATIO = 0.618033988749895
-GROUND_TRUTH_COLOR, TRUTH_EDGE = (255, 255, 255), (0, 0, 0)  # no class has these colors
+GROUND_TRUTH_COLOR, RIM_COLOR = (255, 255, 255), (0, 0, 0)  # no class has these colors
+FONT_FOLDERS = (
+    *("~/.local/share/fonts", "~/.fonts", "/usr/share/fonts", "/usr/local/share/fonts"),
+    *("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts"),
+)
+FONT_SUFFIXES = (".ttf", ".ttc", ".otf")
+PILLOW_SIZE = 28  # pixels of a Pillow font that is as large as OpenCV's at a scale of 1
 
 
 class Drawable(Protocol):
@@ -75,12 +87,11 @@ def draw_detections(image_bgr: np.ndarray, detections: Drawable, threshold: floa
 
 
 def draw_ground_truth(image_bgr: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Draw ground-truth boxes, [M, 4] x0, y0, x1, y1, in white with a black edge on a copy of an image."""
+    """Draw ground-truth boxes, [M, 4] x0, y0, x1, y1, in white on a copy of an image."""
     canvas = np.array(image_bgr, order="C")
     style = style_for(*canvas.shape[:2])
-    for color, line in ((TRUTH_EDGE, style.line + 2), (GROUND_TRUTH_COLOR, style.line)):
-        for box in boxes:
-            draw_box(canvas, box, color, style._replace(line=line))
+    for box in boxes:
+        draw_box(canvas, box, GROUND_TRUTH_COLOR, style)
     return canvas
 
 
@@ -122,31 +133,48 @@ def save_image(path: str | os.PathLike, image_bgr: np.ndarray) -> None:
 
 
 def draw_box(canvas: np.ndarray, box: np.ndarray, color: tuple[int, int, int], style: Style) -> None:
-    """Draw a box, [4] x0, y0, x1, y1, on the canvas in place."""
+    """Draw a box, [4] x0, y0, x1, y1, with a dark rim on the canvas in place."""
     x0, y0, x1, y1 = _inside(box, canvas)
-    cv2.rectangle(canvas, (x0, y0), (x1, y1), color, style.line, cv2.LINE_8)
+    rim = style.line + (2 if style.line > 1 else 1)  # OpenCV draws 3 pixels for 2, and 5 for 3 and 4
+    for each, line in ((RIM_COLOR, rim), (color, style.line)):
+        cv2.rectangle(canvas, (x0, y0), (x1, y1), each, line, cv2.LINE_8)
 
 
 def draw_label(
     canvas: np.ndarray, box: np.ndarray, text: str, color: tuple[int, int, int], style: Style
 ) -> None:
-    """Draw an ASCII text above a box, or below its upper edge where it would leave the image."""
+    """Draw a text above a box, or below its upper edge where it would leave the image."""
     height, width = canvas.shape[:2]
-    font_scale = style.font_scale
-    (text_width, text_height), baseline = cv2.getTextSize(text, FONT, font_scale, style.font_line)
+    mask = _text_mask(text, style.font_scale, style.font_line)
     max_width = max(1, width - 2 * style.margin)
-    if text_width > max_width:
-        font_scale *= max_width / text_width
-        (text_width, text_height), baseline = cv2.getTextSize(text, FONT, font_scale, style.font_line)
-    label_width, label_height = text_width + 2 * style.margin, text_height + baseline + style.margin
+    if mask.shape[1] > max_width:
+        mask = _text_mask(text, style.font_scale * max_width / mask.shape[1], style.font_line)
+    above = style.margin // 2 + 1
+    mask = np.pad(mask, ((above, style.margin - above), (style.margin, style.margin)))
+    label_height, label_width = mask.shape
     x0, y0, _, _ = _inside(box, canvas)
     left = max(0, min(x0 - style.line // 2, width - label_width))
     top = y0 - label_height if y0 >= label_height else y0
     top = max(0, min(top, height - label_height))
-    corner = (left + label_width - 1, top + label_height - 1)
-    cv2.rectangle(canvas, (left, top), corner, color, cv2.FILLED)
-    origin = (left + style.margin, top + text_height + style.margin // 2 + 1)
-    cv2.putText(canvas, text, origin, FONT, font_scale, _text_color(color), style.font_line, cv2.LINE_AA)
+    plate = canvas[top : top + label_height, left : left + label_width]
+    opacity = mask[: plate.shape[0], : plate.shape[1], None] / 255
+    plate[:] = np.rint((1 - opacity) * color + opacity * _text_color(color))
+
+
+def _text_mask(text: str, scale: float, line: int) -> np.ndarray:
+    """The opacity of a text in a tight frame, [H, W] uint8."""
+    if text.isascii():
+        (width, height), baseline = cv2.getTextSize(text, FONT, scale, line)
+        mask = np.zeros((height + baseline, width), np.uint8)
+        cv2.putText(mask, text, (0, height), FONT, scale, 255, line, cv2.LINE_AA)
+        return mask
+    from PIL import Image, ImageDraw
+
+    font = _font_of(text).font_variant(size=max(6, round(PILLOW_SIZE * scale)))
+    left, top, right, bottom = font.getbbox(text)
+    image = Image.new("L", (max(1, right - left), max(1, bottom - top)))
+    ImageDraw.Draw(image).text((-left, -top), text, 255, font)
+    return np.asarray(image)
 
 
 def _inside(box: np.ndarray, canvas: np.ndarray) -> tuple[int, int, int, int]:
@@ -162,6 +190,58 @@ def _text_color(color: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def printable_name(label: int, class_names: Sequence[str]) -> str:
-    """The name of a class if OpenCV's fonts have its letters (ASCII), else `class N`."""
-    name = str(class_names[label]) if 0 <= label < len(class_names) else ""
-    return name if name and name.isascii() and name.isprintable() else f"class {label}"
+    """The name of a class, or `class N` if it has none or this machine has no font with its letters."""
+    return _printable_name(label, str(class_names[label]) if 0 <= label < len(class_names) else "")
+
+
+@functools.cache
+def _printable_name(label: int, name: str) -> str:
+    if name and name.isprintable() and (name.isascii() or _font_of(name)):
+        return name
+    if name:
+        logger.warning(
+            "drawn images say 'class %d' for %s: no font on this machine has its letters; install one, such "
+            "as fonts-noto-cjk, or copy one into ~/.local/share/fonts",
+            label,
+            printable(name),
+        )
+    return f"class {label}"
+
+
+def _font_of(text: str) -> Any:
+    """The first font that has all letters of a text, as Pillow's FreeTypeFont; None without one."""
+    return _font_with(frozenset(letter for letter in text if not letter.isascii()))
+
+
+@functools.cache
+def _font_with(letters: frozenset) -> Any:
+    try:
+        from PIL import ImageFont
+    except ImportError:
+        return None
+    for path in _font_files():
+        try:
+            font = ImageFont.truetype(path, PILLOW_SIZE)
+            missing = bytes(font.getmask("\U0010ffff"))  # a code point that no font has
+            if all(bytes(font.getmask(letter)) != missing for letter in {"0", "a", *letters}):
+                return font
+        except (OSError, ValueError):  # no font, or a bitmap font
+            continue
+    return None
+
+
+@functools.cache
+def _font_files() -> list[str]:
+    """The fonts of this machine and of matplotlib; regular sans serif fonts come first."""
+    folders = [Path(os.path.expanduser(folder)) for folder in FONT_FOLDERS]
+    matplotlib = importlib.util.find_spec("matplotlib")
+    if matplotlib and matplotlib.origin:
+        folders.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts")
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in FONT_SUFFIXES]
+    unlike = ("bold", "oblique", "italic", "serif", "mono")
+
+    def rank(path: Path) -> tuple:
+        name = path.stem.lower()
+        return sum(word in name for word in unlike), "sans" not in name, name
+
+    return [str(path) for path in sorted(files, key=rank)]

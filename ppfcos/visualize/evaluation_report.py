@@ -64,7 +64,7 @@ def write_report(
     Raises:
         OutputError: it cannot be written.
     """
-    matching = match(ground_truth, detections)
+    matching = match(ground_truth, detections, metrics.max_detections)
     errors = find_errors(matching)
     image_ids = image_order(ground_truth)
     names = [str(category["name"]) for category in ground_truth["categories"]]

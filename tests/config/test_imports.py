@@ -92,7 +92,7 @@ def test_a_logger_gets_the_metrics_of_a_training(small, tmp_path):
     assert [position for position, name, _ in rows if name == "eval/AP"] == ["1"]
     assert list((folder / "vdl_log").iterdir())
     assert "no class 'CSVLog' is registered" in refusal(config, "loggers=[CSVLog]")
-    assert "nothing reads CSVLogger.filename" in refusal(config, "loggers=[]", "CSVLogger.filename=a")
+    assert "CSVLogger.filename is not used" in refusal(config, "loggers=[]", "CSVLogger.filename=a")
 
 
 def test_a_class_that_is_no_logger_is_refused(small, capsys):

@@ -160,6 +160,19 @@ def test_contradictions_are_refused(states, tmp_path, capsys, improved, text, na
     assert not (tmp_path / "ours.pdparams").exists()
 
 
+def test_a_configuration_that_leaves_the_recipe_open_asks_for_it(states, tmp_path, capsys):
+    text = "model = dict(bbox_head=dict(type='FCOSHead', norm_on_bbox=True, centerness_on_reg=True))"
+    path = tmp_path / "epoch_12.pth"
+    torch.save(training_checkpoint(states[True], text), path)
+    code, printed = run(capsys, path, "-o", tmp_path / "ours")
+    assert code == 2 and "set --recipe to one of" in printed
+    assert run(capsys, path, "-o", tmp_path / "ours", "--recipe", "caffe-improved")[0] == 0
+    text = text.replace("model = dict(", "model = dict(backbone=dict(type='ResNet', style='caffe'), ")
+    torch.save(training_checkpoint(states[True], text), path)
+    assert run(capsys, path, "-o", tmp_path / "ours")[0] == 0
+    assert load_config(tmp_path / "ours.yml")["ResNet"]["variant"] == "a"
+
+
 def with_prefix(prefix):
     return lambda state: {prefix + name: value for name, value in state.items()}
 

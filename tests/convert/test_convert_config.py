@@ -188,6 +188,9 @@ def test_batch_size_counts_devices_and_defaults_are_paddledetections(stock_confi
     assert (cfg["PPFCOSHead"]["distance"], cfg["PPFCOSHead"]["norm_type"]) == ("exp", "bn")
     assert cfg["PPFCOSLoss"]["focal_alpha"] == 0.3
     assert cfg["PPFCOSDecode"]["score_threshold"] == 0.05
+    for reader in ("TrainReader", "EvalReader"):
+        resizes = [step["Resize"] for step in cfg[reader]["sample_transforms"] if "Resize" in step]
+        assert [resize["rounding"] for resize in resizes] == ["nearest"]
 
 
 def test_what_cannot_be_converted(stock_config, tmp_path):

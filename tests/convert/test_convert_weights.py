@@ -249,10 +249,13 @@ def test_detectors_give_the_boxes_of_their_project(file_name, tmp_path):
     model, done = converted_model(tmp_path / file_name, tmp_path)
     assert done.recipe == recipe and not done.translation.unexpected and not done.allowed
     check_detector(theirs, model, HRNET_BATCHES if recipe == "hrnet" else BATCHES)
+    for reader in ("EvalReader", "TestReader"):
+        steps = load_config(done.config)[reader]["sample_transforms"]
+        resize = next(step for step in steps if "Resize" in step)["Resize"]
+        assert resize["rounding"] == ("floor" if done.format.name in ("fcos", "torchvision") else "nearest")
+        assert resize["target_size"] == ([512, 736] if recipe == "real-time" else [800, 1333])
     if recipe == "real-time":
         assert model.head.strides == [8, 16, 32] and model.targets.size_ranges == [64, 128]
-        steps = load_config(done.config)["EvalReader"]["sample_transforms"]
-        assert next(step for step in steps if "Resize" in step)["Resize"]["target_size"] == [512, 736]
 
 
 @pytest.fixture(

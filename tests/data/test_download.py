@@ -22,7 +22,7 @@ import pytest
 
 from ppfcos.data import archives
 from ppfcos.data.archives import Archive
-from ppfcos.download import Limits
+from ppfcos.download import Limits, download
 from ppfcos.errors import DataError, OutputError, WeightsError
 
 
@@ -91,6 +91,16 @@ def archive_of(content: bytes, **contents) -> Archive:
     return Archive("val", "zips/val.zip", len(content), hashlib.md5(content).hexdigest(), **contents)
 
 
+def fetch(folder, wanted, server: str, **options) -> None:
+    archives.fetch(folder, wanted, server, pause=0, **options)
+
+
+def download_zip(url, target, size=None, md5=None, limits=None) -> None:
+    """As `archives.fetch` downloads."""
+    check = None if md5 else archives.fault_in_zip
+    download(url, target, size, md5, 0, check=check, limits=limits)
+
+
 CONTENT = zip_of(val__a=bytes(range(256)) * 40, val__b=b"second")
 VAL = archive_of(CONTENT, counts=(("val", 2),))
 
@@ -101,23 +111,17 @@ def names_in(folder: Path) -> list[str]:
 
 def test_downloads_unpacks_and_then_leaves_alone(server, tmp_path):
     server.content = CONTENT
-    archives.fetch(tmp_path, [VAL], server.address, pause=0)
+    fetch(tmp_path, [VAL], server.address)
     assert names_in(tmp_path) == ["val/a", "val/b"]
     assert (tmp_path / "val/a").read_bytes() == bytes(range(256)) * 40
     assert server.requests == [("/zips/val.zip", None)]
-    archives.fetch(tmp_path, [VAL], server.address + "/", pause=0)
+    fetch(tmp_path, [VAL], server.address + "/")
     assert len(server.requests) == 1
-
-
-def test_keeps_the_archive_if_asked_to(server, tmp_path):
-    server.content = CONTENT
-    archives.fetch(tmp_path, [VAL], server.address, keep_archives=True, pause=0)
-    assert (tmp_path / "val.zip").read_bytes() == CONTENT
 
 
 def test_resumes_where_the_server_broke_off(server, tmp_path):
     server.content, server.breaks_off_after = CONTENT, 100
-    archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+    download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
     continued = [f"bytes={first}-" for first in range(100, len(CONTENT), 100)]
     assert [wanted for _, wanted in server.requests] == [None, *continued]
@@ -127,23 +131,18 @@ def test_resumes_where_the_server_broke_off(server, tmp_path):
 def test_resumes_what_an_earlier_run_left(server, tmp_path):
     server.content = CONTENT
     (tmp_path / "x.zip.part").write_bytes(CONTENT[:100])
-    archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+    download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
     assert server.requests == [("/", "bytes=100-")]
 
 
-@pytest.mark.parametrize("left", [b"short", b"x" * (len(CONTENT) + 5)], ids=["shorter", "longer"])
-def test_starts_anew_where_the_server_knows_no_ranges(server, tmp_path, left):
-    server.content, server.knows_ranges = CONTENT, False
+@pytest.mark.parametrize(
+    ("left", "knows_ranges"), [(b"short", False), (b"x" * 9999, False), (b"x" * 9999, True)]
+)
+def test_starts_again_without_ranges_or_after_too_many_bytes(server, tmp_path, left, knows_ranges):
+    server.content, server.knows_ranges = CONTENT, knows_ranges
     (tmp_path / "x.zip.part").write_bytes(left)
-    archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
-    assert (tmp_path / "x.zip").read_bytes() == CONTENT
-
-
-def test_what_is_longer_than_the_file_is_thrown_away(server, tmp_path):
-    server.content = CONTENT
-    (tmp_path / "x.zip.part").write_bytes(b"x" * (len(CONTENT) + 5))
-    archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+    download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
 
@@ -151,39 +150,30 @@ def test_another_beginning_is_found_out_by_the_sum(server, tmp_path):
     server.content = CONTENT
     (tmp_path / "x.zip.part").write_bytes(b"x" * 100)
     with pytest.raises(DataError, match="MD5"):
-        archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+        download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert names_in(tmp_path) == []
-    archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+    download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert names_in(tmp_path) == ["x.zip"]
 
 
 def test_gives_up_on_a_server_that_brings_nothing_new(server, tmp_path):
     server.content, server.breaks_off_after = CONTENT, 0
     with pytest.raises(DataError, match=f"0 of {len(CONTENT)} bytes"):
-        archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+        download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert len(server.requests) == 6
 
 
 def test_a_length_that_is_not_the_files(server, tmp_path):
     server.content, server.claims = CONTENT, len(CONTENT) + 7
     with pytest.raises(DataError, match=f"{len(CONTENT) + 7} bytes, but the right file has {len(CONTENT)}"):
-        archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
-    assert not (tmp_path / "x.zip").exists()
-
-
-@pytest.mark.parametrize("lie", [-7, 7], ids=["too short", "too long"])
-def test_a_lie_about_the_length_of_an_unknown_file(server, tmp_path, lie):
-    server.content, server.claims = CONTENT, len(CONTENT) + lie
-    server.knows_ranges = False
-    with pytest.raises(DataError):
-        archives.download(server.address, tmp_path / "x.zip", pause=0)
+        download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert not (tmp_path / "x.zip").exists()
 
 
 def test_damage_is_found_without_a_sum(server, tmp_path):
     server.content = CONTENT[:60] + b"\0\0\0\0" + CONTENT[64:]
     with pytest.raises(DataError, match="damaged"):
-        archives.download(server.address, tmp_path / "x.zip", pause=0)
+        download_zip(server.address, tmp_path / "x.zip")
     assert names_in(tmp_path) == []
 
 
@@ -191,23 +181,23 @@ def test_damage_is_found_without_a_sum(server, tmp_path):
 def test_a_server_that_refuses(server, tmp_path, status, requests):
     server.status = status
     with pytest.raises(DataError, match=server.address):
-        archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+        download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert len(server.requests) == requests
 
 
 def test_no_server_at_all(tmp_path):
     with pytest.raises(DataError, match="refused"):
-        archives.download("http://127.0.0.1:9/x.zip", tmp_path / "x.zip", pause=0)
+        download_zip("http://127.0.0.1:9/x.zip", tmp_path / "x.zip")
     with pytest.raises(DataError, match="http://"):
-        archives.fetch(tmp_path, [VAL], "file:///etc", pause=0)
+        fetch(tmp_path, [VAL], "file:///etc")
 
 
 def test_a_part_that_is_incomplete_is_unpacked_again(server, tmp_path):
     server.content = CONTENT
-    archives.fetch(tmp_path, [VAL], server.address, keep_archives=True, pause=0)
+    fetch(tmp_path, [VAL], server.address, keep_archives=True)
     (tmp_path / "val/b").unlink()
     (tmp_path / "val/a").write_bytes(b"half")
-    archives.fetch(tmp_path, [VAL], server.address, pause=0)
+    fetch(tmp_path, [VAL], server.address)
     assert len((tmp_path / "val/a").read_bytes()) == 256 * 40
     assert (tmp_path / "val/b").read_bytes() == b"second"
     assert len(server.requests) == 1  # the archive was still there
@@ -216,34 +206,23 @@ def test_a_part_that_is_incomplete_is_unpacked_again(server, tmp_path):
 def test_an_archive_of_something_else(server, tmp_path):
     server.content = CONTENT
     with pytest.raises(DataError, match="3 files in val"):
-        archives.fetch(tmp_path, [archive_of(CONTENT, counts=(("val", 3),))], server.address, pause=0)
-
-
-@pytest.mark.parametrize(
-    "name", ["../evil", "val/../../evil", "/evil", "..\\evil", "C:/evil"], ids=lambda name: repr(name)
-)
-def test_no_path_leaves_the_folder(server, tmp_path, name):
-    server.content = zip_of(**{"val/first": b"1", name: b"evil"})
-    folder = tmp_path / "deep" / "folder"
-    with pytest.raises(DataError, match="outside its folder"):
-        archives.fetch(folder, [archive_of(server.content, files=("val/first",))], server.address, pause=0)
-    assert names_in(tmp_path) == ["deep/folder/val.zip"]
+        fetch(tmp_path, [archive_of(CONTENT, counts=(("val", 3),))], server.address)
 
 
 def test_of_an_archive_one_folder_is_wanted(server, tmp_path):
     server.content = zip_of(**{"top/in/a/1": b"1", "top/in/2": b"2", "top/inner/3": b"3", "4": b"4"})
     archive = Archive("x", "x.zip", files=("2",), counts=(("a", 1),), inside="top/in")
-    archives.fetch(tmp_path, [archive], server.address, pause=0)
+    fetch(tmp_path, [archive], server.address)
     assert names_in(tmp_path) == ["2", "a/1"]
     server.content = zip_of(**{"top/in/2": b"2", "../evil": b"evil"})
     with pytest.raises(DataError, match="outside its folder"):
-        archives.fetch(tmp_path / "other", [archive], server.address, pause=0)
+        fetch(tmp_path / "other", [archive], server.address)
     assert not (tmp_path / "evil").exists()
 
 
 def test_progress_is_shown(server, tmp_path, capsys):
     server.content = zip_of(**{"val/a": np.random.default_rng(0).bytes(4 << 20), "val/b": b"2"})
-    archives.fetch(tmp_path, [archive_of(server.content, counts=(("val", 2),))], server.address, pause=0)
+    fetch(tmp_path, [archive_of(server.content, counts=(("val", 2),))], server.address)
     shown = capsys.readouterr().err.splitlines()
     for step in ("val.zip: ", "checking val.zip: ", "unpacking val.zip: "):
         shares = [int(line.split(": ")[1].split(" %")[0]) for line in shown if line.startswith(step)]
@@ -278,25 +257,6 @@ def test_bccd_from_a_mirror(server, tmp_path, bccd, root):
     name = "Annotations/BloodImage_00338.xml"
     assert (tmp_path / name).read_bytes() == (bccd / name).read_bytes()
     assert not list(tmp_path.glob("*.zip*"))
-
-
-def test_links_are_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        link = zipfile.ZipInfo("val")
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc")
-    with pytest.raises(DataError, match="link"):
-        archives.unpack(tmp_path / "x.zip", tmp_path / "out")
-    assert names_in(tmp_path) == ["x.zip"]
-
-
-def test_a_damaged_archive_leaves_no_damaged_file(tmp_path):
-    content = bytearray(zip_of(val__a=bytes(range(256)) * 40))
-    content[60:64] = b"\0\0\0\0"
-    (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(DataError, match="damaged"):
-        archives.unpack(tmp_path / "x.zip", tmp_path)
-    assert names_in(tmp_path) == ["x.zip"]
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
@@ -561,9 +521,7 @@ def test_every_hostile_answer_is_one_line_within_seconds(hostile, tmp_path, name
     server = hostile(ANSWERS[name])
     size_and_sum = (VAL.size, VAL.md5) if is_known else (None, None)
     url = server.address + "/x.zip"
-    message = refusal(
-        DataError, archives.download, url, tmp_path / "x.zip", *size_and_sum, pause=0, limits=FAST
-    )
+    message = refusal(DataError, download_zip, url, tmp_path / "x.zip", *size_and_sum, limits=FAST)
     assert url in message
     left = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(left) <= ({"x.zip.part"} if is_known else set())
@@ -582,13 +540,13 @@ def test_every_hostile_answer_is_one_line_within_seconds(hostile, tmp_path, name
 )
 def test_a_head_that_makes_no_sense_is_not_believed(hostile, tmp_path, head):
     server = hostile(lambda *_: with_head(head.encode() + b"\r\n", [CONTENT]))
-    refusal(DataError, archives.download, server.address, tmp_path / "x.zip", pause=0)
+    refusal(DataError, download_zip, server.address, tmp_path / "x.zip")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_reset_within_each_block_makes_progress(hostile, tmp_path):
     server = hostile(broken_within(100))
-    archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+    download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
     assert len(server.requests) >= len(CONTENT) / 100
 
@@ -603,14 +561,14 @@ def test_a_server_of_wrong_ranges_is_asked_for_the_whole(hostile, tmp_path, is_k
         )
     )
     size_and_sum = (VAL.size, VAL.md5) if is_known else (None, None)
-    archives.download(server.address, tmp_path / "x.zip", *size_and_sum, pause=0)
+    download_zip(server.address, tmp_path / "x.zip", *size_and_sum)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
 
 def test_redirects_are_followed(hostile, server, tmp_path):
     server.content = CONTENT
     first = hostile(lambda number, _: redirect(b"/a b" if number == 0 else server.address.encode() + b"/x"))
-    archives.download(first.address + "/ä", tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+    download_zip(first.address + "/ä", tmp_path / "x.zip", VAL.size, VAL.md5)
     assert [path for path, _ in first.requests] == ["/%C3%A4", "/a%20b"]
     assert server.requests == [("/x", None)]
 
@@ -618,7 +576,7 @@ def test_redirects_are_followed(hostile, server, tmp_path):
 def test_a_whole_download_takes_a_limited_time(hostile, tmp_path):
     server = hostile(lambda *_: with_head(b"Content-Length: 99999\r\n", forever(b"x" * 1000, 0.02)))
     limits = Limits(seconds=0.5)
-    message = refusal(DataError, archives.download, server.address, tmp_path / "x", pause=0, limits=limits)
+    message = refusal(DataError, download_zip, server.address, tmp_path / "x", limits=limits)
     assert "0.5 s" in message
     assert not list(tmp_path.iterdir())
 
@@ -633,7 +591,7 @@ def test_a_whole_download_takes_a_limited_time(hostile, tmp_path):
     ids=ascii,
 )
 def test_addresses_that_are_none(tmp_path, url):
-    refusal(DataError, archives.download, url, tmp_path / "x", pause=0, limits=FAST)
+    refusal(DataError, download_zip, url, tmp_path / "x", limits=FAST)
     assert not list(tmp_path.iterdir())
 
 
@@ -661,11 +619,11 @@ def over_tls(hostile, certificate, answer):
 def test_certificates_are_verified(hostile, tmp_path, certificate, monkeypatch):
     whole = b"Content-Length: %d\r\n" % len(CONTENT)
     server, url = over_tls(hostile, certificate, lambda *_: with_head(whole, [CONTENT]))
-    arguments = url, tmp_path / "x.zip", VAL.size, VAL.md5, 0.0
-    assert "certificate" in refusal(DataError, archives.download, *arguments)
+    arguments = url, tmp_path / "x.zip", VAL.size, VAL.md5
+    assert "certificate" in refusal(DataError, download_zip, *arguments)
     assert not server.requests
     monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
-    archives.download(*arguments)
+    download_zip(*arguments)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
 
@@ -674,9 +632,7 @@ def test_hostile_answers_over_tls(hostile, tmp_path, certificate, monkeypatch, n
     monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
     _, url = over_tls(hostile, certificate, ANSWERS[name])
     limits = FAST._replace(timeout=0.3)
-    assert "certificate" not in refusal(
-        DataError, archives.download, url, tmp_path / "x", limits=limits, pause=0
-    )
+    assert "certificate" not in refusal(DataError, download_zip, url, tmp_path / "x", limits=limits)
     assert not list(tmp_path.iterdir())
 
 
@@ -684,14 +640,14 @@ def test_no_redirect_leaves_tls(hostile, server, tmp_path, certificate, monkeypa
     monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
     server.content = CONTENT
     _, url = over_tls(hostile, certificate, lambda *_: redirect(server.address.encode()))
-    assert "from https://" in refusal(DataError, archives.download, url, tmp_path / "x", pause=0)
+    assert "from https://" in refusal(DataError, download_zip, url, tmp_path / "x")
     assert not server.requests
 
 
 def test_a_server_that_never_speaks_tls(hostile, tmp_path):
     server = hostile(lambda *_: [])  # waits for the head of a request, which never comes
     url = server.address.replace("http:", "https:")
-    refusal(DataError, archives.download, url, tmp_path / "x.zip", pause=0, limits=FAST)
+    refusal(DataError, download_zip, url, tmp_path / "x.zip", limits=FAST)
 
 
 # What is at a file's name
@@ -712,12 +668,10 @@ def test_only_a_regular_file_is_written_to(server, tmp_path, name, make):
     server.content = CONTENT
     make(tmp_path / name)
     if make is make_link and name == "x.zip":  # replaced, and not followed
-        archives.download(server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0)
+        download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
         assert (tmp_path / "x.zip").read_bytes() == CONTENT and not (tmp_path / "x.zip").is_symlink()
     else:
-        message = refusal(
-            OutputError, archives.download, server.address, tmp_path / "x.zip", VAL.size, VAL.md5, pause=0
-        )
+        message = refusal(OutputError, download_zip, server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
         assert str(tmp_path / name) in message
         assert (tmp_path / name).lstat().st_size != VAL.size
     if make is make_link:
@@ -728,13 +682,13 @@ def test_two_downloads_of_a_file_are_kept_apart(hostile, tmp_path):
     server = hostile(
         lambda *_: with_head(b"Content-Length: %d\r\n" % VAL.size, [CONTENT[:50], 0.6, CONTENT[50:]])
     )
-    arguments = (server.address, tmp_path / "x.zip", VAL.size, VAL.md5, 0.0)
-    first = threading.Thread(target=archives.download, args=arguments)
+    arguments = (server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
+    first = threading.Thread(target=download_zip, args=arguments)
     first.start()
     while not server.requests:
         time.sleep(0.01)
-    assert "another process" in refusal(DataError, archives.download, *arguments)
-    archives.download(*arguments, limits=Limits(seconds=5))  # waits, and finds it complete
+    assert "another process" in refusal(DataError, download_zip, *arguments)
+    download_zip(*arguments, limits=Limits(seconds=5))  # waits, and finds it complete
     first.join()
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
     assert len(server.requests) == 1
@@ -745,12 +699,12 @@ def test_two_downloads_of_a_file_are_kept_apart(hostile, tmp_path):
 
 def patched(content: bytes, **fields) -> bytes:
     """A zip file of one file with other values in its central directory."""
-    places = {"flags": (8, 2), "method": (10, 2), "size": (24, 4)}
+    places = {"flags": (8, 2), "method": (10, 2), "size": (24, 4), "attributes": (38, 4)}
     content, start = bytearray(content), content.index(b"PK\1\2")
     for name, value in fields.items():
         place, length = places[name]
         content[start + place : start + place + length] = value.to_bytes(length, "little")
-        if name != "size":  # also in the file's own head
+        if name in ("flags", "method"):  # also in the file's own header
             content[place - 2 : place - 2 + length] = value.to_bytes(length, "little")
     return bytes(content)
 
@@ -803,6 +757,8 @@ ARCHIVES = {
     "a name twice": zip_of_names("val/a", "val//a"),
     "a file and a folder": zip_of_names("val", "val/a"),
     "a folder and a file": zip_of_names("val/", "val"),
+    "damaged": ONE[:60] + b"\0\0\0\0" + ONE[64:],
+    "a link": patched(zip_of_names("val"), attributes=0o120777 << 16),
     "absolute": zip_of_names("/val/a"),
     "a drive": zip_of_names("C:/a"),
     "a stream": zip_of_names("val/a:b"),
@@ -839,7 +795,7 @@ def test_hostile_archives_leave_nothing(tmp_path, monkeypatch, name):
 def test_a_hostile_archive_is_not_kept_without_a_sum(server, tmp_path, name):
     server.content = ARCHIVES[name]
     url = server.address + "/x.zip"
-    assert url in refusal(DataError, archives.download, url, tmp_path / "x.zip", pause=0, limits=FAST)
+    assert url in refusal(DataError, download_zip, url, tmp_path / "x.zip", limits=FAST)
     assert not list(tmp_path.iterdir())
 
 

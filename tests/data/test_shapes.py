@@ -1,4 +1,4 @@
-"""The drawn data set: its boxes against what is really in the pictures, and that it is always the same."""
+"""The drawn data set: its boxes against the pixels, and equal bytes for equal arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -39,7 +38,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("number", range(60))
+@pytest.mark.parametrize("number", range(20))
 def test_box_is_tight_around_what_pillow_draws_of_the_outline(number):
     side, scale = 96, 16
     shape = shapes._random_shape(side, generator(5, number))
@@ -53,12 +52,8 @@ def test_box_is_tight_around_what_pillow_draws_of_the_outline(number):
     np.testing.assert_allclose(covered.sum(), len(rows) / scale**2, rtol=0.1)
     rows, columns = np.nonzero(covered > 0)
     found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    assert (found[:2] <= np.array(shape.box[:2]) + 0.3).all() and (
-        found[:2] > np.array(shape.box[:2]) - 1.3
-    ).all()
-    assert (found[2:] >= np.array(shape.box[2:]) - 0.3).all() and (
-        found[2:] < np.array(shape.box[2:]) + 1.3
-    ).all()
+    outside = (np.array(shape.box) - found) * [1, 1, -1, -1]  # pixels that the box lies within the coverage
+    assert (outside >= -0.3).all() and (outside < 1.3).all()
 
 
 def test_box_is_where_the_picture_shows_the_shape(drawn):
@@ -112,22 +107,20 @@ def test_same_seed_same_bytes(drawn, tmp_path):
     assert (tmp_path / "other" / first).read_bytes() != (drawn / first).read_bytes()
 
 
-def test_what_is_there_stays(tmp_path):
+def test_a_complete_set_stays(tmp_path):
     assert shapes.generate(tmp_path, train=2, val=1, size=64)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert not shapes.generate(tmp_path, train=2, val=1, size=64)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_what_is_incomplete_or_of_other_parameters_is_replaced(tmp_path):
+def test_an_incomplete_set_or_one_of_other_arguments_is_replaced(tmp_path):
     shapes.generate(tmp_path, train=3, val=1, size=64)
     whole = content_of(tmp_path)
     (tmp_path / "train2017/shapes_000002.jpg").unlink()
     assert shapes.generate(tmp_path, train=3, val=1, size=64)
     assert content_of(tmp_path) == whole
     (tmp_path / "annotations/instances_val2017.json").unlink()  # as after a run that was killed
-    (tmp_path / ".generating-old").mkdir()
-    os.utime(tmp_path / ".generating-old", (time.time() - 7200,) * 2)
     assert shapes.generate(tmp_path, train=3, val=1, size=64)
     assert content_of(tmp_path) == whole
     assert shapes.generate(tmp_path, train=2, val=1, size=64)
@@ -136,15 +129,15 @@ def test_what_is_incomplete_or_of_other_parameters_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train2017/holiday.jpg", "annotations/instances_val2017.json"])
-def test_what_others_made_is_never_touched(tmp_path, name):
+def test_other_files_are_not_touched(tmp_path, name):
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_text(json.dumps({"images": []}))
-    with pytest.raises(OutputError, match="other pictures"):
+    with pytest.raises(OutputError, match="other images"):
         shapes.generate(tmp_path, train=2, val=1, size=64)
     assert list(content_of(tmp_path)) == [name]
 
 
-def test_impossible_wishes(tmp_path):
+def test_invalid_arguments(tmp_path):
     with pytest.raises(OutputError):
         shapes.generate(tmp_path / "x", train=0)
     (tmp_path / "file").write_text("")

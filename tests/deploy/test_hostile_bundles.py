@@ -269,7 +269,18 @@ def test_ort_format_is_not_read(tmp_path):
 def as_json(*names: Any) -> bytes:
     operators = [{"#": name, "A": [], "I": [], "O": [], "OA": []} for name in names]
     regions = [{"#": "region_0", "blocks": [{"#": "block_0", "args": [], "ops": operators}]}]
-    return json.dumps({"base_code": {"magic": "pir"}, "program": {"regions": regions}}).encode()
+    base = {"magic": "pir", "version": 1}
+    return json.dumps({"base_code": base, "program": {"regions": regions}}).encode()
+
+
+def old_program(*operators: bytes) -> bytes:
+    """A program of Paddle 2.6 in protobuf: one block of operators."""
+    return field(1, b"".join(field(4, each) for each in operators))
+
+
+def old_operator(name: str, column: int | None = None) -> bytes:
+    number = b"" if column is None else field(4, field(1, b"col") + field(3, column))
+    return field(3, name.encode()) + number
 
 
 MALICIOUS_PROGRAMS = {
@@ -300,8 +311,38 @@ MALICIOUS_PROGRAMS = {
 
 @pytest.mark.parametrize("content", MALICIOUS_PROGRAMS.values(), ids=MALICIOUS_PROGRAMS)
 def test_programs_with_other_operators_are_refused(content):
-    check_program(Path("model.json"), as_json("1.conv2d"))
+    assert check_program(Path("model.json"), as_json("1.conv2d")) == 1
     assert_refused(lambda: check_program(Path("model.json"), content), "model.json")
+
+
+CONV, FEED = old_operator("conv2d"), old_operator("feed", 0)
+MALICIOUS_OLD_PROGRAMS = {
+    **{
+        name: old_program(FEED, CONV, old_operator(name))
+        for name in ("load_combine", "save", "py_func", "while", "conditional_block", "run_program", "print")
+    },
+    "no name": old_program(CONV, b""),
+    "two names": old_program(CONV, field(3, b"conv2d") + field(3, b"load_combine")),
+    "another block": old_program(CONV) + old_program(old_operator("load")),
+    "an input of number -1": old_program(CONV, old_operator("feed", (1 << 64) - 1)),
+    "an input of number 2^30": old_program(FEED, CONV, old_operator("feed", 1 << 30)),
+    "an output without a number": old_program(FEED, CONV, old_operator("fetch")),
+    "two numbers": old_program(CONV, FEED + field(4, field(1, b"x") + field(1, b"col") + field(3, 1 << 30))),
+    "a number twice": old_program(FEED, FEED, CONV),
+    "an attribute named twice": old_program(
+        CONV, field(3, b"feed") + field(4, field(1, b"x") + field(1, b"col") + field(3, 1 << 30))
+    ),
+    "no operators": old_program(),
+    "truncated": old_program(CONV)[:-1],
+    "JSON": as_json("1.conv2d"),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", MALICIOUS_OLD_PROGRAMS.values(), ids=MALICIOUS_OLD_PROGRAMS)
+def test_old_programs_with_other_operators_are_refused(content):
+    assert check_program(Path("model.pdmodel"), old_program(FEED, CONV)) == 0
+    assert_refused(lambda: check_program(Path("model.pdmodel"), content), "model.pdmodel")
 
 
 # Outputs ---------------------------------------------------------------------------------------------------

@@ -122,6 +122,56 @@ def test_more_than_a_hundred_detections_per_image(tmp_path):
     check_against_pycocotools(ground_truth, random_results(rng, ground_truth, copies=5, extra=150), tmp_path)
 
 
+def test_another_limit_of_detections_counts_as_in_pycocotools(tmp_path):
+    rng = np.random.default_rng(1)
+    ground_truth = random_ground_truth(rng, images=3, classes=2, most=40)
+    detections = random_results(rng, ground_truth, copies=5, extra=150)
+    evaluation, _ = run_pycocotools(ground_truth, detections, tmp_path)
+    evaluation.params.maxDets = [1, 10, 300]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    named = evaluate_detections(ground_truth, detections, max_detections=300).named()
+    for name, values in (
+        ("AP", precision[:, :, :, 0, 2]),
+        ("APs", precision[:, :, :, 1, 2]),
+        ("AR10", recall[:, :, 0, 1]),
+        ("AR100", recall[:, :, 0, 2]),
+    ):
+        assert named[name] == pytest.approx(values[values > -1].mean(), rel=0, abs=TOLERANCE)
+    assert named != evaluate_detections(ground_truth, detections).named()
+
+
+def test_perfect_detections_of_a_crowded_image(caplog):
+    """COCO's 100 detections reach a recall of 100/576, which covers 18 of the 101 recalls."""
+    boxes = [[20.0 * (i % 24), 20.0 * (i // 24), 15.0, 15.0] for i in range(576)]
+    categories = [{"id": 1, "name": "cell"}]
+    annotations = [{"id": i, "image_id": 1, "category_id": 1, "bbox": box} for i, box in enumerate(boxes, 1)]
+    ground_truth = {"images": [{"id": 1}], "categories": categories, "annotations": annotations}
+    detections = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9} for box in boxes]
+    assert evaluate_detections(ground_truth, detections).ap == pytest.approx(18 / 101)
+    assert "max_detections" in caplog.text
+    caplog.clear()
+    metrics = evaluate_detections(ground_truth, detections, max_detections=1000)
+    assert metrics.ap == 1
+    assert "maxDets=1000" in metrics.table()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("change", [lambda number: number - 3, lambda number: number + 50, str])
+def test_a_category_that_the_annotations_lack(change):
+    ground_truth = random_ground_truth(np.random.default_rng(0))
+    detections = [
+        {**annotation, "category_id": change(annotation["category_id"]), "score": 0.9}
+        for annotation in ground_truth["annotations"]
+    ]
+    if change(3) == 0:  # the first class, which no object has, is category 0
+        ground_truth["categories"] = ground_truth["categories"][1:]
+    with pytest.raises(DataError, match="category"):
+        evaluate_detections(ground_truth, detections)
+
+
 def test_real_annotations_with_crowds(tinycoco, tmp_path):
     for path in sorted((tinycoco / "annotations").glob("instances_*.json")):
         ground_truth = json.loads(path.read_text())
@@ -172,14 +222,6 @@ def test_detections_of_another_data_set_are_refused():
     stray = {"image_id": 999, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5}
     with pytest.raises(DataError, match="image 999"):
         evaluate_detections(random_ground_truth(np.random.default_rng(0)), [stray])
-
-
-def test_pycocotools_as_a_backend_is_accepted_with_a_notice(caplog):
-    ground_truth = random_ground_truth(np.random.default_rng(0))
-    metrics = evaluate_detections(ground_truth, [], "pycocotools")
-    assert metrics == evaluate_detections(ground_truth, [])
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "no longer used" in caplog.text
 
 
 def test_tables():

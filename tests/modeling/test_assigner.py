@@ -141,11 +141,6 @@ def test_valid_points_equal_the_loop(images, chunk):
         np.testing.assert_array_equal(getattr(found, name).numpy(), getattr(plain, name).numpy())
 
 
-def test_wrong_number_of_ranges_is_named():
-    with pytest.raises(ValueError, match="size_ranges has 2 upper ends: 5 levels need 4"):
-        assigned(PPFCOSTargets(size_ranges=[64, 128]), [[]], [[]])
-
-
 @pytest.mark.parametrize("radius", [1.5, 0])
 @pytest.mark.parametrize("count", [1, 7, 300])
 def test_equal_to_paddledetection(radius, count):

@@ -8,10 +8,10 @@ import numpy as np
 import paddle
 import pytest
 from helpers.published_paddleclas import paddleclas_networks
-from ppdet.modeling.backbones.resnet import ResNet
 
 from ppfcos.config import load_config
-from ppfcos.convert import paddleclas, torchvision
+from ppfcos.convert.convert import convert
+from ppfcos.engine.model import build_model
 from ppfcos.engine.weights import load_pretrained
 from ppfcos.modeling.backbones.efficientnet import PPFCOSEfficientNet
 
@@ -95,41 +95,38 @@ def test_efficientnet_has_as_many_weights_as_in_the_paper(scale):
     assert abs(count / 1e6 - float(printed)) <= max(0.01 * float(printed), half_a_digit)
 
 
-def our_resnet(translation, variant):
-    names = {name.removeprefix("backbone."): value for name, value in translation.weights.items()}
-    ours = ResNet(depth=50, variant=variant, return_idx=[1, 2, 3], freeze_at=-1, freeze_norm=False)
-    tensors = ours.state_dict()
-    assert names.keys() == tensors.keys() and not translation.unexpected
-    for name, tensor in tensors.items():
-        tensor.set_value(names[name])
-    ours.eval()
-    return ours
+def converted_resnet(theirs, name, tmp_path):
+    """Save the network, convert the file, and return the backbone of the written configuration."""
+    paddle.save(theirs.state_dict(), str(tmp_path / f"{name}_pretrained.pdparams"))
+    done = convert(tmp_path / f"{name}_pretrained.pdparams", tmp_path / "ours.pdparams")
+    cfg = load_config(done.config)
+    model = build_model(cfg)
+    load_pretrained(model, cfg["pretrain_weights"])
+    model.eval()
+    return model.backbone, done.format.name
 
 
-def arrays_of(network):
-    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-
-
-@pytest.mark.parametrize(("name", "variant"), [("ResNet50", "b"), ("ResNet50_vd", "d")])
-def test_resnet_takes_paddleclas_weights(name, variant):
+@pytest.mark.parametrize(
+    ("name", "format_name"), [("ResNet50", "paddleclas"), ("ResNet50_vd", "paddleclas-vd")]
+)
+def test_resnet_takes_paddleclas_weights(name, format_name, tmp_path):
     theirs = randomized(getattr(paddleclas_networks("legendary_models.resnet"), name)())
     x, expected = theirs.max_pool(theirs.stem(picture())), []
     for number, block in enumerate(theirs.blocks):
         x = block(x)
         if number in STAGE_ENDS_50:
             expected.append(x)
-    format_ = paddleclas.FORMAT_VD if variant == "d" else paddleclas.FORMAT
-    ours = our_resnet(format_.translate(name, arrays_of(theirs)), variant)
+    ours, found = converted_resnet(theirs, name, tmp_path)
+    assert found == format_name
     assert_equal_features(ours({"image": picture()}), expected)
 
 
-def test_resnet_takes_paddle_visions_weights():
+def test_resnet_takes_weights_with_torchvisions_names(tmp_path):
     theirs = randomized(paddle.vision.models.resnet50())
     x, expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(picture())))), []
     for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
         x = stage(x)
         expected.append(x)
-    arrays = arrays_of(theirs)
-    assert torchvision.BACKBONE.matches(arrays)
-    ours = our_resnet(torchvision.BACKBONE.translate("resnet50", arrays), "b")
+    ours, found = converted_resnet(theirs, "resnet50", tmp_path)
+    assert found == "torchvision-backbone"
     assert_equal_features(ours({"image": picture()}), expected[1:])

@@ -120,9 +120,3 @@ def test_every_weight_learns(fusion):
     for name, weight in weights:
         assert weight.grad is not None and np.isfinite(weight.grad.numpy()).all(), name
         assert np.abs(weight.grad.numpy()).max() > 0, name
-
-
-@pytest.mark.parametrize("option", [{"fusion": "mean"}, {"norm_type": "gn"}])
-def test_an_unknown_option_is_named(option):
-    with pytest.raises(ValueError, match=f"PPFCOSBiFPN.{next(iter(option))} is"):
-        PPFCOSBiFPN(CHANNELS, [8, 16, 32], **option)

@@ -23,7 +23,6 @@ from ppfcos.export.bundle import export_bundle
 from ppfcos.export.bundle_files import preprocess_steps
 from ppfcos.export.parity import noise_batches
 from ppfcos.export.program import network_input
-from ppfcos.modeling.backbones.efficientnet import PPFCOSEfficientNet
 
 SIZES = {
     "fcos_efficientnet_b0_512_coco": 512,
@@ -155,9 +154,3 @@ def test_every_image_becomes_the_square(name, height, width, root):
         batch["im_shape"][0], [height * size / longer, width * size / longer], atol=0.5
     )
     assert batch["image"][0, :, 0, 0].all() and not batch["image"][0, :, -1, -1].any()
-
-
-@pytest.mark.parametrize("option", [{"scale": "b8"}, {"activation": "gelu"}, {"norm_type": "gn"}])
-def test_an_unknown_option_is_named(option):
-    with pytest.raises(ValueError, match=f"PPFCOSEfficientNet.{next(iter(option))} is"):
-        PPFCOSEfficientNet(**option)

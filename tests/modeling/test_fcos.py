@@ -100,61 +100,11 @@ def test_every_class_starts_at_the_prior(workspace):
     assert scores.mean() == pytest.approx(0.02, rel=0.2)
 
 
-def test_pyramid_equals_its_definition():
-    """Lateral 1x1, nearest up-sampling and sum, 3x3; P6 from P5, P7 from ReLU(P6)."""
-    paddle.seed(0)
-    neck = PPFCOSFPN(in_channels=[8, 16, 32], strides=[8, 16, 32], out_channels=8)
-    rng = np.random.default_rng(0)
-    features = [
-        paddle.to_tensor(rng.normal(size=[2, c, 32 // s, 64 // s]), "float32")
-        for c, s in ((8, 1), (16, 2), (32, 4))
-    ]
-    found = neck(features)
-    inner = None
-    expected = []
-    for level in (2, 1, 0):
-        lateral = neck.laterals[level](features[level]).numpy()
-        inner = lateral if inner is None else lateral + inner.repeat(2, axis=2).repeat(2, axis=3)
-        expected.insert(0, neck.outputs[level](paddle.to_tensor(inner)))
-    expected.append(neck.extras[0](expected[2]))
-    expected.append(neck.extras[1](paddle.to_tensor(np.maximum(expected[3].numpy(), 0))))
-    assert [level.shape for level in found] == [
-        [2, 8, 32, 64],
-        [2, 8, 16, 32],
-        [2, 8, 8, 16],
-        [2, 8, 4, 8],
-        [2, 8, 2, 4],
-    ]
-    for one, other in zip(found, expected):
-        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-5)
-
-
 def test_extra_levels_from_c5():
     neck = PPFCOSFPN(in_channels=[8, 16], strides=[16, 32], out_channels=8, extra_levels=1, extra_source="c5")
     features = [paddle.randn([1, 8, 4, 4]), paddle.randn([1, 16, 2, 2])]
     np.testing.assert_allclose(neck(features)[-1].numpy(), neck.extras[0](features[-1]).numpy())
     assert [shape.stride for shape in neck.out_shape] == [16, 32, 64]
-
-
-@pytest.mark.parametrize("distance", ["relu", "exp"])
-def test_distances_and_scales(distance):
-    paddle.seed(0)
-    head = PPFCOSHead(in_channels=32, strides=[8, 16], num_classes=2, num_convs=0, distance=distance)
-    head.scales[1].set_value(paddle.to_tensor([3.0]))
-    features = [paddle.randn([1, 32, 4, 4]) * 30, paddle.randn([1, 32, 2, 2]) * 30]
-    found = head(features).distances
-    for level, (stride, scale) in enumerate(((8, 1.0), (16, 3.0))):
-        raw = head.box_conv(features[level]).numpy() * scale
-        expected = np.maximum(raw, 0) * stride if distance == "relu" else np.exp(raw)
-        np.testing.assert_allclose(found[level].numpy(), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "option, value", [("centerness_on", "both"), ("distance", "softplus"), ("norm_type", "ln")]
-)
-def test_unknown_option_is_named(option, value):
-    with pytest.raises(ValueError, match=f"PPFCOSHead.{option} is '{value}'"):
-        PPFCOSHead(in_channels=32, strides=[8], **{option: value})
 
 
 def test_a_deformable_tower_begins_as_half_a_plain_one():
@@ -180,12 +130,6 @@ def test_a_deformable_tower_begins_as_half_a_plain_one():
     feature = [paddle.randn([2, 32, 6, 9])]
     for one, other in zip(deformable(feature), plain(feature)):
         np.testing.assert_allclose(one[0].numpy(), other[0].numpy(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("count", [-1, 3])
-def test_more_deformable_convolutions_than_there_are_is_an_error(count):
-    with pytest.raises(ValueError, match=f"PPFCOSHead.deformable_convs is {count}: it is 0 to num_convs, 2"):
-        PPFCOSHead(in_channels=32, strides=[8], num_convs=2, deformable_convs=count)
 
 
 @pytest.mark.parametrize("depth", [18, 50])

@@ -184,15 +184,3 @@ def test_weights_of_the_losses():
     weighed = PPFCOSLoss(class_weight=2.0, box_weight=3.0, quality_weight=0.5)(tensors, targets, ones)
     for name, weight in (("loss_cls", 2.0), ("loss_box", 3.0), ("loss_quality", 0.5)):
         assert float(weighed[name]) == pytest.approx(weight * float(plain[name]), rel=1e-6)
-
-
-@pytest.mark.parametrize("option, value", [("box_loss", "diou"), ("quality", "none")])
-def test_unknown_option_is_named(option, value):
-    with pytest.raises(ValueError, match=f"PPFCOSLoss.{option} is '{value}'"):
-        PPFCOSLoss(**{option: value})
-
-
-@pytest.mark.parametrize("value", [-0.1, float("nan")])
-def test_a_smoothing_below_zero_is_named(value):
-    with pytest.raises(ValueError, match=r"PPFCOSLoss\.iou_smoothing is .*: it is 0 or more"):
-        PPFCOSLoss(iou_smoothing=value)

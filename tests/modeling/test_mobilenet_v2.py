@@ -61,8 +61,3 @@ def test_frozen_stages_do_not_learn(freeze_at, frozen_layers):
     for name, weight in backbone.named_parameters():
         if not name.endswith(("._mean", "._variance")):
             assert weight.stop_gradient == (int(name.split(".")[1]) < frozen_layers), name
-
-
-def test_an_unknown_norm_is_named():
-    with pytest.raises(ValueError, match=r"PPFCOSMobileNetV2\.norm_type is 'gn'"):
-        PPFCOSMobileNetV2(norm_type="gn")

@@ -111,7 +111,7 @@ def test_its_trainer_builds_and_runs_the_model(root, tinycoco, tmp_path):
 
 def test_the_workspace_is_the_one_of_paddledetection(root):
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", SMALL)
-    assert cfg is workspace.global_config
+    assert workspace.global_config == cfg
 
 
 @needs_export

@@ -104,12 +104,6 @@ def test_coco_sized_classes_and_limits():
     assert boxes == 100
 
 
-@pytest.mark.parametrize(("option", "value"), [("rank_by", "quality"), ("clip", True)])
-def test_unknown_option_is_named(option, value):
-    with pytest.raises(ValueError, match=rf"PPFCOSDecode\.{option}"):
-        PPFCOSDecode(**{option: value})
-
-
 def test_candidates_of_one_class_are_limited():
     levels = random_levels(np.random.default_rng(0), 1, 64, 64, 2)
     decode = PPFCOSDecode(class_top_k=3, nms_threshold=1.0, score_threshold=0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 import numpy as np
@@ -11,29 +10,12 @@ import paddle.nn.functional as F
 import pytest
 from ppdet.core.workspace import create, global_config, merge_config
 
+from ppfcos.convert import paddledet
+from ppfcos.convert.rules import Backbone, Rule, translate
+
 STRIDES = [8, 16, 32, 64, 128]
 HEIGHT, WIDTH, CLASSES = 128, 256, 5
-
-
-def stock_name(name: str) -> str:
-    """What PaddleDetection calls a weight of ours."""
-    rules = [
-        (r"neck\.laterals\.2\.", "neck.fpn_inner_res5_sum."),
-        (r"neck\.laterals\.(\d)\.", lambda m: f"neck.fpn_inner_res{int(m[1]) + 3}_sum_lateral."),
-        (r"neck\.outputs\.(\d)\.", lambda m: f"neck.fpn_res{int(m[1]) + 3}_sum."),
-        (r"neck\.extras\.(\d)\.", lambda m: f"neck.fpn_{int(m[1]) + 6}."),
-        (r"head\.class_tower\.convs\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_cls_tower_conv_\1.conv."),
-        (r"head\.class_tower\.norms\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_cls_tower_conv_\1.norm."),
-        (r"head\.box_tower\.convs\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_reg_tower_conv_\1.conv."),
-        (r"head\.box_tower\.norms\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_reg_tower_conv_\1.norm."),
-        (r"head\.class_conv\.", "fcos_head.fcos_head_cls."),
-        (r"head\.box_conv\.", "fcos_head.fcos_head_reg."),
-        (r"head\.quality_conv\.", "fcos_head.fcos_head_centerness."),
-        (r"head\.scales\.(\d)", lambda m: f"fcos_head.p{int(m[1]) + 3}_feat.scale_reg"),
-    ]
-    for pattern, replacement in rules:
-        name = re.sub("^" + pattern, replacement, name)
-    return name
+NO_BACKBONE = Backbone("", "", {}, [])  # PaddleDetection's names of a backbone are ours
 
 
 @pytest.fixture
@@ -59,9 +41,11 @@ def models(root):
     stock, ours = create("FCOS"), create("PPFCOS")
     clear()
     weights = stock.state_dict()
-    assert {stock_name(name) for name in ours.state_dict()} == set(weights)
-    ours.set_state_dict({name: weights[stock_name(name)] for name in ours.state_dict()})
-    yield stock, ours
+    rules = [Rule(r"backbone\..*", r"\g<0>"), *paddledet.RULES]
+    names = translate({name: value.numpy() for name, value in weights.items()}, NO_BACKBONE, rules).sources
+    assert set(names) == set(ours.state_dict()) and set(names.values()) == set(weights)
+    ours.set_state_dict({name: weights[theirs] for name, theirs in names.items()})
+    yield stock, ours, names
     sys.path.remove(str(root / "benchmarks"))
 
 
@@ -117,7 +101,7 @@ def with_labels_like_logits(focal_loss):
 
 
 def test_the_normalised_image_is_the_stock_readers(models):
-    _, ours = models
+    _, ours, _ = models
     stock_batch, our_batch = batches()
     normalized = ours._normalize(our_batch["image"], our_batch["im_shape"])
     np.testing.assert_allclose(normalized.numpy(), stock_batch["image"].numpy(), atol=2e-6)
@@ -127,6 +111,7 @@ def test_the_normalised_image_is_the_stock_readers(models):
 # float64 are the logits, which our loss takes in float32.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.03), ("float64", 1e-5)])
 def test_losses_and_gradients_equal_the_stock_model(models, dtype, tolerance, monkeypatch):
+    *models, names = models
     stock, ours = models
     inputs = batches()
     if dtype == "float64":
@@ -143,7 +128,7 @@ def test_losses_and_gradients_equal_the_stock_model(models, dtype, tolerance, mo
     for name, weight in ours.named_parameters():
         if weight.stop_gradient:
             continue
-        expected = stock_weights[stock_name(name)].grad
+        expected = stock_weights[names[name]].grad
         expected = expected.numpy()
         difference = np.linalg.norm(weight.grad.numpy() - expected)
         assert difference <= tolerance * np.linalg.norm(expected), name

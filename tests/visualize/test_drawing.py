@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from ppfcos.deploy import Detections
 from ppfcos.errors import OutputError
+from ppfcos.visualize import drawing
 from ppfcos.visualize.drawing import (
     GROUND_TRUTH_COLOR,
     class_color,
@@ -122,16 +126,64 @@ def test_the_text_contrasts_with_its_label():
         assert contrast > 250
 
 
-def test_names_with_other_letters_are_replaced_by_the_label():
-    for label, name in ((3, "class 3"), (4, "class 4"), (9, "class 9")):
-        picture = draw_detections(gray(), make_detections((label, 0.9, 20, 120, 220, 200)))
-        written = draw_detections(gray(), Detections(*_one(label), (name,) * 10))
-        np.testing.assert_array_equal(picture, written)
+def one_box(name: str, label: int = 3) -> np.ndarray:
+    detections = make_detections((label, 0.9, 20, 120, 220, 200))
+    names = ("",) * label + (name,)
+    return draw_detections(gray(), Detections(detections.boxes, detections.scores, detections.labels, names))
 
 
-def _one(label: int) -> tuple:
-    single = make_detections((label, 0.9, 20, 120, 220, 200))
-    return single.boxes, single.scores, single.labels
+@pytest.mark.parametrize("name", ["Größe", "Круг"])
+def test_a_name_that_is_not_ascii_is_drawn_with_a_font(name, caplog, monkeypatch):
+    """Compared with Pillow's own rendering in the font of matplotlib."""
+    monkeypatch.setattr(drawing, "FONT_FOLDERS", ())
+    clear_fonts()
+    assert drawing.printable_name(1, ("", name)) == name
+    canvas = np.zeros((200, 600, 3), np.uint8)
+    drawing.draw_label(canvas, np.array([50, 150, 90, 190]), name, (0, 0, 0), drawing.Style(1, 2.0, 3, 10))
+    drawn = crop_text(canvas[..., 0])
+    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    correlations = {}
+    for text in (name, name[::-1], "class 1"):
+        image = Image.new("L", (900, 200))
+        ImageDraw.Draw(image).text((20, 20), text, 255, ImageFont.truetype(fonts / "DejaVuSans.ttf", 100))
+        expected = cv2.resize(crop_text(np.asarray(image)), drawn.shape[::-1], interpolation=cv2.INTER_AREA)
+        correlations[text] = np.corrcoef(drawn.ravel(), expected.ravel())[0, 1]
+    assert correlations[name] > 0.9 and sorted(correlations.values())[1] < 0.6
+    assert not caplog.records
+    clear_fonts()
+
+
+def crop_text(gray_image: np.ndarray) -> np.ndarray:
+    rows, columns = (np.flatnonzero((gray_image > 100).any(axis=axis)) for axis in (1, 0))
+    return gray_image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def clear_fonts() -> None:
+    for cached in (drawing._font_files, drawing._font_with, drawing._printable_name):
+        cached.cache_clear()
+
+
+def test_a_name_without_a_font_becomes_the_label_with_one_line_in_the_log(caplog, monkeypatch, tmp_path):
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(drawing, "FONT_FOLDERS", (str(tmp_path),))
+    clear_fonts()
+    for _ in range(2):
+        np.testing.assert_array_equal(one_box("圆形"), one_box("class 3"))
+    [record] = caplog.records
+    assert "class 3" in record.getMessage() and "圆形" in record.getMessage()
+    np.testing.assert_array_equal(one_box(""), one_box("class 3"))
+    np.testing.assert_array_equal(one_box("a\x1b[0m"), one_box("class 3"))
+    clear_fonts()
+
+
+@pytest.mark.parametrize("label", range(6))
+def test_a_thin_box_is_visible_on_a_ground_of_its_color(label):
+    image = np.empty((240, 320, 3), np.uint8)
+    image[:] = class_color(label)
+    picture = draw_detections(image, make_detections((label, 0.9, 100, 80, 200, 180)))
+    differs = np.abs(picture.astype(int) - class_color(label)).sum(axis=2) > 150
+    for x, y in ((100, 130), (200, 130), (150, 180)):
+        assert differs[y - 3 : y + 4, x - 3 : x + 4].any()
 
 
 def test_colors_are_fixed_and_distinct():

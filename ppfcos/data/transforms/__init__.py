@@ -8,6 +8,8 @@ Boxes are in pixel edges: the pixel in column i covers i to i + 1. A box is drop
 area before is that of the box when it reached the transform.
 """
 
+import ppfcos.paddledetection  # noqa: F401  # isort: skip
+
 from ppfcos.data.transforms.augment import (
     PPFCOSCutOut,
     PPFCOSRandomAffine,

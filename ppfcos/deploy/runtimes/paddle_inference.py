@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppfcos import environment
+from ppfcos.deploy.bundle import OLD_PROGRAM_SUFFIX, PROGRAM_SUFFIX
 from ppfcos.deploy.runtimes.paddle_program import check_program
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, DeviceError
@@ -53,13 +54,12 @@ class PaddleInferenceRuntime:
         precision: str = "fp32",
     ):
         paddle = _import_paddle()
-        _check_version(paddle, program)
-        _check_program(program)
+        _check_program(paddle, program)
         self._lock = threading.Lock()
         self._program = program
         config = _config(paddle, program, weights, threads, _on_gpu(paddle, device))
         if precision == "bf16":
-            _compute_in_bfloat16(paddle, config, _on_gpu(paddle, device))
+            _compute_in_bfloat16(paddle, config, program, _on_gpu(paddle, device))
         try:
             self._predictor = paddle.inference.create_predictor(config)
         except Exception as error:  # Paddle raises its C++ errors as several types
@@ -120,20 +120,19 @@ def _versions() -> ModuleType:
     return paddle_versions
 
 
-def _check_version(paddle: Any, program: Path) -> None:
-    if not _versions().HAS_NEW_IR:
-        raise BundleError(
-            f"{program}: Paddle {paddle.__version__} cannot run it, it has no PIR; "
-            "install Paddle 3.0 or newer, or use another runtime, such as onnxruntime"
-        )
-
-
-def _check_program(program: Path) -> None:
+def _check_program(paddle: Any, program: Path) -> None:
     try:
         content = read_bytes(program)
     except OSError as error:
         raise BundleError(f"{program}: cannot be read ({error.strerror}); export it again") from error
-    check_program(program, content)
+    version = check_program(program, content)
+    if version > _versions().NEWEST_PROGRAM:
+        formats = _versions().PROGRAM_FORMATS
+        least = ".".join(map(str, formats.get(version, formats[max(formats)])))
+        raise BundleError(
+            f"{program}: Paddle {paddle.__version__} cannot run it; install Paddle {least} or later, "
+            "use another runtime, such as onnxruntime, or export the model again with this Paddle"
+        )
 
 
 def _on_gpu(paddle: Any, device: str) -> bool:
@@ -148,25 +147,32 @@ def _on_gpu(paddle: Any, device: str) -> bool:
 def _config(paddle: Any, program: Path, weights: Path, threads: int, on_gpu: bool) -> Any:
     config = paddle.inference.Config(str(program), str(weights))
     config.disable_glog_info()
-    # PIR programs need both; without them the memory optimization fails ("Not find predictor_id 0").
-    config.enable_new_executor()
-    config.enable_new_ir()
+    if program.suffix == PROGRAM_SUFFIX:
+        # PIR needs both; without them the memory optimization fails ("Not find predictor_id 0").
+        config.enable_new_executor()
+        config.enable_new_ir()
     if on_gpu:
         config.enable_use_gpu(GPU_POOL_MIB, environment.launched_gpu())
     else:
         environment.keep_freed_memory()
         config.disable_gpu()
+        config.enable_mkldnn()
+        config.set_mkldnn_cache_capacity(ONEDNN_SHAPES)
         if _versions().HAS_DOUBLES_IN_PROGRAMS:
-            config.disable_mkldnn()  # slow, but Paddle 3.3 fails with it
-        else:
-            config.enable_mkldnn()
-            config.set_mkldnn_cache_capacity(ONEDNN_SHAPES)
+            # It also gives oneDNN the operators outside convolutions, and oneDNN stops at the double factors
+            # of nearest_interp. With all other passes, convolutions are still oneDNN's.
+            config.delete_pass("onednn_placement_pass")
         config.set_cpu_math_library_num_threads(threads)
     config.enable_memory_optim()
     return config
 
 
-def _compute_in_bfloat16(paddle: Any, config: Any, on_gpu: bool) -> None:
-    if on_gpu or not paddle.base.core.supports_bfloat16() or _versions().HAS_DOUBLES_IN_PROGRAMS:
-        raise DeviceError("precision bf16: needs Paddle 3.0 to 3.2 and a CPU with bfloat16; use fp32")
+def _compute_in_bfloat16(paddle: Any, config: Any, program: Path, on_gpu: bool) -> None:
+    if program.suffix == OLD_PROGRAM_SUFFIX:
+        raise DeviceError(
+            f"precision bf16: Paddle cannot run {program.name}, a program of Paddle 2.6, in bfloat16; "
+            "use fp32, or export the model with Paddle 3"
+        )
+    if on_gpu or not paddle.base.core.supports_bfloat16():
+        raise DeviceError("precision bf16: needs a CPU with bfloat16; use fp32")
     config.enable_mkldnn_bfloat16()

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ppfcos.deploy.bundle import FIRST_PIR_VERSION, OLD_PROGRAM_SUFFIX
+from ppfcos.deploy.manifest import is_whole
+from ppfcos.deploy.protobuf import BYTES, MAX_FIELDS, VARINT, InvalidMessageError, read_fields
 from ppfcos.errors import BundleError, one_line
 
 MAX_PROGRAM_BYTES = 16 << 20  # EfficientNet-B3's is below one megabyte
 MAX_DIGITS = 20  # of 64-bit integers
+MAX_VERSION = 1000  # of the format
 
 STRUCTURE = "combine split"
 TENSORS = """
@@ -45,16 +50,93 @@ OPERATORS = frozenset(
 NOT_OPERATORS = re.compile(r"[01]\.[at]_[a-z0-9_]+|(region|block)_[0-9]+")  # attributes, types, blocks
 
 
-def check_program(path: Path, content: bytes) -> None:
+# The operators in programs of Paddle 2.6. Those that keep their name are listed above.
+OLD_TENSORS = """
+    arg_max arg_min bicubic_interp_v2 bilinear_interp_v2 bmm elementwise_add elementwise_div
+    elementwise_floordiv elementwise_max elementwise_min elementwise_mod elementwise_mul elementwise_sub
+    expand_as_v2 expand_v2 fill_any_like fill_constant fill_constant_batch_size_like fill_zeros_like
+    flatten2 flatten_contiguous_range grid_sampler hard_shrink hard_sigmoid hard_swish hard_tanh
+    isfinite_v2 isinf_v2 isnan_v2 linear_interp_v2 lookup_table_v2 matmul_v2 nearest_interp_v2 one_hot_v2
+    range reduce_all reduce_amax reduce_amin reduce_any reduce_max reduce_mean reduce_min reduce_prod
+    reduce_sum reshape2 size squeeze2 sync_batch_norm top_k_v2 transpose2 tril_triu trilinear_interp_v2
+    unsqueeze2 where_index
+"""
+OLD_OPERATORS = frozenset([*TENSORS.split(), *OLD_TENSORS.split()])
+# Fields of Paddle's framework.proto: blocks of a program; operators of a block; type and attributes of an
+# operator; name and integer of an attribute.
+BLOCKS, OPERATORS_OF_BLOCK, TYPE, ATTRIBUTES, NAME, INTEGER = 1, 4, 3, 4, 1, 3
+ENDS = ("feed", "fetch")  # operators with the number of an input or output, which Paddle reads unchecked
+
+
+def check_program(path: Path, content: bytes) -> int:
     """Refuse a program that may do more than compute.
 
+    Returns:
+        The version of its format: 0 in Paddle 2.6, from 1 in Paddle 3.0.
+
     Raises:
-        BundleError: it is not a PIR program, or has an operator that is not in `OPERATORS`.
+        BundleError: it is not a program, or has an operator that is not one of the lists above.
     """
     if len(content) > MAX_PROGRAM_BYTES:
         raise BundleError(
             f"{path}: the program is larger than {MAX_PROGRAM_BYTES >> 20} MiB; export it again"
         )
+    if path.suffix == OLD_PROGRAM_SUFFIX:
+        _check_old_program(path, content)
+        return 0
+    return _check_pir_program(path, content)
+
+
+def _check_old_program(path: Path, content: bytes) -> None:
+    try:
+        operators = list(_old_operators(content))
+    except (InvalidMessageError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: not a Paddle program ({one_line(error)}); export it again") from error
+    if not operators:
+        raise BundleError(f"{path}: not a Paddle program; export it again")
+    for name, _ in operators:
+        if name not in OLD_OPERATORS:
+            raise _refused_operator(path, name)
+    for kind in ENDS:
+        numbers = sorted(number for name, number in operators if name == kind)
+        if numbers != list(range(len(numbers))):
+            raise BundleError(f"{path}: its operators {kind} are not numbered from 0; export it again")
+
+
+def _old_operators(content: bytes) -> Iterator[tuple[str, int]]:
+    """Names of the operators, and their attribute `col`: the number of an input or output, otherwise -1."""
+    budget = [MAX_FIELDS]
+
+    def parts(start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+        for number, wire_type, first, last in read_fields(content, start, end, budget):
+            if number == wanted and wire_type == BYTES:
+                yield first, last
+
+    def text(start: int, end: int, wanted: int) -> str:
+        texts = [content[slice(*each)].decode() for each in parts(start, end, wanted)]
+        return texts[-1] if texts else ""  # as protobuf reads a field that is given twice
+
+    for block in parts(0, len(content), BLOCKS):
+        for operator in parts(*block, OPERATORS_OF_BLOCK):
+            integers = [
+                value
+                for attribute in parts(*operator, ATTRIBUTES)
+                if text(*attribute, NAME) == "col"
+                for number, wire_type, value, _ in read_fields(content, *attribute, budget)
+                if number == INTEGER and wire_type == VARINT
+            ]
+            column = integers[0] if len(integers) == 1 else -1
+            yield text(*operator, TYPE), column
+
+
+def _refused_operator(path: Path, name: Any) -> BundleError:
+    return BundleError(
+        f"{path}: the operator {str(name)[:60]!r} is refused, it is not one of a network "
+        f"({Path(__file__).name} lists these)"
+    )
+
+
+def _check_pir_program(path: Path, content: bytes) -> int:
     try:
         program = json.loads(
             content.decode("utf-8"),
@@ -64,7 +146,9 @@ def check_program(path: Path, content: bytes) -> None:
         )
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not a Paddle program ({one_line(error)}); export it again") from error
-    if not isinstance(program, dict) or not isinstance(program.get("program"), dict):
+    is_program = isinstance(program, dict) and isinstance(program.get("program"), dict)
+    version = program["base_code"].get("version") if is_program and _has_base(program) else None
+    if not is_whole(version, FIRST_PIR_VERSION, MAX_VERSION):
         raise BundleError(f"{path}: not a Paddle program; export it again")
     pending: list[Any] = [program]
     while pending:
@@ -73,15 +157,16 @@ def check_program(path: Path, content: bytes) -> None:
             pending += value
         elif isinstance(value, dict):
             name = value.get("#", "p")
-            known = isinstance(name, str) and (name in OPERATORS or NOT_OPERATORS.fullmatch(name))
-            if not known:
-                raise BundleError(
-                    f"{path}: the operator {str(name)[:60]!r} is refused, it is not one of a network "
-                    f"({Path(__file__).name} lists these)"
-                )
+            if not isinstance(name, str) or not (name in OPERATORS or NOT_OPERATORS.fullmatch(name)):
+                raise _refused_operator(path, name)
             if name in OPERATORS and "#" in value and not _has_attributes(value):
                 raise BundleError(f"{path}: an operator {name} lacks attributes; export it again")
             pending += value.values()
+    return version
+
+
+def _has_base(program: dict[str, Any]) -> bool:
+    return isinstance(program.get("base_code"), dict)
 
 
 def _has_attributes(operator: dict[str, Any]) -> bool:
