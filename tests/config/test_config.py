@@ -327,7 +327,7 @@ def test_overrides_reach_keys_sections_lists_and_what_no_file_mentions(root):
     )
     assert (cfg["epoch"], cfg["weights"], cfg["use_gpu"]) == (4, "output/best_model", False)
     assert cfg["TrainReader"]["sample_transforms"][1] == {
-        "Resize": {"target_size": [320, 320], "keep_ratio": True, "interp": 1}
+        "Resize": {"target_size": [320, 320], "keep_ratio": True, "interp": 1, "rounding": "nearest"}
     }
     assert cfg["LearningRate"]["schedulers"][1]["steps"] == 7
     assert cfg["LearningRate"]["base_lr"] == 1e-3
