@@ -33,7 +33,6 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    url="https://github.com/ppfcos/ppfcos",
     packages=[*find_packages(include=["ppfcos", "ppfcos.*"]), "ppfcos.configs"],
     package_dir={"ppfcos.configs": "configs"},  # so that `-c NAME` needs no checkout
     package_data={"ppfcos.visualize": ["templates/*"], "ppfcos.configs": ["*.yml", "*/*.yml"]},
@@ -46,7 +45,7 @@ setup(
         "deploy": [],
         "onnx": requirements("onnx"),
         "openvino": requirements("openvino"),
-        "dev": requirements("dev") + requirements("torch"),
+        "dev": requirements("dev"),
         "docs": requirements("docs"),
     },
     entry_points={"console_scripts": ["ppfcos = ppfcos.cli.main:main"]},

@@ -49,9 +49,10 @@ MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_T
 
 # Without its own requirements, which exclude today's numpy, OpenCV and Python.
 INSTALL_PADDLEDET = "pip install --no-deps paddledet==2.6.0"
-INSTALL_TRAIN = 'pip install "ppfcos[train]"'
+_IS_CHECKOUT = (Path(__file__).parent.parent / "requirements.txt").is_file()
+INSTALL_TRAIN = "pip install -r requirements.txt" if _IS_CHECKOUT else 'pip install "ppfcos[train]"'
 
-OTHER_NUMPY = "a package was built for another numpy: pip install --upgrade --force-reinstall"
+OTHER_NUMPY = f"a package here was built for another numpy: {INSTALL_TRAIN}"
 # Parts of import errors, and the command that fixes each.
 FIXES = {
     "libGL.so": "apt-get install libgl1 libglib2.0-0",

@@ -1,4 +1,4 @@
-"""The Makefile and the requirements: errors before anything is installed, and extras that fit together."""
+"""The Makefile and scripts/test_on.sh, without installations: errors, choice of Python and requirements."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
-from packaging.requirements import Requirement
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def make(root, tmp_path):
 
 def test_no_suitable_python(make):
     [line] = make("PYTHON=/bin/false", "test")
-    assert line.startswith("error: no Python 3.9 to 3.11 with venv among: /bin/false")
+    assert line.startswith("error: no Python 3.9 to 3.13 with venv among: /bin/false")
 
 
 def test_too_little_disk(make, tmp_path):
@@ -49,46 +47,62 @@ def test_too_little_disk(make, tmp_path):
     assert not (tmp_path / ".venv" / ".installed").exists()
 
 
-def test_pip_on_a_python_that_is_too_new(root, tmp_path):
-    """Replace the version in the condition by that of this Python, so that its pip stops."""
-    text = (root / "requirements/train.txt").read_text(encoding="utf-8")
-    assert text.count('python_version >= "3.12"') == 1
-    here = ".".join(map(str, sys.version_info[:2]))
-    (tmp_path / "train.txt").write_text(text.replace('"3.12"', f'"{here}"'))
-    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index"]
-    done = subprocess.run([*pip, "-r", tmp_path / "train.txt"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    [error] = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-    assert "make-the-environment-with-Python-3.9-to-3.11" in error
+def test_newest_python_is_taken(make, tmp_path):
+    """The first suitable program on PATH makes the environment."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, suitable in (("python3.12", False), ("python3.13", True), ("python3.10", True)):
+        script = f'#!/bin/sh\n[ "$1" = -m ] && echo {name} >chosen\n{"true" if suitable else "false"}\n'
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    make("NEEDED_MB=900000000", f"PATH={programs}:/usr/bin:/bin", "test")
+    assert (tmp_path / "chosen").read_text() == "python3.13\n"
 
 
-def requirements_of(root, *names: str) -> list[Requirement]:
-    lines = [
-        line.partition("#")[0].strip()
-        for name in names
-        for line in (root / f"requirements/{name}.txt").read_text(encoding="utf-8").splitlines()
-    ]
-    return [Requirement(line) for line in lines if line and not line.startswith("-") and " @ " not in line]
+@pytest.mark.parametrize(
+    ("version", "file"),
+    [("3.9", "requirements/conservative"), ("3.12", "requirements"), ("3.13", "requirements")],
+)
+def test_requirements_of_each_python(root, version, file):
+    [line] = re.findall(r"^CHOOSE := (.*)$", (root / "Makefile").read_text(encoding="utf-8"), re.M)
+    code = line.replace("import sys; ", "")
+    major, minor = version.split(".")
+
+    class System:
+        version_info = (int(major), int(minor))
+
+    printed = []
+    exec(code, {"sys": System, "print": lambda text, end: printed.append(text + end)})
+    assert printed == [f"{file}.txt"]
+    assert (root / printed[0]).is_file()
 
 
-# Versions of the pinned PaddleDetection 2.6.0: the newest that its own requirements accept.
-INSTALLED_BY_PADDLEDET = {"numpy": "1.23.5", "opencv-python": "4.6.0.66", "setuptools": "80.0.0"}
+def run_script(root, *arguments, **variables):
+    return subprocess.run(
+        [root / "scripts" / "test_on.sh", *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
-def test_all_extras_accept_the_versions_of_paddledetection(root):
-    names = [path.stem for path in (root / "requirements").glob("*.txt") if path.stem != "docs"]
-    for requirement in requirements_of(root, *names):
-        version = INSTALLED_BY_PADDLEDET.get(requirement.name)
-        assert version is None or requirement.specifier.contains(version), str(requirement)
+@pytest.mark.parametrize("arguments", [(), ("3.12",), ("3.12", "3.3"), ("3.12", "newest")])
+def test_script_prints_its_usage(root, arguments):
+    done = run_script(root, *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "scripts/test_on.sh PYTHON PADDLE [ARGUMENTS OF PYTEST]" in done.stderr
 
 
-def test_extras_with_torch_cap_setuptools(root):
-    """Torch alone installs a setuptools without pkg_resources, which paddledet imports."""
-    for names in (("train",), ("dev",), ("torch",)):
-        caps = [each for each in requirements_of(root, *names) if each.name == "setuptools"]
-        assert caps and not caps[0].specifier.contains("82.0.0"), names
+def test_script_without_the_python(root, tmp_path):
+    done = run_script(root, "3.77", "3.3.1", ENVIRONMENTS=str(tmp_path))
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert done.stderr.startswith("error: no Python 3.77")
 
 
-def test_every_requirements_file_belongs_to_an_extra(root):
-    used = set(re.findall(r'requirements\("(\w+)"\)', (root / "setup.py").read_text(encoding="utf-8")))
-    assert {path.stem for path in (root / "requirements").glob("*.txt")} - used == {"tests_apart"}
+def test_lines_that_the_script_edits_exist(root):
+    """Each set of requirements has one pin of Paddle, and one line for paddle2onnx."""
+    for names in (("requirements.txt", "requirements/onnx.txt"), ("requirements/conservative.txt",)):
+        text = "\n".join((root / name).read_text(encoding="utf-8") for name in names)
+        assert len(re.findall(r"^paddlepaddle==", text, re.M)) == 1
+        assert len(re.findall(r"^paddle2onnx", text, re.M)) == 1

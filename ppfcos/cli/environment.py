@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -18,13 +20,23 @@ from ppfcos.cli import command
 from ppfcos.errors import PPFCOSError, one_line
 
 PACKAGES = (
-    *("paddlepaddle", "paddlepaddle-gpu", "paddledet", "numpy", "opencv-python", "scikit-learn", "scipy"),
-    *("pycocotools", "faster-coco-eval", "simplejpeg", "Pillow", "visualdl", "setuptools"),
+    *("paddlepaddle", "paddlepaddle-gpu", "paddledet", "numpy", "opencv-python", "opencv-python-headless"),
+    *("scipy", "pycocotools", "faster-coco-eval", "simplejpeg", "Pillow", "visualdl"),
     *("paddle2onnx", "onnx", "onnxruntime", "openvino"),
 )
 VARIABLES = (  # prefixes
     *("FLAGS_", "OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_", "GLOG_", "CUDA_", "PADDLE_"),
     *("OPENCV_", "PPFCOS_"),
+)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 9), (3, 13)
+# Packages that install the same modules, and the command that installs one of them.
+EXCLUSIVE = (
+    ("opencv-python", "opencv-python-headless", "pip install opencv-python-headless"),
+    ("paddlepaddle", "paddlepaddle-gpu", "then install one of them"),
+)
+TRAINING = ("paddle", "ppdet")
+TRAINING_PACKAGES = (  # modules of requirements/train.txt that have no substitute
+    *("scipy", "pycocotools", "faster_coco_eval", "PIL", "visualdl", "tqdm", "jinja2", "shtab"),
 )
 LEAST_DISK, LEAST_SHARED = 2 << 30, 64 << 20  # bytes
 SHARED_MEMORY = "/dev/shm"
@@ -40,7 +52,7 @@ def report() -> list[str]:
         f"system:      {platform.platform()}",
         f"processor:   {environment.processor_name() or 'unknown'}, {environment.available_cores()} cores",
         f"memory:      {_memory()}; {free}",
-        f"packages:    {', '.join(_versions())}",
+        f"packages:    {', '.join(f'{name} {version}' for name, version in _installed().items())}",
         f"environment: {', '.join(_variables()) or 'no variable is set'}",
         f"devices:     {_devices()}",
         f"webp:        {_webp()}",
@@ -48,12 +60,14 @@ def report() -> list[str]:
     return lines + ([f"problem:     {problem}" for problem in problems] or ["problems:    none found"])
 
 
-def _versions() -> Iterator[str]:
+@functools.cache
+def _installed() -> dict[str, str]:
+    """Versions of the installed ones of PACKAGES."""
+    versions = {}
     for package in PACKAGES:
-        try:
-            yield f"{package} {importlib.metadata.version(package)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _variables() -> list[str]:
@@ -102,19 +116,27 @@ def _free(folder: str) -> str:
 
 
 def _problems() -> Iterator[str]:
-    if sys.version_info[:2] > environment.NEWEST_PYTHON:
-        yield (
-            f"Python {platform.python_version()}: the numpy of PaddleDetection exists for 3.9 to 3.11 only: "
-            "create the environment with one of them"
-        )
-    for name in ("cv2", "paddle", "ppdet"):
+    if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
+        yield f"Python {platform.python_version()} was not tested: create an environment with 3.9 to 3.13"
+    for one, other, cure in EXCLUSIVE:
+        if {one, other} <= _installed().keys():
+            yield f"{one} and {other} overwrite each other's files: pip uninstall -y {one} {other}; {cure}"
+    installed = [name for name in TRAINING if importlib.util.find_spec(name) is not None]
+    for name in ("cv2", *(TRAINING if installed else ())):
         try:
             with environment.quiet_imports():
-                importlib.import_module(name)
+                importlib.import_module("ppfcos.paddledetection" if name == "ppdet" else name)
         except PPFCOSError as error:
             yield str(error)
         except Exception as error:  # an import may fail with anything
-            yield f"import {name} fails ({one_line(error)}): pip install -r requirements.txt"
+            yield f"import {name} fails ({one_line(error)}): {environment.INSTALL_TRAIN}"
+    if installed:
+        missing = [name for name in TRAINING_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            yield f"{', '.join(missing)} missing: {environment.INSTALL_TRAIN}"
+    elif not any(importlib.util.find_spec(name) for name in ("onnxruntime", "openvino")):
+        yield "no runtime is installed: pip install onnxruntime"
+    yield from _wrong_converter()
     for folder, least in ((".", LEAST_DISK), (SHARED_MEMORY, LEAST_SHARED)):
         try:
             free = shutil.disk_usage(folder).free
@@ -122,6 +144,17 @@ def _problems() -> Iterator[str]:
             continue
         if free < least:
             yield f"{os.path.realpath(folder)}: only {free >> 20} MB free"
+
+
+def _wrong_converter() -> Iterator[str]:
+    """Paddle 2 needs paddle2onnx 1, Paddle 3 needs paddle2onnx 2."""
+    paddle = _installed().get("paddlepaddle") or _installed().get("paddlepaddle-gpu") or ""
+    converter = _installed().get("paddle2onnx", "")
+    fitting = {"2": "1.3.1", "3": "2.1.0"}.get(paddle[:1])
+    if converter and fitting and converter[0] != fitting[0]:
+        yield (
+            f"paddle2onnx {converter} does not work with Paddle {paddle}: pip install paddle2onnx=={fitting}"
+        )
 
 
 DESCRIPTION = (

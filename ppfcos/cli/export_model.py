@@ -278,7 +278,7 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> ExportOption
         formats=formats,
         precisions=options.precision,
         opset=options.opset,
-        pictures=images,
+        images=images,
         calibration=int8,
     )
 
