@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import create, dict_merge, global_config
 
+from ppfcos.cli import command
 from ppfcos.config import load_config
 from ppfcos.config.files import apply_override, read_file
 from ppfcos.engine.model import build_model
@@ -198,6 +200,14 @@ def test_text_stays_text(write, way, key, text, value):
     path = write(LEAST + (lines if way == "file" else lines.replace(f"{name}: {text}\n", "")))
     cfg = load_config(path, [] if way == "file" else [f"{key}={text}"])
     assert (cfg[section] if section else cfg)[name] == value
+
+
+@pytest.mark.parametrize("folder", ["2026", "null", "007", "yes", "a: b", "[x", "bild # 1", "größe 😀"])
+def test_options_stay_text(root, folder):
+    options = argparse.Namespace(opt=[], output_eval=folder, classwise=True, amp=None)
+    overrides = command.overrides(options, "output_eval", "classwise", "amp")
+    cfg = load_config(root / "configs" / "fcos_r18_bccd.yml", overrides)
+    assert (cfg["output_eval"], cfg["classwise"]) == (folder, True)
 
 
 # Inheritance ---------------------------------------------------------------------------------------------
