@@ -89,14 +89,18 @@ def _convert(network: nn.Layer, opset: int) -> ModelProto:
 
 def _paddle2onnx(program: Path, opset: int) -> bytes:
     """Run paddle2onnx without its own simplification, which is slower than onnxslim's."""
-    weights = program.with_suffix(".pdiparams")
+    weights = program.with_suffix(".pdiparams")  # Paddle 2.6 writes none for a network without parameters
     # Version 1, for Paddle 2.6, has another name for this option.
     is_old = "enable_optimize" in inspect.signature(paddle2onnx.export).parameters
     unoptimized = {"enable_optimize": False} if is_old else {"optimize_tool": "None"}
     with environment.hide_native_stdout():
         try:
             return paddle2onnx.export(
-                str(program), str(weights), opset_version=opset, auto_upgrade_opset=False, **unoptimized
+                str(program),
+                str(weights) if weights.exists() else "",
+                opset_version=opset,
+                auto_upgrade_opset=False,
+                **unoptimized,
             )
         except Exception as error:  # its errors have no common base; it has printed the reason
             reason = one_line(error)
