@@ -149,7 +149,7 @@ def test_equal_to_paddledetection(radius, count):
     It leaves both ends of a range out (64 < m < 128), we only the lower (64 < m ≤ 128): the random boxes here
     meet no end exactly. It counts the background as 0 and the classes from 1.
     """
-    from ppdet.data.transform.batch_operators import Gt2FCOSTarget
+    from helpers.stock_targets import Gt2FCOSTarget
 
     rng = np.random.default_rng(count)
     height, width = 256, 384
