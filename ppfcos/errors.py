@@ -1,7 +1,7 @@
 """Errors that a user can cause.
 
-Each message is one line that names the file, the key or the image, and what to do. The command line prints it
-without a traceback and exits with `exit_code`; `--debug` shows the traceback.
+Each message is one line that names the file, the key or the image, and a remedy. Commands print it without a
+traceback and exit with `exit_code`; `--debug` prints the traceback.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-MAX_LISTED = 12  # valid names that `hint` lists
+MAX_LISTED = 13  # valid names that `hint` lists
+SIMILARITY = 0.75  # difflib's ratio from which a name is suggested
 SHARED_MEMORY = "/dev/shm"  # of Linux
-# Messages of the loader of shared libraries and of C++ libraries.
+# In messages of the dynamic linker and of C++ libraries.
 _NO_MEMORY = ("failed to map segment", "annot allocate memory", "std::bad_alloc")
 
 
@@ -65,7 +66,7 @@ class ResourceError(PPFCOSError):
 
 
 class Stopped(BaseException):
-    """A signal ended the run. Like KeyboardInterrupt, it is no Exception: no handler takes it for a failure.
+    """A signal ended the run. It is a BaseException, like KeyboardInterrupt, so that no handler catches it.
 
     Args:
         signal_number: of the signal.
@@ -80,10 +81,14 @@ class Stopped(BaseException):
 
 
 def hint(name: Any, valid: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the closest valid name, or a short list of them."""
-    name, valid = str(name), sorted(valid)
+    """Return the end of a message about an unknown name: a similar valid name, or a short list of all.
+
+    A similar name starts with the same letter: `map_type` does not mean `amp_dtype`.
+    """
+    name, valid = str(name).lower(), sorted(valid)
     by_lower = {candidate.lower(): candidate for candidate in valid}
-    nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    same_start = [each for each in by_lower if each.lstrip("-_")[:1] == name.lstrip("-_")[:1]]
+    nearest = difflib.get_close_matches(name, same_start, n=1, cutoff=SIMILARITY)
     if nearest:
         return f"; did you mean '{by_lower[nearest[0]]}'?"
     return f"; there are: {', '.join(valid)}" if 0 < len(valid) <= MAX_LISTED else ""
@@ -97,7 +102,7 @@ def one_line(error: Exception, length: int = 120) -> str:
 def resource_error(error: BaseException) -> ResourceError | None:
     """Return a one-line ResourceError for an error that the machine or a process limit caused, or None."""
     text = str(error)
-    # Without memory, C extensions also fail in other ways, such as "error return without exception set".
+    # Without memory, C extensions also raise errors such as "error return without exception set".
     is_odd = isinstance(error, SystemError) or (isinstance(error, ImportError) and "No module" not in text)
     lacks_memory = isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
     if lacks_memory or (is_odd and _is_address_space_limited()):

@@ -25,28 +25,28 @@ from ppfcos.config.keys import (
     PLAIN_KEYS_BY_TOPIC,
     READER_KEYS,
     SCHEDULES,
-    PlainKey,
+    Key,
 )
 from ppfcos.config.workspace import registered_modules
 from ppfcos.fileio import replacing
 
 PAGE = ROOT / "docs" / "configs.md"
-OPENING = """# Configurations: every key
+OPENING = """# Configuration reference
 
 <!-- `python scripts/config_reference.py` writes this page from the code's docstrings and tables. -->
 
-A configuration is YAML. `_BASE_` names files that it inherits from, whose keys it changes one by one. `-o`
-on the command line changes keys once more, with dots between the levels and numbers for what is in lists:
-`-o epoch=24 LearningRate.base_lr=0.02 TrainReader.sample_transforms.1.RandomFlip.prob=0`. A key that
-nothing reads is an error, which names the nearest one that exists. With `--show-config` a command prints
-what a configuration comes to, and from which file and line each value comes.
+A configuration is a YAML file. `_BASE_` lists the files that it inherits from. `-o` on the command line
+overrides keys; dots separate sections and keys, and numbers index lists:
+`-o epoch=24 LearningRate.base_lr=0.02 TrainReader.sample_transforms.1.RandomFlip.prob=0`. An unknown key is
+an error that names a similar valid key. `--show-config` prints the whole configuration with the file and
+line of each value.
 
-There are keys that stand alone, readers, and sections that are named after classes: their keys are the
-arguments of the class, so that a page of the code is a page of the configuration.
+There are plain keys, readers, and sections. A section is named after a class, and its keys are the arguments
+of the class. Where text is expected, a number, `yes` or `no` is read as text: `image_dir: 2024`.
 """
-OF_PADDLEDETECTION = """What these keys mean is told by PaddleDetection 2.6.0, whose classes they belong to,
-and for those that matter here by the comments in configs/_base_. Any other backbone, data set or operator
-of PaddleDetection can be named as well.
+OF_PADDLEDETECTION = """These classes are PaddleDetection 2.6.0's; the comments in configs/_base_ explain the
+arguments that matter here. Other backbones, data sets and transforms of PaddleDetection can be named too.
+Refused are those that would run code or shell commands, download, or write files.
 """
 
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def page() -> str:
-    """The page as it should be."""
+    """Return the text of the page."""
     modules, datasets = registered_modules()
     ours = sorted(name for name in modules if _class_of(name).__module__.startswith("ppfcos."))
     parts = [name for name in ours if name not in datasets]
@@ -66,7 +66,7 @@ def page() -> str:
         lines += [f"## {topic}\n", *_table_of_keys(keys)]
     for key, inner in NESTED_KEYS.items():
         lines += [f"## Keys of {key}\n", *_table_of_keys(inner)]
-    lines += ["## Readers\n", "How pictures become batches; [loading.md](loading.md) tells more.\n"]
+    lines += ["## Readers\n", "How images become batches; see [loading.md](loading.md).\n"]
     for reader, keys in READER_KEYS.items():
         lines += [f"### {reader}\n", *_table_of_keys(keys)]
     lines.append("## Parts of the model\n")
@@ -76,10 +76,14 @@ def page() -> str:
     lines.append("Under `TrainDataset`, `EvalDataset` and `TestDataset`, with `name`.\n")
     for name in sorted(set(datasets) & set(ours)):
         lines += _section(name, _class_of(name))
-    lines.append("## Operators of ours for sample_transforms\n")
+    lines.append("## Transforms of PPFCOS\n")
     for name, operator in _operators():
         lines += _section(name, operator)
-    lines += ["## PaddleDetection's own\n", OF_PADDLEDETECTION, *_of_paddledetection(modules, datasets, ours)]
+    lines += [
+        "## Classes of PaddleDetection\n",
+        OF_PADDLEDETECTION,
+        *_of_paddledetection(modules, datasets, ours),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -90,19 +94,19 @@ def _class_of(name: str) -> Any:
 
 
 def _operators() -> Iterator[tuple[str, Any]]:
-    """Names and classes of our operators for one image."""
+    """Yield the names and classes of our transforms."""
     from ppdet.data.transform.operators import registered_ops
 
     import ppfcos.data.transforms as augment
 
     modules = [each for name, each in sys.modules.items() if name.startswith(augment.__name__)]
     for name in sorted(registered_ops):
-        found = next((getattr(module, name) for module in modules if hasattr(module, name)), None)
-        if found is not None and found.__module__.startswith("ppfcos."):
-            yield name, found
+        operator = next((getattr(module, name) for module in modules if hasattr(module, name)), None)
+        if operator is not None and operator.__module__.startswith("ppfcos."):
+            yield name, operator
 
 
-def _table_of_keys(keys: dict[str, PlainKey]) -> Iterator[str]:
+def _table_of_keys(keys: dict[str, Key]) -> Iterator[str]:
     yield "| key | meaning | value | default |\n| --- | --- | --- | --- |"
     for key, plain in keys.items():
         default = "" if plain.default is None else f"`{_yaml(plain.default)}`"
@@ -111,7 +115,7 @@ def _table_of_keys(keys: dict[str, PlainKey]) -> Iterator[str]:
 
 
 def _section(name: str, described: Any) -> Iterator[str]:
-    """A class: what it is, where it is, its arguments."""
+    """Describe a class, its file and its arguments."""
     text = parse(inspect.getdoc(described) or "", DocstringStyle.GOOGLE)
     file = Path(inspect.getsourcefile(described)).relative_to(ROOT)
     yield f"### {name}\n"
@@ -129,7 +133,7 @@ def _section(name: str, described: Any) -> Iterator[str]:
 
 
 def _arguments(described: Any) -> Iterator[tuple[str, str]]:
-    """Names and defaults of what a constructor takes from a configuration."""
+    """Yield names and defaults of the arguments that a configuration can set."""
     made_of_others = (
         ("self", "input_shape", "in_channels", "strides") if hasattr(described, "from_config") else ("self",)
     )
@@ -139,7 +143,7 @@ def _arguments(described: Any) -> Iterator[tuple[str, str]]:
 
 
 def _of_paddledetection(modules: dict, datasets: list[str], ours: list[str]) -> Iterator[str]:
-    """The classes of PaddleDetection that the configurations here use, with all that they take."""
+    """List the classes of PaddleDetection that configs/ use, with their arguments."""
     yield "| section | keys and their defaults |\n| --- | --- |"
     for name in sorted(
         _used_sections(datasets) & set(modules) - set(ours) - set(DATASET_SECTIONS) - set(READER_KEYS)
@@ -160,7 +164,7 @@ def _used_sections(datasets: list[str]) -> set[str]:
 
 
 def _names(value: Any) -> set[str]:
-    """Everything that may be a class's name: keys, and the values of `name`."""
+    """Return all possible class names: keys, and the values of `name`."""
     if isinstance(value, Section):
         named = {value["name"]} if isinstance(value.get("name"), str) else set()
         return set(value) | named | {name for inner in value.values() for name in _names(inner)}

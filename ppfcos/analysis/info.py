@@ -13,7 +13,7 @@ from ppfcos.analysis.layers import DECODE, INPUT, Layer, Layers, Precisions, fus
 from ppfcos.analysis.network import QUANTIZE, Network
 from ppfcos.analysis.timing import layer_times, time_onnx_runtime, time_openvino
 from ppfcos.deploy.bundle import ONNX, Bundle, NetworkInput
-from ppfcos.deploy.preprocess import Preprocess, Resize
+from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.errors import BundleError, ConfigError
 
 DEFAULT_SIDE = 800  # of a bundle that does not resize
@@ -210,9 +210,8 @@ def _sized_input(bundle: Bundle, size: tuple[int, int] | None) -> NetworkInput:
 
 def default_size(bundle: Bundle) -> tuple[int, int]:
     """Height and width to which a bundle resizes, rounded up to multiples of STRIDE."""
-    steps = Preprocess(bundle.preprocess, bundle.input).steps
-    targets = [step.target_size for step in steps if isinstance(step, Resize)]
-    height, width = targets[-1] if targets else (DEFAULT_SIDE, DEFAULT_SIDE)
+    preprocess = Preprocess(bundle.preprocess, bundle.input)
+    height, width = preprocess.natural_size or (DEFAULT_SIDE, DEFAULT_SIDE)
     return _rounded_up(height), _rounded_up(width)
 
 

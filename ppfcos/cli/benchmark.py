@@ -21,8 +21,7 @@ from ppfcos.fileio import replacing, require_writable_file
 from ppfcos.json_files import to_json
 
 if TYPE_CHECKING:  # --help does not import OpenCV
-    from ppfcos.deploy.benchmark import Model
-    from ppfcos.deploy.streams import Picture
+    from ppfcos.deploy.benchmark import ImageFile, Model
 
 logger = logging.getLogger(__name__)
 
@@ -127,14 +126,13 @@ def _write(path: Path, text: str) -> None:
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """The results, as they are written to JSON."""
     with environment.quiet_imports():
-        from ppfcos.deploy.benchmark import Pictures, cases_of, measure, opened_models, summaries
-        from ppfcos.deploy.streams import Request
+        from ppfcos.deploy.benchmark import Request, cases_of, measure, opened_models, summaries
 
-    pictures = _read_images(options.images) if options.images else _draw_images(options.bundles[0])
+    files = _read_images(options.images) if options.images else _draw_images(options.bundles[0])
     loading = options.bundles, options.runtime, options.precision, options.threads, max(options.streams)
     with opened_models(*loading, options.device) as (models, left_out):
         cases, also_left_out = cases_of(models, options.threads, options.streams, options.batch)
-        turns = measure(cases, Pictures(pictures), options.seconds, options.rounds)
+        turns = measure(cases, files, options.seconds, options.rounds)
         return {
             "benchmark": FORMAT,
             "date": datetime.datetime.now().isoformat(" ", "minutes"),
@@ -143,9 +141,9 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
             "versions": _versions(models),
             "images": {
                 "folder": None if options.images is None else str(options.images),
-                "number": len(pictures),
-                "sizes": [picture.size for picture in pictures],
-                "bytes": sum(len(picture.content) for picture in pictures) / len(pictures),
+                "number": len(files),
+                "sizes": [file.size for file in files],
+                "bytes": sum(len(file.content) for file in files) / len(files),
             },
             "rounds": turns[-1].round + 1,
             "left_out": left_out + also_left_out,
@@ -168,15 +166,15 @@ def _versions(models: Sequence[Model]) -> dict[str, str]:
     return {**ours, "numpy": np.__version__, "opencv": cv2.__version__, **runtime_versions(models)}
 
 
-def _read_images(folder: Path) -> list[Picture]:
+def _read_images(folder: Path) -> list[ImageFile]:
+    from ppfcos.deploy.benchmark import ImageFile
     from ppfcos.deploy.images import decode_image, read_file
     from ppfcos.deploy.sources import list_pictures
-    from ppfcos.deploy.streams import Picture
 
     if not folder.is_dir():
         raise DataError(f"--images {folder}: there is no such folder")
     paths = list_pictures(folder)
-    pictures = []
+    files = []
     for path in paths[:: math.ceil(len(paths) / MAX_IMAGES)]:
         try:
             content = read_file(path)
@@ -184,29 +182,29 @@ def _read_images(folder: Path) -> list[Picture]:
         except DataError as error:
             logger.warning("skipped: %s", error)
             continue
-        pictures.append(Picture(str(path), content, size))
-    if not pictures:
+        files.append(ImageFile(str(path), content, size))
+    if not files:
         raise DataError(f"--images {folder}: none of its images can be read; see the warnings above")
-    return pictures
+    return files
 
 
-def _draw_images(bundle: Path) -> list[Picture]:
+def _draw_images(bundle: Path) -> list[ImageFile]:
     """JPEG images of shapes on backgrounds."""
     from ppfcos.data.rng import generator
     from ppfcos.data.shapes import draw_image
+    from ppfcos.deploy.benchmark import ImageFile
     from ppfcos.deploy.bundle import read_bundle
     from ppfcos.deploy.preprocess import Preprocess
-    from ppfcos.deploy.streams import Picture
     from ppfcos.visualize.drawing import encode_image
 
     description = read_bundle(bundle)
     size = Preprocess(description.preprocess, description.input).natural_size or DEFAULT_SIZE
-    pictures = []
+    files = []
     for number in range(DRAWN_IMAGES):
         pixels, _ = draw_image(max(size), generator(SEED, number))
         content = encode_image(pixels[: size[0], : size[1]], ".jpg")
-        pictures.append(Picture(f"drawn picture {number}", content, size))
-    return pictures
+        files.append(ImageFile(f"drawn image {number}", content, size))
+    return files
 
 
 main = functools.partial(command.run, benchmark, build_parser)

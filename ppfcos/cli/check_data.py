@@ -22,12 +22,14 @@ if TYPE_CHECKING:  # imported where it is used: it imports PaddleDetection
 logger = logging.getLogger(__name__)
 
 CLEAN, ISSUES, COULD_NOT_RUN = 0, 1, 2
+FAIL_ON = ("error", "warning", "note")  # severities, worst first
 JSON_FILE, PAGE_FILE = "report.json", "report.html"
 STRIDES, SIZE_RANGES = (8, 16, 32, 64, 128), (64, 128, 256, 512)  # of the default configuration
 DESCRIPTION = (
     "Read all images and annotations of a data set once, and report what is wrong with them and what\n"
     "training does about it. With a configuration, TrainDataset and EvalDataset are checked, also against\n"
-    "each other. The exit code is 0 without issues, 1 with issues, and 2 if the check is impossible."
+    "each other. The exit code is 0 without warnings and errors, 1 with them (see --fail-on), and 2 if the\n"
+    "check is impossible."
 )
 EXAMPLE = """
 python tools/check_data.py -c configs/fcos_r18_bccd.yml
@@ -58,6 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--fix",
         metavar="OUT.json",
         help="write a COCO annotation file of TrainDataset, or of PATH, without the issues that can be fixed",
+    )
+    add(
+        "--fail-on",
+        choices=FAIL_ON,
+        default="warning",
+        help="the least severity of an issue that makes the exit code 1 (default: %(default)s)",
     )
     add("--accept", nargs="+", default=[], metavar="TYPE", help="issue types that are known and accepted")
     add(
@@ -98,7 +106,9 @@ def check(options: argparse.Namespace) -> int:
     _write_reports(report, Path(options.output_dir), options.config or options.path, options.accept)
     if options.fix:
         _write_fixed(report, Path(options.fix))
-    return ISSUES if any(issue.kind not in options.accept for issue in report.issues) else CLEAN
+    fatal = FAIL_ON[: FAIL_ON.index(options.fail_on) + 1]
+    kinds = {issue.kind for issue in report.issues}.difference(options.accept)
+    return ISSUES if any(ISSUE_TYPES[kind].severity.value in fatal for kind in kinds) else CLEAN
 
 
 def _select_data(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geometry]:
@@ -116,14 +126,15 @@ def _select_data(options: argparse.Namespace) -> tuple[Mapping[str, Any], Geomet
         return cfg, configured_geometry(cfg)
     if options.opt:
         raise ConfigError("-o changes keys of a configuration; a path has none: leave out -o, or use -c")
-    image_dir = Path(options.image_dir) if options.image_dir else None
-    return find_sections(Path(options.path), image_dir), default_geometry()
+    image_dir = Path(options.image_dir).expanduser() if options.image_dir else None
+    return find_sections(Path(options.path).expanduser(), image_dir), default_geometry()
 
 
 def configured_geometry(cfg: MutableMapping[str, Any]) -> Geometry:
     """The geometry of a configuration, with the assigner of its model."""
     from ppdet.core.workspace import create
 
+    from ppfcos.config.workspace import use_config
     from ppfcos.data.check.levels import input_geometry
     from ppfcos.engine.model import construction_errors
 
@@ -131,6 +142,7 @@ def configured_geometry(cfg: MutableMapping[str, Any]) -> Geometry:
     try:
         cfg["num_classes"] = num_classes or 1  # the assigner does not depend on it
         with construction_errors(cfg):
+            use_config(cfg)
             model = create(cfg["architecture"])
     finally:
         cfg["num_classes"] = num_classes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import math
 import shlex
@@ -206,9 +207,9 @@ def require_bundle(options: argparse.Namespace, *names: str) -> None:
 
 
 def overrides(options: argparse.Namespace, *names: str) -> list[str]:
-    """The `-o` overrides, followed by the options `names` that are given, as `KEY=VALUE`."""
+    """Return the `-o` overrides, followed by the options `names` that are given, as `KEY=VALUE` in JSON."""
     given = [(name, getattr(options, name)) for name in names if getattr(options, name) is not None]
-    return options.opt + [f"{name}={value}" for name, value in given]
+    return options.opt + [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given]
 
 
 def command_line(tool: str, *arguments: object) -> str:

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="the data set's folder, a COCO .json file, or a YOLO data.yaml",
     )
-    add("--from", dest="source_format", choices=FORMATS, help="its format (default: detected)")
+    add("--from", dest="source_format", choices=(*FORMATS, "labelme"), help="its format (default: detected)")
     add("--to", dest="target_format", choices=FORMATS, required=True, help="the new format")
     add("-o", "--output", metavar="FOLDER", type=Path, required=True, help="the new data set's folder")
     add(
@@ -79,17 +79,17 @@ def convert_data(options: argparse.Namespace) -> None:
     with environment.quiet_imports():
         import yaml
 
-        from ppfcos.data.classes import read_names
+        from ppfcos.data.classes import counted, read_names
         from ppfcos.data.convert.convert import convert
 
     done = convert(
-        options.source,
+        options.source.expanduser(),
         options.target_format,
-        options.output,
+        options.output.expanduser(),
         options.source_format,
         options.images,
         options.splits,
-        options.image_dir,
+        options.image_dir and options.image_dir.expanduser(),
         read_names(options.class_names) if options.class_names else (),
         options.overwrite,
     )
@@ -97,13 +97,13 @@ def convert_data(options: argparse.Namespace) -> None:
         logger.info("note: %s", line)
     for line in done.dropped:
         logger.info("lost: %s", line)
-    if not done.dropped:
+    if not done.dropped and done.boxes:
         logger.info("nothing is lost")
     logger.info(
-        "%s written to %s, %d images %s",
+        "%s written to %s, %s %s",
         options.target_format,
         options.output,
-        done.images,
+        counted(done.images, "image", "images"),
         PLACED[options.images],
     )
     for split, section in done.sections.items():

@@ -120,7 +120,7 @@ def evaluate(options: argparse.Namespace) -> int:
     images_a_second = None
     with distributed.process_group():
         with distributed.collective_error_check():
-            data = build_dataset(cfg, "EvalDataset")
+            data = build_dataset(cfg, "EvalDataset", _trained_classes(cfg, options))
             set_num_classes(cfg, data.class_names, data.source)
         found: list[dict] = []  # detections of all images, in the main process
         if options.report:
@@ -194,6 +194,16 @@ def _uses(cfg: Mapping[str, Any], found: list[dict]) -> list[Callable[[list[dict
         if output and distributed.is_main():
             require_writable(output)
     return [found.extend, *([functools.partial(evaluator.write_detections, output)] if output else [])]
+
+
+def _trained_classes(cfg: Mapping[str, Any], options: argparse.Namespace) -> list[str] | None:
+    """The class names in the weights to evaluate; None if they name none."""
+    from ppfcos.engine.checkpoint import saved_class_names
+    from ppfcos.engine.run_folder import FINAL, run_folder
+
+    if options.json_eval or options.bundle:
+        return None
+    return saved_class_names(cfg.get("weights") or run_folder(cfg) / FINAL)
 
 
 def _figures_of_model(cfg: Mapping[str, Any], data: Any, device: str, found: list[dict]) -> Any:

@@ -224,6 +224,7 @@ def _images_of_datasets(cfg: Mapping[str, Any]) -> list[str]:
 
 def export_model(options: argparse.Namespace) -> None:
     """Export as the command line says."""
+    environment.configure_process()
     with environment.quiet_imports():
         import paddle
 
@@ -277,7 +278,7 @@ def _wanted(options: argparse.Namespace, cfg: Mapping[str, Any]) -> ExportOption
         formats=formats,
         precisions=options.precision,
         opset=options.opset,
-        pictures=images,
+        images=images,
         calibration=int8,
     )
 

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--bundle", metavar="FOLDER", help="a bundle of tools/export_model.py; instead of -c")
     add("--infer_img", metavar="FILE", help="an image; takes precedence over --infer_dir")
     add("--infer_dir", metavar="FOLDER", help="a folder of images")
-    add("--video_file", metavar="FILE", help="a video; the result is an .mp4 file in the output folder")
+    add("--video_file", metavar="FILE", help="a video; the result is NAME.mp4 in the output folder")
     add("--output_dir", default="output", metavar="FOLDER", help="for the results (default: %(default)s)")
     add("--draw_threshold", type=float, default=0.5, help="lowest drawn score (default: %(default)s)")
     command.add_switch(

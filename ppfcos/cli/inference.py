@@ -1,4 +1,4 @@
-"""The program of `tools/infer.py`: detects objects in images or a video, draws them, and writes them."""
+"""Detect objects in images or a video, draw them, and write the results, for `tools/infer.py`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes: if one fails or dies, all end. Paddle is imported only if there are several."""
+    """Form a process group: if one process fails, all end. A single process does not import Paddle."""
     from ppfcos.engine import watchdog
 
     with watchdog.exit_with_launcher():
@@ -58,7 +58,7 @@ def joined() -> Iterator[None]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Let an error in one process fail all of them."""
+    """Raise an error of one process in all of them."""
     if count() == 1:
         yield
         return
@@ -91,7 +91,7 @@ def infer(options: argparse.Namespace) -> None:
     detector = _build_detector(options)
     with joined():
         path = Path(options.output_dir) / RESULTS_FILE if options.save_results else None
-        results = Results(path, detector.category_ids, rank())
+        results = Results(path, detector.category_ids, rank(), count())
         with StopRequest().listening() as request, results:
             with together(), _picture_log(options) as show, request.deferred():
                 for each in _draw_part(detector, paths, show, options):
@@ -117,9 +117,8 @@ def _draw_part(
     own = paths[rank() :: count()]  # neighbors are often alike
     with console.bar("detecting", len(own)) as bar:
         for path, image, detections in detector.detect(read_pictures(own)):
-            yield Drawn(
-                numbers[path], path.name, detections
-            )  # before the image, which may not fit on the disk
+            # The results come before the image, which may not fit on the disk.
+            yield Drawn(numbers[path], path.name, detections)
             picture = draw_detections(image, detections, options.draw_threshold)
             save_image(Path(options.output_dir) / picture_name(path), picture)
             show(path.name, picture)
@@ -140,7 +139,8 @@ def _infer_video(options: argparse.Namespace) -> None:
         total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
     _check_output(output, [source])
     detector = _build_detector(options)
-    target = output / f"{source.stem}{VIDEO_SUFFIX}"
+    # With the whole name, street.avi and street.mp4 have different results.
+    target = output / (source.name if source.suffix == VIDEO_SUFFIX else source.name + VIDEO_SUFFIX)
     with (
         StopRequest().listening() as request,
         Results(output / RESULTS_FILE, detector.category_ids) as results,
@@ -157,11 +157,15 @@ def _infer_video(options: argparse.Namespace) -> None:
         results.finish(results.drawn)
     objects = sum(len(each.detections.above(options.draw_threshold)) for each in results.drawn)
     logger.info("%s with %s in %s", _count(len(results.drawn), "frame"), _count(objects, "object"), target)
+    logger.info(
+        "browsers do not play its format, MPEG-4 Part 2; to convert it: ffmpeg -i %s -c:v libx264 NEW.mp4",
+        target,
+    )
     logger.info("all boxes in %s", output / RESULTS_FILE)
 
 
 def _stop_if_requested(request: StopRequest) -> None:
-    """Stop between two images: runtimes take an exception of a signal for one of their own."""
+    """Stop between two images: an exception of a signal handler within a runtime looks like its failure."""
     if request.signal:
         raise Stopped(request.signal, f"stopped by {signal.Signals(request.signal).name}")
 
@@ -227,6 +231,7 @@ def _build_detector(options: argparse.Namespace) -> Detector:
     if options.bundle:
         run = options.runtime, options.precision, options.threads, options.batch_size, options.device
         return Predictor(options.bundle, *run)
+    environment.configure_process()
     with environment.quiet_imports():
         from ppfcos.config import load_config
         from ppfcos.engine.device import select_device

@@ -102,21 +102,21 @@ def result_rows(drawn: Drawn, category_ids: Sequence[int]) -> list[dict[str, Any
 
 
 class Results:
-    """The detections so far, in memory and optionally in a file.
+    """A context manager for detections in memory and, with a path, in a JSON file.
 
-    A context manager. If an error or a signal ends it, the file keeps the detections until then: under its
-    own name in the first process, as `bbox.unfinished.N.json` in process N. A SIGKILL leaves
-    `bbox.unfinished.json`, which is valid too.
+    The file is written as `bbox.unfinished.json` and is valid after each image. It is renamed by `finish`, and
+    after an error or a signal other than SIGKILL. Of several processes, each writes
+    `bbox.unfinished.RANK.json`, and only `finish` writes `bbox.json`.
 
     Args:
-        path: of the file; None: no file.
+        path: of the file, or None.
         category_ids: by label.
-        rank: of this process.
     """
 
-    def __init__(self, path: Path | None, category_ids: Sequence[int], rank: int = 0):
+    def __init__(self, path: Path | None, category_ids: Sequence[int], rank: int = 0, processes: int = 1):
         self.drawn: list[Drawn] = []
         self._path, self._category_ids, self._rank = path, category_ids, rank
+        self._is_alone = processes == 1
         self._file: ResultsFile | None = None
 
     def __enter__(self) -> Results:
@@ -125,7 +125,7 @@ class Results:
                 raise OutputError(
                     f"{self._path} is not a regular file, and is not replaced: name another folder"
                 )
-            number = f".{self._rank}" if self._rank else ""
+            number = "" if self._is_alone else f".{self._rank}"
             self._file = ResultsFile(self._path.with_name(f"{self._path.stem}.unfinished{number}.json"))
         return self
 
@@ -148,6 +148,8 @@ class Results:
             self._file.close()
             with _named_where_it_fails(self._path):
                 os.replace(self._file.path, self._path)
+                for left in self._path.parent.glob(f"{self._path.stem}.unfinished*.json"):
+                    left.unlink(missing_ok=True)  # of other processes and of earlier interrupted runs
         else:
             self._file.close()
             self._file.path.unlink(missing_ok=True)
@@ -161,10 +163,10 @@ class Results:
             if not self.drawn:
                 self._file.path.unlink(missing_ok=True)
                 return
-            if self._rank == 0 and self._path is not None:
+            if self._is_alone and self._path is not None:
                 os.replace(self._file.path, self._path)
                 self._file.path = self._path
-            logger.warning("the boxes of the first %d images are in %s", len(self.drawn), self._file.path)
+            logger.warning("the boxes of %d images are in %s", len(self.drawn), self._file.path)
 
 
 def tag(name: str) -> str:

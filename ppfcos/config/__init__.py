@@ -1,12 +1,10 @@
-"""Configuration files in PaddleDetection's language, read safely and checked before anything is built.
+"""Configuration files in PaddleDetection's format, loaded safely and checked before anything is built.
 
-A file names its base files under `_BASE_`, sections name the registered classes whose constructor arguments
-they hold, and `-o section.key=value` overrides any of it. Two things differ from PaddleDetection: nothing in
-a file can run code, and a key that nobody would read is an error, which names the file, the line and the
-nearest key that exists.
+A file names its base files under `_BASE_`. Each section is named after a registered class and holds
+constructor arguments. `-o section.key=value` overrides a value. Unlike in PaddleDetection, a file cannot run
+code (except the Python files under `imports`), and an unknown key is an error.
 
-Plain keys are listed in keys.py (PLAIN_KEYS), and the keys of the readers (READER_KEYS). The keys of every
-other section are the constructor arguments of the class that it is named after.
+Plain keys are in PLAIN_KEYS and the keys of readers in READER_KEYS, both in keys.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the arguments of the registered classes may be, PaddleDetection's and ours.
+"""Values that the arguments of registered classes accept, PaddleDetection's and ours.
 
-An argument that is not in these tables may be whatever is of the same type as its default.
+An argument that is not in these tables accepts values of the type of its default.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import Any
 from ppfcos.config.keys import (
     FRACTION,
     LIST,
-    LONGEST_SIDE,
-    MOST_CLASSES,
+    MAX_CLASSES,
+    SIDE,
     TEXT,
     TEXTS,
     YES_NO,
     Kind,
     either,
+    is_number,
     is_pair,
     list_of,
     number,
@@ -40,11 +41,10 @@ WEIGHT = number(0, 10**6)
 TOP_K = either(one_of(-1), whole(1, 100_000))
 DECAY = number(0, 1000)
 
-SIDE = whole(1, LONGEST_SIDE)
-SIZE = either(SIDE, list_of(SIDE, least=2, most=2))  # one number for both, or two
+SIZE = either(SIDE, list_of(SIDE, least=2, most=2))  # one number for both sides, or two
 INTERPOLATION = whole(0, 6)  # of OpenCV
 RANGE = Kind(
-    "a list of two numbers, the smaller one first", lambda value: is_pair(value) and value[0] <= value[1]
+    "a list of two numbers, the smaller first", lambda value: is_pair(value) and value[0] <= value[1]
 )
 RESIZE = {"target_size": SIZE, "keep_ratio": YES_NO, "interp": INTERPOLATION, "rounding": one_of(*ROUNDINGS)}
 
@@ -69,7 +69,7 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
     },
     "PPFCOSHRFPN": {"out_channels": CHANNELS, "num_levels": whole(1, 7)},
     "PPFCOSHead": {
-        "num_classes": whole(1, MOST_CLASSES),
+        "num_classes": whole(1, MAX_CLASSES),
         "num_convs": CONVS,
         "norm_type": one_of("gn", "bn", "sync_bn", "none"),
         "deformable_convs": CONVS,
@@ -150,7 +150,7 @@ ARGUMENTS: dict[str, dict[str, Kind]] = {
         "norm_momentum": FRACTION,
         "norm_decay": number(0, 1),
         "return_idx": STAGES,
-        "upsample": NO,  # with either of the two, HRNet gives no list of feature maps
+        "upsample": NO,  # with upsample or downsample, HRNet returns no list of feature maps
         "downsample": NO,
     },
     "LearningRate": {"base_lr": number(0, 1000, above=True), "schedulers": LIST},
@@ -182,8 +182,19 @@ SCHEDULE_ARGUMENTS: dict[str, dict[str, Kind]] = {
     "ExpWarmup": {"steps": whole(0, 1_000_000), "power": number(0, 100), "epochs": or_none(whole(0, 1000))},
 }
 
-# Of every optimizer, and of its groups of weights.
+# PaddleDetection passes these to eval(), so only the names that it is written for are accepted.
+EVALUATED_ARGUMENTS = {
+    "act_fn": one_of("gelu", "ReLU"),
+    "block_fn": one_of("BasicBlock"),
+    "model_name": one_of("ResNet50", "ResNet101", "large", "small"),
+    "norm_layer": one_of("nn.LayerNorm"),
+    "set_param_lr_func": one_of("layerwise_lr_decay"),
+    "stage_fn": one_of("CSPStage"),
+}
+
+# Arguments of every optimizer, and of its groups of weights.
 OPTIMIZER_ARGUMENTS: dict[str, Kind] = {
+    **EVALUATED_ARGUMENTS,
     **dict.fromkeys(("momentum", "beta1", "beta2", "rho", "momentum_decay"), FRACTION),
     "epsilon": number(0, 1),
     "learning_rate": number(0, 1000),
@@ -194,7 +205,7 @@ OPTIMIZER_ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(("params", "skip_decay_names", "set_param_lr_params"), or_none(TEXTS)),
 }
 
-# Of every data set.
+# Arguments of every data set.
 DATASET_ARGUMENTS: dict[str, Kind] = {
     **dict.fromkeys(
         ("dataset_dir", "image_dir", "anno_path", "anno_dir", "image_set", "label_dir", "label_list"),
@@ -202,7 +213,7 @@ DATASET_ARGUMENTS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("allow_empty", "load_crowd"), YES_NO),
     "use_default_label": or_none(YES_NO),
-    "class_names": or_none(TEXTS),  # YAML reads `no` and `off` as false
+    "class_names": or_none(TEXTS),
     "data_fields": TEXTS,
     "sample_num": whole(-1),
     "empty_ratio": number(-1, 1000),
@@ -257,16 +268,12 @@ OPERATOR_ARGUMENTS: dict[str, dict[str, Kind]] = {
 
 
 def kind_of_default(default: Any) -> Kind:
-    """What an argument may be of which no more than the default is known.
-
-    Args:
-        default: of the argument; a text may also be the name of something that can be null or a mapping.
-    """
+    """The values that an argument accepts if only its default is known."""
     if isinstance(default, bool):
         return YES_NO
-    if isinstance(default, (int, float)):
+    if is_number(default):
         numbers = number(-(10**9), 10**9)
         return either(numbers, list_of(numbers), or_none(numbers))
-    if isinstance(default, str):
+    if isinstance(default, str):  # a name may also be null or a mapping
         return Kind("text or null", lambda value: value is None or isinstance(value, (str, dict, list)))
-    return Kind("any value", lambda value: value == value)  # NaN is none
+    return Kind("any value", lambda value: value == value)  # except NaN

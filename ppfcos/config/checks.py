@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ppfcos.config.arguments import (
     ARGUMENTS,
     DATASET_ARGUMENTS,
+    EVALUATED_ARGUMENTS,
     OPERATOR_ARGUMENTS,
     OPTIMIZER_ARGUMENTS,
     SCHEDULE_ARGUMENTS,
@@ -27,6 +28,7 @@ from ppfcos.config.keys import (
     OUR_DATASET_KEYS,
     PLAIN_KEYS,
     READER_KEYS,
+    REFUSED_DATASETS,
     REFUSED_TRANSFORMS,
     REQUIRED_KEYS,
     SCHEDULES,
@@ -44,7 +46,7 @@ LONGEST_REPORT = 2000  # characters, after which the check stops
 DECAYS, WARMUPS = ("PiecewiseDecay", "CosineDecay"), ("LinearWarmup", "ExpWarmup")
 GIVEN_BY_BUILDER = ("learning_rate", "lr", "parameters", "model", "grad_clip")  # by OptimizerBuilder
 TRAINING_SECTIONS = ("LearningRate", "OptimizerBuilder", *DATASET_SECTIONS, *READER_KEYS)
-# Parts of PPFCOS with an interface of their own, which PaddleDetection's classes do not have.
+# Parts of PPFCOS whose interface differs from PaddleDetection's classes.
 OWN_PARTS = ("head", "targets", "loss", "decode")
 
 
@@ -62,20 +64,18 @@ def _arguments(function: Callable) -> _Arguments:
 
 
 def _defaults(schema: Any) -> dict[str, Any]:
-    """The arguments of a registered class; None where one has no default."""
+    """The arguments of a registered class with their defaults; None if there is none."""
     defaults = {name: getattr(argument, "default", None) for name, argument in schema.schema.items()}
-    # The default of a shared argument, whose value may come from a plain key, is one level deeper.
+    # SharedConfig, an argument that a plain key can set, wraps its default.
     return {name: getattr(default, "default_value", default) for name, default in defaults.items()}
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else quoted(value)
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else quoted(value)
 
 
 class _Part(NamedTuple):
-    """A part of the architecture: its class, all its arguments, and the origins of those that are set."""
+    """A part of the model: its class, its arguments, and the origins of those that are set."""
 
     name: str
     arguments: dict[str, Any]
@@ -83,7 +83,7 @@ class _Part(NamedTuple):
 
 
 def _number_of_levels(neck: _Part, backbone: _Part) -> int | None:
-    """Levels of the feature pyramid; None if the arguments do not tell."""
+    """Levels of the feature pyramid; None for parts that are not known."""
     if neck.name == "PPFCOSHRFPN":
         return neck.arguments["num_levels"]
     stages = [3, 5, 7] if backbone.name == "PPFCOSEfficientNet" else backbone.arguments.get("return_idx")
@@ -93,12 +93,12 @@ def _number_of_levels(neck: _Part, backbone: _Part) -> int | None:
 
 
 class Checker:
-    """Checks a configuration and reports all its errors together.
+    """Check a configuration and report all errors together.
 
     Args:
-        modules: SchemaDict of each class in PaddleDetection's registry, by name.
-        datasets: the names among them that are data sets.
-        errors: messages of errors that are known already.
+        modules: SchemaDict of each registered class, by name.
+        datasets: names of the data sets among them.
+        errors: messages of earlier errors.
     """
 
     def __init__(self, modules: dict[str, Any], datasets: Iterable[str], errors: Iterable[str] = ()) -> None:
@@ -107,22 +107,19 @@ class Checker:
         self._errors = list(errors)
 
     def check(self, path: str, config: Section, refuse_unread: bool = True) -> None:
-        """Check a whole configuration, and remove the inherited sections that its model does not read.
+        """Check a configuration and remove inherited sections that its model does not use.
 
         Args:
-            path: the configuration file.
-            config: its content.
-            refuse_unread: whether a section in the file itself or in `-o` that the model does not read is an
-                error.
+            refuse_unread: an unused section in the file itself or in `-o` is an error.
 
         Raises:
-            ConfigError: keys or values are wrong; `messages` has one for each.
+            ConfigError: keys or values are wrong; `messages` has one line for each.
         """
         for key in REQUIRED_KEYS:
             if key not in config:
                 self._errors.append(f"{path}: the key '{key}' is missing: {PLAIN_KEYS[key].meaning}")
-        for key, value in config.items():
-            self._check_key(config.origins[key], key, value)
+        for key in config:
+            self._check_key(config, key)
         if "architecture" in config and self._check_architecture(config):
             self._check_unread(path, config, refuse_unread)
         if not self._errors:
@@ -139,10 +136,10 @@ class Checker:
         return argument in schema.inject or (isinstance(default, str) and default in self._modules)
 
     def _fail(self, origin: str, message: str) -> bool:
-        """Note an error; returns False for the caller to return."""
+        """Add an error; return False."""
         self._errors.append(f"{origin}: {message}")
         if len(self._errors) >= MOST_REPORTED or sum(map(len, self._errors)) > LONGEST_REPORT:
-            raise ConfigError(*self._errors, "the check stops here: there may be more errors")
+            raise ConfigError(*self._errors, "further errors are not listed")
         return False
 
     def _unknown(self, origin: str, path: str, name: str, valid: Iterable[str], what: str = "key") -> bool:
@@ -153,6 +150,13 @@ class Checker:
         if kind.accepts(value):
             return True
         return self._fail(origin, f"{path} should be {kind.description}, and is {_shown(value)}")
+
+    def _check_value(self, section: Section, path: str, key: str, kind: Kind) -> bool:
+        """Check a value; if only its text is accepted, as in `image_dir: 2024`, replace it by the text."""
+        text = section.texts[key]
+        if not kind.accepts(section[key]) and text is not None and kind.accepts(text):
+            section[key] = text
+        return self._check_kind(section.origins[key], path, section[key], kind)
 
     def _check_arguments(
         self,
@@ -165,45 +169,42 @@ class Checker:
         """Check keys and values of a section against a constructor.
 
         Args:
-            section: to check.
-            path: of the section.
-            arguments: of the constructor.
-            kinds: of the values; the default of an argument tells those that are absent.
+            kinds: accepted values, by argument; for other arguments, the type of the default decides.
             besides: further keys, whose values are not checked.
         """
         before = len(self._errors)
-        for key, value in section.items():
-            if key in besides:
-                continue
-            if key not in arguments.defaults and not arguments.others:
+        for key in [key for key in section if key not in besides]:
+            if key in arguments.defaults or arguments.others:
+                kind = kinds.get(key) or kind_of_default(arguments.defaults.get(key))
+                self._check_value(section, f"{path}.{key}", key, kind)
+            else:
                 self._unknown(section.origins[key], f"{path}.{key}", key, (*besides, *arguments.defaults))
-                continue
-            kind = kinds.get(key) or kind_of_default(arguments.defaults.get(key))
-            self._check_kind(section.origins[key], f"{path}.{key}", value, kind)
         return len(self._errors) == before
 
-    def _check_key(self, origin: str, key: str, value: Any) -> None:
+    def _check_key(self, config: Section, key: str) -> None:
+        origin = config.origins[key]
         if key in PLAIN_KEYS:
-            if self._check_kind(origin, key, value, PLAIN_KEYS[key].kind) and key in NESTED_KEYS and value:
-                self._check_table(key, value, NESTED_KEYS[key])
-        elif key not in self._modules and key not in READER_KEYS and key not in DATASET_SECTIONS:
+            is_right = self._check_value(config, key, key, PLAIN_KEYS[key].kind)
+            if is_right and key in NESTED_KEYS and config[key]:
+                self._check_table(key, config[key], NESTED_KEYS[key])
+            return
+        value = config[key]
+        if key not in self._modules and key not in READER_KEYS and key not in DATASET_SECTIONS:
             self._unknown(origin, key, key, (*PLAIN_KEYS, *self._modules))
         elif value is not None and not isinstance(value, Section):
             self._fail(origin, f"{key} is a section: write its keys under it as a mapping")
-        elif value is None:
-            pass
-        elif key in READER_KEYS:
+        elif value is not None and key in READER_KEYS:
             self._check_reader(key, value)
-        elif key in DATASET_SECTIONS:
+        elif value is not None and key in DATASET_SECTIONS:
             self._check_dataset(origin, key, value)
-        else:
+        elif value is not None:
             self._check_module(key, key, value)
 
     def _check_table(self, path: str, section: Section, table: Mapping[str, Any]) -> None:
-        """A section whose keys are in a table."""
-        for key, value in section.items():
+        """Check a section against a table of keys."""
+        for key in section:
             if key in table:
-                self._check_kind(section.origins[key], f"{path}.{key}", value, table[key].kind)
+                self._check_value(section, f"{path}.{key}", key, table[key].kind)
             else:
                 self._unknown(section.origins[key], f"{path}.{key}", key, table)
 
@@ -215,32 +216,33 @@ class Checker:
             return False
         schema = self._modules[name]
         if schema.category != "architecture":
-            return self._fail(origin, f"architecture: {name} is only a part of one: name PPFCOS")
+            return self._fail(origin, f"architecture: {name} is a part of a model: set architecture: PPFCOS")
         if self._is_paddledetections(name):
-            return self._fail(origin, f"architecture: {name} is PaddleDetection's: name PPFCOS")
+            return self._fail(origin, f"architecture: {name} is PaddleDetection's: set architecture: PPFCOS")
         return True
 
     def _check_loggers(self, config: Section) -> None:
         for name in config.get("loggers") or ():
-            if isinstance(name, str) and name not in (VISUALDL, *self._modules):
+            if name not in (VISUALDL, *self._modules):
                 self._fail(
                     config.origins["loggers"],
-                    f"loggers: no class '{name}' is registered: name {VISUALDL}, or give the file of your "
-                    "logger with imports",
+                    f"loggers: no class '{name}' is registered: set {VISUALDL}, or add the file of your "
+                    "logger to imports",
                 )
 
     def _is_paddledetections(self, name: str) -> bool:
         return self._modules[name].pymodule.__name__.partition(".")[0] == "ppdet"
 
     def _check_module(self, name: str, path: str, section: Section, besides: Sequence[str] = ()) -> None:
-        """The arguments of a registered class."""
+        """Check the section of a registered class."""
         schema = self._modules[name]
         known = _Arguments(_defaults(schema), not schema.strict)
-        self._check_arguments(section, path, known, ARGUMENTS.get(name, {}), besides)
+        kinds = EVALUATED_ARGUMENTS if self._is_paddledetections(name) else {}
+        self._check_arguments(section, path, known, {**kinds, **ARGUMENTS.get(name, {})}, besides)
         for key, value in section.items():
             origin, inner_path = section.origins[key], f"{path}.{key}"
             if key == "pretrained" and value is not None:  # PaddleDetection would unpack and unpickle it
-                self._fail(origin, f"{inner_path} is not supported: set pretrain_weights instead")
+                self._fail(origin, f"{inner_path} is refused: set pretrain_weights instead")
             elif (name, key) == ("LearningRate", "schedulers"):
                 self._check_schedulers(origin, inner_path, value)
             elif (name, key) == ("OptimizerBuilder", "optimizer"):
@@ -251,9 +253,9 @@ class Checker:
                 self._check_inner_module(name, key, origin, inner_path, value)
 
     def _check_inner_module(self, outer: str, key: str, origin: str, path: str, value: Any) -> None:
-        """A registered class as an argument: its name, or a section with its `name`."""
+        """Check an argument that is a registered class: its name, or a section with `name`."""
         if isinstance(value, Section) and "name" not in value:
-            self._fail(origin, f"{path} lacks its `name`, the registered class that it describes")
+            self._fail(origin, f"{path} lacks `name`, the registered class")
             return
         name = value
         if isinstance(value, Section):
@@ -262,7 +264,7 @@ class Checker:
             return
         if outer == "PPFCOS" and key in OWN_PARTS and self._is_paddledetections(name):
             ours = self._modules["PPFCOS"].schema[key].default
-            self._fail(origin, f"{path}: {name} is PaddleDetection's: name {ours} or a class of your own")
+            self._fail(origin, f"{path}: {name} is PaddleDetection's: set {ours} or your own class")
         elif isinstance(value, Section):
             self._check_module(name, path.removesuffix(".name"), value, besides=("name",))
 
@@ -273,11 +275,11 @@ class Checker:
         return self._fail(origin, f"{path}: no class {shown} is registered{hint(name, self._modules)}")
 
     def _check_unread(self, path: str, config: Section, refuse: bool) -> None:
-        """Remove sections that the model does not read; refuse those that no base file has."""
+        """Remove sections that the model does not use; refuse those in the file itself or in `-o`."""
         read = self._sections_read(config)
         parts = config.get(config["architecture"])
         chosen = {**config.origins, **(parts.origins if isinstance(parts, Section) else {})}
-        # With another backbone by -o, the file's own backbone has no effect.
+        # If -o selects another backbone, the section of the file's backbone is no error.
         places = (OVERRIDE,) if OVERRIDE in chosen.values() else (OVERRIDE, path)
         for name in [name for name in config if name in self._modules and name not in read]:
             section = config.pop(name)
@@ -285,11 +287,11 @@ class Checker:
             for key, origin in own.items():
                 if (origin if origin == OVERRIDE else origin.rpartition(":")[0]) in places:
                     used = ", ".join(sorted(read - set(TRAINING_SECTIONS)))
-                    self._fail(origin, f"nothing reads {name}.{key}: the model consists of {used}")
+                    self._fail(origin, f"{name}.{key} is not used: the model consists of {used}")
                     break
 
     def _sections_read(self, config: Section) -> set[str]:
-        """Names of the classes that the model and its training are built of."""
+        """Names of the classes that the model and its training consist of."""
         names = [config["architecture"], *(config.get("loggers") or ())]
         read, waiting = set(TRAINING_SECTIONS), [(name, Section()) for name in names]
         while waiting:
@@ -306,7 +308,7 @@ class Checker:
         return read
 
     def _check_levels(self, config: Section) -> None:
-        """Check that the size ranges fit the levels of the pyramid, if a file sets either."""
+        """Check that size_ranges fits the number of levels, if the configuration sets either."""
         if config["architecture"] != "PPFCOS":
             return
         targets, neck, backbone = (self._part(config, key) for key in ("targets", "neck", "backbone"))
@@ -320,8 +322,8 @@ class Checker:
         if origins and ends != levels - 1:
             self._fail(
                 origins[0],
-                f"PPFCOSTargets.size_ranges has {ends} upper ends, and {neck.name} {levels} levels: "
-                f"give {levels - 1} upper ends, or change {neck.name} or {backbone.name}.return_idx",
+                f"PPFCOSTargets.size_ranges has {ends} upper limits, and {neck.name} has {levels} levels: "
+                f"set {levels - 1} limits, or change {neck.name} or {backbone.name}.return_idx",
             )
 
     def _part(self, config: Section, key: str) -> _Part:
@@ -340,7 +342,7 @@ class Checker:
     ) -> None:
         name = section.get("name")
         if name is None:
-            self._fail(origin, f"{key} lacks its `name`, one of {', '.join(sorted(self._datasets))}")
+            self._fail(origin, f"{key} lacks `name`, one of {', '.join(sorted(self._datasets))}")
             return
         if name not in self._datasets:
             shown = quoted(str(name))
@@ -348,61 +350,54 @@ class Checker:
                 section.origins["name"], f"{key}.name: no data set {shown}{hint(name, self._datasets)}"
             )
             return
+        if name in REFUSED_DATASETS:
+            self._fail(section.origins["name"], f"{key}.name: {name} is refused: {REFUSED_DATASETS[name]}")
+            return
         defaults = {**dict.fromkeys(OUR_DATASET_KEYS.get(name, ())), **_defaults(self._modules[name])}
-        # What else a data set takes by **kwargs, it ignores.
+        # Data sets ignore other keys in **kwargs.
         self._check_arguments(section, key, _Arguments(defaults, others=False), DATASET_ARGUMENTS, besides)
-        members = section.get(JOINED_DATASETS, ())
+        members, listed = section.get(JOINED_DATASETS), section.origins.get(JOINED_DATASETS, origin)
         path = f"{key}.{JOINED_DATASETS}"
-        if members and not self._check_kind(section.origins[JOINED_DATASETS], path, members, LIST):
+        if members and not self._check_kind(listed, path, members, LIST):
             return
         for index, member in enumerate(members or ()):
             inner = f"{path}.{index}"
             if not isinstance(member, Section):
-                origin = section.origins[JOINED_DATASETS]
-                self._fail(origin, f"{inner} is a data set: write its `name` and keys as a mapping")
+                self._fail(listed, f"{inner} is a data set: write its `name` and keys as a mapping")
                 continue
-            self._check_dataset(
-                section.origins[JOINED_DATASETS], inner, member, besides=("name", *JOINED_DATASET_KEYS)
-            )
+            self._check_dataset(listed, inner, member, besides=("name", *JOINED_DATASET_KEYS))
             for name, kind in JOINED_DATASET_KEYS.items():
                 if name in member:
-                    self._check_kind(member.origins[name], f"{inner}.{name}", member[name], kind)
+                    self._check_value(member, f"{inner}.{name}", name, kind)
 
     def _check_reader(self, reader: str, section: Section) -> None:
-        before = len(self._errors)
         self._check_table(reader, section, READER_KEYS[reader])
-        if len(self._errors) > before and not all(
-            isinstance(section.get(key, []), list) for key in ("batch_transforms", "sample_transforms")
-        ):
-            return
         for key, valid in (
             ("batch_transforms", BATCH_TRANSFORMS),
             ("sample_transforms", _sample_transforms()),
         ):
-            if key in section:
-                path = f"{reader}.{key}"
+            if isinstance(section.get(key), list):
                 is_mixing_allowed = reader == "TrainReader" and key == "sample_transforms"
+                path = f"{reader}.{key}"
                 self._check_transforms(section.origins[key], path, section[key], valid, is_mixing_allowed)
 
     def _check_transforms(
         self, origin: str, path: str, transforms: list, valid: Sequence[str], is_mixing_allowed: bool
     ) -> bool:
-        """A list of transforms, each a mapping of its name to its arguments."""
+        """Check a list of transforms, each a mapping of its name to its arguments."""
         before = len(self._errors)
         for index, element in enumerate(transforms):
             if isinstance(element, Section) and len(element) == 1:
                 self._check_transform(f"{path}.{index}", element, valid, is_mixing_allowed)
             else:
                 self._fail(
-                    origin,
-                    f"{path}.{index} should be an operator with its arguments, as `- Permute: {{}}`",
+                    origin, f"{path}.{index} should be a transform with its arguments, as `- Permute: {{}}`"
                 )
         return len(self._errors) == before
 
     def _check_transform(
         self, path: str, element: Section, valid: Sequence[str], is_mixing_allowed: bool
     ) -> None:
-
         from ppfcos.data.transforms import MixTransform
         from ppfcos.data.transforms.uint8 import find_transform
 
@@ -412,7 +407,7 @@ class Checker:
             self._fail(origin, f"{path} is refused: {REFUSED_TRANSFORMS[name]}")
             return
         if name not in valid:
-            self._unknown(origin, path, name, valid, "operator")
+            self._unknown(origin, path, name, valid, "transform")
             return
         arguments = Section() if arguments is None else arguments
         operator = find_transform(name)
@@ -424,18 +419,18 @@ class Checker:
         if not is_mixing_allowed and issubclass(operator, MixTransform):
             self._fail(
                 origin,
-                f"{path} is refused: it mixes several training samples, and its place is in "
-                "TrainReader.sample_transforms itself",
+                f"{path} is refused: it mixes several training images, so it must be an element of "
+                "TrainReader.sample_transforms",
             )
             return
-        for key in ("transforms1", "transforms2"):  # RandomSelect chooses between two lists
+        for key in ("transforms1", "transforms2"):  # of RandomSelect
             if key in arguments and not self._check_transforms(
                 arguments.origins[key], f"{path}.{key}", arguments[key], valid, False
             ):
                 return
         try:
             operator(**arguments)
-        except Exception as error:  # whatever PaddleDetection's constructors raise for odd values
+        except Exception as error:  # PaddleDetection's constructors raise any kind
             self._fail(origin, f"{path} cannot be used: {one_line(error)}")
 
     # The training ------------------------------------------------------------------------------------------
@@ -445,15 +440,15 @@ class Checker:
         if both:
             self._fail(
                 config.origins["custom_white_list"],
-                f"custom_white_list and custom_black_list both name {quoted(min(both))}: "
+                f"custom_white_list and custom_black_list both contain {quoted(min(both))}: "
                 "remove it from one of them",
             )
 
     def _check_schedulers(self, origin: str, path: str, schedulers: Any) -> None:
-        """LearningRate.schedulers: the decay, followed by the warm-up."""
+        """Check LearningRate.schedulers: a decay, followed by a warmup."""
         from ppdet.optimizer import optimizer
 
-        if not isinstance(schedulers, list):  # reported as an argument
+        if not isinstance(schedulers, list):  # already reported
             return
         before = len(self._errors)
         for index, section in enumerate(schedulers):
@@ -478,19 +473,21 @@ class Checker:
         if not is_decay or not (is_warmup or (len(names) == 1 and not warms_up)):
             self._fail(
                 origin,
-                f"{path} should be a decay ({' or '.join(DECAYS)}) and a warm-up ({' or '.join(WARMUPS)}), "
+                f"{path} should be a decay ({' or '.join(DECAYS)}) and a warmup ({' or '.join(WARMUPS)}), "
                 "or a decay with use_warmup: false",
             )
 
     def _check_values_of_decay(self, origin: str, path: str, arguments: Mapping[str, Any]) -> None:
         milestones, gamma, values = (arguments[key] for key in ("milestones", "gamma", "values"))
         if values is not None and len(values) != len(milestones) + 1:
-            self._fail(origin, f"{path}.values should be one more than the {len(milestones)} milestones")
+            self._fail(
+                origin, f"{path}.values should have one value more than the {len(milestones)} milestones"
+            )
         if values is None and isinstance(gamma, list) and len(gamma) != len(milestones):
-            self._fail(origin, f"{path}.gamma should be as many as the {len(milestones)} milestones")
+            self._fail(origin, f"{path}.gamma should have {len(milestones)} values, one for each milestone")
 
     def _check_optimizer(self, origin: str, path: str, section: Any) -> None:
-        """OptimizerBuilder.optimizer: `type`, a class of paddle.optimizer, and its arguments."""
+        """Check OptimizerBuilder.optimizer: `type`, a class of paddle.optimizer, and its arguments."""
         import paddle
         from ppdet.optimizer.adamw import build_adamwdl
 
@@ -528,20 +525,18 @@ class Checker:
                 self._check_param_group(origin, f"{path}.{index}", group, arguments)
 
     def _check_param_group(self, origin: str, path: str, group: Any, arguments: _Arguments) -> None:
-        """Weights whose names contain one of `params`, and the arguments that differ for them."""
+        """Check the arguments for weights whose names contain one of `params`."""
         if not self._check_kind(origin, path, group, MAPPING):
             return
         self._check_arguments(group, path, arguments, OPTIMIZER_ARGUMENTS, besides=("params",))
         self._check_kind(group.origins.get("params", origin), f"{path}.params", group.get("params"), TEXTS)
         decay = group.get("weight_decay")
         if decay is not None and not isinstance(decay, float):
-            # Paddle takes anything else for an object that computes the decay, and calls it.
-            self._fail(
-                group.origins["weight_decay"], f"{path}.weight_decay should be written as a decimal, 0.0"
-            )
+            # Paddle calls any other type as a function that computes the decay.
+            self._fail(group.origins["weight_decay"], f"{path}.weight_decay should be a decimal, such as 0.0")
 
     def _check_regularizer(self, origin: str, path: str, section: Any) -> None:
-        """OptimizerBuilder.regularizer: {type: L1 or L2, factor: number}, or nothing."""
+        """Check OptimizerBuilder.regularizer: {type: L1 or L2, factor: number}, or nothing."""
         if section is None or section == "None" or not self._check_kind(origin, path, section, MAPPING):
             return
         kinds = {"type": one_of("L1", "L2"), "factor": number(0, 1000)}
@@ -551,7 +546,7 @@ class Checker:
 
 
 def _sample_transforms() -> list[str]:
-    """Names of the transforms of one image, PaddleDetection's and ours."""
+    """Names of the transforms of an image, PaddleDetection's and ours."""
     from ppdet.data.transform.operators import registered_ops
 
     import ppfcos.data.transforms  # noqa: F401

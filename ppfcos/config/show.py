@@ -1,4 +1,4 @@
-"""The configuration of a run as one file: what was inherited and what `-o` changed written out."""
+"""Write a configuration with its base files and overrides as one file."""
 
 from __future__ import annotations
 
@@ -14,22 +14,14 @@ from ppfcos.config.workspace import read_checked
 
 DEFAULT = "default"
 INDENT = "  "
-_WIDEST_VALUE = 60  # columns; longer ones push their own origin to the right, not everybody's
+_WIDEST_VALUE = 60  # columns; the origins of longer values are not aligned
 
 
 def annotated_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> str:
-    """What a configuration says after inheritance and `-o`, and who said it.
+    """Return a configuration with its base files and overrides as YAML.
 
-    Args:
-        path: the configuration file.
-        overrides: as given to `-o`.
-
-    Returns:
-        YAML; behind each value, as a comment, `file:line`, `-o`, or `default` where nobody set a key that
-        stands alone. The arguments of classes that nobody set are not there.
-
-    Raises:
-        ConfigError: as `ppfcos.config.load_config`.
+    A comment after each value names its origin: `file:line`, `-o`, or `default` for plain keys. Arguments of
+    classes are listed if they are set. Raises the ConfigErrors of `load_config`.
     """
     config = read_checked(os.fspath(path), overrides).config
     unset = Section()
@@ -46,7 +38,7 @@ def annotated_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()
 
 
 def _lines(key: str, value: Any, origin: str, indent: str) -> Iterator[tuple[str, str]]:
-    """(text, origin) of a key and of all below it; the origin is empty where those below have their own."""
+    """Yield (text, origin) of a key and all keys below it; the origin of a section is empty."""
     if isinstance(value, Section) and value:
         yield f"{indent}{key}:", ""
         for name, inner in value.items():
@@ -60,28 +52,17 @@ def _lines(key: str, value: Any, origin: str, indent: str) -> Iterator[tuple[str
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML's plain types, quoted where the reader of configurations would take a text for a number."""
+    """Plain types of YAML; text that the configuration reader would take for a number is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        return True  # what is shared is written twice: a reader should not have to look up *id001
+        return True  # write shared values twice instead of *id001
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT_NUMBER, list("-+.0123456789"))
 
 
 def resolved_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What a loaded configuration says, apart from the workspace in which it lies.
-
-    Building the model and the schedule changes the workspace (PaddleDetection takes names out of it), so this
-    is to be called before.
-
-    Args:
-        cfg: from `load_config`.
-
-    Returns:
-        A copy: plain keys first, then the sections. Of the registered classes there are those to which the
-        configuration gives arguments.
-    """
+    """Copy a configuration from `load_config`: plain keys, then the sections that set arguments."""
     plain = {key: _copy(value) for key, value in cfg.items() if not isinstance(value, Mapping)}
     sections = {key: _copy(value) for key, value in cfg.items() if isinstance(value, Mapping) and value}
     return {**plain, **sections}
@@ -94,26 +75,16 @@ def _copy(value: Any) -> Any:
 
 
 def config_text(resolved: Mapping[str, Any]) -> str:
-    """A configuration file.
+    """Return YAML from which `load_config` reads the same configuration, under any file name.
 
     Args:
         resolved: from `resolved_config`.
-
-    Returns:
-        YAML from which `load_config` reads the same configuration, under any file name.
     """
     return yaml.dump(dict(resolved), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def value_text(value: Any) -> str:
-    """Format a value as in a configuration file, on one line.
-
-    Args:
-        value: a plain one, a list or a mapping.
-
-    Returns:
-        YAML in flow style.
-    """
+    """Format a value on one line, as YAML in flow style."""
     text = yaml.dump(
         _copy(value),
         Dumper=_Dumper,

@@ -1,9 +1,9 @@
-"""Loads a checked configuration into PaddleDetection's workspace, which builds the model from it."""
+"""Load a checked configuration into PaddleDetection's workspace, from which models are built."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,45 +14,76 @@ from ppfcos.config.imports import IMPORTS_KEY, import_files, is_imported
 from ppfcos.config.keys import PADDLEDETECTION_SECTIONS, PLAIN_KEYS, READER_KEYS, SCHEDULES, TEXTS
 from ppfcos.errors import ConfigError, hint
 
-# The config.yml of earlier runs also has inherited sections that their models do not read.
+# config.yml of a run can contain sections that its model does not use.
 RECORD_START = b"# The configuration of the run of "
 
 
-def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> dict[str, Any]:
+class Config(dict):
+    """A loaded configuration, independent of other ones.
+
+    It has every key that the files and overrides set, the defaults of PLAIN_KEYS, `filename` (the name of the
+    run), and a SchemaDict for each registered class.
+
+    Attributes:
+        modules: SchemaDict of each registered class in PaddleDetection's workspace, by name.
+    """
+
+    def __init__(self, values: dict[str, Any], modules: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.modules = modules
+        for name, schema in modules.items():
+            self[name] = schema.copy()  # with the class and its defaults
+            self[name].clear()
+            self[name].update(values.get(name) or {})
+
+
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
     """Read a configuration, check it, and put it into PaddleDetection's workspace.
 
-    The workspace holds one configuration: a second call replaces the first, and both calls return the same
-    object. A call that fails leaves the workspace as it was.
+    If it fails, the workspace is unchanged.
 
     Args:
         path: the configuration file, or the name of one that comes with this package.
         overrides: as given to `-o`: `epoch=1`, `PPFCOSHead.num_convs=2`,
             `TrainReader.sample_transforms.1.Resize.target_size=[320,320]`.
 
-    Returns:
-        The workspace's configuration: every key that the files and overrides set, the defaults of PLAIN_KEYS,
-        `filename` (the file's stem, which names the run), and the registered classes.
-
     Raises:
-        ConfigError: a file is missing or malformed, keys are unknown or values impossible. `messages` has one
-            line for each error: the file and line or the override, the key, and the most similar valid one.
+        ConfigError: a file is missing or malformed, or keys or values are wrong. `messages` has one line for
+            each error: the file and line or the override, the key, and a similar valid one.
     """
     path = os.fspath(path)
     checked = read_checked(path, overrides)
     stem = os.path.splitext(os.path.basename(path))[0]
     defaults = {key: plain.default for key, plain in PLAIN_KEYS.items() if plain.default is not None}
-    config = {**defaults, "filename": stem, **_plain_sections(checked.config, checked.checker)}
-    return _fill_workspace(config, checked.modules)
+    values = {**defaults, "filename": stem, **_plain_sections(checked.config, checked.checker)}
+    config = Config(values, checked.modules)
+    use_config(config)
+    return config
+
+
+def use_config(config: Mapping[str, Any]) -> None:
+    """Replace everything in PaddleDetection's workspace, so that `create` builds the parts of `config`.
+
+    Args:
+        config: from `load_config`; anything else leaves the workspace unchanged.
+    """
+    from ppdet.core.workspace import global_config
+
+    if not isinstance(config, Config):
+        return
+    global_config.clear()
+    for key, value in config.items():
+        schema = config.modules.get(key)
+        if schema is None:
+            global_config[key] = _as_plain(value)
+        else:
+            schema.clear()
+            schema.update(_as_plain(value))
+            global_config[key] = schema
 
 
 class CheckedConfig(NamedTuple):
-    """A configuration that is read and checked, and not yet in the workspace.
-
-    Attributes:
-        config: its sections, with the origin of each key.
-        checker: that has found no error in it.
-        modules: SchemaDict of every registered class, by name.
-    """
+    """A configuration without errors, its checker, and the SchemaDict of each registered class."""
 
     config: Section
     checker: Checker
@@ -60,20 +91,12 @@ class CheckedConfig(NamedTuple):
 
 
 def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
-    """Read a configuration and check it.
-
-    Args:
-        path: the configuration file.
-        overrides: as given to `-o`.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
+    """Read and check a configuration; raise the ConfigErrors of `load_config`."""
     path = find_file(path)
     if os.path.isdir(path):
         raise ConfigError(f"{path}: this is a folder; name a configuration file in it")
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ConfigError(f"{path}: this is no regular file: name a configuration file")
+        raise ConfigError(f"{path}: this is not a regular file: name a configuration file")
     if not os.path.isfile(path):
         folder = Path(path).parent if os.path.dirname(path) else shipped_folder()
         beside = [file.name for file in folder.glob("*.yml")]
@@ -113,12 +136,12 @@ def _is_record_of_run(path: str) -> bool:
         return file.read(len(RECORD_START)) == RECORD_START
 
 
-# Every class that was registered, so that one that a configuration has overwritten comes back.
+# Every registered class: a program may overwrite one in the workspace.
 _registered: dict[str, Any] = {}
 
 
 def registered_modules() -> tuple[dict[str, Any], list[str]]:
-    """SchemaDict of every class that PaddleDetection and ppfcos register, by name; the names of data sets."""
+    """Return the SchemaDict of each class of PaddleDetection and ppfcos, and the names of data sets."""
     with environment.quiet_imports():
         import ppfcos.paddledetection  # isort: skip
         from ppdet.core.config.schema import SchemaDict
@@ -142,8 +165,8 @@ def _names_of_datasets(modules: dict[str, Any]) -> list[str]:
 def _plain_sections(config: Section, checker: Checker) -> dict[str, Any]:
     """Turn a checked configuration into plain dictionaries.
 
-    PaddleDetection creates the parts of an architecture by name. A part that is written in place of its name,
-    {name: ResNet, depth: 18}, moves to a section of its own.
+    PaddleDetection creates the parts of a model by name. A part that is written in place of its name, such as
+    {name: ResNet, depth: 18}, becomes a section.
     """
     plain = {key: _as_plain(value) for key, value in config.items()}
     architecture = config["architecture"]
@@ -164,19 +187,3 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_plain(item) for key, item in value.items()}
     return [_as_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _fill_workspace(config: dict[str, Any], modules: dict[str, Any]) -> dict[str, Any]:
-    """Replace everything in PaddleDetection's workspace but the registered classes."""
-    from ppdet.core.workspace import global_config
-
-    global_config.clear()
-    for name, schema in modules.items():
-        schema.clear()  # the user's values; the class and its defaults stay
-        global_config[name] = schema
-    for key, value in config.items():
-        if key in modules:
-            modules[key].update(value or {})
-        else:
-            global_config[key] = value
-    return global_config

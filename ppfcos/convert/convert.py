@@ -126,7 +126,7 @@ def _recipe_name(source: Path, format_: Format, name: str | None, has_config: bo
         name = next(matches, None)
     if name not in recipes and not (name is None and has_config):
         raise WeightsError(
-            f"{source}: its name does not tell which of {format_.project}'s models it is: "
+            f"{source}: neither its name nor its content tells which of {format_.project}'s models it is: "
             f"set --recipe to one of {_listed(recipes)}"
         )
     return name

@@ -175,19 +175,27 @@ def read_options(text: str) -> dict[str, Any]:
 
 
 def _read_recipe(text: str, done: Translation, named: str | None) -> tuple[str, Recipe] | None:
-    """Return name and recipe of a configuration's text; None if it is not about a head of FCOS.
+    """Return name and recipe of a configuration's text; None if the text does not tell.
 
-    What the text does not set is as in the recipe `named`.
+    What the text does not set is as in the recipe `named`, or as in the only recipe that agrees with it.
     """
     found = read_options(text)
     if not any(key in found for key in HEAD_OPTIONS) and "FCOSHead" not in text:
         return None
+    found = {"norm_on_bbox": False, "centerness_on_reg": False, "conv_bias": None, **found}
+    is_resnet = done.backbone.groups > 0
     if named is None:
-        is_improved, is_caffe = found.get("norm_on_bbox", False), "caffe" in text
-        named = {True: "caffe-improved", False: "improved"} if is_improved else {True: "caffe", False: "x101"}
-        named = named[is_caffe] if done.backbone.groups else "hrnet"
-    default = {"norm_on_bbox": False, "centerness_on_reg": False, "conv_bias": None}
-    options = OPTIONS[named]._replace(**{**default, **found})
+        agreeing = [
+            name
+            for name, options in OPTIONS.items()
+            if (name != "hrnet") == is_resnet
+            and all(getattr(options, key) == value for key, value in found.items() if key != "conv_bias")
+        ]
+        is_complete = "mean" in found and ("style" in found or not is_resnet)
+        if len(agreeing) != 1 and not is_complete:
+            return None
+        named = agreeing[0] if agreeing else "x101"
+    options = OPTIONS[named]._replace(**found)
     known = {each._replace(conv_bias=None): name for name, each in OPTIONS.items()}
     name = known.get(options._replace(conv_bias=None), "of its configuration")
     return name, _recipe("the configuration in the file", options)

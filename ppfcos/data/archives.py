@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ppfcos.download import Limits, Progress, download, require_space, short
 from ppfcos.errors import DataError, OutputError
+from ppfcos.fileio import writing_beside
 
 logger = logging.getLogger(__name__)
 
@@ -192,10 +193,7 @@ def unpack(archive: Path, folder: Path, inside: str = "") -> None:
         require_space(folder, size)
         progress = Progress(f"unpacking {archive.name}", size)
         for member, target in left:
-            try:
-                _write(_content(contents, member, archive), target)
-            except OSError as error:
-                raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+            _write(_content(contents, member, archive), target)
             progress.add(member.file_size)
         progress.end()
 
@@ -301,18 +299,10 @@ def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
 def _write(blocks: Iterator[bytes], target: Path) -> None:
     if target.exists() and not target.is_file():
         raise OutputError(f"{target} is not a regular file, and is not replaced: remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.part")
-    with contextlib.suppress(FileNotFoundError):
-        unfinished.unlink()  # of an earlier run, and never opened: it may be a pipe or a link
-    try:
+    with writing_beside(target) as unfinished:
         with open(unfinished, "xb") as stream:
-            for block in blocks:
-                stream.write(block)
+            stream.writelines(blocks)
         os.replace(unfinished, target)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def _number_of_files(folder: Path) -> int:

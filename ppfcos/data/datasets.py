@@ -98,7 +98,9 @@ class PPFCOSJoinedDataSet(DetDataset):
         self.cname2cid = {name: label for label, name in enumerate(data.class_names)}
 
 
-def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
+def build_dataset(
+    cfg: Mapping[str, Any], section: str, class_names: Sequence[str] | None = None
+) -> DetectionData:
     """Read the data set of a section.
 
     An evaluation uses every image, whatever `allow_empty` says.
@@ -106,6 +108,7 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     Args:
         cfg: The configuration.
         section: TrainDataset, EvalDataset or TestDataset.
+        class_names: The model's classes; if the data set has only some of them, its labels become theirs.
 
     Raises:
         ConfigError: The section or one of its keys is wrong.
@@ -115,7 +118,18 @@ def build_dataset(cfg: Mapping[str, Any], section: str) -> DetectionData:
     if not isinstance(data.records, RecordStore):
         data.records = RecordStore.from_records(data.records)
     _require_objects(data)
-    check_num_classes(cfg.get("num_classes"), data.class_names, data.source)
+    if class_names is not None and set(data.class_names) < set(class_names):
+        logger.info(
+            "%s has %d of %d classes: they are matched by name",
+            data.source,
+            len(data.class_names),
+            len(class_names),
+        )
+        tally = data.tally
+        data = concatenate([data], section, class_names)
+        data.records, data.tally = RecordStore.from_records(data.records), tally
+    elif class_names is None:
+        check_num_classes(cfg.get("num_classes"), data.class_names, data.source)
     _log(data)
     return data
 
@@ -406,12 +420,15 @@ def _categories_without_annotations(cfg: Mapping[str, Any], section: str) -> lis
     return numbered(f"class {label}" for label in range(int(cfg["num_classes"])))
 
 
-def categories_of(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]] | None:
+def categories_of(
+    cfg: Mapping[str, Any], section: str, class_names: Sequence[str] | None = None
+) -> list[dict[str, Any]] | None:
     """The classes of a section, without reading its images.
 
     Args:
         cfg: The configuration.
         section: TrainDataset, EvalDataset or TestDataset.
+        class_names: The model's classes, which are returned if the section has only some of them.
 
     Returns:
         `id` and `name` of every class in the order of the labels; None if the section does not name them or
@@ -423,6 +440,8 @@ def categories_of(cfg: Mapping[str, Any], section: str) -> list[dict[str, Any]] 
     found = _named_classes(section, cfg.get(section) or {})
     if found is None:
         return None
+    if class_names is not None and set(found.class_names) < set(class_names):
+        return merge_categories([found], class_names)
     check_num_classes(cfg.get("num_classes"), found.class_names, found.source)
     return found.categories
 

@@ -300,7 +300,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     A link to a folder is followed once, unless it leads to a folder that contains it.
     """
     found: list[str] = []
-    followed: set[str] = set()
+    followed = {os.path.realpath(folder)}
 
     def is_wanted(path: str) -> bool:
         if not os.path.islink(path):

@@ -140,8 +140,9 @@ ISSUE_TYPES: dict[str, IssueType] = {
     "boxes-in-another-form": _refused("data set whose boxes are not written as its format has them", ""),
     "categories-differ": _kept(
         "difference between the classes of training and validation",
-        "runs and uses the position of a class in its own list as the label",
-        "reads the same label as another class: its AP is 0, or -1 where it has no objects",
+        "does not start with --eval; without, it uses the position of a class in its own list as the label",
+        "does not start if the checkpoint names its classes; else it reads the same label as another class: "
+        "its AP is 0, or -1 where it has no objects",
         severity=Severity.ERROR,
     ),
     # Images

@@ -1,7 +1,7 @@
 """Latency and throughput of exported models, stage by stage and side by side.
 
 A request is a batch of images, given as the bytes of their files. A stream is a predictor whose runtime has
-`threads` threads and which runs requests one after another; several streams run concurrently in threads of
+`threads` threads and that runs requests one after another; several streams run concurrently in threads of
 this process. A case is a model with a setting of threads, streams and batch size. In every round each case
 runs some requests (a turn), so that other load on the machine affects all cases alike.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,10 @@ import numpy as np
 
 from ppfcos import console
 from ppfcos.deploy.bundle import END_TO_END, Bundle, read_bundle
+from ppfcos.deploy.detections import split_batch
+from ppfcos.deploy.images import decode_image
+from ppfcos.deploy.predictor import Predictor
 from ppfcos.deploy.runtimes.choice import LIBRARIES, chosen_runtime
-from ppfcos.deploy.streams import STAGES, Picture, Request, Stream
 from ppfcos.environment import MissingLibraryError
 from ppfcos.errors import BundleError, ConfigError, DeviceError
 
@@ -38,6 +40,37 @@ WARM_UP_REQUESTS = 2  # the first allocates, the second tells how long a request
 UNAVAILABLE = (BundleError, DeviceError, MissingLibraryError)
 
 
+class ImageFile(NamedTuple):
+    """An image file: name for messages, bytes, and (height, width) of the decoded image."""
+
+    name: str
+    content: bytes
+    size: tuple[int, int]
+
+
+class Request(NamedTuple):
+    """Milliseconds that a batch takes, from image files to detections.
+
+    Attributes:
+        decoding: bytes to pixels.
+        preprocessing: pixels to the network's inputs: resizing, padding, batching.
+        network: inputs to outputs.
+        postprocessing: outputs to the detections of each image.
+        end_to_end: the sum.
+        boxes: number of detections of all images.
+    """
+
+    decoding: float
+    preprocessing: float
+    network: float
+    postprocessing: float
+    end_to_end: float
+    boxes: int
+
+
+STAGES = Request._fields[:-1]
+
+
 class Setting(NamedTuple):
     """Threads of each stream's runtime, concurrent streams, and images per request."""
 
@@ -47,14 +80,7 @@ class Setting(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a case did in one round.
-
-    Attributes:
-        round: from 0.
-        case: index of the case.
-        seconds: from the start of the first stream to the end of the last.
-        streams: the requests of each stream.
-    """
+    """The requests of each stream of a case in a round, and the seconds from first start to last end."""
 
     round: int
     case: int
@@ -62,47 +88,38 @@ class Turn(NamedTuple):
     streams: list[list[Request]]
 
 
-class Model:
-    """A bundle in one runtime and one precision, with the streams of all its cases.
+class Stream:
+    """A predictor with the only thread that creates and runs it, since runtimes keep state per thread."""
 
-    Args:
-        bundle: the bundle.
-        runtime: as of `Predictor`; the attribute is the name that `auto` resolves to.
-        precision: as of `Predictor`.
-        threads: all numbers of threads.
-        streams: the largest number of streams.
-        device: as of `Predictor`.
-    """
+    def __init__(self, *arguments: Any):
+        self._thread = ThreadPoolExecutor(1)
+        try:
+            self._predictor: Predictor = self._thread.submit(Predictor, *arguments).result()
+        except BaseException:
+            self.close()
+            raise
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        runtime: str,
-        precision: str,
-        threads: Sequence[int],
-        streams: int,
-        device: str,
-    ):
-        self.bundle = bundle
-        self.runtime = chosen_runtime(bundle, runtime, precision)
-        self.precision = precision
-        self._streams: dict[int, list[Stream]] = defaultdict(list)
-        with contextlib.ExitStack() as opened:
-            opened.callback(self.close)
-            for number in sorted(threads) * streams:
-                stream = Stream(bundle.directory, self.runtime, precision, number, device)
-                self._streams[number].append(stream)
-            opened.pop_all()
-
-    def streams(self, setting: Setting) -> list[Stream]:
-        """The streams of a setting."""
-        return self._streams[setting.threads][: setting.streams]
+    def start(self, requests: Sequence[Sequence[ImageFile]]) -> Future[tuple[float, float, list[Request]]]:
+        """Run requests; the result has start and end by `time.perf_counter`."""
+        return self._thread.submit(self._run, requests)
 
     def close(self) -> None:
-        """Close all streams."""
-        for stream in itertools.chain(*self._streams.values()):
-            stream.close()
-        self._streams.clear()
+        """Finish the pending requests and end the thread."""
+        self._thread.shutdown()
+
+    def _run(self, requests: Sequence[Sequence[ImageFile]]) -> tuple[float, float, list[Request]]:
+        started = time.perf_counter()
+        done = [timed_request(self._predictor, files) for files in requests]
+        return started, time.perf_counter(), done
+
+
+class Model(NamedTuple):
+    """A bundle in one runtime and one precision, with its streams by number of threads."""
+
+    bundle: Bundle
+    runtime: str
+    precision: str
+    streams: dict[int, list[Stream]]
 
 
 class Case(NamedTuple):
@@ -110,6 +127,30 @@ class Case(NamedTuple):
 
     model: Model
     setting: Setting
+
+
+def timed_request(predictor: Predictor, files: Sequence[ImageFile]) -> Request:
+    """Detect objects in one batch, with the predictor's own steps, timing each stage.
+
+    Images of different sizes are padded.
+
+    Raises:
+        DataError: an image cannot be decoded, or does not fit into the network.
+        BundleError: the runtime failed.
+    """
+    times = [time.perf_counter()]
+    images = [decode_image(file.content, file.name) for file in files]
+    times.append(time.perf_counter())
+    inputs = predictor.preprocess(images)
+    times.append(time.perf_counter())
+    outputs = predictor.runtime.forward(inputs)
+    times.append(time.perf_counter())
+    bbox, bbox_num = predictor.runtime.boxes(outputs, inputs)
+    detections = split_batch(bbox, bbox_num, predictor.class_names)[: len(files)]
+    times.append(time.perf_counter())
+    stages = [end - start for start, end in zip(times, times[1:])]
+    milliseconds = [round(1000 * seconds, 4) for seconds in (*stages, times[-1] - times[0])]
+    return Request(*milliseconds, boxes=sum(map(len, detections)))
 
 
 @contextlib.contextmanager
@@ -139,9 +180,7 @@ def opened_models(
                 failures: dict[tuple[str, str], Exception] = {}
                 for combination in combinations:
                     try:
-                        model = Model(description, *combination, threads, streams, device)
-                        opened.callback(model.close)
-                        models.append(model)
+                        models.append(_open(description, *combination, threads, streams, device, opened))
                     except UNAVAILABLE as error:
                         failures[combination] = error
                     bar.advance()
@@ -153,19 +192,33 @@ def opened_models(
         yield models, left_out
 
 
+def _open(
+    bundle: Bundle,
+    runtime: str,
+    precision: str,
+    threads: Sequence[int],
+    streams: int,
+    device: str,
+    opened: contextlib.ExitStack,
+) -> Model:
+    """A model with all its streams, which `opened` closes."""
+    runtime = chosen_runtime(bundle, runtime, precision)
+    model = Model(bundle, runtime, precision, defaultdict(list))
+    with contextlib.ExitStack() as own:
+        for number in sorted(set(threads)) * streams:
+            # The positions of Predictor's arguments; None is its batch size.
+            stream = Stream(bundle.directory, runtime, precision, number, None, device)
+            model.streams[number].append(own.enter_context(contextlib.closing(stream)))
+        opened.push(own.pop_all())
+    return model
+
+
 def cases_of(
     models: Sequence[Model], threads: Sequence[int], streams: Sequence[int], batches: Sequence[int] | None
 ) -> tuple[list[Case], list[str]]:
-    """The cases to measure.
+    """The cases to measure, setting by setting; and a message for each bundle that cannot take some batches.
 
-    Args:
-        models: the models to compare.
-        threads: numbers of threads of each stream.
-        streams: numbers of concurrent streams.
-        batches: images per request; None: DEFAULT_BATCHES, or the batch size that a network is fixed to.
-
-    Returns:
-        The cases, setting by setting; and a message for each bundle that cannot take one of `batches`.
+    `batches` None selects DEFAULT_BATCHES, or the batch size that a network is fixed to.
 
     Raises:
         ConfigError: a bundle can take none of them.
@@ -199,39 +252,29 @@ def _batches_of(bundle: Bundle, batches: Sequence[int] | None) -> Sequence[int]:
     return (fixed,)
 
 
-class Pictures:
-    """Composes requests from at least one image."""
+def compose_request(files: Sequence[ImageFile], number: int, batch: int) -> list[ImageFile]:
+    """The images of a request, all of the size of image number `number` (modulo their number).
 
-    def __init__(self, pictures: Sequence[Picture]):
-        self._pictures = list(pictures)
-
-    def request(self, number: int, batch: int) -> list[Picture]:
-        """The images of a request, all of the size of image number `number` (modulo their number).
-
-        If there are fewer than `batch` images of that size, they repeat.
-        """
-        first = number % len(self._pictures)
-        ordered = self._pictures[first:] + self._pictures[:first]
-        same_size = [picture for picture in ordered if picture.size == ordered[0].size]
-        return list(itertools.islice(itertools.cycle(same_size), batch))
+    If there are fewer than `batch` images of that size, they repeat.
+    """
+    first = number % len(files)
+    ordered = [*files[first:], *files[:first]]
+    same_size = [file for file in ordered if file.size == ordered[0].size]
+    return list(itertools.islice(itertools.cycle(same_size), batch))
 
 
 def measure(
-    cases: Sequence[Case], pictures: Pictures, seconds: float, rounds: int | None = None
+    cases: Sequence[Case], files: Sequence[ImageFile], seconds: float, rounds: int | None = None
 ) -> list[Turn]:
-    """Measure all cases in turns.
+    """Measure all cases in turns; all models run the same requests in a setting.
 
-    In a setting all models run the same requests. OpenCV, which resizes, has as many threads as the runtime
-    of a stream.
+    OpenCV, which resizes, has as many threads as the runtime of a stream.
 
     Args:
         cases: the cases.
-        pictures: composes the requests.
+        files: at least one image.
         seconds: approximate duration; at least MIN_ROUNDS rounds are run.
         rounds: number of rounds, instead of `seconds`.
-
-    Returns:
-        The turns in order, without the warm-up.
 
     Raises:
         DataError: an image does not fit into a network.
@@ -242,7 +285,7 @@ def measure(
         durations = []  # seconds of a request, by case
         with console.bar("warming up", len(cases)) as bar:
             for case in cases:
-                _, streams = _run_turn(case, pictures, WARM_UP_REQUESTS, 0)
+                _, streams = _run_turn(case, files, WARM_UP_REQUESTS, 0)
                 durations.append(max(requests[-1].end_to_end for requests in streams) / 1000)
                 bar.advance()
         counts = _requests_per_turn(cases, durations)
@@ -254,7 +297,7 @@ def measure(
             for number, (index, case) in itertools.product(range(rounds), enumerate(cases)):
                 time.sleep(PAUSE)
                 count = counts[case.setting]
-                turns.append(Turn(number, index, *_run_turn(case, pictures, count, number * count)))
+                turns.append(Turn(number, index, *_run_turn(case, files, count, number * count)))
                 bar.advance()
         return turns
     finally:
@@ -272,23 +315,18 @@ def _requests_per_turn(cases: Sequence[Case], durations: Sequence[float]) -> dic
     }
 
 
-def _run_turn(case: Case, pictures: Pictures, count: int, first: int) -> tuple[float, list[list[Request]]]:
+def _run_turn(
+    case: Case, files: Sequence[ImageFile], count: int, first: int
+) -> tuple[float, list[list[Request]]]:
     """Seconds, and the `count` requests of each stream, numbered from `first`."""
-    streams = case.model.streams(case.setting)
-    cv2.setNumThreads(case.setting.threads)
-    barrier = threading.Barrier(len(streams))
-    try:
-        running = []
-        for i, stream in enumerate(streams):
-            numbers = (i + len(streams) * number for number in range(first, first + count))
-            requests = [pictures.request(number, case.setting.batch) for number in numbers]
-            running.append(stream.start(requests, barrier))
-        runs = [each.result() for each in running]
-    except BaseException:
-        barrier.abort()  # the other streams must not wait for one that failed
-        raise
-    seconds = max(run.ended for run in runs) - min(run.started for run in runs)
-    return seconds, [run.requests for run in runs]
+    setting = case.setting
+    cv2.setNumThreads(setting.threads)
+    streams = case.model.streams[setting.threads][: setting.streams]
+    numbers = range(first * len(streams), (first + count) * len(streams))
+    requests = [compose_request(files, number, setting.batch) for number in numbers]
+    running = [stream.start(requests[i :: len(streams)]) for i, stream in enumerate(streams)]
+    started, ended, done = zip(*(each.result() for each in running))
+    return max(ended) - min(started), list(done)
 
 
 def summaries(cases: Sequence[Case], turns: Sequence[Turn]) -> list[dict[str, Any]]:

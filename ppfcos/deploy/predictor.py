@@ -93,17 +93,19 @@ class Detector:
             raise DataError("predict takes a list of images: put a single image into a list")
         return [found.detections for found in self.detect(enumerate(images))]
 
-    def stream(self, source: Source) -> Iterator[ImageDetections]:
+    def stream(self, source: Source, allow_network: bool = False) -> Iterator[ImageDetections]:
         """Detect objects in the images of a source, in order, reading each when it is needed.
 
         Args:
             source: an image file, a folder of images (unreadable ones are logged and skipped), a video file,
                 the index or address (rtsp://…) of a camera, or images as `predict` takes them.
+            allow_network: open addresses; otherwise only local sources.
 
         Raises:
-            DataError: the source cannot be opened, or an image has another form.
+            DataError: the source cannot be opened, is an address that is not allowed, or an image has another
+                form.
         """
-        return self.detect(open_source(source))
+        return self.detect(open_source(source, allow_network))
 
     def detect(self, images: Iterable[tuple[Name, Image]]) -> Iterator[ImageDetections]:
         """Detect objects in (name, image) pairs, in order."""
@@ -146,6 +148,7 @@ class Predictor(Detector):
     Thread-safe without a lock: images are preprocessed and heads decoded in the calling thread. ONNX Runtime
     runs concurrent calls in parallel, each with `threads` threads; OpenVINO shares its threads among them;
     Paddle Inference runs them one after another. A generator of `stream` or `detect` belongs to one thread.
+    A pickled or copied Predictor opens the bundle again.
 
     Args:
         bundle: the folder that `tools/export_model.py` wrote.
@@ -174,6 +177,8 @@ class Predictor(Detector):
         device: str = AUTO,
     ):
         self.bundle = read_bundle(bundle)
+        # An open network cannot be copied: pickle and copy open the bundle again.
+        self._arguments = (self.bundle.directory.absolute(), runtime, precision, threads, batch, device)
         fixed = self.bundle.input.batch
         for name, number in (("batch", batch), ("threads", threads)):
             if number is not None and (not isinstance(number, (int, np.integer)) or number < 1):
@@ -190,3 +195,6 @@ class Predictor(Detector):
             self.bundle.category_ids,
             batch or fixed or 1,
         )
+
+    def __reduce__(self) -> tuple:
+        return type(self), self._arguments

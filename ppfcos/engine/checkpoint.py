@@ -111,11 +111,7 @@ def save_checkpoint(
 
 
 def resume(
-    model: nn.Layer,
-    optimizer: Optimizer,
-    path: Path | str,
-    ema: ModelEMA | None = None,
-    scaler: Any = None,
+    model: nn.Layer, optimizer: Optimizer, path: Path | str, ema: ModelEMA | None = None, scaler: Any = None
 ) -> TrainingState:
     """Restore a training from a checkpoint, also from one of PaddleDetection.
 
@@ -159,7 +155,7 @@ def resume(
             f"{files['.pdopt']} does not fit the model and its optimizer ({one_line(error)}): resume from "
             f"another checkpoint, or start from the weights with -o pretrain_weights={weights}"
         ) from error
-    return TrainingState(epochs) if record is None else state_of(record)
+    return TrainingState(int(epochs)) if record is None else state_of(record)
 
 
 def saved_class_names(source: Path | str | None) -> Sequence[str] | None:

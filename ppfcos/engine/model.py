@@ -14,6 +14,7 @@ from paddle import nn
 from ppdet.core.workspace import create
 
 from ppfcos.config.keys import NESTED_KEYS
+from ppfcos.config.workspace import use_config
 from ppfcos.errors import ConfigError, PPFCOSError, one_line
 from ppfcos.modeling.qat import prepare_qat
 
@@ -46,6 +47,7 @@ def build_model(cfg: Mapping[str, Any]) -> nn.Layer:
     """
     if cfg.get("num_classes") is None:  # the workspace would silently take PaddleDetection's 80
         raise ConfigError("num_classes is not set, and no data set was read that says it: set num_classes")
+    use_config(cfg)
     with construction_errors(cfg):
         model = create(cfg["architecture"])
         if hasattr(getattr(model, "targets", None), "check_levels"):

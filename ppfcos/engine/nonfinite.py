@@ -18,6 +18,7 @@ from ppfcos.fileio import replacing
 logger = logging.getLogger(__name__)
 
 MAX_NAMED_IMAGES = 16  # in a message
+MAX_OVERFLOWS = 64  # steps one after another; the largest loss scale falls to 1 in 40
 
 
 class NonFiniteSteps:
@@ -35,6 +36,7 @@ class NonFiniteSteps:
         self._folder = folder
         self._images = {int(record["im_id"][0]): record["im_file"] for record in records}
         self._count = 0
+        self._overflows = 0  # steps one after another
         names = running_statistics(model) if self._max_skipped else ()
         self._statistics = [tensor for name, tensor in model.state_dict().items() if name in names]
         self.remember()
@@ -68,6 +70,30 @@ class NonFiniteSteps:
             f"{message}{skipped}: lower LearningRate.base_lr, check the annotations of these images, or skip "
             "a few such steps with -o on_nonfinite=skip"
         )
+
+    def count_overflows(self, name: str, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        """Log a step with a float16 overflow, and stop after too many of them.
+
+        Args:
+            name: of the step.
+            before: state of the loss scaler before the step; empty without an overflow.
+            after: the same after the step.
+
+        Raises:
+            TrainingError: as `add`.
+        """
+        self._overflows = self._overflows + 1 if before else 0
+        if not before:
+            return
+        skipped = ": the step is skipped" if after["loss_scale"] < before["loss_scale"] else ""
+        logger.info(
+            "a gradient overflowed float16 at %s%s; loss scale %g", name, skipped, after["loss_scale"]
+        )
+        if self._overflows >= MAX_OVERFLOWS:
+            raise TrainingError(
+                f"gradients overflowed float16 in {self._overflows} steps one after another, at last at "
+                f"{name}: lower LearningRate.base_lr, or train with -o amp_dtype=bfloat16 or -o amp=false"
+            )
 
 
 def _describe(parts: Sequence[tuple], values: Mapping[str, float]) -> str:

@@ -84,10 +84,7 @@ class RunLog:
         _package.addHandler(self._file)
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         _package.removeHandler(self._buffer)
         self._buffer.close()

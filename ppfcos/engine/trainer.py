@@ -47,7 +47,7 @@ from ppfcos.engine.run_folder import (
     warn_of_other_runs,
 )
 from ppfcos.engine.weights import load_pretrained
-from ppfcos.errors import ConfigError, TrainingError
+from ppfcos.errors import ConfigError
 from ppfcos.fileio import require_writable
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.signals import StopRequest
@@ -55,7 +55,6 @@ from ppfcos.signals import StopRequest
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"  # resume from the latest checkpoint
-MAX_OVERFLOWS = 64  # steps one after another; the largest loss scale falls to 1 in 40
 
 
 class StepResult(NamedTuple):
@@ -116,7 +115,6 @@ class Trainer:
         self._resumed: Path | None = None  # checkpoint
         self._not_evaluated: Path | None = None  # checkpoint
         self._is_checkpoint_due = False  # at the end of this epoch
-        self._overflows = 0  # steps one after another
 
     # Setup --------------------------------------------------------------------------------------------------
 
@@ -169,7 +167,9 @@ class Trainer:
         self.train_data = build_dataset(cfg, "TrainDataset")
         set_num_classes(cfg, self.train_data.class_names, self.train_data.source)
         self.prefetcher = Prefetcher(TrainLoader(cfg, self.train_data, *place), cfg["max_bad_images"])
-        eval_data = build_dataset(cfg, "EvalDataset") if with_evaluation else None
+        eval_data = None
+        if with_evaluation:
+            eval_data = build_dataset(cfg, "EvalDataset", self.train_data.class_names)
         if eval_data is not None:
             check_same_classes(*_classes(self.train_data), *_classes(eval_data))
         self.validation = Validation(cfg, eval_data, self.folder)
@@ -377,35 +377,17 @@ class Trainer:
         has_overflow = not np.isfinite(result.gradient_norm)
         if is_finite and (not has_overflow or self.precision.handles_overflow):
             self.nonfinite.remember()
-            scale = self.precision.state_dict() if has_overflow else {}
+            before = self.precision.state_dict() if has_overflow else {}
             with self.profiler.phase(OPTIMIZER):
                 self.precision.update(self.optimizer)
                 if self.ema is not None:
                     self.ema.update()
-            self._overflows = self._overflows + 1 if has_overflow else 0
-            if has_overflow:
-                self._report_overflow(name, scale)
+            self.nonfinite.count_overflows(name, before, self.precision.state_dict() if has_overflow else {})
         else:
             values = {"learning rate": result.learning_rate, "gradient norm": result.gradient_norm}
             self.nonfinite.add(name, own, batches, values)
             self.optimizer.clear_grad(set_to_zero=False)
         self.schedule.step()
-
-    def _report_overflow(self, name: str, before: dict[str, float]) -> None:
-        """Log a step with a float16 overflow, and stop after too many of them."""
-        scale = self.precision.state_dict()["loss_scale"]
-        is_skipped = scale < before["loss_scale"]
-        logger.info(
-            "a gradient overflowed float16 at %s%s; loss scale %g",
-            name,
-            ": the step is skipped" if is_skipped else "",
-            scale,
-        )
-        if self._overflows >= MAX_OVERFLOWS:
-            raise TrainingError(
-                f"gradients overflowed float16 in {self._overflows} steps one after another, at last at "
-                f"{name}: lower LearningRate.base_lr, or train with -o amp_dtype=bfloat16 or -o amp=false"
-            )
 
     def _checkpoint_is_due(self) -> bool:
         minutes = self.cfg["snapshot_minutes"]

@@ -73,7 +73,7 @@ class ExportOptions:
         formats: `paddle`, `onnx`, or both.
         precisions: of the ONNX model: `fp32`, `fp16`, `int8`; the Paddle program is in fp32.
         opset: ONNX opset version.
-        pictures: image files for the parity check; noise is used if there are none.
+        images: image files for the parity check; noise is used if there are none.
         calibration: by images or by ranges of quantization-aware training; required for `int8` only.
 
     Raises:
@@ -85,11 +85,11 @@ class ExportOptions:
     formats: Sequence[str] = (names.PADDLE,)
     precisions: Sequence[str] = (FP32,)
     opset: int = DEFAULT_OPSET
-    pictures: Sequence[str] = ()
+    images: Sequence[str] = ()
     calibration: Calibration | TrainedRanges | None = None
 
     def __post_init__(self) -> None:
-        if self.precisions != (FP32,) and names.ONNX not in self.formats:
+        if tuple(self.precisions) != (FP32,) and names.ONNX not in self.formats:
             raise ConfigError(
                 f"--precision {','.join(self.precisions)} is for ONNX: add onnx to --formats, or leave it out"
             )
@@ -320,7 +320,7 @@ def _check_parity(
                     f"written; {INT8_CURE if precision == INT8 else PARITY_CURE}"
                 )
             logger.info("%s %s gave the model's boxes (%d compared)", kind, precision, check.boxes // 2)
-    if not options.pictures:
+    if not options.images:
         logger.warning(
             "the networks were checked with noise, since EvalDataset has no images; "
             "use --check_images FOLDER to check them with real ones"
@@ -330,8 +330,8 @@ def _check_parity(
 
 
 def _check_batches(options: ExportOptions, preprocess: Preprocess) -> Iterator[dict[str, Any]]:
-    if options.pictures:
-        batches = image_batches(preprocess, [read_image(path) for path in options.pictures])
+    if options.images:
+        batches = image_batches(preprocess, [read_image(path) for path in options.images])
     else:
         batches = noise_batches(options.input_spec)
     is_image_only = options.heads is not None and options.heads.image_only

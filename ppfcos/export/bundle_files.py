@@ -30,13 +30,9 @@ BILINEAR = 1
 def infer_config(
     cfg: Mapping[str, Any], class_names: Sequence[str], category_ids: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """The content of `infer_cfg.yml`.
+    """The content of `infer_cfg.yml`, from `metric` and `TestReader` of a configuration.
 
-    Args:
-        cfg: the configuration, of which `metric` and `TestReader` are used.
-        class_names: by label.
-        category_ids: by label, the category of the data set (PaddleDetection's scripts ignore it); None
-            numbers them from 0.
+    PaddleDetection's scripts ignore `category_ids`, the category of each label; None numbers them from 0.
 
     Raises:
         ConfigError: the TestReader has a transform that a bundle cannot have, or `tta` is set.
@@ -139,7 +135,7 @@ def manifest(
         input_spec: of the network's `image`.
         heads: the outputs; None: boxes.
         networks: file names by format, precision and role.
-        scales: of integer outputs, by output: the factor of each channel; empty for floats.
+        scales: by integer output, the factor of each channel.
     """
     spec = asdict(input_spec)
     if input_spec.type == names.NV12:

@@ -1,12 +1,11 @@
 """Heads with integer outputs, as on edge accelerators: value = integer × scale of its channel.
 
-The integers are the 32-bit sums of the last convolutions, so nothing is lost after the eight bits of their
-weights and inputs.
+The integers are the 32-bit sums of the last convolutions: exact for their INT8 weights and inputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -41,25 +40,16 @@ def with_integer_outputs(model: ModelProto) -> tuple[ModelProto, dict[str, list[
     return cut, scales
 
 
-@dataclass
-class _Tail:
-    """The operations from a convolution to an output.
-
-    Attributes:
-        conv: the convolution.
-        factor: product of the constant factors.
-        relu: whether there is a ReLU.
-        order: permutation of the axes, if there is one.
-    """
+class _Tail(NamedTuple):
+    """The operations from a convolution to an output; `order` permutes the axes."""
 
     conv: NodeProto
-    factor: float = 1.0
-    relu: bool = False
-    order: list[int] | None = None
+    factor: float
+    has_relu: bool
+    order: list[int] | None
 
 
-@dataclass
-class _Operand:
+class _Operand(NamedTuple):
     """An integer tensor: names of its values and zero point, and its scale."""
 
     values: str
@@ -88,7 +78,7 @@ class _Graph:
 
     def _tail(self, output: str) -> _Tail:
         """Follow an output back to its convolution."""
-        factor, relu, order = 1.0, False, None
+        factor, has_relu, order = 1.0, False, None
         node = self._makers[output]
         while not is_conv(node):
             source = node.input[0]
@@ -96,7 +86,7 @@ class _Graph:
                 source, constant = self._factor(output, node)
                 factor = float(FACTORS[node.op_type](factor, constant))
             elif node.op_type == "Relu":
-                relu = True
+                has_relu = True
             elif node.op_type == "Transpose" and order is None:
                 order = list(node.attribute[0].ints)
             elif node.op_type not in SKIPPED:
@@ -105,7 +95,7 @@ class _Graph:
                     "export float heads, or train with PPFCOSHead.distance: relu"
                 )
             node = self._makers[source]
-        return _Tail(node, factor, relu, order)
+        return _Tail(node, factor, has_relu, order)
 
     def _factor(self, output: str, node: NodeProto) -> tuple[str, float]:
         """The variable and the constant operand of Mul or Div."""
@@ -141,7 +131,7 @@ class _Graph:
             bias = self._operand(output, tail.conv.input[2]).values
             column = numpy_helper.to_array(self._constants[bias]).reshape(1, -1, 1, 1)
             steps.append(("Add", [self._constant(f"{output}_bias", column)], []))
-        if tail.relu:
+        if tail.has_relu:
             steps.append(("Max", [self._constant(f"{output}_zero", np.zeros([], np.int32))], []))
         if tail.order is not None:
             steps.append(("Transpose", [], [helper.make_attribute("perm", tail.order)]))

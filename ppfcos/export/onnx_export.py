@@ -17,14 +17,21 @@ from ppfcos.deploy.bundle import NetworkInput
 from ppfcos.errors import BundleError, ConfigError, one_line
 from ppfcos.export.bundle_files import head_outputs
 from ppfcos.export.program import CandidatesNetwork, HeadsNetwork, HeadsSpec, save_program
+from ppfcos.paddle_versions import HAS_NEW_IR
 
 with environment.quiet_imports():
     import onnx
     import onnxslim
-    import paddle2onnx
     from onnx import GraphProto, ModelProto, compose
 
     from ppfcos.export.onnx_nms import nms_graph
+try:
+    import paddle2onnx
+except ImportError as error:  # such as an undefined symbol: it is linked with one version of Paddle
+    raise environment.MissingLibraryError(
+        f"paddle2onnx cannot be imported with Paddle {paddle.__version__} ({error}): "
+        f"pip install paddle2onnx=={'2.1.0' if HAS_NEW_IR else '1.3.1'}"
+    ) from error
 
 OPSETS = range(13, 21)  # below, axes are attributes; ONNX Runtime 1.17 does not read later ones
 
@@ -82,14 +89,18 @@ def _convert(network: nn.Layer, opset: int) -> ModelProto:
 
 def _paddle2onnx(program: Path, opset: int) -> bytes:
     """Run paddle2onnx without its own simplification, which is slower than onnxslim's."""
-    weights = program.with_suffix(".pdiparams")
+    weights = program.with_suffix(".pdiparams")  # Paddle 2.6 writes none for a network without parameters
     # Version 1, for Paddle 2.6, has another name for this option.
     is_old = "enable_optimize" in inspect.signature(paddle2onnx.export).parameters
     unoptimized = {"enable_optimize": False} if is_old else {"optimize_tool": "None"}
     with environment.hide_native_stdout():
         try:
             return paddle2onnx.export(
-                str(program), str(weights), opset_version=opset, auto_upgrade_opset=False, **unoptimized
+                str(program),
+                str(weights) if weights.exists() else "",
+                opset_version=opset,
+                auto_upgrade_opset=False,
+                **unoptimized,
             )
         except Exception as error:  # its errors have no common base; it has printed the reason
             reason = one_line(error)

@@ -22,38 +22,28 @@ NOISE_BLOCK = 32
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much two outputs may differ.
+    """How much two outputs may differ: coordinates in pixels, scores, and the fraction of unmatched boxes.
 
-    Attributes:
-        boxes: difference of a coordinate, in pixels.
-        scores: difference of a score.
-        share: fraction of the boxes that may have no match. Candidates whose scores differ by less than the
-            rounding may be swapped by NMS, and a score may fall below the threshold; that affects single
-            boxes, whereas a wrong graph changes all.
+    NMS may swap candidates whose scores differ by less than the rounding, and a score may fall below the
+    threshold. That affects single boxes, whereas a wrong graph changes all.
     """
 
     boxes: float
     scores: float
-    share: float = 0.05
+    unmatched: float = 0.05
 
 
 TOLERANCES = {
     "fp32": Tolerance(1e-2, 1e-4),
     "fp16": Tolerance(0.5, 1e-2),
     # The quantization measures how good INT8 is. With a wrong graph, nearly all boxes differ.
-    "int8": Tolerance(16, 0.1, share=0.5),
+    "int8": Tolerance(16, 0.1, unmatched=0.5),
 }
 
 
 @dataclass(frozen=True)
 class ParityCheck:
-    """The result of a comparison.
-
-    Attributes:
-        boxes: number of boxes of both networks.
-        unmatched: how many of them the other network lacks.
-        tolerated: how many of them it may lack.
-    """
+    """Number of boxes of both networks, how many of them the other one lacks, and how many it may lack."""
 
     boxes: int
     unmatched: int
@@ -66,7 +56,7 @@ class ParityCheck:
 
 
 class ExportedInputRuntime:
-    """A runtime for [B, 3, H, W] RGB float32 that takes images in the form of an exported network."""
+    """Gives a runtime for [B, 3, H, W] RGB float32 the input of an exported network."""
 
     def __init__(self, input_spec: NetworkInput, runtime: Runtime):
         self.pixels = pixels_layer(input_spec)
@@ -92,7 +82,7 @@ def compare(
             boxes += len(expected) + len(found)
             unmatched += _count_unmatched(expected, found, tolerance)
             unmatched += _count_unmatched(found, expected, tolerance)
-    return ParityCheck(boxes, unmatched, max(1.0, tolerance.share * boxes))
+    return ParityCheck(boxes, unmatched, max(1.0, tolerance.unmatched * boxes))
 
 
 class CachedRuntime:
@@ -110,7 +100,7 @@ class CachedRuntime:
 
 
 def image_batches(preprocess: Preprocess, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """`NUM_BATCHES` batches of 1 and 2 images in turns, or of the network's fixed size; images repeat."""
+    """`NUM_BATCHES` alternating batches of 1 and 2 images, or of the network's fixed size; images repeat."""
     first = 0
     for number in range(NUM_BATCHES):
         count = preprocess.input_spec.batch or 1 + number % 2

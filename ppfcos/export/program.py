@@ -202,7 +202,9 @@ class HeadsNetwork(nn.Layer):
             [B, H_l, W_l, K].
         """
         pixels = self.pixels(image)
-        if im_shape is None:
+        if im_shape is None and self.input_spec.size is not None:
+            im_shape = paddle.to_tensor([self.input_spec.size], "float32")
+        elif im_shape is None:
             im_shape = paddle.shape(pixels)[2:].astype("float32").unsqueeze(0)
         outputs = self.model.network(pixels, im_shape)
         distances = outputs.distances
@@ -236,7 +238,8 @@ def save_program(network: nn.Layer, prefix: Path) -> Path:
             "export a model of ppfcos without changes, or change the operator that is named"
         ) from error
     if not paddle.framework.use_pir_api():
-        prefix.with_suffix(".pdiparams.info").unlink()  # names of the parameters, which no runtime reads
+        # Names of the parameters, which no runtime reads.
+        prefix.with_suffix(".pdiparams.info").unlink(missing_ok=True)
         return prefix.with_suffix(names.OLD_PROGRAM_SUFFIX)
     file = prefix.with_suffix(names.PROGRAM_SUFFIX)
     program = json.loads(file.read_text(encoding="utf-8"))

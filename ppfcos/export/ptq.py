@@ -70,13 +70,7 @@ class QuantizationSettings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Post-training quantization of a bundle's network.
-
-    Attributes:
-        images: image files to calibrate with, at least one.
-        settings: of the quantization.
-        integer_outputs: the heads output integers, with a scale per channel.
-    """
+    """Post-training quantization with image files; with `integer_outputs` the heads output integers."""
 
     images: Sequence[str]
     settings: QuantizationSettings = field(default_factory=QuantizationSettings)
@@ -89,14 +83,8 @@ class Calibration:
             )
 
 
-@dataclass(frozen=True)
-class Int8Network:
-    """A network in INT8, as described in the manifest.
-
-    Attributes:
-        summary: keys of the network in the manifest.
-        scales: of integer outputs, by output: the factor of each channel; empty for floats.
-    """
+class Int8Network(NamedTuple):
+    """Keys of an INT8 network in the manifest; by integer output, the scales of its channels."""
 
     summary: dict[str, Any]
     scales: dict[str, list[float]]
@@ -121,8 +109,7 @@ class QuantizationReport:
         before: disagreement of INT8 throughout with the float network.
         after: disagreement of the result.
         scales: of integer outputs, by output: the factor of each channel.
-        float_bytes: size of the float file.
-        bytes: size of the INT8 file.
+        float_bytes, bytes: sizes of the float and the INT8 file.
     """
 
     batches: int
@@ -153,14 +140,7 @@ class QuantizationReport:
 def write_int8(
     network: ModelProto, model: nn.Layer, target: Path, preprocess: Preprocess, calibration: Calibration
 ) -> Int8Network:
-    """Quantize a float32 network for a bundle.
-
-    Args:
-        network: the float network.
-        model: the model it was exported from, which has the names of the layers.
-        target: the ONNX file to write.
-        preprocess: of the bundle.
-        calibration: images and settings.
+    """Quantize the float32 network of a bundle that was exported from `model`, which names the layers.
 
     Raises:
         BundleError: the network cannot be quantized, or cannot output integers.
@@ -185,11 +165,7 @@ def write_int8(
 
 
 def calibration_batches(preprocess: Preprocess, images: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of one image, or of the network's fixed size; the last one is filled with the first images.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """Batches of one image, or of the network's fixed size; the last one is filled with the first images."""
     count = preprocess.input_spec.batch or 1
     for start in range(0, len(images), count):
         group = (images[i % len(images)] for i in range(start, start + count))
@@ -267,7 +243,7 @@ def quantize(
 
 
 class _Choice(NamedTuple):
-    """The outcome of the search; fields as of `QuantizationReport`."""
+    """Fields as of `QuantizationReport`."""
 
     model: ModelProto
     float_layers: tuple[QuantizableLayer, ...]

@@ -1,8 +1,7 @@
-"""INT8 networks with ranges from quantization-aware training, without calibration images.
+"""INT8 networks with ranges from quantization-aware training (QAT), without calibration images.
 
-The ranges are part of the network: every activation with eight bits is followed by a Clip to its range
-(ppfcos/modeling/qat). So no table has to map tensors of the ONNX file to the model, and an activation without
-a range is an error.
+In the float network that is converted, a Clip to its range follows every quantized activation
+(ppfcos/modeling/qat): it gives the tensor of the ONNX file that the range belongs to.
 """
 
 from __future__ import annotations
@@ -34,11 +33,7 @@ PASSING = ("MaxPool", "Resize", "Slice", "Pad", "Identity")  # they output their
 
 @dataclass(frozen=True)
 class TrainedRanges:
-    """INT8 with the ranges of the training.
-
-    Attributes:
-        integer_outputs: the heads output integers, with a scale per channel.
-    """
+    """INT8 with the ranges of QAT; with `integer_outputs` the heads output integers."""
 
     integer_outputs: bool = False
 
@@ -46,13 +41,7 @@ class TrainedRanges:
 def write_trained_int8(
     network: ModelProto, limits: Iterable[Range], target: Path, ranges: TrainedRanges
 ) -> Int8Network:
-    """Quantize a float32 network by the ranges in it.
-
-    Args:
-        network: the float network, with a Clip for each range.
-        limits: the ranges as float32 numbers.
-        target: the ONNX file to write.
-        ranges: the form of the outputs.
+    """Quantize a float32 network that has a Clip for each range of `limits`, float32 numbers.
 
     Raises:
         BundleError: a range is not in the network, or an activation has none.
@@ -114,7 +103,7 @@ def _scalar_constants(graph: GraphProto) -> dict[str, float]:
 
 
 def _quantize(network: FloatNetwork, ranges: dict[str, Range]) -> ModelProto:
-    """The network in INT8, with eight bits for the same activations as in training."""
+    """The network in INT8, in which the same activations are quantized as in training."""
     try:
         model = network.quantized(known_ranges(_propagate(network.model.graph, ranges)))
     except (KeyError, ValueError) as error:
@@ -125,8 +114,8 @@ def _quantize(network: FloatNetwork, ranges: dict[str, Range]) -> ModelProto:
     unused = [name for name in ranges if f"{name}_scale" not in constants]
     if unused:
         raise BundleError(
-            f"{len(unused)} activations that were trained in eight bits are in float in the network, such as "
-            f"{unused[0]}; {CURE}"
+            f"{len(unused)} activations that QAT quantized are in float in the network, such as {unused[0]}; "
+            f"{CURE}"
         )
     return model
 

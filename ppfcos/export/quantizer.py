@@ -110,12 +110,7 @@ class FloatNetwork:
     def calibrate(
         self, batches: Iterable[Mapping[str, np.ndarray]], method: str, percentile: float
     ) -> Ranges:
-        """Find the ranges of the activations.
-
-        Args:
-            batches: network inputs, of which one is in memory at a time.
-            method: of `METHODS`.
-            percentile: percentage of the values inside the range, for that method.
+        """Find the ranges of the activations, with one batch in memory at a time.
 
         Raises:
             DataError: there are no batches.
@@ -244,7 +239,7 @@ def _prepare(path: Path) -> ModelProto:
 def _layers(graph: GraphProto, between: set[str]) -> tuple[QuantizableLayer, ...]:
     """Convolutions, grouped by weights, and additions of two maps between convolutions.
 
-    After the last convolutions, additions compute boxes and scores, for which eight bits are not enough.
+    After the last convolutions, additions compute boxes and scores, for which INT8 is too coarse.
     """
     weights = {each.name: tuple(each.dims) for each in graph.initializer}
     kinds: dict[str, str] = {}

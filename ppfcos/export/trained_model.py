@@ -93,7 +93,7 @@ def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = Non
         ConfigError: the number of classes is unknown.
         DataError: an annotation file is invalid, or data, `trained` and num_classes contradict one another.
     """
-    categories, source = _data_categories(cfg)
+    categories, source = _data_categories(cfg, trained)
     if categories is None and trained is not None:
         categories, source = numbered(trained), "the checkpoint"
     elif categories is None:
@@ -105,9 +105,11 @@ def model_categories(cfg: Mapping[str, Any], trained: Sequence[str] | None = Non
     return categories
 
 
-def _data_categories(cfg: Mapping[str, Any]) -> tuple[list[dict[str, Any]] | None, str]:
+def _data_categories(
+    cfg: Mapping[str, Any], trained: Sequence[str] | None
+) -> tuple[list[dict[str, Any]] | None, str]:
     for section in ("TestDataset", "EvalDataset", "TrainDataset"):
-        categories = categories_of(cfg, section)
+        categories = categories_of(cfg, section, trained)
         if categories is not None:
             return categories, section
     return None, ""

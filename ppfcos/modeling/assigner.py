@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import paddle
@@ -47,6 +48,7 @@ def compute_centerness(distances: Tensor) -> Tensor:
 
 @register
 @serializable
+@dataclass(eq=False)
 class PPFCOSTargets:
     """Assigns boxes to points.
 
@@ -62,17 +64,10 @@ class PPFCOSTargets:
             COCO's evaluation ignores detections there. The data sets return crowd boxes only if this is set.
     """
 
-    def __init__(
-        self,
-        size_ranges: list = (64, 128, 256, 512),
-        center_sampling_radius: float = 1.5,
-        chunk_elements: int = 4_194_304,
-        ignore_crowd: bool = False,
-    ):
-        self.size_ranges = list(size_ranges)
-        self.center_sampling_radius = center_sampling_radius
-        self.chunk_elements = chunk_elements
-        self.ignore_crowd = ignore_crowd
+    size_ranges: list = (64, 128, 256, 512)
+    center_sampling_radius: float = 1.5
+    chunk_elements: int = 4_194_304
+    ignore_crowd: bool = False
 
     @paddle.no_grad()
     def __call__(

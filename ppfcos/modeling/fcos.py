@@ -12,7 +12,7 @@ from ppdet.modeling.architectures.meta_arch import BaseArch
 from ppfcos import environment
 from ppfcos.modeling.assigner import Targets
 from ppfcos.modeling.head import HeadOutputs
-from ppfcos.modeling.layers import fold_frozen_norms
+from ppfcos.modeling.layers import check_choice, fold_frozen_norms
 from ppfcos.modeling.losses import global_normalizers
 from ppfcos.modeling.postprocess import Candidates
 from ppfcos.paddle_versions import round_half_to_even
@@ -97,8 +97,7 @@ class PPFCOS(BaseArch):
         locations: str = "centers",
     ):
         super().__init__()
-        if locations not in ("centers", "anchors"):
-            raise ValueError(f"PPFCOS.locations is {locations!r}: it is centers or anchors")
+        check_choice("PPFCOS", "locations", locations, ("centers", "anchors"))
         environment.warn_if_unconfigured()
         self.locations = locations
         self.backbone = fold_frozen_norms(backbone)

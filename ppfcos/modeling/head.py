@@ -16,7 +16,7 @@ from paddle.nn.initializer import Constant, Normal
 from ppdet.core.workspace import register
 from ppdet.modeling.layers import DeformableConvV2
 
-from ppfcos.modeling.layers import BATCH_NORMS, SeparableConv, batch_norm
+from ppfcos.modeling.layers import BATCH_NORMS, SeparableConv, batch_norm, check_choice
 
 
 class HeadOutputs(NamedTuple):
@@ -45,11 +45,7 @@ def _norm(norm_type: str, channels: int, levels: int = 0) -> nn.Layer:
                 f"out_channels is {channels}"
             )
         return nn.GroupNorm(num_groups=32 if channels % 32 == 0 else 16, num_channels=channels)
-    if norm_type in BATCH_NORMS:
-        return batch_norm(norm_type, channels)
-    if norm_type == "none":
-        return nn.Identity()
-    raise ValueError(f"PPFCOSHead.norm_type is {norm_type!r}: it is gn, bn, sync_bn or none")
+    return nn.Identity() if norm_type == "none" else batch_norm(norm_type, channels)
 
 
 def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2D:
@@ -162,10 +158,9 @@ class PPFCOSHead(nn.Layer):
         separable: bool = False,
     ):
         super().__init__()
-        if centerness_on not in ("box", "class", "none"):
-            raise ValueError(f"PPFCOSHead.centerness_on is {centerness_on!r}: it is box, class or none")
-        if distance not in ("relu", "exp"):
-            raise ValueError(f"PPFCOSHead.distance is {distance!r}: it is relu or exp")
+        check_choice("PPFCOSHead", "centerness_on", centerness_on, ("box", "class", "none"))
+        check_choice("PPFCOSHead", "distance", distance, ("relu", "exp"))
+        check_choice("PPFCOSHead", "norm_type", norm_type, ("gn", *BATCH_NORMS, "none"))
         if not 0 <= deformable_convs <= num_convs:
             raise ValueError(
                 f"PPFCOSHead.deformable_convs is {deformable_convs!r}: it is 0 to num_convs, {num_convs}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import paddle
 import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
@@ -9,6 +11,13 @@ from paddle.nn.initializer import KaimingNormal
 from ppdet.modeling.backbones.resnet import ConvNormLayer
 
 BATCH_NORMS = ("bn", "sync_bn")
+
+
+def check_choice(owner: str, key: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise a ValueError that names the configuration key if `value` is not allowed."""
+    if value not in allowed:
+        *others, last = allowed
+        raise ValueError(f"{owner}.{key} is {value!r}: it is {', '.join(others)} or {last}")
 
 
 def batch_norm(norm_type: str, channels: int, momentum: float = 0.9, epsilon: float = 1e-5) -> nn.Layer:

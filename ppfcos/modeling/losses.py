@@ -22,6 +22,7 @@ from ppdet.core.workspace import register
 from ppfcos.boxes import distance_areas
 from ppfcos.modeling.assigner import Targets
 from ppfcos.modeling.head import HeadOutputs
+from ppfcos.modeling.layers import check_choice
 
 EPSILON = 1e-7  # square pixels; avoids a division by an area of zero
 
@@ -146,12 +147,10 @@ class PPFCOSLoss(nn.Layer):
         quality_weight: float = 1.0,
     ):
         super().__init__()
-        if box_loss not in ("giou", "linear_iou", "iou"):
-            raise ValueError(f"PPFCOSLoss.box_loss is {box_loss!r}: it is giou, linear_iou or iou")
+        check_choice("PPFCOSLoss", "box_loss", box_loss, ("giou", "linear_iou", "iou"))
+        check_choice("PPFCOSLoss", "quality", quality, ("centerness", "iou"))
         if not iou_smoothing >= 0:
             raise ValueError(f"PPFCOSLoss.iou_smoothing is {iou_smoothing!r}: it is 0 or more")
-        if quality not in ("centerness", "iou"):
-            raise ValueError(f"PPFCOSLoss.quality is {quality!r}: it is centerness or iou")
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.box_loss = box_loss

@@ -8,6 +8,7 @@ sums and `concat`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import paddle
@@ -17,6 +18,7 @@ from ppdet.core.workspace import register, serializable
 from ppdet.modeling.ops import multiclass_nms
 
 from ppfcos.modeling.head import HeadOutputs
+from ppfcos.modeling.layers import check_choice
 
 
 class Candidates(NamedTuple):
@@ -38,6 +40,7 @@ class Candidates(NamedTuple):
 
 @register
 @serializable
+@dataclass(eq=False)
 class PPFCOSDecode:
     """Scores, top-k candidates of each level, boxes, and NMS by class.
 
@@ -63,33 +66,20 @@ class PPFCOSDecode:
         ValueError: `rank_by` or `clip` has an unknown value.
     """
 
-    def __init__(
-        self,
-        pre_nms_top_k: int = 1000,
-        score_threshold: float = 0.025,
-        nms_threshold: float = 0.6,
-        keep_top_k: int = 100,
-        sqrt_score: bool = False,
-        class_threshold: float = 0.0,
-        rank_by: str = "score",
-        class_top_k: int = -1,
-        clip: str = "before",
-        inclusive: bool = False,
-    ):
-        if rank_by not in ("score", "class"):
-            raise ValueError(f"PPFCOSDecode.rank_by is {rank_by!r}: it is score or class")
-        if clip not in ("before", "after", "never"):
-            raise ValueError(f"PPFCOSDecode.clip is {clip!r}: it is before, after or never")
-        self.pre_nms_top_k = pre_nms_top_k
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.keep_top_k = keep_top_k
-        self.sqrt_score = sqrt_score
-        self.class_threshold = class_threshold
-        self.rank_by = rank_by
-        self.class_top_k = class_top_k
-        self.clip = clip
-        self.inclusive = inclusive
+    pre_nms_top_k: int = 1000
+    score_threshold: float = 0.025
+    nms_threshold: float = 0.6
+    keep_top_k: int = 100
+    sqrt_score: bool = False
+    class_threshold: float = 0.0
+    rank_by: str = "score"
+    class_top_k: int = -1
+    clip: str = "before"
+    inclusive: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("PPFCOSDecode", "rank_by", self.rank_by, ("score", "class"))
+        check_choice("PPFCOSDecode", "clip", self.clip, ("before", "after", "never"))
 
     def __call__(self, outputs: HeadOutputs, grids: list, im_shape: Tensor, scale_factor: Tensor) -> tuple:
         """Return the boxes of a batch.

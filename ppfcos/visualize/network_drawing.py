@@ -25,7 +25,7 @@ from ppfcos.visualize.page import render, short
 
 WIDTH, HEIGHT = 178, 36  # of a layer
 GAP_X, GAP_Y = 18, 14  # between layers
-PADDING, HEADER, MARGIN = 12, 26, 26  # of a panel; the left margin has room for edges that pass layers
+PADDING, HEADER, MARGIN = 12, 26, 26  # of a panel; the left margin is for edges that pass layers
 PANEL_GAP = 18
 MAX_WIDTH = 2200  # of a row of panels
 INPUT, BACKBONE, NECK, HEAD, DECODE, NETWORK = PARTS = (

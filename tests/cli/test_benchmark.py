@@ -23,11 +23,10 @@ from helpers.terminal import frames, run_on_terminal
 
 from ppfcos.cli import benchmark
 from ppfcos.deploy import Predictor
-from ppfcos.deploy.benchmark import Pictures
+from ppfcos.deploy.benchmark import ImageFile, compose_request, timed_request
 from ppfcos.deploy.bundle import MANIFEST_FILE, NetworkInput
 from ppfcos.deploy.images import decode_image
 from ppfcos.deploy.preprocess import Preprocess
-from ppfcos.deploy.streams import Picture, timed_request
 
 STREAMS, ROUNDS = (1, 2), 2
 
@@ -84,9 +83,9 @@ def both(small, tmp_path_factory) -> Run:
 # What is timed ---------------------------------------------------------------------------------------------
 
 
-def picture(height: int, width: int, seed: int = 0) -> Picture:
+def picture(height: int, width: int, seed: int = 0) -> ImageFile:
     content = cv2.imencode(".jpg", draw_image(height, width, seed))[1].tobytes()
-    return Picture(f"picture {seed}", content, (height, width))
+    return ImageFile(f"picture {seed}", content, (height, width))
 
 
 def least(run: Any) -> float:
@@ -139,9 +138,9 @@ def test_stages_add_up_and_requests_fill_the_turn(both):
 
 def test_pictures_of_a_request_are_of_one_size():
     sizes = [(10, 20), (30, 30), (10, 20), (10, 20), (30, 30)]
-    taken = [Picture(str(number), b"", size) for number, size in enumerate(sizes)]
+    taken = [ImageFile(str(number), b"", size) for number, size in enumerate(sizes)]
     for number, batch in itertools.product(range(12), (1, 2, 3, 5)):
-        request = Pictures(taken).request(number, batch)
+        request = compose_request(taken, number, batch)
         first = taken[number % 5]
         behind = [taken[i % 5] for i in range(number, number + 50) if sizes[i % 5] == first.size]
         assert request == behind[:batch] and request[0] is first
@@ -250,8 +249,8 @@ def test_the_chart_is_to_scale_and_reaches_for_nothing(both, browser):
     browser.get(both.page.as_uri())
     widths = browser.execute_script(
         "return [...document.querySelectorAll('section')].slice(0, 2).map((section) =>"
-        " [...section.querySelectorAll('.bar-room')].map((room) =>"
-        " [...room.children].map((bar) => bar.getBoundingClientRect().width)))"
+        " [...section.querySelectorAll('.bar-area')].map((area) =>"
+        " [...area.children].map((bar) => bar.getBoundingClientRect().width)))"
     )
     rows = both.content["rows"]
     speeds = [row["images_per_second"] for row in rows]

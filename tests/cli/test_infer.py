@@ -112,10 +112,10 @@ def test_a_picture_of_an_unwritable_kind_becomes_a_png(small, photos, tmp_path):
     assert os.listdir(tmp_path / "out") == ["scan.data.png"]
 
 
-def make_video(path: Path) -> Path:
+def make_video(path: Path, frames: int = 4) -> Path:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 7, (320, 224))
-    for i in range(4):
-        writer.write(draw_image(224, 320, i))
+    for i in range(frames):
+        writer.write(draw_image(224, 320, i % 4))
     writer.release()
     return path
 
@@ -126,8 +126,8 @@ def test_a_video_is_drawn_frame_by_frame(small, tmp_path, capsys):
     arguments = ["--video_file", str(video), "--output_dir", str(output), "--draw_threshold", "0.08"]
     assert infer.main(["--bundle", str(small.bundle), *arguments]) == 0
     assert "4 frames with" in capsys.readouterr().out
-    assert sorted(os.listdir(output)) == ["bbox.json", "street.mp4"]
-    drawn, source = cv2.VideoCapture(str(output / "street.mp4")), cv2.VideoCapture(str(video))
+    assert sorted(os.listdir(output)) == ["bbox.json", "street.avi.mp4"]
+    drawn, source = cv2.VideoCapture(str(output / "street.avi.mp4")), cv2.VideoCapture(str(video))
     assert drawn.get(cv2.CAP_PROP_FPS) == 7
     frames = [source.read()[1] for _ in range(4)]
     for frame in frames:
@@ -376,6 +376,55 @@ def test_a_signal_keeps_the_results(small, tmp_path, number):
     assert file.name == ("bbox.unfinished.json" if killed else "bbox.json")
     images = {row["image_id"] for row in json.loads(file.read_text())}
     assert len(list(output.glob("*.jpg"))) - 1 <= len(images) < 500
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_a_playable_video(small, tmp_path, number):
+    (tmp_path / "videos").mkdir()
+    video, output = make_video(tmp_path / "videos" / "long.avi", frames=400), tmp_path / "out"
+    words = [*infer_command(small.bundle, tmp_path, output), "--video_file", str(video)]
+    run = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    unfinished = output / "bbox.unfinished.json"
+    while run.poll() is None and not (unfinished.exists() and unfinished.stat().st_size > 10_000):
+        time.sleep(0.02)
+    run.send_signal(number)
+    _, complaint = run.communicate(timeout=60)
+    assert run.returncode == 128 + number and complaint.count(b"\n") == 1
+    assert sorted(os.listdir(output)) == ["bbox.json", "long.avi.mp4"]
+    capture, frames = cv2.VideoCapture(str(output / "long.avi.mp4")), 0
+    while capture.read()[0]:
+        frames += 1
+    numbers = {row["image_id"] for row in rows_of(output)}
+    assert 0 < max(numbers) < frames + 1 < 400
+
+
+@needs_proc
+@pytest.mark.slow  # two processes that import Paddle
+def test_a_signal_keeps_the_results_of_every_process(small, root, tmp_path):
+    names = [b"%04d.jpg" % number for number in range(800)]
+    folder, output = pictures_named(tmp_path / "photos", names), tmp_path / "out"
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    launch += ["--log_dir", str(tmp_path / "log"), *infer_command(small.bundle, folder, output)[1:]]
+    run = subprocess.Popen(launch, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while run.poll() is None and len(list(output.glob("*.jpg"))) < 20:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    run.wait(timeout=60)
+    parts = sorted(path.name for path in output.glob("*.json"))
+    assert parts == ["bbox.unfinished.0.json", "bbox.unfinished.1.json"]
+    rows = [row for part in parts for row in json.loads((output / part).read_text())]
+    images = {path.name for path in output.glob("*.jpg") if cv2.imread(str(path)) is not None}
+    assert len(images) == len(list(output.glob("*.jpg"))) and images <= {row["file_name"] for row in rows}
+    assert (
+        infer.main(infer_command(small.bundle, pictures_named(tmp_path / "one", [b"a.jpg"]), output)[2:]) == 0
+    )
+    assert [path.name for path in output.glob("*.json")] == ["bbox.json"]
 
 
 def test_a_disk_that_becomes_full_keeps_the_results(tmp_path):

@@ -270,13 +270,6 @@ def test_an_output_folder_that_cannot_be_written_is_named_before_anything_starts
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_proc_is_no_output_folder(small, capsys):
-    if not Path("/proc/self").exists():
-        pytest.skip("this system has no /proc, a folder that not even root can write to")
-    assert train.main(["-c", str(small), "-o", "save_dir=/proc/output"]) == 2
-    assert "/proc/output" in _error(capsys)
-
-
 def test_corrupt_weights_end_the_process_with_one_line(trained, tmp_path, small, root):
     content = (trained.folder / "model_final.pdparams").read_bytes()
     (tmp_path / "half.pdparams").write_bytes(content[: len(content) // 2])

@@ -16,7 +16,8 @@ from ppdet.core.workspace import create, dict_merge, global_config
 
 from ppfcos.config import load_config
 from ppfcos.config.files import apply_override, read_file
-from ppfcos.errors import ConfigError
+from ppfcos.engine.model import build_model
+from ppfcos.errors import ConfigError, hint
 
 SHIPPED = ("fcos_r50_fpn_1x_coco", "fcos_r50_fpn_multiscale_2x_coco", "fcos_r18_bccd", "fcos_demo_shapes")
 LEAST = "architecture: PPFCOS\nnum_classes: 3\n"
@@ -168,6 +169,37 @@ def test_sections_that_share_an_anchor_do_not_share_their_values(write):
     assert len(cfg["TestReader"]["sample_transforms"]) == 2
 
 
+@pytest.mark.parametrize("way", ["file", "-o"])
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("save_dir", "2024", "2024"),
+        ("save_dir", "007", "007"),
+        ("save_dir", "1e3", "1e3"),
+        ("save_dir", "on", "on"),
+        ("filename", "5", "5"),
+        ("output_eval", "2026", "2026"),
+        ("output_eval", "null", None),
+        ("weights", "1_0", "1_0"),
+        ("device", "0", "0"),
+        ("ema_black_list", "[1, 0x1]", ["1", "0x1"]),
+        ("TrainDataset.image_dir", "2024", "2024"),
+        (
+            "TrainDataset.class_names",
+            "[yes, no, on, off, 007, 1e3, null, y]",
+            ["yes", "no", "on", "off", "007", "1e3", "null", "y"],
+        ),
+    ],
+)
+def test_text_stays_text(write, way, key, text, value):
+    """Text that YAML reads as a number, true or false."""
+    section, _, name = key.rpartition(".")
+    lines = f"{section}:\n  name: PPFCOSVOCDataSet\n  {name}: {text}\n" if section else f"{key}: {text}\n"
+    path = write(LEAST + (lines if way == "file" else lines.replace(f"{name}: {text}\n", "")))
+    cfg = load_config(path, [] if way == "file" else [f"{key}={text}"])
+    assert (cfg[section] if section else cfg)[name] == value
+
+
 # Inheritance ---------------------------------------------------------------------------------------------
 
 
@@ -242,15 +274,15 @@ def test_files_merge_as_paddledetection_merges(tmp_path_factory, files):
         ("_BASE_: [3]\n", "run.yml:1: _BASE_ should be a path or a list of"),
         ("_BASE_: run.yml\n", "its _BASE_ leads back to itself"),
         ("_BASE_: other.yml\n", "other.yml -> "),
-        ("epoch: 1\nseed: 1\nepoch: 2\n", "run.yml:3: 'epoch' is here twice, first at "),
-        ("ResNet:\n  depth: 18\n  depth: 50\n", "run.yml:3: 'depth' is here twice"),
+        ("epoch: 1\nseed: 1\nepoch: 2\n", "run.yml:3: 'epoch' occurs twice, first at "),
+        ("ResNet:\n  depth: 18\n  depth: 50\n", "run.yml:3: 'depth' occurs twice"),
         ("epoch: [1\n", "this is not YAML"),
         ("- epoch\n", "a configuration is a mapping of keys to values"),
         ("1: 2\n", "and '1' is not"),
         ("? [a]\n: 2\n", "and a list or a mapping is not"),
         ("a: &a [*a]\n", "contains itself"),
         ("epoch: \x00\n", "this is not YAML"),
-        ("", "run.yml: the key 'architecture' is missing: the registered class that is the model"),
+        ("", "run.yml: the key 'architecture' is missing"),
     ],
 )
 def test_files_that_cannot_be_read(write, text, said):
@@ -316,9 +348,9 @@ def test_overrides_reach_keys_sections_lists_and_what_no_file_mentions(root):
         ("epoch={", "-o epoch={: this is not YAML: "),
         (
             "EvalReader.sample_transforms.9={Decode: {}}",
-            "-o: '9' is no element of EvalReader.sample_transforms",
+            "-o: '9' is not an index of EvalReader.sample_transforms",
         ),
-        ("EvalReader.sample_transforms.first.x=1", "'first' is no element of EvalReader.sample_transforms"),
+        ("EvalReader.sample_transforms.first.x=1", "'first' is not an index of EvalReader.sample_transforms"),
         (
             "PPFCOS.backbone.depth=18",
             "-o: PPFCOS.backbone is 'ResNet', which has no keys: set those of ResNet",
@@ -347,7 +379,7 @@ def test_overrides_that_lead_nowhere(root, override, said):
             3,
             "unknown key 'PPFCOS.decode.nms_treshold'; did you mean 'nms_threshold'?",
         ),
-        ("PPFCOS: {loss: {focal_alpha: 1}}", 3, "PPFCOS.loss lacks its `name`"),
+        ("PPFCOS: {loss: {focal_alpha: 1}}", 3, "PPFCOS.loss lacks `name`"),
         ("PPFCOS: {loss: {name: PPFCOSLos}}", 3, "PPFCOS.loss.name: no class 'PPFCOSLos' is registered"),
         ("TrainReader: {shufle: true}", 3, "unknown key 'TrainReader.shufle'; did you mean 'shuffle'?"),
         ("TrainReader: {shuffle: 1}", 3, "TrainReader.shuffle should be true or false, and is 1"),
@@ -361,31 +393,26 @@ def test_overrides_that_lead_nowhere(root, override, said):
         (
             "EvalReader:\n  sample_transforms:\n  - Decod: {}",
             5,
-            "unknown operator 'EvalReader.sample_transforms.0.Decod'; did you mean 'Decode'?",
+            "unknown transform 'EvalReader.sample_transforms.0.Decod'; did you mean 'Decode'?",
         ),
-        ("EvalReader: {sample_transforms: [Decode]}", 3, "should be an operator with its arguments"),
+        ("EvalReader: {sample_transforms: [Decode]}", 3, "should be a transform with its arguments"),
         (
             "EvalReader:\n  sample_transforms:\n  - NormalizeImage: {is_scale: true}",
             5,
-            "PPFCOS normalises on the device, by PPFCOS.image_mean and PPFCOS.image_std: remove it",
+            "PPFCOS normalizes on the device",
         ),
-        ("EvalReader: {batch_transforms: [NormalizeImage: {}]}", 3, "normalises on the device"),
-        ("TrainReader: {batch_transforms: [Gt2FCOSTarget: {}]}", 3, "makes its targets on the device"),
-        ("TrainReader: {batch_transforms: [BatchRandomResize: {}]}", 3, "unknown operator"),
+        ("EvalReader: {batch_transforms: [NormalizeImage: {}]}", 3, "normalizes on the device"),
+        ("TrainReader: {batch_transforms: [Gt2FCOSTarget: {}]}", 3, "assigns targets on the device"),
+        ("TrainReader: {batch_transforms: [BatchRandomResize: {}]}", 3, "unknown transform"),
         (
             "TrainReader: {sample_transforms: [RandomSelect: {transforms1: [Decodee: {}], transforms2: []}]}",
             3,
             "'TrainReader.sample_transforms.0.RandomSelect.transforms1.0.Decodee'; did you mean 'Decode'?",
         ),
-        ("TrainDataset: {dataset_dir: x}", 3, "TrainDataset lacks its `name`"),
+        ("TrainDataset: {dataset_dir: x}", 3, "TrainDataset lacks `name`"),
         ("TrainDataset: {name: COCODataset}", 3, "no data set 'COCODataset'; did you mean 'COCODataSet'?"),
         ("TrainDataset: !COCODataSet\n  anno: x", 4, "unknown key 'TrainDataset.anno'"),
         ("TestDataset: {name: ImageFolder, label: x}", 3, "unknown key 'TestDataset.label'"),
-        (
-            "TrainDataset: {name: PPFCOSVOCDataSet, class_names: [yes, no]}",
-            3,
-            "TrainDataset.class_names should be a list of texts or null, and is [True, False]",
-        ),
         (
             "LearningRate: {schedulers: [{name: PiecewiseDecay, milestone: [8]}]}",
             3,
@@ -403,21 +430,22 @@ def test_overrides_that_lead_nowhere(root, override, said):
         (
             "OptimizerBuilder: {optimizer: {type: SGD, param_groups: [{params: [bias], weight_decay: 0}]}}",
             3,
-            "param_groups.0.weight_decay should be written as a decimal",
+            "param_groups.0.weight_decay should be a decimal",
         ),
         ("OptimizerBuilder: {regularizer: {type: L3, factor: 1}}", 3, "regularizer.type should be L1 or L2"),
         ("epoch: 1.5", 3, "epoch should be a whole number from 1 to 100,000, and is 1.5"),
         ("epoch: true", 3, "epoch should be a whole number from 1 to 100,000, and is true"),
         ("seed: abc", 3, "seed should be a whole number from 0 to 4,294,967,295 or null, and is 'abc'"),
-        ("save_dir: 3", 3, "save_dir should be text (a number in quotes), and is 3"),
+        ("save_dir: [3]", 3, "save_dir should be text, and is [3]"),
+        ("save_dir: null", 3, "save_dir should be text, and is null"),
         ("use_ema: 1", 3, "use_ema should be true or false, and is 1"),
         ("ema_decay: 1.5", 3, "ema_decay should be a number from 0 to 1, and is 1.5"),
-        ("ema_black_list: [1]", 3, "ema_black_list should be a list of texts or null"),
+        ("ema_black_list: [[1]]", 3, "ema_black_list should be a list of texts or null"),
         ("metric: VOC", 3, "metric should be COCO, and is 'VOC'"),
         ("coco_eval: fast", 3, "coco_eval should be faster_coco_eval or pycocotools, and is 'fast'"),
         ("amp_level: O3", 3, "amp_level should be O1 or O2"),
-        ("export: 3", 3, "export should be no more than {post_process: true, nms: true"),
-        ("export: {nms: false}", 3, "export should be no more than {post_process: true, nms: true"),
+        ("export: 3", 3, "export should be a part of {post_process: true, nms: true"),
+        ("export: {nms: false}", 3, "export should be a part of {post_process: true, nms: true"),
         ("zzz: 3", 3, "unknown key 'zzz'"),
     ],
 )
@@ -426,6 +454,21 @@ def test_mistakes_are_named_with_file_line_key_and_cure(write, text, line, said)
     message = refusal(path)
     assert message.startswith(f"{path}:{line}: ")
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "suggestion"),
+    [
+        ("map_type", ["amp_dtype", "metric"] * 9, ""),
+        ("StepDecay", ["CosineDecay"] * 14, ""),
+        ("epochs", ["epoch", "seed"], "epoch"),
+        ("PPFCOSHaed", ["PPFCOSHead"], "PPFCOSHead"),
+        ("--ouput_dir", ["--output_dir", "--opset"], "--output_dir"),
+    ],
+)
+def test_a_suggestion_is_similar(name, valid, suggestion):
+    text = hint(name, valid)
+    assert f"'{suggestion}'" in text if suggestion else "did you mean" not in text
 
 
 def test_what_says_the_same_in_paddledetections_words_is_understood(write):
@@ -446,6 +489,32 @@ def test_a_mistake_in_a_base_file_is_put_down_to_it(write, tmp_path):
 
 
 # The workspace -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["one after the other", "interleaved"])
+def test_two_configurations_in_one_process(root, order):
+    paths = (root / "configs" / "fcos_r18_bccd.yml", root / "configs" / "fcos_mobilenetv2_fpn_1x_coco.yml")
+    small = ["PPFCOSHead.num_convs=1", "PPFCOSFPN.out_channels=32"]
+    overrides = ([*small, "PPFCOSDecode.keep_top_k=7"], small)
+    if order == "interleaved":
+        configs = [load_config(*each) for each in zip(paths, overrides)]
+        models = [build_model(cfg) for cfg in [*configs, configs[0]]]
+    else:
+        models = [
+            build_model(load_config(*each)) for each in [*zip(paths, overrides), (paths[0], overrides[0])]
+        ]
+    parts = [(type(each.backbone).__name__, each.head.num_classes, each.decode.keep_top_k) for each in models]
+    assert parts == [("ResNet", 3, 7), ("PPFCOSMobileNetV2", 80, 100), ("ResNet", 3, 7)]
+
+
+def test_a_change_of_one_configuration_does_not_reach_another(root):
+    path = root / "configs" / "fcos_r18_bccd.yml"
+    first, second = load_config(path), load_config(path)
+    first["TrainReader"]["sample_transforms"].clear()
+    first["PPFCOSHead"]["num_convs"] = 1
+    first["num_classes"] = 5
+    assert second["TrainReader"]["sample_transforms"] and second["PPFCOSHead"]["num_convs"] == 4
+    assert second["num_classes"] == 3
 
 
 def test_loads_do_not_mix(write):

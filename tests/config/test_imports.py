@@ -1,4 +1,4 @@
-"""Python files of a user's own: what they register works in every command, also from the run's folder."""
+"""A user's Python files under `imports`: their classes work in all commands, also from a run's folder."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ppfcos.modeling.assigner import PPFCOSTargets
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     generate(folder, train=4, val=2, size=96)
     return folder
 
 
 @pytest.fixture
-def small(tmp_path, root, pictures):
-    return write_config(tmp_path / "small.yml", root, pictures, tmp_path / "output")
+def small(tmp_path, root, shapes):
+    return write_config(tmp_path / "small.yml", root, shapes, tmp_path / "output")
 
 
 def with_imports(config, text, name="parts.py", **sections):
-    """The configuration with a file of the user's own beside it, and sections for it."""
+    """Write a user's file and a configuration that imports it."""
     (config.parent / name).write_text(text)
     content = {"_BASE_": [config.name], "imports": [name], **sections}
     (config.parent / "mine.yml").write_text(yaml.safe_dump(content))
@@ -46,7 +46,7 @@ def refusal(config, *overrides):
 
 
 @needs_export
-def test_every_command_and_the_folder_of_the_run(small, tmp_path, capsys, monkeypatch):
+def test_all_commands_and_the_folder_of_the_run(small, tmp_path, capsys, monkeypatch):
     parts = user_parts.SMALL_BACKBONE + user_parts.CIOU_LOSS + user_parts.INVERT_TRANSFORM
     steps = [
         {"Decode": {}},
@@ -77,8 +77,8 @@ def test_every_command_and_the_folder_of_the_run(small, tmp_path, capsys, monkey
     assert export_model.main([*run, "--output_dir", str(tmp_path / "out"), "--formats", "paddle"]) == 0
     image = next((tmp_path / "out").rglob("bundle.yml"))
     assert image.is_file()
-    picture = next(path for path in small.parent.rglob("*.png"))
-    options = ["--infer_img", str(picture), "--output_dir", str(tmp_path / "drawn")]
+    image = next(path for path in small.parent.rglob("*.png"))
+    options = ["--infer_img", str(image), "--output_dir", str(tmp_path / "drawn")]
     assert infer.main([*run, *options]) == 0
 
 
@@ -92,7 +92,7 @@ def test_a_logger_gets_the_metrics_of_a_training(small, tmp_path):
     assert [position for position, name, _ in rows if name == "eval/AP"] == ["1"]
     assert list((folder / "vdl_log").iterdir())
     assert "no class 'CSVLog' is registered" in refusal(config, "loggers=[CSVLog]")
-    assert "nothing reads CSVLogger.filename" in refusal(config, "loggers=[]", "CSVLogger.filename=a")
+    assert "CSVLogger.filename is not used" in refusal(config, "loggers=[]", "CSVLogger.filename=a")
 
 
 def test_a_class_that_is_no_logger_is_refused(small, capsys):
@@ -102,7 +102,7 @@ def test_a_class_that_is_no_logger_is_refused(small, capsys):
 
 
 def test_ciou_loss_by_its_formula(small):
-    """Of a box inside the other one with the same center: 1 − IoU plus the term of the aspect ratio."""
+    """A box inside another one with the same center: 1 − IoU plus the term of the aspect ratio."""
     config = with_imports(small, user_parts.CIOU_LOSS, PPFCOS={"loss": "CIoULoss"})
     loss = build_model(load_config(config)).loss
 
@@ -147,9 +147,7 @@ def test_atss_assigner_by_a_loop(small):
     assert {points[i] for i in PPFCOSTargets()(*inputs).positives.tolist()} != expected
 
 
-def test_paths_count_from_the_file_that_names_them_and_from_the_working_directory(
-    small, tmp_path, monkeypatch
-):
+def test_paths_are_relative_to_the_file_or_the_working_directory(small, tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     config = with_imports(small, user_parts.SMALL_BACKBONE, PPFCOS={"backbone": "SmallBackbone"})
     (tmp_path / "deep/run.yml").write_text("_BASE_: [../mine.yml]\n")

@@ -6,6 +6,8 @@ import argparse
 import collections
 import json
 import struct
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -158,6 +160,19 @@ def test_contradictions_are_refused(states, tmp_path, capsys, improved, text, na
     code, printed = run(capsys, tmp_path / name, "-o", tmp_path / "ours", *options)
     assert code == 2 and "contradicts" in printed and len(printed.strip().splitlines()) == 1
     assert not (tmp_path / "ours.pdparams").exists()
+
+
+def test_a_configuration_that_leaves_the_recipe_open_asks_for_it(states, tmp_path, capsys):
+    text = "model = dict(bbox_head=dict(type='FCOSHead', norm_on_bbox=True, centerness_on_reg=True))"
+    path = tmp_path / "epoch_12.pth"
+    torch.save(training_checkpoint(states[True], text), path)
+    code, printed = run(capsys, path, "-o", tmp_path / "ours")
+    assert code == 2 and "set --recipe to one of" in printed
+    assert run(capsys, path, "-o", tmp_path / "ours", "--recipe", "caffe-improved")[0] == 0
+    text = text.replace("model = dict(", "model = dict(backbone=dict(type='ResNet', style='caffe'), ")
+    torch.save(training_checkpoint(states[True], text), path)
+    assert run(capsys, path, "-o", tmp_path / "ours")[0] == 0
+    assert load_config(tmp_path / "ours.yml")["ResNet"]["variant"] == "a"
 
 
 def with_prefix(prefix):
@@ -317,6 +332,31 @@ def test_each_refusal_is_one_fitting_sentence(tmp_path, capsys, write, words):
     code, printed = run(capsys, path, "-o", tmp_path / "ours")
     (line,) = printed.strip().splitlines()
     assert code == 2 and words in line and str(path) in line
+
+
+def test_mmengine_message_hub(tmp_path, monkeypatch):
+    """A HistoryBuffer holds its methods, which are pickled as calls of getattr."""
+    name = "mmengine.logging.history_buffer"
+    module = types.ModuleType(name)
+
+    class HistoryBuffer:
+        def __init__(self):
+            self._log_history, self._max_length = np.zeros(3), 1000
+            self._statistics_methods = {"mean": HistoryBuffer.mean}
+
+        def mean(self):
+            return self._log_history.mean()
+
+    for each, path in ((HistoryBuffer, "HistoryBuffer"), (HistoryBuffer.mean, "HistoryBuffer.mean")):
+        each.__module__, each.__qualname__ = name, path
+    module.HistoryBuffer = HistoryBuffer
+    for part in ("mmengine", "mmengine.logging", name):
+        monkeypatch.setitem(sys.modules, part, module)
+    hub = {"log_scalars": collections.OrderedDict({"train/loss": HistoryBuffer()}), "runtime_info": {}}
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "message_hub": hub}, tmp_path / "epoch_1.pth")
+    with zipfile.ZipFile(tmp_path / "epoch_1.pth") as archive:
+        assert b"getattr" in archive.read("epoch_1/data.pkl")
+    assert list(read_checkpoint(tmp_path / "epoch_1.pth").arrays) == ["weight"]
 
 
 def test_torchvision_reference_checkpoint(tmp_path):

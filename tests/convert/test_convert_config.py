@@ -1,4 +1,4 @@
-"""Configurations of PaddleDetection's FCOS: the converted one trains, with PaddleDetection's loss."""
+"""Converted configurations of PaddleDetection's FCOS train, and give PaddleDetection's losses."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ppfcos.errors import ConfigError
 
 HEIGHT, WIDTH, CLASSES = 128, 256, 5
 STRIDES = [8, 16, 32, 64, 128]
-# What PaddleDetection's runtime.yml and readers hold beside the keys of stock_config.
+# Further keys of PaddleDetection's runtime.yml and readers.
 RUNTIME = {
     "print_flops": False,
     "print_params": False,
     "map_type": "11point",
     "export": {"post_process": True, "nms": True, "benchmark": False, "fuse_conv_bn": False},
 }
-# What its five configurations of FCOS change.
+# Changes of its five FCOS configurations.
 VARIANTS = {
     "fcos_r50_fpn_1x_coco": {},
     "fcos_dcn_r50_fpn_1x_coco": {
@@ -57,14 +57,14 @@ def stock_config(root, monkeypatch):
 
 
 def write_theirs(folder, base, changes, name="theirs"):
-    """A base file and a file that inherits from it, as PaddleDetection's are."""
+    """Write a base file and a file that inherits from it, as PaddleDetection has them."""
     (folder / "base.yml").write_text(yaml.safe_dump({**base, **RUNTIME}))
     (folder / f"{name}.yml").write_text(yaml.safe_dump({"_BASE_": ["base.yml"], **changes}))
     return folder / f"{name}.yml"
 
 
 def batches():
-    """The same images and boxes for PaddleDetection and for PPFCOS."""
+    """Return the same images and boxes for PaddleDetection and for PPFCOS."""
     from helpers.stock_targets import Gt2FCOSTarget
 
     rng = np.random.default_rng(1)
@@ -92,7 +92,7 @@ def batches():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_loss_is_paddledetections(stock_config, workspace, tmp_path, name):
+def test_losses_equal_paddledetections(stock_config, workspace, tmp_path, name):
     from ppdet.core.workspace import create, dict_merge, merge_config
 
     shape = {"depth": 50, "target_size": (HEIGHT, WIDTH), "num_classes": CLASSES, "batch_size": 2}
@@ -116,7 +116,7 @@ def test_loss_is_paddledetections(stock_config, workspace, tmp_path, name):
 
 
 def voc_section(folder, split):
-    """Pascal VOC's files for pictures in COCO's layout, and PaddleDetection's section for them."""
+    """Write Pascal VOC files for images in COCO's layout, and return PaddleDetection's section for them."""
     truth = json.loads((folder / f"annotations/instances_{split}2017.json").read_text())
     names = {each["id"]: each["name"] for each in truth["categories"]}
     (folder / "label_list.txt").write_text("\n".join(names.values()))
@@ -148,7 +148,7 @@ def coco_section(folder, split):
 
 
 @pytest.mark.parametrize(("section", "metric"), [(coco_section, "COCO"), (voc_section, "VOC")])
-def test_trains_on_data_of_ones_own(stock_config, tmp_path, section, metric, capsys):
+def test_trains_on_own_data(stock_config, tmp_path, section, metric, capsys):
     data = tmp_path / "data"
     generate(data, train=4, val=2, size=96)
     theirs = stock_config(
@@ -174,7 +174,7 @@ def test_trains_on_data_of_ones_own(stock_config, tmp_path, section, metric, cap
     assert (tmp_path / "output/ours/model_final.pdparams").is_file()
 
 
-def test_batch_size_counts_devices_and_defaults_are_paddledetections(stock_config, tmp_path):
+def test_total_batch_size_and_defaults(stock_config, tmp_path):
     theirs = stock_config(depth=50, target_size=(800, 1333), num_classes=3, batch_size=2, from_scratch=False)
     theirs["FPN"] = {"out_channel": 128, "extra_stage": 2, "has_extra_convs": False}
     theirs["FCOSHead"] = {"fcos_loss": "FCOSLoss", "norm_reg_targets": False}
@@ -193,7 +193,7 @@ def test_batch_size_counts_devices_and_defaults_are_paddledetections(stock_confi
         assert [resize["rounding"] for resize in resizes] == ["nearest"]
 
 
-def test_what_cannot_be_converted(stock_config, tmp_path):
+def test_configurations_that_are_not_converted(stock_config, tmp_path):
     theirs = stock_config(depth=50, target_size=(800, 1333), num_classes=3, batch_size=2, from_scratch=False)
     path = write_theirs(tmp_path, theirs, {})
     with pytest.raises(ConfigError, match=r"`ppfcos convert-config .*theirs\.yml"):

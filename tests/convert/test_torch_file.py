@@ -1,4 +1,4 @@
-"""Checkpoints of PyTorch in both formats, and pickles that would run code."""
+"""Checkpoints of PyTorch in both formats, and hostile pickles."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tensors() -> dict:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
-def test_tensors_come_out_as_they_went_in(tmp_path, zipped):
+def test_tensors_are_read_unchanged(tmp_path, zipped):
     state = tensors()
     path = tmp_path / "weights.pth"
     content = {"state_dict": state, "meta": {"epoch": 12, "CLASSES": ("a", "b")}, "seen": {1, 2}}
@@ -54,7 +54,7 @@ def test_tensors_come_out_as_they_went_in(tmp_path, zipped):
 
 
 class Runs:
-    """A pickle of this makes a file when an ordinary unpickler reads it."""
+    """An object whose pickle creates a file when an ordinary unpickler reads it."""
 
     def __init__(self, trace: Path):
         self.trace = trace
@@ -76,7 +76,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, zipped):
 
 
 def stack_global(module: str, name: str, argument: str) -> bytes:
-    """A pickle that calls module.name(argument)."""
+    """Return a pickle that calls module.name(argument)."""
     parts = [pickle.dumps(text, 4)[2:-1] for text in (module, name, argument)]
     return b"\x80\x04" + parts[0] + parts[1] + b"\x93" + parts[2] + b"\x85R."
 
@@ -93,7 +93,7 @@ def test_names_of_functions_are_refused(tmp_path, module, name):
         read_torch(path)
 
 
-def test_objects_of_known_projects_become_shells_and_run_nothing(tmp_path):
+def test_objects_of_known_projects_are_not_created(tmp_path):
     path = tmp_path / "weights.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", stack_global("mmcv.utils.config", "anything", "1"))

@@ -799,15 +799,27 @@ def test_a_hostile_archive_is_not_kept_without_a_sum(server, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("make", [make_fifo, make_link], ids=["pipe", "link"])
-def test_unpacking_opens_nothing_that_is_there(tmp_path, make):
+def test_unpacking_replaces_regular_files_only(tmp_path):
     (tmp_path / "x.zip").write_bytes(ONE)
-    make(tmp_path / ".a.part")
-    archives.unpack(tmp_path / "x.zip", tmp_path)
-    assert (tmp_path / "a").read_bytes() == bytes(range(256)) * 8
-    (tmp_path / "a").unlink()
     make_fifo(tmp_path / "a")
     assert str(tmp_path / "a") in refusal(OutputError, archives.unpack, tmp_path / "x.zip", tmp_path)
+
+
+def test_two_processes_unpack_into_one_folder(tmp_path):
+    """Each file is complete, whichever process renames it last."""
+    content = {f"val/{number}": bytes([number]) * 50_000 for number in range(60)}
+    (tmp_path / "x.zip").write_bytes(zip_of(**content))
+    (tmp_path / "out").mkdir()
+    program = "import sys; from pathlib import Path; from ppfcos.data.archives import unpack; "
+    program += "unpack(Path(sys.argv[1]), Path(sys.argv[2]))"
+    command = [sys.executable, "-c", program, str(tmp_path / "x.zip"), str(tmp_path / "out")]
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    found = {
+        str(path.relative_to(tmp_path / "out")): path.read_bytes()
+        for path in (tmp_path / "out/val").iterdir()
+    }
+    assert found == content
 
 
 # Weights

@@ -92,7 +92,7 @@ def transformed(seed: int, operators: list, samples: list) -> tuple:
     return image, dict(zip(labels, sample["gt_bbox"]))
 
 
-def assert_boxes_are_in_the_picture(image: np.ndarray, boxes: dict) -> None:
+def assert_boxes_are_in_the_image(image: np.ndarray, boxes: dict) -> None:
     for label, box in boxes.items():
         seen = found(mask_of(image, label))
         assert seen is not None, f"nothing of box {label} is in the picture"
@@ -109,6 +109,8 @@ GEOMETRIC = [
     {"Resize": {"target_size": [300, 200], "keep_ratio": False, "interp": 1}},
     {"RandomResize": {"target_size": TWO_SIZES, "interp": 1}},
     {"RandomResize": {"target_size": [[96, 400], [300, 400]], "random_range": True, "random_size": False}},
+    {"Resize": {"target_size": [77, 130], "keep_ratio": True, "rounding": "nearest"}},
+    {"RandomResize": {"target_size": TWO_SIZES, "interp": 1, "rounding": "floor"}},
     {"RandomShortSideResize": {"short_side_sizes": [96, 150, 201], "max_size": 300}},
     {"RandomCrop": {}},
     {"RandomCrop": {"aspect_ratio": None, "thresholds": [0.3], "allow_no_crop": False}},
@@ -132,14 +134,14 @@ def name_of(operator: dict) -> str:
 @given(seed=SEEDS)
 @example(seed=114702)  # a box at the picture's edge, beside grey
 @FEW
-def test_boxes_follow_the_picture(operator, seed):
+def test_boxes_follow_the_image(operator, seed):
     image, boxes = transformed(seed, [operator], [draw(np.random.RandomState(seed))])
-    assert_boxes_are_in_the_picture(image, boxes)
+    assert_boxes_are_in_the_image(image, boxes)
 
 
 @given(seed=SEEDS)
 @FEW
-def test_boxes_follow_the_picture_through_a_chain(seed):
+def test_boxes_follow_the_image_through_a_chain(seed):
     """Every operator takes what the ones before it have left: floats, turned pixels, views."""
     select = {
         "transforms1": [{"RandomShortSideResize": {"short_side_sizes": [200]}}],
@@ -239,10 +241,10 @@ def test_mosaic(seed):
     mosaic = {"PPFCOSMosaic": {"size": size, "scale": [0.4, 1.5], "center": [0, 1]}}
     image, boxes = transformed(seed, [mosaic], samples)
     assert list(image.shape[:2]) == size
-    assert_boxes_are_in_the_picture(image, boxes)
+    assert_boxes_are_in_the_image(image, boxes)
 
 
-def test_partners_go_through_the_operators_before_the_mosaic():
+def test_mix_images_go_through_the_transforms_before_the_mosaic():
     """Three small pictures and one large are flipped and made equally large before they meet."""
     sizes = [(100, 100), (60, 60), (200, 200), (150, 150)]
     samples = []
@@ -258,7 +260,7 @@ def test_partners_go_through_the_operators_before_the_mosaic():
     assert {label: tuple(box) for label, box in boxes.items()} == {
         label: (x, y, x + 80, y + 80) for label, (x, y) in enumerate(corners)
     }
-    assert_boxes_are_in_the_picture(image, boxes)
+    assert_boxes_are_in_the_image(image, boxes)
 
 
 @pytest.mark.parametrize("alpha", [8.0, 0.3])
@@ -282,7 +284,7 @@ def test_mixup(alpha):
 
 
 @pytest.mark.parametrize("name", ["PPFCOSMosaic", "PPFCOSMixup"])
-def test_without_partners_the_sample_stays(name):
+def test_without_mix_images_the_sample_is_unchanged(name):
     arguments = {"prob": 0.0, **({"size": 320} if name == "PPFCOSMosaic" else {})}
     sample = draw(np.random.RandomState(0))
     image, boxes = transformed(0, [{name: arguments}], [dict(sample)])
@@ -358,7 +360,7 @@ def test_mixed_samples_depend_on_seed_epoch_and_index_alone(pictures):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_partners_that_cannot_be_read_are_replaced_and_reported(pictures, workers):
+def test_unreadable_mix_images_are_replaced_and_reported(pictures, workers):
     for number in (2, 5):
         path = pictures / f"JPEGImages/{number}.png"
         path.write_bytes(path.read_bytes()[:200])
@@ -383,7 +385,7 @@ PIXELS = [
 
 
 @pytest.mark.parametrize("operator", PIXELS, ids=name_of)
-def test_operators_that_change_pixels_alone(operator):
+def test_transforms_of_pixels_only(operator):
     """Behind others, too: PaddleDetection's flip turns the order in memory, its Resize leaves floats."""
     before = [{"RandomFlip": {"prob": 1.1}}, {"Resize": {"target_size": [150, 170], "keep_ratio": False}}]
     for seed in range(3):
@@ -405,7 +407,7 @@ def test_operators_are_given_8_bits():
     assert (image[(plain == 0).all(axis=2)] == 0).all()
 
 
-def test_cut_out_covers_with_grey_and_leaves_boxes():
+def test_cutout_fills_with_gray_and_keeps_boxes():
     for seed in range(20):
         sample = draw(np.random.RandomState(seed))
         before, boxes_before = sample["image"].copy(), sample["gt_bbox"].copy()
@@ -468,7 +470,7 @@ def test_refused_operators_that_fail(name, arguments):
     assert name in REFUSED_TRANSFORMS
 
 
-def test_cutmix_is_refused_for_the_boxes_of_what_it_has_covered():
+def test_cutmix_is_refused_because_it_keeps_covered_boxes():
     lost = 0
     for seed in range(20):
         with global_generators(seed):
@@ -496,7 +498,7 @@ def test_cutmix_is_refused_for_the_boxes_of_what_it_has_covered():
         ),
     ],
 )
-def test_mistakes_in_a_configuration(root, tmp_path, reader, operator, words):
+def test_invalid_transforms_in_a_configuration(root, tmp_path, reader, operator, words):
     path = tmp_path / "mine.yml"
     path.write_text(
         f"_BASE_: {root}/configs/fcos_r18_bccd.yml\n"
@@ -545,7 +547,7 @@ def test_the_readers_of_the_repository(root, tmp_path, tinycoco, name):
         ({"PPFCOSRandomVerticalFlip": {"prob": 1.5}}, "prob should be"),
     ],
 )
-def test_arguments_that_cannot_be_right(operator, words):
+def test_invalid_arguments(operator, words):
     reader = {"sample_transforms": [{"Decode": {}}, operator, {"Permute": {}}]}
     with pytest.raises(ConfigError, match=words) as error:
         SampleTransforms(reader, "TrainReader")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import http.server
 import json
 import os
+import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -390,22 +393,29 @@ def test_folder_is_streamed_without_unreadable_files(predictor, tmp_path, caplog
     assert [each.name for each in predictor.stream(tmp_path / "b.png")] == [tmp_path / "b.png"]
 
 
-def test_video_is_streamed(predictor, tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (160, 96))
+def write_video(path: Path) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (160, 96))
     for i in range(5):
         writer.write(draw_image(96, 160, i))
     writer.release()
+
+
+def test_video_is_streamed(predictor, tmp_path):
+    write_video(tmp_path / "a.avi")
     found = list(predictor.stream(str(tmp_path / "a.avi")))
     assert [each.name for each in found] == [0, 1, 2, 3, 4]
     assert found[3].image.shape == (96, 160, 3)
     np.testing.assert_array_equal(found[3].detections.boxes, predictor.predict([found[3].image])[0].boxes)
 
 
-def test_network_camera_is_streamed(predictor, tmp_path):
+def test_network_camera_is_streamed_if_allowed(predictor):
+    requests = []
+
     class Camera(http.server.BaseHTTPRequestHandler):
         """Serves a stream of JPEGs."""
 
         def do_GET(self) -> None:
+            requests.append(self.path)
             self.send_response(200)
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
             self.end_headers()
@@ -420,14 +430,60 @@ def test_network_camera_is_streamed(predictor, tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        found = list(predictor.stream(f"http://127.0.0.1:{server.server_port}/video.mjpg"))
+        address = f"http://127.0.0.1:{server.server_port}/video.mjpg"
+        with pytest.raises(DataError, match=r"http://127.*allow_network=True"):
+            predictor.stream(address)
+        assert requests == []
+        found = list(predictor.stream(address, allow_network=True))
         server.shutdown()
         thread.join()
+    assert requests
     assert [each.name for each in found][:3] == [0, 1, 2]
     for i, each in enumerate(found):
         assert np.abs(each.image.astype(int) - draw_image(96, 160, i)).mean() < 10
     with pytest.raises(DataError, match=r"http://127.*cannot be opened"):
-        predictor.stream(f"http://127.0.0.1:{server.server_port}/video.mjpg")
+        predictor.stream(address, allow_network=True)
+    with pytest.raises(DataError, match=r"gopher://.*rtsp"):
+        predictor.stream("gopher://127.0.0.1/a.mp4", allow_network=True)
+
+
+PLAYLISTS = {
+    "a.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}\n#EXT-X-ENDLIST\n",
+    "ffconcat": "ffconcat version 1.0\nfile '{address}'\n",
+}
+
+
+@pytest.mark.parametrize("playlist", PLAYLISTS.values(), ids=PLAYLISTS)
+def test_video_file_that_names_an_address_connects_to_nothing(predictor, tmp_path, playlist):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        (tmp_path / "a.mp4").write_text(playlist.format(address=address))
+        with pytest.raises(DataError, match=r"a\.mp4"):
+            list(predictor.stream(tmp_path / "a.mp4"))
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_name_of_a_file_is_not_a_protocol(predictor, tmp_path, monkeypatch):
+    """To FFmpeg, this name means two videos one after the other."""
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("v.avi"))
+    Path("concat:v.avi|v.avi").write_bytes(b"no video")
+    with pytest.raises(DataError, match="cannot be opened"):
+        list(predictor.stream("concat:v.avi|v.avi"))
+
+
+def test_predictor_is_pickled_and_copied(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle.parent)
+    predictor = Predictor(bundle.name, "onnxruntime", threads=1, batch=2, device="cpu")
+    expected = predictor.predict(pictures()[:2])
+    content = pickle.dumps(predictor)
+    monkeypatch.chdir(tmp_path)
+    for same in (pickle.loads(content), copy.deepcopy(predictor)):
+        assert (type(same.runtime.network), same.batch) == (type(predictor.runtime.network), 2)
+        for one, other in zip(expected, same.predict(pictures()[:2])):
+            np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
 def test_invalid_sources_are_named(predictor, tmp_path):

@@ -11,14 +11,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppfcos.engine.profiling import (
-    BACKWARD,
-    DATA_WAIT,
-    FORWARD,
-    OPTIMIZER,
-    StepProfiler,
-    phase_table,
-)
+from ppfcos.engine.profiling import BACKWARD, DATA_WAIT, FORWARD, OPTIMIZER, StepProfiler
 
 
 def _train(profiler, steps: int) -> None:
@@ -126,14 +119,3 @@ def test_an_error_within_the_profiled_steps_stops_the_profiler(tmp_path):
         pass
     with paddle.profiler.Profiler(on_trace_ready=lambda other: None):  # Paddle has one per process
         paddle.zeros([1])
-
-
-def test_phase_table_adds_up():
-    seconds = {"forward": 3.0, "backward": 5.0, "optimizer": 0.0, "other": 2.0}
-    lines = phase_table(seconds, steps=4).splitlines()
-    assert [line.split() for line in lines[1:]] == [
-        ["forward", "750.00", "30.0%"],
-        ["backward", "1250.00", "50.0%"],
-        ["other", "500.00", "20.0%"],
-        ["a", "step", "2500.00", "100.0%"],
-    ]

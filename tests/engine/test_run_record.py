@@ -222,10 +222,7 @@ def test_runs_are_separated_even_after_an_incomplete_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "code", "end"),
-    [
-        (ConfigError("no such key"), 2, ["error: no such key"]),
-        (KeyboardInterrupt(), 130, ["interrupted"]),
-    ],
+    [(ConfigError("no such key"), 2, ["error: no such key"]), (KeyboardInterrupt(), 130, ["interrupted"])],
 )
 def test_what_ended_a_run_is_in_its_log(tmp_path, error, code, end):
     assert _run(tmp_path, error=error) == code

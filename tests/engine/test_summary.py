@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from helpers.small_config import write_config
 
 from ppfcos.config import load_config
@@ -14,7 +13,6 @@ from ppfcos.engine.checkpoint import Plan
 from ppfcos.engine.model import build_model
 from ppfcos.engine.summary import (
     Evaluation,
-    batch_arithmetic,
     describe_results,
     describe_training,
     result_table,
@@ -51,18 +49,6 @@ def test_describe_training(tmp_path, root):
         "expected end: after the first steps",
         f"folder:   {tmp_path}/output/small, a checkpoint every 2 epochs, evaluated, the best one kept",
     ]
-
-
-@pytest.mark.parametrize(
-    ("batch", "line"),
-    [
-        ((16, 4, 2), "16 images a step = 4 processes × 2 accumulated × 2 images"),
-        ((16, 8), "16 images a step = 8 processes × 2 images"),
-        ((1, 1), "1 image a step = 1 process × 1 image"),
-    ],
-)
-def test_batch_arithmetic(batch, line):
-    assert batch_arithmetic(*batch) == line
 
 
 def test_describe_results():

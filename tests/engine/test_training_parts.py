@@ -158,12 +158,7 @@ def test_collectives_and_errors_of_two_processes(tmp_path, root):
             "`free -g` and `ulimit -v`",
             "process 1 of 2: the disk is gone",
         ],
-        "batches": [
-            [[1, 3, 2, 2]],
-            [0.0, 1.0],
-            [10.0, 1.0],
-            [[1, 3, 4, 4], [1, 3, 4, 4]],
-        ],
+        "batches": [[[1, 3, 2, 2]], [0.0, 1.0], [10.0, 1.0], [[1, 3, 4, 4], [1, 3, 4, 4]]],
     }
 
 
@@ -458,7 +453,7 @@ def test_endless_float16_overflows_stop_the_run(config, monkeypatch, caplog):
         def state_dict(self):
             return {"loss_scale": self.scale, "good_steps": 0}
 
-    monkeypatch.setattr("ppfcos.engine.trainer.MAX_OVERFLOWS", 4)
+    monkeypatch.setattr("ppfcos.engine.nonfinite.MAX_OVERFLOWS", 4)
     monkeypatch.setattr("ppfcos.engine.trainer.Precision", Overflowing)
     with caplog.at_level("INFO", logger="ppfcos"), pytest.raises(TrainingError, match="in 4 steps") as caught:
         Trainer(config("epoch=3"), "cpu").train()

@@ -297,6 +297,7 @@ def test_unsupported_opset_is_named_with_the_range(detector):
 def test_precisions_need_onnx():
     with pytest.raises(ConfigError, match="--formats"):
         ExportOptions(formats=("paddle",), precisions=("fp32", "fp16"))
+    assert ExportOptions(formats=["paddle"], precisions=["fp32"]).precisions == ["fp32"]
 
 
 @needs_export

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import paddle
@@ -77,3 +80,12 @@ def test_program_of_a_newer_paddle_names_the_one_that_runs_it(tmp_path):
     ) as raised:
         open_program(tmp_path / "model.json")
     assert "\n" not in str(raised.value)
+
+
+def test_paddle2onnx_for_another_paddle_is_named(root, tmp_path):
+    (tmp_path / "paddle2onnx.py").write_text("raise ImportError('undefined symbol: _ZN3pir')")
+    command = [sys.executable, "-c", "import ppfcos.export.onnx_export"]
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    *_, line = done.stderr.strip().splitlines()
+    assert "MissingLibraryError: paddle2onnx" in line and "pip install paddle2onnx==" in line

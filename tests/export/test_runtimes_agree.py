@@ -131,7 +131,7 @@ def test_every_runtime_matches_checkpoint(name, photographs, tmp_path):
     model = untrained_model(cfg, preprocess, photographs)
     names = [f"class {number}" for number in range(cfg["num_classes"])]
     formats, runtimes = (FORMATS, LIBRARIES) if goes_to_onnx(model) else ((PADDLE,), ("paddle",))
-    wanted = ExportOptions(formats=formats, pictures=photographs[:4])
+    wanted = ExportOptions(formats=formats, images=photographs[:4])
     bundle = export_bundle(model, cfg, names, tmp_path / "bundle", None, wanted)
     expected = Detector(preprocess, CheckpointRuntime(model), names).predict(photographs)
     boxes = sum(len(each) for each in expected)

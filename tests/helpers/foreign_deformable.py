@@ -2,8 +2,8 @@
 
     y(p) = Σ_k w_k · x(p + p_k + Δp_k) · Δm_k
 
-Of the channels that say offsets and masks the first 18 are Δy, Δx of the nine taps, row by row, and the last
-9 the masks before their sigmoid: so in the kernels of Detectron2, MMCV and the FCOS authors
+The first 18 channels of offsets and masks are Δy, Δx of the nine taps, row by row, and the last 9 the masks
+before the sigmoid, as in the kernels of Detectron2, MMCV and the FCOS authors
 (`data_offset_h_ptr` of tap k at 2k, `data_offset_w_ptr` at 2k + 1).
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 TAPS = 9
-OFFSETS = ("conv_offset.weight", "conv2_offset.weight", ".offset.weight")  # the names of what makes them
+OFFSETS = ("conv_offset.weight", "conv2_offset.weight", ".offset.weight")  # names of their convolutions
 
 
 def bilinear(x, ys, xs):
@@ -22,12 +22,12 @@ def bilinear(x, ys, xs):
     total = torch.zeros(batch, channels, *ys.shape[1:])
     for corner_y in (ys.floor(), ys.floor() + 1):
         for corner_x in (xs.floor(), xs.floor() + 1):
-            share = (1 - (ys - corner_y).abs()) * (1 - (xs - corner_x).abs())
+            weight = (1 - (ys - corner_y).abs()) * (1 - (xs - corner_x).abs())
             inside = (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
             index = corner_y.clamp(0, height - 1).long() * width + corner_x.clamp(0, width - 1).long()
             index = index.flatten(1).unsqueeze(1).expand(-1, channels, -1)
             values = x.flatten(2).gather(2, index).view_as(total)
-            total += values * (share * inside).unsqueeze(1)
+            total += values * (weight * inside).unsqueeze(1)
     return total
 
 
@@ -47,7 +47,7 @@ def deformable_conv(x, offsets_and_mask, weight, bias, stride, groups):
 
 
 class OffsetsOnly(nn.Conv2d):
-    """Of which weight and bias are those of a convolution, and whose offsets come from elsewhere."""
+    """A deformable convolution whose caller passes the offsets."""
 
     def forward(self, x, offsets_and_mask):
         return deformable_conv(x, offsets_and_mask, self.weight, self.bias, self.stride[0], self.groups)

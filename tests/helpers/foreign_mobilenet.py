@@ -1,4 +1,4 @@
-"""MobileNetV2 in PyTorch as the FCOS authors have it, whose blocks number their layers one after another."""
+"""MobileNetV2 of the FCOS authors in PyTorch, whose blocks number all layers consecutively."""
 
 from __future__ import annotations
 

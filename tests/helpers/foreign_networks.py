@@ -1,8 +1,8 @@
-"""FCOS as other projects build it, in PyTorch: their structure and names, random weights, their decoding.
+"""FCOS of other projects in PyTorch: their structure, names of weights and decoding, with random weights.
 
-Each detector answers `raw(images)` (class logits, distances in pixels, quality logits of every level) and
-`detect(images, sizes)` (label, score and corners in the original images). The files that were followed are
-listed in docs/model_zoo.md. Pyramid and head are narrower than the published ones.
+Each detector has `raw(images)` (class logits, distances in pixels and quality logits of each level) and
+`detect(images, sizes)` (label, score and corners in the original images). docs/model_zoo.md lists the source
+files. Pyramid and head are narrower than the published ones.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def randomize_weights(model, seed=0):
 
 
 def randomize(model):
-    """Random weights and statistics under which scores and boxes are spread."""
+    """Set random weights and statistics with which scores and boxes vary."""
     randomize_weights(model)
     with torch.no_grad():
         for layer, mean in ((model.predictors()[0], -3.5), (model.predictors()[1], model.distance_bias)):
@@ -161,9 +161,9 @@ def randomize(model):
     return model.eval()
 
 
-def normalized(images, sizes, mean, std, blue_first):
-    """Pixels [B, 3, H, W], red first from 0 to 255, as the network wants them; zero in the padding."""
-    images = images.flip(1) if blue_first else images
+def normalized(images, sizes, mean, std, bgr):
+    """Normalize RGB pixels [B, 3, H, W] from 0 to 255; the padding is zero."""
+    images = images.flip(1) if bgr else images
     images = (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     for image, (height, width) in zip(images, sizes):
         image[:, int(height) :] = 0
@@ -181,8 +181,8 @@ def around(points, distances):
     return torch.cat([points - distances[:, :2], points + distances[:, 2:]], -1)
 
 
-def suppress(boxes, scores, labels, threshold, extra=0.0):
-    """Indices that stay, best first; `extra` is added to all widths and heights."""
+def nms(boxes, scores, labels, threshold, extra=0.0):
+    """Return the indices that NMS keeps, best first; `extra` is added to all widths and heights."""
     left, kept = scores.argsort(descending=True), []
     area = (boxes[:, 2:] - boxes[:, :2] + extra).prod(1)
     while len(left):
@@ -190,9 +190,9 @@ def suppress(boxes, scores, labels, threshold, extra=0.0):
         kept.append(int(best))
         low = torch.maximum(boxes[best, :2], boxes[left, :2])
         high = torch.minimum(boxes[best, 2:], boxes[left, 2:])
-        shared = (high - low + extra).clamp(min=0).prod(1)
+        intersection = (high - low + extra).clamp(min=0).prod(1)
         same = labels[left] == labels[best]
-        left = left[~(same & (shared / (area[best] + area[left] - shared) > threshold))]
+        left = left[~(same & (intersection / (area[best] + area[left] - intersection) > threshold))]
     return kept
 
 
@@ -202,13 +202,13 @@ def flat(level, image):
 
 
 class Detector(nn.Module):
-    """What the projects share."""
+    """Common parts of the projects."""
 
-    mean, std, blue_first = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False
+    mean, std, bgr = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False
     distance_bias = 1.5
 
     def raw(self, images, sizes):
-        return self.levels(normalized(images, sizes, self.mean, self.std, self.blue_first))
+        return self.levels(normalized(images, sizes, self.mean, self.std, self.bgr))
 
     def detect(self, images, sizes, scales):
         """[N, 6] of every image; `sizes` are those without padding, `scales` what they were resized by."""
@@ -252,19 +252,19 @@ class Torchvision(Detector):
         )
         extra = fpn.extra_blocks
         features = pyramid(fpn.inner_blocks, fpn.layer_blocks, extra.p6, extra.p7, self.backbone.body(x))
-        answers = []
+        outputs = []
         for feature, stride in zip(features, STRIDES):
             of_boxes = boxes.conv(feature)
             distances = F.relu(boxes.bbox_reg(of_boxes)) * stride
-            answers.append(
+            outputs.append(
                 (classes.cls_logits(classes.conv(feature))[:, 1:], distances, boxes.bbox_ctrness(of_boxes))
             )
-        return answers
+        return outputs
 
     def postprocess(self, levels, shapes, image_shape, size, scale):
         found = []
         for (logits, distances, quality), (height, width) in zip(levels, shapes):
-            # Anchors begin at 0, and lie as far apart as whole pixels allow.
+            # Anchors start at 0, with steps of whole pixels.
             xs = torch.arange(width) * (image_shape[1] // width)
             ys = torch.arange(height) * (image_shape[0] // height)
             points = torch.stack([xs.repeat(height), ys.repeat_interleave(width)], -1).float()
@@ -275,10 +275,10 @@ class Torchvision(Detector):
             found.append((around(points[where], distances[where]), scores[chosen], chosen % logits.shape[1]))
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*found))
         boxes = torch.stack([boxes[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], -1)
-        # torchvision keeps the boxes that the cut leaves without area: among its 100, and no objects.
+        # torchvision keeps boxes without area after clipping among its 100.
         valid = (boxes[:, 2:] - boxes[:, :2] > 0).all(1)
         boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
-        kept = suppress(boxes, scores, labels, 0.6)[:100]
+        kept = nms(boxes, scores, labels, 0.6)[:100]
         return torch.cat([labels[kept, None], scores[kept, None], boxes[kept] / scale], -1)
 
 
@@ -289,7 +289,7 @@ class Mmdet(Detector):
         super().__init__()
         self.improved, self.nms_threshold = improved, 0.6 if improved else 0.5
         if caffe:
-            self.blue_first, self.std = True, (1.0, 1.0, 1.0)
+            self.bgr, self.std = True, (1.0, 1.0, 1.0)
             self.mean = (103.530, 116.280, 123.675) if improved else CAFFE_MEAN
             resnet["stride_in_1x1"] = True
         self.distance_bias = 1.5 if improved else 3.0
@@ -331,7 +331,7 @@ class Mmdet(Detector):
         return pyramid(laterals, convs[:3], convs[3], convs[4], self.backbone(x))
 
     def levels(self, x):
-        head, answers = self.bbox_head, []
+        head, outputs = self.bbox_head, []
         for feature, scale, stride in zip(self.features(x), head.scales, STRIDES):
             of_class = of_box = feature
             for layer in head.cls_convs:
@@ -341,8 +341,8 @@ class Mmdet(Detector):
             raw = scale(head.conv_reg(of_box))
             distances = F.relu(raw) * stride if self.improved else raw.exp()
             quality = head.conv_centerness(of_box if self.improved else of_class)
-            answers.append((head.conv_cls(of_class), distances, quality))
-        return answers
+            outputs.append((head.conv_cls(of_class), distances, quality))
+        return outputs
 
     def postprocess(self, levels, shapes, image_shape, size, scale):
         found = []
@@ -357,12 +357,12 @@ class Mmdet(Detector):
         boxes = torch.stack([boxes[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], -1) / scale
         valid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
         boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
-        kept = suppress(boxes, scores, labels, self.nms_threshold)[:100]
+        kept = nms(boxes, scores, labels, self.nms_threshold)[:100]
         return torch.cat([labels[kept, None], scores[kept, None], boxes[kept]], -1)
 
 
 class Stacked(Detector):
-    """A head whose towers are nn.Sequential, and the decoding that the authors and AdelaiDet share."""
+    """A head whose towers are nn.Sequential, and the decoding of the authors and AdelaiDet."""
 
     quality_name = ""
 
@@ -374,15 +374,15 @@ class Stacked(Detector):
         head.scales = nn.ModuleList(Scale((1,)) for _ in STRIDES)
         return head
 
-    def answer(self, head, features, improved):
-        answers = []
+    def head_outputs(self, head, features, improved):
+        outputs = []
         for feature, scale, stride in zip(features, head.scales, STRIDES):
             of_class, of_box = head.cls_tower(feature), head.bbox_tower(feature)
             raw = scale(head.bbox_pred(of_box))
             distances = F.relu(raw) * stride if improved else raw.exp()
             quality = getattr(head, self.quality_name)(of_box if improved else of_class)
-            answers.append((head.cls_logits(of_class), distances, quality))
-        return answers
+            outputs.append((head.cls_logits(of_class), distances, quality))
+        return outputs
 
     @staticmethod
     def candidates(levels, shapes):
@@ -399,7 +399,7 @@ class Stacked(Detector):
 
 class Authors(Stacked):
     quality_name = "centerness"
-    mean, std, blue_first = CAFFE_MEAN, (1.0, 1.0, 1.0), True
+    mean, std, bgr = CAFFE_MEAN, (1.0, 1.0, 1.0), True
 
     def __init__(self, improved, mobile=False, **resnet):
         super().__init__()
@@ -430,13 +430,13 @@ class Authors(Stacked):
         outputs = [getattr(fpn, f"fpn_layer{i}") for i in (2, 3, 4)]
         top = fpn.top_blocks
         features = pyramid(laterals, outputs, top.p6, top.p7, self.backbone.body(x))
-        return self.answer(self.rpn.head, features, self.improved)
+        return self.head_outputs(self.rpn.head, features, self.improved)
 
     def postprocess(self, levels, shapes, image_shape, size, scale):
-        """Corners as COCO's evaluation got them: width and height of a box count both its last pixels."""
+        """Corners as for COCO's evaluation: width and height include both corner pixels."""
         boxes, scores, labels = self.candidates(levels, shapes)
         boxes = torch.stack([boxes[:, i].clamp(0, size[1 - i % 2] - 1) for i in range(4)], -1)
-        kept = suppress(boxes, scores, labels, 0.6, extra=1.0)[:100]
+        kept = nms(boxes, scores, labels, 0.6, extra=1.0)[:100]
         boxes = boxes[kept] / scale
         x, y = boxes[:, 0], boxes[:, 1]
         width, height = boxes[:, 2] - x + 1, boxes[:, 3] - y + 1
@@ -445,7 +445,7 @@ class Authors(Stacked):
 
 
 class NormedConv(nn.Conv2d):
-    """Detectron2's convolution, which holds its norm."""
+    """Detectron2's convolution, which contains its norm."""
 
     def __init__(self, inputs, outputs, kernel, stride=1, groups=1):
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -456,7 +456,7 @@ class NormedConv(nn.Conv2d):
 
 
 class NormedDeformable(OffsetsOnly):
-    """Detectron2's deformable convolution: the one for its offsets lies beside it."""
+    """Detectron2's deformable convolution, whose offsets are computed by another module."""
 
     def __init__(self, width, stride, groups):
         super().__init__(width, width, 3, stride, 1, groups=groups, bias=False)
@@ -511,7 +511,7 @@ class Detectron2Resnet(nn.Module):
 
 class Adelaidet(Stacked):
     quality_name = "ctrness"
-    mean, std, blue_first = (103.530, 116.280, 123.675), (1.0, 1.0, 1.0), True
+    mean, std, bgr = (103.530, 116.280, 123.675), (1.0, 1.0, 1.0), True
 
     def __init__(self, **resnet):
         super().__init__()
@@ -538,12 +538,12 @@ class Adelaidet(Stacked):
         laterals = [getattr(net, f"fpn_lateral{i}") for i in (3, 4, 5)]
         outputs = [getattr(net, f"fpn_output{i}") for i in (3, 4, 5)]
         features = pyramid(laterals, outputs, net.top_block.p6, net.top_block.p7, net.bottom_up(x))
-        return self.answer(self.proposal_generator.fcos_head, features, improved=True)
+        return self.head_outputs(self.proposal_generator.fcos_head, features, improved=True)
 
     def postprocess(self, levels, shapes, image_shape, size, scale):
         boxes, scores, labels = self.candidates(levels, shapes)
-        kept = suppress(boxes, scores, labels, 0.6)[:100]
-        # Detectron2 cuts the boxes after it has scaled them, to the original image, and drops empty ones.
+        kept = nms(boxes, scores, labels, 0.6)[:100]
+        # Detectron2 clips boxes to the original image after scaling, and drops empty ones.
         boxes, scores, labels = boxes[kept] / scale, scores[kept], labels[kept]
         limits = torch.tensor([size[1], size[0]]) / scale[:2]
         boxes = torch.minimum(boxes.clamp(min=0), limits.repeat(2))

@@ -1,8 +1,4 @@
-"""AdelaiDet's real-time FCOS and MMDetection's with HRNet, in PyTorch: structure and names, random weights.
-
-As in foreign_networks.py: pyramid and head are narrower than the published ones, and docs/model_zoo.md lists
-the files that were followed.
-"""
+"""AdelaiDet's real-time FCOS and MMDetection's with HRNet in PyTorch, as in foreign_networks.py."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ def conv_norm(inputs, outputs, kernel=3, stride=1, relu=True):
 
 
 class Block(nn.Module):
-    """Two convolutions; what is added to them comes from outside, where they halve the size."""
+    """Two convolutions; the caller passes the shortcut where they have a stride."""
 
     def __init__(self, inputs, outputs, stride=1):
         super().__init__()
@@ -43,7 +39,7 @@ class Root(nn.Module):
 
 
 class Tree(nn.Module):
-    """Of depth 1: two blocks joined by a root. Deeper: two trees, the second of which joins everything."""
+    """Depth 1: two blocks and a root. Deeper: two trees; the root of the second takes all outputs."""
 
     def __init__(self, depth, inputs, outputs, stride=1, keeps_input=False, joined=0):
         super().__init__()
@@ -86,7 +82,7 @@ class Dla(nn.Module):
 
 
 def tower(convs, batch_norm):
-    """A batch norm is a list: one for each level."""
+    """Batch norms are lists of one for each level."""
     layers = []
     for _ in range(convs):
         norm = nn.GroupNorm(32, foreign.CHANNELS)
@@ -96,14 +92,14 @@ def tower(convs, batch_norm):
     return nn.Sequential(*layers)
 
 
-def climb(layers, x, level):
+def run_tower(layers, x, level):
     for layer in layers:
         x = layer[level](x) if isinstance(layer, nn.ModuleList) else layer(x)
     return x
 
 
 class RealTime(foreign.Adelaidet):
-    """`shared`: of the convolutions all are in one tower, else none."""
+    """`shared`: all convolutions are in the shared tower, otherwise none."""
 
     def __init__(self, dla, shared, batch_norm):
         foreign.Stacked.__init__(self)
@@ -121,7 +117,7 @@ class RealTime(foreign.Adelaidet):
         self.proposal_generator.fcos_head = head
 
     def settle_norms(self):
-        """Give the head's batch norms the statistics of noise, which differ from level to level."""
+        """Set the statistics of the head's batch norms to those of noise, which differ between levels."""
         norms = [m for m in self.proposal_generator.modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
@@ -132,22 +128,22 @@ class RealTime(foreign.Adelaidet):
             norm.eval()
 
     def levels(self, x):
-        head, net, answers = self.proposal_generator.fcos_head, self.backbone, []
+        head, net, outputs = self.proposal_generator.fcos_head, self.backbone, []
         features, inner = net.bottom_up(x), None
         for i in (5, 4, 3):
             below = getattr(net, f"fpn_lateral{i}")(features[i - 3])
             inner = below if inner is None else below + F.interpolate(inner, scale_factor=2)
             features[i - 3] = getattr(net, f"fpn_output{i}")(inner)
         for level, feature in enumerate(features):
-            shared = climb(head.share_tower, feature, level)
-            of_class, of_box = (climb(part, shared, level) for part in (head.cls_tower, head.bbox_tower))
+            shared = run_tower(head.share_tower, feature, level)
+            of_class, of_box = (run_tower(part, shared, level) for part in (head.cls_tower, head.bbox_tower))
             distances = F.relu(head.scales[level](head.bbox_pred(of_box))) * foreign.STRIDES[level]
-            answers.append((head.cls_logits(of_class), distances, head.ctrness(of_box)))
-        return answers
+            outputs.append((head.cls_logits(of_class), distances, head.ctrness(of_box)))
+        return outputs
 
 
 class HrModule(nn.Module):
-    """Branches, each of half the size of the one before, and the sums of all of them at each size."""
+    """Branches of halved sizes, and their sums at each size."""
 
     def __init__(self, widths):
         super().__init__()
@@ -201,7 +197,7 @@ class Hrnet(nn.Module):
 
 
 class MmdetHrnet(foreign.Mmdet):
-    mean, std, blue_first = (103.530, 116.280, 123.675), (57.375, 57.120, 58.395), True
+    mean, std, bgr = (103.530, 116.280, 123.675), (57.375, 57.120, 58.395), True
 
     def __init__(self):
         super().__init__(improved=False)

@@ -1,4 +1,4 @@
-"""PaddleClas's networks, out of its package on PyPI."""
+"""Networks of the PaddleClas package from PyPI."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-# The packages around the networks. They are entered without running them: they import what is not installed.
-SHELLS = ("", ".ppcls", ".ppcls.arch", ".ppcls.arch.backbone", ".ppcls.utils")
+# Packages that contain the networks. They are not run, because they import what is not installed.
+PACKAGES = ("", ".ppcls", ".ppcls.arch", ".ppcls.arch.backbone", ".ppcls.utils")
 
 
 def paddleclas_networks(module: str) -> ModuleType:
@@ -25,19 +25,19 @@ def paddleclas_networks(module: str) -> ModuleType:
     Returns:
         The module. The test is skipped where the package is not installed.
     """
-    _enter_packages()
+    _create_packages()
     return importlib.import_module(f"paddleclas.ppcls.arch.backbone.{module}")
 
 
 @functools.cache
-def _enter_packages() -> None:
+def _create_packages() -> None:
     found = importlib.util.find_spec("paddleclas")
     if found is None:
         pytest.skip("PaddleClas is not installed: pip install --no-deps -r requirements/tests_apart.txt")
     root = Path(found.submodule_search_locations[0])
-    for shell in SHELLS:
-        package = ModuleType(f"paddleclas{shell}")
-        package.__path__ = [str(root.joinpath(*shell.split(".")))]
+    for name in PACKAGES:
+        package = ModuleType(f"paddleclas{name}")
+        package.__path__ = [str(root.joinpath(*name.split(".")))]
         sys.modules[package.__name__] = package
     # Their constructors log what PaddleClas will deprecate.
     importlib.import_module("paddleclas.ppcls.utils.logger").init_logger(log_level=logging.ERROR)

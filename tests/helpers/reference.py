@@ -1,6 +1,6 @@
-"""FCOS by its formulas, one location at a time: the truth that the tests compare with.
+"""FCOS by the formulas of the paper, point by point, in plain loops and double precision.
 
-Written from the paper in plain loops and double precision, sharing nothing with the package.
+It uses nothing of the package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def locations(height: int, width: int, strides: list) -> list:
-    """(level, x, y) of every location of an input of height x width, level by level, row by row."""
+    """Return level, x, y of each point of an image, level by level, row by row."""
     found = []
     for level, stride in enumerate(strides):
         for row in range(math.ceil(height / stride)):
@@ -21,7 +21,7 @@ def locations(height: int, width: int, strides: list) -> list:
 
 
 def target(level, x, y, boxes, strides, size_ranges, radius):
-    """(index of the box, (l, t, r, b)) that a location answers for, or None."""
+    """Return the index of the box assigned to a point and its (l, t, r, b), or None."""
     lower, upper = [0, *size_ranges][level], [*size_ranges, math.inf][level]
     best, best_area = None, math.inf
     for index, (x0, y0, x1, y1) in enumerate(boxes):
@@ -64,7 +64,7 @@ def focal(logits: np.ndarray, labels: np.ndarray, alpha: float, gamma: float) ->
 
 
 def iou_and_giou(predicted, wanted, smoothing=0.0) -> tuple:
-    """Of two boxes around one location, each l, t, r, b, by their corners; the smoothing is an area."""
+    """Return IoU and GIoU of two boxes around a point, each l, t, r, b; the smoothing is an area."""
     a = (-predicted[0], -predicted[1], predicted[2], predicted[3])
     b = (-wanted[0], -wanted[1], wanted[2], wanted[3])
     width = min(a[2], b[2]) - max(a[0], b[0])
@@ -163,7 +163,7 @@ def decode(
         if all(box[0] != other[0] or box_iou(box[2:], other[2:], extra) <= nms_iou for other in kept):
             kept.append(box)
     kept = kept[:keep]
-    if clip == "after":  # of corners that hold their last pixels, as wide as the original image's pixels
+    if clip == "after":  # inclusive corners, one pixel of the original image
         kept = [(*box[:4], box[4] + extra, box[5] + extra) for box in kept]
         kept = [box for box in map(cut, kept) if box[4] > box[2] and box[5] > box[3]]
         kept = [(*box[:4], box[4] - extra, box[5] - extra) for box in kept]

@@ -1,4 +1,4 @@
-"""Targets equal the paper's rules, location by location, and PaddleDetection's where that one works."""
+"""Targets equal the paper's rules, point by point, and PaddleDetection's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _boxes = st.lists(_box, max_size=8)
 
 
 def assigned(builder: PPFCOSTargets, images: list, labels: list, size=(HEIGHT, WIDTH), strides=STRIDES):
-    """Targets of a batch of box lists, padded as the loader pads them."""
+    """Return the targets of a batch of box lists, padded as by the loader."""
     most = max(1, *(len(boxes) for boxes in images))
     padded = np.zeros([len(images), most, 4], np.float32)
     classes = np.zeros([len(images), most], np.int32)
@@ -41,7 +41,7 @@ def assigned(builder: PPFCOSTargets, images: list, labels: list, size=(HEIGHT, W
 
 
 def check(builder: PPFCOSTargets, images: list, labels: list) -> int:
-    """Compare with the loop; returns how many positives there were."""
+    """Compare with the loop, and return the number of positives."""
     found = assigned(builder, images, labels)
     found_labels, positives = found.labels.numpy(), found.positives.numpy().tolist()
     distances, centerness = found.distances.numpy(), found.centerness.numpy()
@@ -115,7 +115,7 @@ def padded(images: list) -> paddle.Tensor:
     st.sampled_from([4_194_304, 2000]),
 )
 def test_valid_points_equal_the_loop(images, chunk):
-    """All but the locations strictly inside a crowd's box that answer for no object."""
+    """Not valid are the points strictly inside a crowd box that are not positive."""
     builder = PPFCOSTargets(chunk_elements=chunk, ignore_crowd=True)
     grids = [center_grid(-(-HEIGHT // s), -(-WIDTH // s), s).points() for s in STRIDES]
     boxes, crowds = ([pair[part] for pair in images] for part in (0, 1))
@@ -146,8 +146,8 @@ def test_valid_points_equal_the_loop(images, chunk):
 def test_equal_to_paddledetection(radius, count):
     """Gt2FCOSTarget of PaddleDetection 2.6.0, which needs at least one box.
 
-    It leaves both ends of a range out (64 < m < 128), we only the lower (64 < m ≤ 128): the random boxes here
-    meet no end exactly. It counts the background as 0 and the classes from 1.
+    Its ranges exclude both ends (64 < m < 128), ours only the lower (64 < m ≤ 128); the random boxes meet no
+    end. Its background is 0, and its classes begin at 1.
     """
     from helpers.stock_targets import Gt2FCOSTarget
 

@@ -1,8 +1,8 @@
-"""A small FCOS learns by the authors' formulas in PyTorch and by ours: each loss, the slope of every weight.
+"""Losses and gradients of all weights equal those of the authors' formulas in PyTorch.
 
-The formulas are those of tianzhi0549/FCOS (a773f1281275cf1e1cdaa0ca8c4a06b33036bb71), loss.py and fcos.py in
-fcos_core/modeling/rpn/fcos, iou_loss.py and sigmoid_focal_loss.py in fcos_core/layers. The ones that its IoU
-adds to intersection and union are squared strides with NORM_REG_TARGETS, and square pixels without.
+Source: tianzhi0549/FCOS (a773f1281275cf1e1cdaa0ca8c4a06b33036bb71), loss.py and fcos.py in
+fcos_core/modeling/rpn/fcos, iou_loss.py and sigmoid_focal_loss.py in fcos_core/layers. Its IoU adds 1 to
+intersection and union: a squared stride with NORM_REG_TARGETS, a square pixel without.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 96, 128
 
 
 class Small(paddle.nn.Layer):
-    """Three levels by convolutions, and the head."""
+    """A backbone of three levels, and the head."""
 
     def __init__(self, centerness_on: str, distance: str):
         super().__init__()
@@ -71,14 +71,14 @@ def theirs(weights, image, centerness_on, distance):
 
 
 def targets_of(boxes, labels, radius):
-    """compute_targets_for_locations, for one image: (label, or C; l, t, r, b) of every location."""
+    """compute_targets_for_locations for one image: label (C: background) and l, t, r, b of each point."""
     found, ends = [], [0, *RANGES, 1e8]
     for level, stride in enumerate(STRIDES):
         for y in np.arange(-(-HEIGHT // stride)) * stride + stride / 2:
             for x in np.arange(-(-WIDTH // stride)) * stride + stride / 2:
                 sides = np.stack([x - boxes[:, 0], y - boxes[:, 1], boxes[:, 2] - x, boxes[:, 3] - y], axis=1)
-                centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-                near = np.abs(centre - [x, y]).max(axis=1) < radius * stride if radius else True
+                center = (boxes[:, :2] + boxes[:, 2:]) / 2
+                near = np.abs(center - [x, y]).max(axis=1) < radius * stride if radius else True
                 largest = sides.max(axis=1)
                 hits = (sides.min(axis=1) > 0) & near & (largest > ends[level]) & (largest <= ends[level + 1])
                 area = np.where(hits, (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), np.inf)
@@ -88,7 +88,7 @@ def targets_of(boxes, labels, radius):
 
 
 def iou_loss(predicted, wanted, kind, ones):
-    """IOULoss; it adds 1, or not."""
+    """IOULoss; `ones` is 1 or 0."""
 
     def area(sides):
         return (sides[:, 0] + sides[:, 2]) * (sides[:, 1] + sides[:, 3])
@@ -144,13 +144,13 @@ def losses_of(answers, labels, sides, strides, kind, ones):
     ],
     ids=["original", "improved", "linear"],
 )
-def test_losses_and_the_slopes_of_all_weights(centerness_on, distance, kind, radius, ones):
+def test_losses_and_gradients_of_all_weights(centerness_on, distance, kind, radius, ones):
     paddle.seed(3)
     rng = np.random.default_rng(5)
     model = Small(centerness_on, distance)
-    for weight in model.parameters():  # the head's own start is so even that slopes would be next to nothing
+    for weight in model.parameters():  # with the initial weights, gradients are tiny
         weight.set_value(weight + 0.1 * paddle.randn(weight.shape))
-    if distance == "relu":  # or half of the distances would be 0, where the IoU has no slope
+    if distance == "relu":  # otherwise half of the distances are 0, without gradient
         model.head.box_conv.bias.set_value(paddle.full([4], 2.0))
     corner = rng.uniform(0, [70, 50], (2, 7, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(12, 60, (2, 7, 2))], axis=2).clip(

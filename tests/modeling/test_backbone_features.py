@@ -1,4 +1,4 @@
-"""With the weights of PaddleClas and of paddle.vision, backbones compute what these projects' networks do."""
+"""With the weights of PaddleClas and paddle.vision, backbones give the features of these networks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CONFIGS = {
     "B2": "fcos_efficientnet_b2_768_coco",
     "B3": "fcos_efficientnet_b3_896_coco",
 }
-# Millions of weights with the classifier, table 2 of the paper; the digits that it prints.
+# Millions of weights with the classifier, as printed in table 2 of the paper.
 PUBLISHED_MILLIONS = {"B0": "5.3", "B2": "9.2", "B3": "12"}
-STAGE_ENDS_50 = (6, 12, 15)  # the last blocks of ResNet-50's stages 3 to 5, counted through
+STAGE_ENDS_50 = (6, 12, 15)  # indices of the last blocks of stages 3 to 5
 
 
 def randomized(network):
-    """The network in evaluation, with weights and statistics that keep its feature maps lively."""
+    """Set random weights and statistics with which feature maps do not vanish."""
     rng = np.random.default_rng(0)
     for name, tensor in network.state_dict().items():
         if name.endswith("_variance") or (tensor.ndim == 1 and name.endswith("weight")):
@@ -45,7 +45,7 @@ def saved(network, path):
     return str(path)
 
 
-def picture():
+def random_image():
     return paddle.to_tensor(np.random.default_rng(1).normal(size=[2, 3, 96, 64]), "float32")
 
 
@@ -60,23 +60,23 @@ def assert_equal_features(ours, theirs):
 @pytest.mark.parametrize(("scale", "excitation"), [("B0", True), ("B0", False), ("B2", True), ("B3", True)])
 def test_efficientnet_takes_paddleclas_weights_by_name(scale, excitation, tmp_path):
     networks = paddleclas_networks("model_zoo.efficientnet")
-    with paddle.utils.unique_name.guard():  # PaddleClas gives its weights names of their own, once a process
+    with paddle.utils.unique_name.guard():  # PaddleClas sets names of weights, which must be unique
         theirs = randomized(getattr(networks, f"EfficientNet{scale}")(use_se=excitation))
     ours = PPFCOSEfficientNet(scale.lower(), squeeze_excitation=excitation)
     detector = paddle.nn.Sequential(("backbone", ours))
     load_pretrained(detector, saved(theirs, tmp_path / "published.pdparams"))
     ours.eval()
 
-    x = theirs._ef._conv_stem(picture())
+    x = theirs._ef._conv_stem(random_image())
     x, expected = paddle.nn.functional.swish(x), {}
     for block in theirs._ef.conv_seq:
         x = block(x)
         expected[tuple(x.shape[2:])] = x  # the last of each size
-    assert_equal_features(ours({"image": picture()}), list(expected.values())[-3:])
+    assert_equal_features(ours({"image": random_image()}), list(expected.values())[-3:])
 
 
 @pytest.mark.parametrize("scale", CONFIGS)
-def test_the_configured_address_is_the_one_that_paddleclas_publishes(scale, root):
+def test_the_configured_url_is_paddleclass(scale, root):
     addresses = paddleclas_networks("model_zoo.efficientnet").MODEL_URLS
     cfg = load_config(root / "configs" / f"{CONFIGS[scale]}.yml")
     assert cfg["pretrain_weights"] == addresses[f"EfficientNet{scale}"]
@@ -84,11 +84,11 @@ def test_the_configured_address_is_the_one_that_paddleclas_publishes(scale, root
 
 
 @pytest.mark.parametrize("scale", PUBLISHED_MILLIONS)
-def test_efficientnet_has_as_many_weights_as_in_the_paper(scale):
+def test_efficientnet_has_the_number_of_weights_of_the_paper(scale):
     backbone = PPFCOSEfficientNet(scale.lower())
     count = sum(p.size for p in backbone.parameters() if not p.stop_gradient)
     last = backbone.out_shape[-1].channels
-    head = 4 * last  # 1280 channels over 320 in B0, widened alike: no rounding in these three
+    head = 4 * last  # 1280 channels for 320 in B0; scaled alike in these three
     count += last * head + 2 * head + head * 1000 + 1000
     printed = PUBLISHED_MILLIONS[scale]
     half_a_digit = 0.5 * 10.0 ** -len(printed.partition(".")[2])
@@ -111,22 +111,22 @@ def converted_resnet(theirs, name, tmp_path):
 )
 def test_resnet_takes_paddleclas_weights(name, format_name, tmp_path):
     theirs = randomized(getattr(paddleclas_networks("legendary_models.resnet"), name)())
-    x, expected = theirs.max_pool(theirs.stem(picture())), []
+    x, expected = theirs.max_pool(theirs.stem(random_image())), []
     for number, block in enumerate(theirs.blocks):
         x = block(x)
         if number in STAGE_ENDS_50:
             expected.append(x)
     ours, found = converted_resnet(theirs, name, tmp_path)
     assert found == format_name
-    assert_equal_features(ours({"image": picture()}), expected)
+    assert_equal_features(ours({"image": random_image()}), expected)
 
 
 def test_resnet_takes_weights_with_torchvisions_names(tmp_path):
     theirs = randomized(paddle.vision.models.resnet50())
-    x, expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(picture())))), []
+    x, expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(random_image())))), []
     for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
         x = stage(x)
         expected.append(x)
     ours, found = converted_resnet(theirs, "resnet50", tmp_path)
     assert found == "torchvision-backbone"
-    assert_equal_features(ours({"image": picture()}), expected[1:])
+    assert_equal_features(ours({"image": random_image()}), expected[1:])

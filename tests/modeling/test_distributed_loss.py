@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradients are the same however many processes share it."""
+"""Loss and gradients of a batch do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def run(root, folder, quality, processes):
 
 @pytest.mark.parametrize("quality", ["centerness", "iou"])
 def test_two_processes_with_unequal_positives_equal_one(root, tmp_path, quality):
-    (joined,) = run(root, tmp_path, quality, 1)
+    (whole,) = run(root, tmp_path, quality, 1)
     first, second = run(root, tmp_path, quality, 2)
     assert first["loss.loss_box"] > 0
     assert second["loss.loss_box"] == 0, "the second process must have no positive"
-    for name, value in joined.items():
+    for name, value in whole.items():
         if name.startswith("loss."):
             mean = (first[name] + second[name]) / 2
             assert mean == pytest.approx(value, rel=1e-6), name
@@ -40,4 +40,4 @@ def test_two_processes_with_unequal_positives_equal_one(root, tmp_path, quality)
                 first[name], value, rtol=0, atol=1e-6 * np.abs(value).max(), err_msg=name
             )
             np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    assert sum(not name.startswith("loss.") for name in joined) > 50
+    assert sum(not name.startswith("loss.") for name in whole) > 50

@@ -1,4 +1,4 @@
-"""The edge configurations: trained, exported, and made of nothing but what integer hardware computes."""
+"""The configurations for edge boards: training, export, and operators that integer hardware supports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ AS_PUBLISHED = (
     "PPFCOSBiFPN.fusion=fast",
 )
 COARSEST_STRIDE = 128
-# What configs/_base_/fcos_efficientnet_bifpn.yml promises, in ONNX's words.
+# ONNX operators that configs/_base_/fcos_efficientnet_bifpn.yml promises.
 QUANTIZABLE = {"Conv", "Relu", "Add", "MaxPool", "Resize", "Mul"}
 
 
@@ -45,8 +45,8 @@ def configured(root, name, *overrides):
     return load_config(root / "configs" / f"{name}.yml", ["num_classes=3", "device=cpu", *overrides])
 
 
-def lively(model):
-    """The model, with weights that make its outputs depend on the picture, and a few hundred boxes of it."""
+def with_random_weights(model):
+    """Set weights with which the outputs depend on the image, and some hundred boxes are found."""
     rng = np.random.default_rng(0)
     for layer in model.sublayers():
         if isinstance(layer, paddle.nn.BatchNorm2D):
@@ -64,7 +64,7 @@ def lively(model):
 
 
 class Network(paddle.nn.Layer):
-    """From the normalised image to all of the head's answers."""
+    """From the normalized image to the outputs of the head."""
 
     def __init__(self, model):
         super().__init__()
@@ -76,8 +76,8 @@ class Network(paddle.nn.Layer):
 
 
 @needs_export
-def test_the_network_is_made_of_what_quantises_well(root, tmp_path):
-    network = Network(lively(build_model(configured(root, B0, *SMALLER))))
+def test_the_network_has_only_quantizable_operators(root, tmp_path):
+    network = Network(with_random_weights(build_model(configured(root, B0, *SMALLER))))
     shape = [1, 3, 2 * COARSEST_STRIDE, 2 * COARSEST_STRIDE]
     specs = [InputSpec(shape, "float32", "image")]
     paddle.jit.save(paddle.jit.to_static(network, specs, full_graph=True), str(tmp_path / "model"))
@@ -93,7 +93,7 @@ def test_the_network_is_made_of_what_quantises_well(root, tmp_path):
         elif node.op_type == "Mul":
             assert constants & set(node.input)
         elif node.op_type == "Add":
-            assert not constants & set(node.input)  # all biases went into convolutions
+            assert not constants & set(node.input)  # all biases are in convolutions
     image = np.random.default_rng(1).normal(size=shape).astype("float32")
     session = onnxruntime.InferenceSession(slim.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(None, {"image": image})
@@ -103,7 +103,7 @@ def test_the_network_is_made_of_what_quantises_well(root, tmp_path):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_weight_learns_in_a_training_step(name, root):
+def test_every_weight_has_a_gradient(name, root):
     model = build_model(configured(root, name))
     model.train()
     batch = {
@@ -125,14 +125,14 @@ def test_every_weight_learns_in_a_training_step(name, root):
 @needs_export
 @pytest.mark.parametrize("overrides", [(), pytest.param(AS_PUBLISHED, marks=pytest.mark.slow)])
 def test_a_bundle_of_free_sizes_gives_the_models_boxes(overrides, root, tmp_path, caplog):
-    """Where P6 and P7 round up, too: the images that the export compares are 256x320 and 192x384."""
+    """The parity check compares images of 256x320 and 192x384, where P6 and P7 round up."""
     cfg = configured(root, B0, *SMALLER, *overrides)
     paddle.seed(0)
-    model = lively(build_model(cfg))
+    model = with_random_weights(build_model(cfg))
     noise = next(noise_batches(network_input()))
     with paddle.no_grad():
         seen = model.network(paddle.to_tensor(noise["image"]), paddle.to_tensor(noise["im_shape"]))
-    # Else thousands of scores are 1, and which of them are the best is a matter of taste.
+    # Otherwise thousands of scores are 1, and their order is undefined.
     fit_logits(model.head.class_conv, seen.class_logits, -3, 2)
     fit_logits(model.head.quality_conv, seen.quality_logits, 0, 1)
     with caplog.at_level(logging.INFO, logger="ppfcos.export.bundle"):
@@ -143,7 +143,7 @@ def test_a_bundle_of_free_sizes_gives_the_models_boxes(overrides, root, tmp_path
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("height, width", [(300, 400), (1200, 333)])
-def test_every_image_becomes_the_square(name, height, width, root):
+def test_every_image_is_padded_to_a_square(name, height, width, root):
     size = SIZES[name]
     assert size % COARSEST_STRIDE == 0  # no level rounds up: nothing is cut in the pyramid
     prepare = Preprocess(preprocess_steps(configured(root, name)["TestReader"]))

@@ -1,4 +1,4 @@
-"""The network: its parts equal independent computations, and the whole takes what users give it."""
+"""The network: normalization, gradients, deformable towers, folded norms, and wrong inputs."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def small_batch(rng, boxes=(4, 2), height=64, width=96):
 
 
 @pytest.mark.parametrize("height", [425, 427, 428, 429])
-def test_padding_begins_where_opencv_ended(workspace, height):
-    """im_shape is the exact product of height and factor, a fraction; OpenCV makes whole rows of it."""
+def test_padding_begins_at_the_size_that_opencv_rounds_to(workspace, height):
+    """im_shape is height times factor, a fraction; OpenCV rounds it."""
     resized = cv2.resize(np.full([height, 64, 3], 255, np.uint8), None, fx=0.5, fy=0.5)
     canvas = np.zeros([1, 3, 256, 32], np.uint8)
     canvas[0, :, : len(resized)] = resized.transpose(2, 0, 1)
@@ -57,7 +57,7 @@ def test_padding_begins_where_opencv_ended(workspace, height):
     "head",
     [{}, {"norm_type": "bn", "centerness_on": "class", "distance": "exp"}, {"deformable_convs": 1}],
 )
-def test_every_weight_gets_a_finite_gradient(workspace, boxes, head):
+def test_every_weight_has_a_finite_gradient(workspace, boxes, head):
     model = small_model(workspace, **head)
     losses = model(small_batch(np.random.default_rng(0), boxes))
     losses["loss"].backward()
@@ -85,7 +85,7 @@ def test_uint8_and_float_images_are_the_same_and_padding_is_zero(workspace):
     np.testing.assert_array_equal(normalized, as_float)
 
 
-def test_sizes_that_are_no_multiple_of_32_are_named(workspace):
+def test_sizes_that_are_not_multiples_of_32_are_errors(workspace):
     batch = small_batch(np.random.default_rng(0), height=60)
     with pytest.raises(ValueError, match="60x96 pixels: height and width must be multiples of 32"):
         small_model(workspace)(batch)
@@ -107,8 +107,8 @@ def test_extra_levels_from_c5():
     assert [shape.stride for shape in neck.out_shape] == [16, 32, 64]
 
 
-def test_a_deformable_tower_begins_as_half_a_plain_one():
-    """Where no convolution moves its samples, and all masks are sigmoid(0)."""
+def test_a_deformable_tower_starts_as_half_a_plain_one():
+    """All offsets are 0, and all masks are sigmoid(0)."""
     paddle.seed(0)
     plain, deformable = (
         PPFCOSHead(

@@ -33,8 +33,8 @@ def test_focal_loss(seed, rows, classes, background, alpha, gamma):
     loss.backward()
     expected = reference.focal(logits, labels, alpha, gamma)
     assert float(loss) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    slope = reference.gradient(lambda values: reference.focal(values, labels, alpha, gamma), logits)
-    np.testing.assert_allclose(tensor.grad.numpy(), slope, rtol=1e-4, atol=1e-5)
+    gradient = reference.gradient(lambda values: reference.focal(values, labels, alpha, gamma), logits)
+    np.testing.assert_allclose(tensor.grad.numpy(), gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_focal_loss_of_extreme_logits_is_finite():
@@ -80,7 +80,7 @@ def _tensors(levels):
 
 
 def _flat(levels):
-    """[B, K, H, W] levels as rows of B·P, written apart from the package's way."""
+    """[B, K, H, W] levels as rows of B·P, by loops."""
     rows = []
     for image in range(levels[0].shape[0]):
         for level in levels:
@@ -91,7 +91,7 @@ def _flat(levels):
 
 
 def _expected(outputs, labels, indices, distances, kind, quality, areas, frozen_iou=None):
-    """The three losses by the formulas; `areas` smooth the IoUs, and `frozen_iou` has no gradient."""
+    """Return the three losses by the formulas; `areas` smooth the IoUs, `frozen_iou` has no gradient."""
     logits, predicted = _flat(outputs.class_logits), _flat(outputs.distances)
     quality_logits = _flat(outputs.quality_logits)[:, 0]
     count = max(len(indices), 1)
@@ -148,8 +148,8 @@ def test_losses_and_gradients(seed, positives, kind, quality, smoothing):
 
     for levels, made in zip(outputs, tensors):
         for level, tensor in zip(levels, made):
-            slope = reference.gradient(total, level)
-            np.testing.assert_allclose(tensor.grad.numpy(), slope, rtol=2e-3, atol=2e-5)
+            gradient = reference.gradient(total, level)
+            np.testing.assert_allclose(tensor.grad.numpy(), gradient, rtol=2e-3, atol=2e-5)
 
 
 def test_invalid_points_are_not_in_the_class_loss():
@@ -164,14 +164,14 @@ def test_invalid_points_are_not_in_the_class_loss():
         losses = PPFCOSLoss()(tensors, some, global_normalizers([some]))
         losses["loss"].backward()
         results.append((losses, _flat([level.grad.numpy() for level in tensors.class_logits])))
-    (plain, plain_slope), (losses, slope) = results
+    (plain, plain_gradient), (losses, gradient) = results
     logits = _flat(outputs.class_logits)[valid]
     expected = reference.focal(logits, labels[valid], 0.25, 2.0) / len(indices)
     assert float(losses["loss_cls"]) == pytest.approx(expected, rel=1e-5)
     for name in ("loss_box", "loss_quality"):
         assert float(losses[name]) == float(plain[name])
-    assert (slope[ignored] == 0).all() and (plain_slope[ignored] != 0).any()
-    np.testing.assert_allclose(slope[valid], plain_slope[valid], rtol=1e-6)
+    assert (gradient[ignored] == 0).all() and (plain_gradient[ignored] != 0).any()
+    np.testing.assert_allclose(gradient[valid], plain_gradient[valid], rtol=1e-6)
 
 
 def test_weights_of_the_losses():

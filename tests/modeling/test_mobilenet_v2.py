@@ -1,4 +1,4 @@
-"""MobileNetV2: its weights by name, and what is frozen. test_convert_weights.py compares its features."""
+"""MobileNetV2: weights by name, and frozen parts. test_convert_weights.py compares its features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def image():
     return {"image": paddle.randn([2, 3, 64, 96])}
 
 
-def test_shapes_are_those_it_announces(image):
+def test_features_have_the_shapes_of_out_shape(image):
     backbone = PPFCOSMobileNetV2(scale=0.5, return_idx=[0, 1, 2, 3])
     features = backbone(image)
     assert [shape.stride for shape in backbone.out_shape] == [4, 8, 16, 32]
@@ -56,7 +56,7 @@ def test_frozen_norms_keep_statistics_and_weights(image, freeze_norm):
 
 
 @pytest.mark.parametrize("freeze_at, frozen_layers", [(-1, 0), (0, 4), (1, 7), (2, 14)])
-def test_frozen_stages_do_not_learn(freeze_at, frozen_layers):
+def test_frozen_stages_have_no_gradient(freeze_at, frozen_layers):
     backbone = PPFCOSMobileNetV2(scale=0.25, freeze_at=freeze_at)
     for name, weight in backbone.named_parameters():
         if not name.endswith(("._mean", "._variance")):

@@ -1,4 +1,4 @@
-"""PaddleDetection's side: its workspace, its parts and its own Trainer take PPFCOS."""
+"""PPFCOS in PaddleDetection's workspace, with its parts, in its Trainer and its deployment script."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ def test_its_trainer_builds_and_runs_the_model(root, tinycoco, tmp_path):
     assert json.loads(shape)[1] == 6
 
 
-def test_the_workspace_is_the_one_of_paddledetection(root):
+def test_the_workspace_is_paddledetections(root):
     cfg = load_config(root / "configs" / "fcos_r50_fpn_1x_coco.yml", SMALL)
-    assert cfg is workspace.global_config
+    assert workspace.global_config == cfg
 
 
 @needs_export
-def test_its_deployment_script_runs_on_the_new_executor(root, tmp_path):
-    """What asks for a predictor as PaddleDetection's script does is refused alone, and runs through ours."""
+def test_the_wrapper_selects_the_new_executor_for_the_deployment_script(root, tmp_path):
+    """A script that creates a predictor as PaddleDetection's does fails alone, and runs in the wrapper."""
     network = paddle.jit.to_static(
         paddle.nn.Linear(3, 2), input_spec=[paddle.static.InputSpec([None, 3], name="x")], full_graph=True
     )
@@ -153,7 +153,7 @@ LINE = re.compile(
 
 
 @needs_export
-def test_its_published_script_finds_the_predictors_boxes(root, paddledetection, tmp_path, tmp_path_factory):
+def test_its_published_script_gives_the_predictors_boxes(root, paddledetection, tmp_path, tmp_path_factory):
     bundle = end_to_end_bundle(tmp_path_factory.getbasetemp() / "end_to_end")
     photos = tmp_path / "photos"
     photos.mkdir()

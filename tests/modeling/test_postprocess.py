@@ -1,4 +1,4 @@
-"""Decoding equals a plain loop over locations, classes and boxes."""
+"""Post-processing equals a plain loop over points, classes and boxes."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_nothing_above_the_threshold():
     assert [len(image) for image in boxes] == [0, 0]
 
 
-def test_boxes_in_the_padding_are_no_boxes():
+def test_boxes_in_the_padding_are_removed():
     rng = np.random.default_rng(0)
     levels = random_levels(rng, 1, 64, 64, 2)
     levels = [(logits + 5, distances * 0.05, quality + 5) for logits, distances, quality in levels]
@@ -132,20 +132,20 @@ def test_boxes_in_the_padding_are_no_boxes():
 
 
 @pytest.mark.parametrize("stride", [8, 128])
-def test_locations_are_the_centres_of_the_cells(stride):
+def test_points_are_the_centers_of_the_cells(stride):
     found = center_grid(3, 2, stride).points().numpy().tolist()
     expected = [[(i + 0.5) * stride, (j + 0.5) * stride] for j in range(3) for i in range(2)]
     assert found == expected
 
 
-def test_anchors_begin_at_the_corner_and_are_whole_pixels_apart():
+def test_anchor_points_start_at_the_corner_and_have_steps_of_whole_pixels():
     # 160 pixels on a level of stride 128 are two cells, 80 pixels apart; 96 are one.
     assert anchor_grid(1, 2, 96, 160).points().numpy().tolist() == [[0, 0], [80, 0]]
     assert anchor_grid(2, 2, 16, 16).points().numpy().tolist() == [[0, 0], [8, 0], [0, 8], [8, 8]]
 
 
 class Decoding(paddle.nn.Layer):
-    """Decoding and suppression as an exported network has them, of the two levels of an image."""
+    """Post-processing of two levels as in an exported network."""
 
     def forward(self, class_logits, distances, quality_logits, im_shape, scale_factor):
         grids = [center_grid(*part.shape[2:], stride) for part, stride in zip(class_logits, STRIDES)]
@@ -160,7 +160,7 @@ class Decoding(paddle.nn.Layer):
     reason="needs a CPU that computes in bfloat16: avx512_bf16 or amx_bf16 in /proc/cpuinfo",
 )
 def test_coordinates_keep_their_digits_where_paddle_computes_in_bfloat16(tmp_path):
-    """Its 8 bits know every fourth pixel beyond 512; what a head says in them is a distance, not a place."""
+    """bfloat16 has steps of 4 pixels beyond 512: distances may be rounded to it, coordinates not."""
     levels = random_levels(np.random.default_rng(0), 1, 800, 1344, 5)
     levels = [[paddle.to_tensor(part, "bfloat16").astype("float32") for part in level] for level in levels]
     kinds = ("class_logits", "distances", "quality_logits")
@@ -189,4 +189,4 @@ def test_coordinates_keep_their_digits_where_paddle_computes_in_bfloat16(tmp_pat
     )
     away = np.abs(exact[0].boxes[:, None] - rough[0].boxes[None]).max(axis=2)
     assert len(exact[0]) == 100
-    assert (away.min(axis=1) < 1e-3).mean() > 0.8, "some boxes have other neighbours, for scores are rounded"
+    assert (away.min(axis=1) < 1e-3).mean() > 0.8, "rounded scores let NMS keep other boxes"

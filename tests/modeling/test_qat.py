@@ -1,4 +1,4 @@
-"""Quantisation-aware training: the numbers, the ranges, and that what is exported is what was trained."""
+"""Quantization-aware training (QAT): fake quantization, ranges, and the exported INT8 network."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from ppfcos.modeling.qat import (
 )
 
 SIDE = 64
-# A backbone of three blocks in the place of EfficientNet's sixteen, one of which is residual.
+# Stages of a small EfficientNet; one block is residual.
 FEW = (
     Stage(1, 3, 2, 1, 8),
     Stage(1, 3, 2, 2, 16),
@@ -121,7 +121,7 @@ ema_decay: 0.5
 
 
 def write_configs(folder: Path, root: Path, patch: pytest.MonkeyPatch) -> Path:
-    """tiny.yml; tiny_qat.yml, which trains it in eight bits; and drawn pictures."""
+    """Write tiny.yml, tiny_qat.yml, which adds quantization-aware training, and generated images."""
     patch.setattr(efficientnet, "STAGES", FEW)
     patch.setattr(efficientnet, "ENDS", FEW_ENDS)
     generate(folder / "shapes", train=8, val=4, size=SIDE, seed=3)
@@ -136,7 +136,7 @@ def folder(tmp_path, root, monkeypatch):
     return write_configs(tmp_path, root, monkeypatch)
 
 
-def pictures(count: int, seed: int) -> paddle.Tensor:
+def random_images(count: int, seed: int) -> paddle.Tensor:
     drawn = [draw_image(SIDE, SIDE, seed + i)[:, :, ::-1].transpose(2, 0, 1) for i in range(count)]
     return paddle.to_tensor(np.stack(drawn).astype(np.float32))
 
@@ -146,16 +146,16 @@ def sizes(count: int) -> paddle.Tensor:
 
 
 def with_ranges(model: nn.Layer) -> nn.Layer:
-    """Scores spread, norms settled on some pictures, then quantisation-aware with the ranges of others."""
+    """Spread the scores, update the norms on some images, then prepare QAT with the ranges of others."""
     spread_scores(model)
     model.train()
     with paddle.no_grad():
         for step in range(8):
-            model.network(pictures(2, 10 * step), sizes(2))
+            model.network(random_images(2, 10 * step), sizes(2))
         prepare_qat(model, 0.5, 100)
         for step in range(3):
-            model.network(pictures(2, 100 + 10 * step), sizes(2))
-    # None the same as another, by which a test may tell them apart.
+            model.network(random_images(2, 100 + 10 * step), sizes(2))
+    # All ranges differ, so that a test can identify them.
     factors = 1 + 1e-4 * np.arange(len(model.quantization.limits), dtype=np.float32)
     model.quantization.limits.set_value(model.quantization.limits.numpy() * factors[:, None])
     model.eval()
@@ -167,7 +167,7 @@ def tiny_model(folder: Path, *overrides: str) -> nn.Layer:
     return build_model(load_config(folder / "tiny.yml", overrides))
 
 
-# The numbers
+# Fake quantization
 
 VALUES = arrays.arrays(
     np.float32, st.tuples(st.integers(1, 4), st.integers(1, 6)), elements=st.floats(-50, 50, width=32)
@@ -175,8 +175,8 @@ VALUES = arrays.arrays(
 
 
 @given(VALUES, st.floats(-20, 0, width=32), st.floats(0, 20, width=32))
-def test_activations_are_those_of_the_formula(values, smallest, largest):
-    """With ONNX Runtime's scale and zero point; the gradient is cut off with the values."""
+def test_activations_equal_the_formula(values, smallest, largest):
+    """Scale and zero point are ONNX Runtime's; clipped values have no gradient."""
     limits = np.array([smallest, largest], np.float32)
     zero_point, scale = compute_scale_zp(*limits, np.uint8(0), np.uint8(255))
     integers = np.rint(values / scale) + np.float32(zero_point)
@@ -195,18 +195,18 @@ def test_activations_are_those_of_the_formula(values, smallest, largest):
         elements=st.floats(-5, 5, width=32),
     )
 )
-def test_weights_are_those_of_the_formula(values):
+def test_weights_equal_the_formula(values):
     x = paddle.to_tensor(values, stop_gradient=False)
     found = fake_quantize_weights(x)
-    for channel, quantised in zip(values, found.numpy()):
+    for channel, quantized in zip(values, found.numpy()):
         largest = np.abs(channel).max()
         _, scale = compute_scale_zp(-largest, largest, np.int8(-127), np.int8(127), symmetric=True)
-        np.testing.assert_array_equal(quantised, np.rint(channel / scale) * scale)
+        np.testing.assert_array_equal(quantized, np.rint(channel / scale) * scale)
     found.sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), np.ones_like(values))
 
 
-# The ranges
+# Ranges
 
 
 def test_ranges_are_a_moving_average_of_the_extremes_until_they_are_frozen():
@@ -224,26 +224,26 @@ def test_ranges_are_a_moving_average_of_the_extremes_until_they_are_frozen():
     assert int(ranges.observed) == 5
 
 
-@pytest.mark.parametrize("spoilt", [["nan", "inf"], ["1", "inf"], ["-inf", "1"]])
-def test_what_is_not_finite_leaves_its_range_alone(spoilt):
+@pytest.mark.parametrize("values_of_step", [["nan", "inf"], ["1", "inf"], ["-inf", "1"]])
+def test_values_that_are_not_finite_change_no_range(values_of_step):
     ranges = ActivationRanges(2, momentum=0.5, freeze_after=9)
-    for values in ([1.0, 2.0], list(map(float, spoilt))):
+    for values in ([1.0, 2.0], list(map(float, values_of_step))):
         ranges.quantize(0, paddle.to_tensor([-1.0, 3.0]))
         ranges.quantize(1, paddle.to_tensor(values))
-    expected = [0, 1.5] if spoilt == ["-inf", "1"] else [0, 2]
+    expected = [0, 1.5] if values_of_step == ["-inf", "1"] else [0, 2]
     np.testing.assert_array_equal(ranges.limits.numpy(), [[-1, 3], expected])
 
 
-def test_evaluation_looks_and_does_not_learn(folder):
+def test_evaluation_changes_no_range(folder):
     model = with_ranges(tiny_model(folder))
     before = model.quantization.limits.numpy()
-    model.network(10 * pictures(1, 7), sizes(1))
+    model.network(10 * random_images(1, 7), sizes(1))
     np.testing.assert_array_equal(model.quantization.limits.numpy(), before)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_forward_pass_after_an_interrupted_one_is_undisturbed(folder, training):
-    model, inputs = with_ranges(tiny_model(folder)), (pictures(2, 500), sizes(2))
+    model, inputs = with_ranges(tiny_model(folder)), (random_images(2, 500), sizes(2))
     model.train() if training else model.eval()
     undisturbed = copy.deepcopy(model)
 
@@ -269,13 +269,13 @@ def test_ranges_freeze_after_steps_whatever_is_accumulated(folder, accumulated):
     assert build_model(cfg).quantization.freeze_after == 6 * accumulated
 
 
-def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):
+def test_ema_weights_have_the_current_ranges(folder):
     model = with_ranges(tiny_model(folder))
     average = build_ema({"use_ema": True}, model)
     average.update()
     model.train()
     with paddle.no_grad():
-        model.network(3 * pictures(1, 7), sizes(1))
+        model.network(3 * random_images(1, 7), sizes(1))
     average.update()
     now = model.quantization.limits.numpy()
     with ema_weights(model, average):
@@ -283,10 +283,10 @@ def test_an_average_of_the_weights_has_the_ranges_as_they_are(folder):
     np.testing.assert_array_equal(model.quantization.limits.numpy(), now)
 
 
-# The network
+# Networks
 
 
-def test_weights_keep_their_names_and_float_is_what_it_was(folder):
+def test_weights_keep_their_names_and_the_float_copy_its_outputs(folder):
     plain, aware = tiny_model(folder), tiny_model(folder)
     spread_scores(plain)
     prepare_qat(aware, 0.5, 10)
@@ -295,8 +295,8 @@ def test_weights_keep_their_names_and_float_is_what_it_was(folder):
     assert set(plain.state_dict()) < set(aware.state_dict())
     aware.set_state_dict(plain.state_dict())
     plain.eval()
-    outputs = plain.network(pictures(2, 0), sizes(2))
-    for one, other in zip(outputs, float_copy(aware).network(pictures(2, 0), sizes(2))):
+    outputs = plain.network(random_images(2, 0), sizes(2))
+    for one, other in zip(outputs, float_copy(aware).network(random_images(2, 0), sizes(2))):
         for a, b in zip(one, other):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-4, atol=1e-4)
 
@@ -321,17 +321,17 @@ def test_unsupported_layers_are_config_errors(folder, override, message):
         build_model(cfg)
 
 
-# What is exported is what was trained
+# Export
 
 
 class Converted(NamedTuple):
-    """A quantisation-aware model, and its network in ONNX with the ranges in it."""
+    """A QAT model, and its network in ONNX with the ranges."""
 
     model: nn.Layer
     network: onnx.ModelProto
 
     def write(self, path: Path, limits: Sequence[tuple[float, float]] | None = None) -> Path:
-        """The INT8 file, by the model's ranges or by others."""
+        """Write the INT8 file with the model's ranges or others."""
         limits = map(tuple, self.model.quantization.limits.tolist()) if limits is None else limits
         write_trained_int8(self.network, limits, path, TrainedRanges())
         return path
@@ -343,7 +343,7 @@ def converted(model: nn.Layer) -> Converted:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, root):
-    """With ReLU6, two of whose ranges are all of it."""
+    """A small model with ReLU6; two ranges are 0 to 6."""
     skip_without_export()
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
@@ -356,10 +356,9 @@ def tiny(tmp_path_factory, root):
 
 
 def activations(path: Path, image: np.ndarray) -> dict[tuple, list[np.ndarray]]:
-    """What the file holds in eight bits, dequantised, by scale and zero point.
+    """Return the dequantized uint8 activations of the file by scale and zero point.
 
-    ONNX Runtime computes the file as it is written, QuantizeLinear by QuantizeLinear, in float: so no CPU's
-    integer instructions count.
+    Without optimizations, ONNX Runtime computes in float: the integer instructions of the CPU do not matter.
     """
     model = onnx.load(path)
     constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
@@ -386,12 +385,12 @@ def activations(path: Path, image: np.ndarray) -> dict[tuple, list[np.ndarray]]:
 
 
 def check_every_activation(exported: Converted, path: Path) -> None:
-    """Each from the file's own values of those before it: so that what differs does so in one place.
+    """Compare each activation, computed from the file's values of the activations before it.
 
-    The file's biases are integers, too, in steps of the product of two scales; so a value near the middle of
-    two steps may become the other one.
+    The biases of the file are integers, in steps of the product of two scales, so a value near the middle of
+    two steps may be rounded to the other one.
     """
-    image = pictures(2, 50)
+    image = random_images(2, 50)
     theirs, model = activations(exported.write(path), image.numpy()), exported.model
     ranges, differing, sizes_of = model.quantization, [], []
     quantize = ranges.quantize
@@ -413,14 +412,14 @@ def check_every_activation(exported: Converted, path: Path) -> None:
     assert sum(differing) < 0.001 * sum(sizes_of)
 
 
-def test_every_activation_is_in_the_file_with_its_range(tiny, tmp_path):
+def test_the_int8_file_has_all_activations_with_their_ranges(tiny, tmp_path):
     check_every_activation(tiny, tmp_path / "int8.onnx")
 
 
-def test_integer_outputs_are_what_eight_bits_are_rounded_from(tiny, tmp_path):
+def test_integer_outputs_round_to_the_uint8_outputs(tiny, tmp_path):
     limits = [tuple(each) for each in tiny.model.quantization.limits.tolist()]
     whole = write_trained_int8(tiny.network, limits, tmp_path / "integers.onnx", TrainedRanges(True))
-    inputs = {"image": pictures(2, 50).numpy(), "im_shape": sizes(2).numpy()}
+    inputs = {"image": random_images(2, 50).numpy(), "im_shape": sizes(2).numpy()}
     output = "class_logits_8"
     rounded, integers = (
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run([output], inputs)[0]
@@ -429,7 +428,7 @@ def test_integer_outputs_are_what_eight_bits_are_rounded_from(tiny, tmp_path):
     assert integers.dtype == np.int32
     values = integers * np.array(whole.scales[output]).reshape([1, -1, 1, 1])
     step = np.diff(np.unique(rounded)).min()
-    inside = (rounded > rounded.min()) & (rounded < rounded.max())  # the last ones take all beyond them
+    inside = (rounded > rounded.min()) & (rounded < rounded.max())  # the extreme values are clipped
     assert inside.sum() > 100
     assert np.abs(values - rounded)[inside].max() < 0.51 * step
 
@@ -437,13 +436,13 @@ def test_integer_outputs_are_what_eight_bits_are_rounded_from(tiny, tmp_path):
 @needs_export
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcos_efficientnet_b0_512_coco", "fcos_mobilenetv2_c128_fpn_1x_coco"])
-def test_every_activation_of_a_whole_network_is_in_the_file(root, tmp_path, name):
+def test_the_int8_file_of_a_published_network_has_all_activations(root, tmp_path, name):
     paddle.seed(5)
     model = build_model(load_config(root / "configs" / f"{name}.yml", ["device=cpu", "num_classes=3"]))
     check_every_activation(converted(with_ranges(model)), tmp_path / "int8.onnx")
 
 
-def test_a_range_that_one_side_lacks_is_an_error(tiny, tmp_path):
+def test_missing_and_superfluous_ranges_are_errors(tiny, tmp_path):
     limits = [tuple(each) for each in tiny.model.quantization.limits.tolist()]
     with pytest.raises(BundleError, match=r"^1 of \d+ trained ranges are not in the ONNX network"):
         tiny.write(tmp_path / "int8.onnx", [*limits, (-1.0, 77.0)])
@@ -452,11 +451,11 @@ def test_a_range_that_one_side_lacks_is_an_error(tiny, tmp_path):
     assert not (tmp_path / "int8.onnx").exists()
 
 
-# The whole way
+# Commands
 
 
 def trained(folder: Path, name: str, *overrides: str, resume: Path | None = None) -> Path:
-    """Train; path of the last checkpoint."""
+    """Train, and return the path of the last checkpoint."""
     trainer = Trainer(load_config(folder / f"{name}.yml", overrides), "cpu", resume=resume and str(resume))
     trainer.train()
     return trainer.folder / "model_final.pdparams"
@@ -464,7 +463,7 @@ def trained(folder: Path, name: str, *overrides: str, resume: Path | None = None
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, root):
-    """A folder with a network that was trained in float, then in eight bits, and the losses of the latter."""
+    """A folder with a network that was trained in float, then with QAT, and the losses of QAT."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         write_configs(folder, root, patch)
@@ -477,7 +476,7 @@ def whole(tmp_path_factory, root):
 
 
 def noting_losses(losses: list[float]):
-    """`Progress.add`, which is told of every step."""
+    """Return a `Progress.add` that also records the loss of each step."""
     add = Progress.add
 
     def noting(self, values, seconds_waited):
@@ -487,7 +486,7 @@ def noting_losses(losses: list[float]):
     return noting
 
 
-def test_the_loss_falls_and_the_checkpoint_holds_the_ranges(whole):
+def test_the_loss_decreases_and_the_checkpoint_contains_the_ranges(whole):
     folder, losses = whole
     assert len(losses) == 16 and np.mean(losses[-4:]) < 0.95 * np.mean(losses[:4])
     weights = read_weights(folder / "output" / "tiny_qat" / "model_final.pdparams")
@@ -501,7 +500,7 @@ def test_the_loss_falls_and_the_checkpoint_holds_the_ranges(whole):
         assert np.array_equal(weights[name], value) == frozen, name
 
 
-def test_a_resumed_training_ends_with_the_same_bits(whole):
+def test_a_resumed_training_gives_the_same_weights(whole):
     folder, _ = whole
     first = read_weights(folder / "output" / "tiny_qat" / "model_final.pdparams")
     middle = folder / "output" / "tiny_qat" / "4"
@@ -513,7 +512,7 @@ def test_a_resumed_training_ends_with_the_same_bits(whole):
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
-def test_it_is_evaluated_in_eight_bits_and_in_float(whole, capsys):
+def test_evaluation_in_uint8_and_in_float(whole, capsys):
     folder, _ = whole
     weights = folder / "output" / "tiny_qat" / "model_final.pdparams"
     values = {}
@@ -522,15 +521,15 @@ def test_it_is_evaluated_in_eight_bits_and_in_float(whole, capsys):
         model = trained_model(load_config(folder / f"{name}.yml", [f"weights={weights}"]))
         model.eval()
         with paddle.no_grad():
-            values[name] = model.network(pictures(8, 70), sizes(8)).class_logits[0].numpy()
+            values[name] = model.network(random_images(8, 70), sizes(8)).class_logits[0].numpy()
     assert len(np.unique(values["tiny_qat"])) <= 256 < len(np.unique(values["tiny"]))
     assert np.corrcoef(values["tiny"].ravel(), values["tiny_qat"].ravel())[0, 1] > 0.9
 
 
 @needs_export
 @pytest.mark.slow
-def test_the_bundle_finds_the_checkpoints_boxes(whole):
-    """In float it is another network, though of the same weights, and so is that of the fp32 file."""
+def test_the_bundle_gives_the_boxes_of_the_checkpoint(whole):
+    """The fp32 file gives the boxes of the float copy, the INT8 file those of the QAT model."""
     folder, _ = whole
     config = folder / "tiny_qat.yml"
     weights = folder / "output" / "tiny_qat" / "model_final.pdparams"
@@ -546,13 +545,13 @@ def test_the_bundle_finds_the_checkpoints_boxes(whole):
         predictor = Predictor(bundle, runtime, precision, 2, device="cpu")
         batches = [predictor.preprocess([draw_image(SIDE, SIDE, seed)]) for seed in range(200, 206)]
         for reference, same in ((plain, precision == "fp32"), (checkpoint, precision == "int8")):
-            # Integers where Paddle has floats: what is near the middle of two steps may become the other one.
+            # INT8 rounds values near the middle of two steps differently from Paddle's floats.
             agreement = compare(reference, predictor.runtime, batches, Tolerance(2, 0.02))
             assert agreement.boxes > 100 and agreement.holds == same, (precision, runtime, agreement)
 
 
-@pytest.mark.parametrize("option", ["--calibration_images=pictures", "--calibration=minmax"])
-def test_options_of_a_calibration_are_refused(folder, capsys, option):
+@pytest.mark.parametrize("option", ["--calibration_images=random_images", "--calibration=minmax"])
+def test_calibration_options_are_refused(folder, capsys, option):
     options = ["-c", str(folder / "tiny_qat.yml"), "--precision", "int8", option]
     assert export(options) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -560,7 +559,7 @@ def test_options_of_a_calibration_are_refused(folder, capsys, option):
 
 
 @needs_export
-def test_a_network_that_never_trained_so_has_no_ranges_to_export(folder, tmp_path):
+def test_a_network_without_qat_steps_has_no_ranges_to_export(folder, tmp_path):
     cfg = load_config(folder / "tiny_qat.yml", [])
     wanted = ExportOptions(formats=("onnx",), precisions=("int8",), calibration=TrainedRanges())
     classes = ["circle", "rectangle", "triangle"]
@@ -570,7 +569,7 @@ def test_a_network_that_never_trained_so_has_no_ranges_to_export(folder, tmp_pat
 
 # Several processes
 
-TOGETHER = """
+TWO_RANKS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from ppfcos import environment
@@ -593,10 +592,10 @@ paddle.save({"limits": ranges.limits}, f"{sys.argv[2]}/{rank}.pdparams")
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_ranges_of_both(root, tmp_path):
-    (tmp_path / "together.py").write_text(TOGETHER)
+def test_two_ranks_have_the_extremes_of_both(root, tmp_path):
+    (tmp_path / "two_ranks.py").write_text(TWO_RANKS)
     launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(tmp_path / "log")]
-    command = [sys.executable, *launch, str(tmp_path / "together.py"), str(root), str(tmp_path)]
+    command = [sys.executable, *launch, str(tmp_path / "two_ranks.py"), str(root), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
     for rank in range(2):
         limits = read_weights(tmp_path / f"{rank}.pdparams")["limits"]

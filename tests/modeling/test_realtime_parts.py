@@ -1,4 +1,4 @@
-"""Parts of the real-time models and of HRNet's: shared towers, norms of each level, DLA, another pyramid."""
+"""Parts of the real-time models and of HRNet: shared towers, norms per level, DLA, HRFPN."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def head_of_two_levels(**options):
 
 def features():
     random = np.random.default_rng(4)
-    # The second level's features lie elsewhere: one norm for both would have to take the mean of the two.
+    # Mean and deviation of the levels differ: a norm for both would average them.
     return [
         paddle.to_tensor(random.normal(level, 1 + level, [2, CHANNELS, *size]).astype("float32"))
         for level, size in enumerate(SIZES)
@@ -48,7 +48,7 @@ def test_each_level_has_its_own_statistics():
     assert np.abs(means[0] - means[1]).max() > 1e-3
 
 
-def test_both_branches_begin_where_the_shared_tower_ends():
+def test_both_towers_take_the_output_of_the_shared_tower():
     head = head_of_two_levels(num_convs=1, num_share_convs=2)
     head.eval()
     outputs = head(features())
@@ -69,8 +69,8 @@ def test_both_branches_begin_where_the_shared_tower_ends():
             np.testing.assert_allclose(found[level].numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_dla_has_no_weight_that_a_gradient_never_reaches():
-    """A training in several processes would wait for it."""
+def test_every_weight_of_dla_has_a_gradient():
+    """Distributed training would wait for a missing one."""
     net = PPFCOSDLA()
     levels = net({"image": paddle.randn([1, 3, 64, 96])})
     assert [level.shape for level in levels] == [
@@ -82,7 +82,7 @@ def test_dla_has_no_weight_that_a_gradient_never_reaches():
     assert [name for name, weight in learnt.items() if weight.grad is None] == []
 
 
-def test_real_time_trainings_share_their_backbones_statistics_and_let_no_norm_decay(root):
+def test_real_time_configurations_synchronize_the_backbone_and_decay_no_norm(root):
     cfg = load_config(root / "configs" / "fcos_dla34_fpn_rt_shared_towers_bn_head_4x_coco.yml")
     assert has_sync_bn_backbone(cfg)
     model = build_model(cfg)
@@ -99,7 +99,7 @@ def test_real_time_trainings_share_their_backbones_statistics_and_let_no_norm_de
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (288, 224), (320, 416)])
-def test_hrnets_pyramid_says_its_sizes_before_it_is_run(size):
+def test_level_sizes_of_hrfpn(size):
     neck = PPFCOSHRFPN(in_channels=[4, 8], strides=[4, 8], out_channels=4)
     finest, next_one = ([side // stride for side in size] for stride in (4, 8))
     levels = neck([paddle.randn([1, 4, *finest]), paddle.randn([1, 8, *next_one])])
@@ -107,8 +107,8 @@ def test_hrnets_pyramid_says_its_sizes_before_it_is_run(size):
     assert [shape.stride for shape in neck.out_shape] == [8, 16, 32, 64, 128]
 
 
-def test_hrnets_pyramid_learns_where_its_coarsest_level_is_smaller_than_the_stride_says(workspace):
-    """288 pixels are 2.25 strides of 128, which other pyramids round up to 3 rows; here they are 2."""
+def test_hrfpn_trains_with_a_coarsest_level_that_is_rounded_down(workspace):
+    """288 pixels are 2.25 strides of 128: 3 rows in other pyramids, 2 here."""
     workspace["PPFCOS"].update(neck="PPFCOSHRFPN")
     workspace["ResNet"].update(depth=18, return_idx=[0, 1, 2, 3], num_stages=4, freeze_at=-1)
     workspace["PPFCOSHRFPN"].update(out_channels=CHANNELS)

@@ -22,7 +22,7 @@ LIST_PARTS = (
 
 
 def run(root, code, *options):
-    """Run Python code in a process of its own, with the checkout on its path."""
+    """Run Python code in a new process, with the checkout on its path."""
     return subprocess.run(
         [
             sys.executable,

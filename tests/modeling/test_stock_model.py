@@ -1,4 +1,4 @@
-"""The whole network against PaddleDetection's own FCOS with the same weights: losses, every gradient."""
+"""Losses and all gradients equal those of PaddleDetection's FCOS with the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_BACKBONE = Backbone("", "", {}, [])  # PaddleDetection's names of a backbone 
 
 @pytest.fixture
 def models(root):
-    """Stock and ours, trainable from the first layer on, with the same weights."""
+    """Both models, trainable from the first layer, with the same weights; and their names of weights."""
 
     def clear():
         for value in global_config.values():
@@ -79,14 +79,14 @@ def batches():
 
 
 def in_double_precision(models, batches, monkeypatch):
-    """Both models and batches in float64, where a rounding does not move a rectifier to its other side."""
+    """Convert models and batches to float64, where rounding does not change which ReLUs are active."""
     (_, ours), (stock_batch, our_batch) = models, batches
     monkeypatch.setattr(F, "sigmoid_focal_loss", with_labels_like_logits(F.sigmoid_focal_loss))
     stock_batch = {
         name: value.astype("float64") if value.dtype == paddle.float32 else value
         for name, value in stock_batch.items()
     }
-    # Ours normalises in float32 whatever it is given; that this is the same image is shown apart.
+    # Ours normalizes in float32; another test compares the images.
     monkeypatch.setattr(ours, "_normalize", lambda image, im_shape: stock_batch["image"])
     for model in models:
         model.to(dtype="float64")
@@ -94,21 +94,21 @@ def in_double_precision(models, batches, monkeypatch):
 
 
 def with_labels_like_logits(focal_loss):
-    """Paddle's focal loss for PaddleDetection, whose labels are float32 whatever the logits are."""
+    """Wrap Paddle's focal loss: PaddleDetection passes float32 labels with logits of any dtype."""
     return lambda logits, labels, *rest, **more: focal_loss(
         logits, labels.astype(logits.dtype), *rest, **more
     )
 
 
-def test_the_normalised_image_is_the_stock_readers(models):
+def test_the_normalized_image_equals_the_stock_readers(models):
     _, ours, _ = models
     stock_batch, our_batch = batches()
     normalized = ours._normalize(our_batch["image"], our_batch["im_shape"])
     np.testing.assert_allclose(normalized.numpy(), stock_batch["image"].numpy(), atol=2e-6)
 
 
-# By the norm: in float32 single entries differ, where a ReLU's input is zero up to rounding. What is left in
-# float64 are the logits, which our loss takes in float32.
+# Norms are compared: in float32 single entries differ where the input of a ReLU is 0 up to rounding. In
+# float64 the rest is due to our loss, which converts logits to float32.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.03), ("float64", 1e-5)])
 def test_losses_and_gradients_equal_the_stock_model(models, dtype, tolerance, monkeypatch):
     *models, names = models

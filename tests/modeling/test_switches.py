@@ -1,4 +1,4 @@
-"""Every switch that published FCOS trainings have: it is where the documents say, and it works."""
+"""The options of published FCOS trainings: each works, and docs/model_zoo.md lists it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SWITCHES = {
     "batch norms in the head": ["PPFCOSHead.norm_type=bn"],
     "prior": ["PPFCOSHead.prior_prob=0.1"],
     "no centerness": ["PPFCOSHead.centerness_on=none"],
-    "no centerness, box loss not weighed": ["PPFCOSHead.centerness_on=none", "PPFCOSLoss.quality=iou"],
+    "no centerness, unweighted box loss": ["PPFCOSHead.centerness_on=none", "PPFCOSLoss.quality=iou"],
     "centerness on the classes": ["PPFCOSHead.centerness_on=class"],
     "IoU quality": ["PPFCOSLoss.quality=iou"],
     "strides 4 to 64": LEVELS_P2_TO_P6,
@@ -52,13 +52,13 @@ SWITCHES = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, root):
-    """Loads a small configuration with overrides; none of its files of data is read."""
+    """Load a small configuration with overrides; no data set is read."""
     folder = tmp_path_factory.mktemp("switches")
     path = write_config(folder / "small.yml", root, folder, folder)
     return lambda *overrides: load_config(path, overrides)
 
 
-def a_batch() -> dict:
+def small_batch() -> dict:
     rng = np.random.default_rng(0)
     boxes = [
         [[10, 20, 60, 80], [30, 5, 90, 40], [2, 2, 20, 30]],
@@ -77,7 +77,7 @@ def a_batch() -> dict:
 def test_trains_a_step_and_finds_boxes(config, switch):
     paddle.seed(0)
     model = build_model(config(*SWITCHES[switch], "PPFCOSDecode.score_threshold=0.0"))
-    losses = model(a_batch())
+    losses = model(small_batch())
     losses["loss"].backward()
     assert np.isfinite([float(value) for value in losses.values()]).all()
     without = [
@@ -88,7 +88,7 @@ def test_trains_a_step_and_finds_boxes(config, switch):
     assert without == []
     model.eval()
     with paddle.no_grad():
-        found = model(a_batch())
+        found = model(small_batch())
     rows = found["bbox"].numpy()
     assert min(found["bbox_num"].tolist()) > 0 and len(rows) == sum(found["bbox_num"].tolist())
     assert (rows[:, 0] < model.head.num_classes).all() and (rows[:, 1] > 0).all()
@@ -101,9 +101,9 @@ def test_exports(config, tmp_path):
     cfg = config(*LEVELS_P2_TO_P6, "PPFCOSFPN.extra_source=c5", *without, *many)
     paddle.seed(0)
     model = build_model(cfg)
-    for conv in (model.head.class_conv, model.head.box_conv):  # random answers, so that there are boxes
+    for conv in (model.head.class_conv, model.head.box_conv):  # random outputs, so that there are boxes
         conv.weight.set_value(paddle.randn(conv.weight.shape) * 0.03)
-    # Writing it compares its boxes with the model's.
+    # The export compares the boxes with the model's.
     folder = export_bundle(model, cfg, ["a", "b", "c"], tmp_path / "bundle")
     picture = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     assert 100 < len(Predictor(folder, threads=1).predict([picture])[0]) <= 1000
@@ -138,12 +138,12 @@ def some_outputs(rng, quality: bool) -> HeadOutputs:
     return HeadOutputs(levels[0], distances, levels[2] if quality else [])
 
 
-def test_without_centerness_the_class_is_the_score():
+def test_without_centerness_the_score_is_that_of_the_class():
     outputs = some_outputs(np.random.default_rng(0), quality=False)
     grids = [center_grid(4, 6, 8), center_grid(2, 3, 16)]
     shape = paddle.to_tensor([[32.0, 48.0]])
     rows, _ = PPFCOSDecode(score_threshold=0.1, keep_top_k=20)(outputs, grids, shape, paddle.ones([1, 2]))
-    certain = np.full([1, 1, 1], 100.0)  # of which the sigmoid is 1
+    certain = np.full([1, 1, 1], 100.0)  # whose sigmoid is 1
     levels = [
         (logits.numpy()[0], distances.numpy()[0], np.broadcast_to(certain, [1, *logits.shape[2:]]))
         for logits, distances in zip(outputs.class_logits, outputs.distances)
@@ -157,7 +157,7 @@ def test_without_centerness_the_class_is_the_score():
 
 
 @pytest.mark.parametrize("quality", ["centerness", "iou"])
-def test_without_centerness_the_other_losses_are_as_they_were(quality):
+def test_without_centerness_the_other_losses_are_unchanged(quality):
     rng = np.random.default_rng(1)
     with_branch = some_outputs(rng, quality=True)
     points = [center_grid(4, 6, 8).points(), center_grid(2, 3, 16).points()]
@@ -173,7 +173,7 @@ def test_without_centerness_the_other_losses_are_as_they_were(quality):
     assert float(less["loss"]) == pytest.approx(float(full["loss_cls"] + full["loss_box"]), rel=1e-6)
 
 
-def test_a_head_without_norms_is_convolutions_and_relus():
+def test_a_head_without_norms_has_convolutions_and_relus_only():
     paddle.seed(0)
     head = PPFCOSHead(in_channels=32, strides=[8], num_classes=2, num_convs=2, norm_type="none")
     feature = paddle.randn([1, 32, 5, 5])
@@ -188,7 +188,7 @@ def test_a_head_without_norms_is_convolutions_and_relus():
 
 
 def table_of_switches(root) -> list:
-    """(key, default) of every row."""
+    """Return key and default of each row."""
     page = (root / "docs" / "model_zoo.md").read_text(encoding="utf-8")
     section = re.search(r"^## Switches$(.*?)^## ", page, re.MULTILINE | re.DOTALL).group(1)
     rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| ")][2:]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from ppdet.data.source.coco import COCODataSet
 
-from ppfcos.data.datasets import build_dataset, construct_dataset
+from ppfcos.data.datasets import build_dataset, construct_dataset, with_paths
 from ppfcos.data.formats import coco, voc, yolo
+from ppfcos.data.formats.base import CORNERS, check_box_form
 from ppfcos.data.images import ImageUnreadable, image_size
 from ppfcos.data.issues import Issue
 from ppfcos.errors import ConfigError, DataError
@@ -111,7 +112,8 @@ def read_annotations(cfg: Mapping[str, Any], section: str) -> AnnotatedData:
         DataError: There is nothing to check.
         ConfigError: The section is wrong.
     """
-    arguments = {key: value for key, value in cfg[section].items() if key != "name"}
+    arguments = with_paths(cfg[section], section)
+    arguments.pop("name", None)
     read = {"PPFCOSVOCDataSet": _read_voc, "PPFCOSYOLODataSet": _read_yolo, "COCODataSet": _read_coco}
     name = cfg[section].get("name")
     if name not in read:
@@ -120,7 +122,7 @@ def read_annotations(cfg: Mapping[str, Any], section: str) -> AnnotatedData:
 
 
 def _read_coco(dataset: COCODataSet, section: str) -> AnnotatedData:
-    if not str(dataset.anno_path).endswith(".json"):
+    if not str(dataset.anno_path).lower().endswith(".json"):
         raise ConfigError(f"{section}.anno_path must name a .json file within dataset_dir")
     folder = Path(dataset.dataset_dir or "")
     path, image_dir = folder / dataset.anno_path, folder / (dataset.image_dir or "")
@@ -183,6 +185,9 @@ def _read_voc(dataset: voc.PPFCOSVOCDataSet, section: str) -> AnnotatedData:
             for number, each in enumerate(file.objects, start=1)
         ]
         data.images.append(image)
+    boxes = [(box.corners, image.size or (0, 0)) for image in data.images for box in image.boxes]
+    corners, sizes = [box for box, _ in boxes], [size[::-1] for _, size in boxes]
+    check_box_form(corners, sizes, CORNERS, "bndbox of the objects", data.report)
     return data
 
 
@@ -190,21 +195,25 @@ def _read_yolo(dataset: yolo.PPFCOSYOLODataSet, section: str) -> AnnotatedData:
     folder = str(dataset.dataset_dir or "")
     data = AnnotatedData(section, folder, folder, keeps_empty=dataset.allow_empty)
     paths, data.source = dataset.find_images(data.report)
+    label_files = [dataset.label_file(path) for path in paths]
+    yolo.report_orphans(paths, label_files, data.report)
+    all_rows: list[yolo.Row] = []
     data.categories = [Category(entry["name"]) for entry in dataset.find_categories()]
-    for path in paths:
+    for path, label_file in zip(paths, label_files):
         image = AnnotatedImage(path, os.path.relpath(path, folder), None)
         data.images.append(image)
-        label_file = dataset.label_file(path)
         rows = yolo.read_rows(label_file, len(data.categories), data.report, path)
         try:
             boxes = yolo.boxes_in_pixels(rows, *image_size(path))
         except ImageUnreadable:  # reported when the image is decoded
             continue
+        all_rows += rows
         where = f"object {{}} of {os.path.relpath(label_file, folder)}"
         image.boxes = [
             Annotation(where.format(number), row.label, tuple(box.tolist()))
             for number, (row, box) in enumerate(zip(rows, boxes), start=1)
         ]
+    yolo.check_form(all_rows, data.source, data.report)
     return data
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ppfcos.data.check.annotations import AnnotatedData, captured_warnings, read_annotations
 from ppfcos.data.check.levels import Geometry
 from ppfcos.data.check.rules import SectionCheck, compare_sections, find_duplicates
-from ppfcos.data.datasets import build_dataset
+from ppfcos.data.datasets import build_dataset, describe_loss
 from ppfcos.data.issues import ISSUE_TYPES, RARE, TRAINING, VALIDATION, Issue, Severity, describe_consequence
 from ppfcos.data.loader import TrainLoader
 from ppfcos.errors import ConfigError, PPFCOSError
@@ -70,7 +70,7 @@ def check_data(cfg: Mapping[str, Any], geometry: Geometry, workers: int) -> Data
         raise ConfigError(f"the configuration names no data: it has neither {TRAINING} nor {VALIDATION}")
     datasets = [read_annotations(cfg, name) for name in names]
     for data in datasets:
-        _run_reader(cfg, data)
+        _run_reader(cfg, data, [category.name for category in datasets[0].categories])
     limit = int((cfg.get("PPFCOSDecode") or {}).get("keep_top_k", 100))
     values = {
         "max_bad_images": int(cfg.get("max_bad_images", 100)),
@@ -96,11 +96,15 @@ def check_data(cfg: Mapping[str, Any], geometry: Geometry, workers: int) -> Data
     return DataReport(sections, issues, geometry, values)
 
 
-def _run_reader(cfg: Mapping[str, Any], data: AnnotatedData) -> None:
+def _run_reader(cfg: Mapping[str, Any], data: AnnotatedData, class_names: list[str]) -> None:
     """Read the data as training does: what training refuses is reported, whatever else is found."""
     try:
         with captured_warnings():
-            read = build_dataset(cfg, data.section)
+            is_part = {each.name for each in data.categories} < set(class_names)
+            read = build_dataset(cfg, data.section, class_names if is_part else None)
+            loss = describe_loss(read)
+            if loss:
+                data.report("annotations-lost", data.source, loss)
             if data.section == TRAINING and cfg.get("TrainReader"):
                 TrainLoader(cfg, read)
     except PPFCOSError as error:

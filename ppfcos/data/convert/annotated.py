@@ -107,6 +107,12 @@ def box_area(box: list[float]) -> float:
     return pixels(max(box[2], 0) * max(box[3], 0))
 
 
+def has_another_area(annotation: dict[str, Any]) -> bool:
+    """Whether the area is not that of the box, such as that of a mask; rounding does not count."""
+    area = box_area(annotation["bbox"])
+    return abs(annotation["area"] - area) > 1e-5 * max(area, 1)
+
+
 def fill_in_size(image: dict[str, Any], file: Path | None) -> None:
     """Read an image's size from its file if it is not stated; 0 stays if there is no file.
 

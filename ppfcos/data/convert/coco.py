@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ppfcos.data.convert.annotated import AnnotatedSet, ImagePaths, Split, fill_in_size, name_images
 from ppfcos.data.formats import coco
-from ppfcos.data.formats.layouts import coco_files, find_image_dir, select_splits
+from ppfcos.data.formats.base import find_file
+from ppfcos.data.formats.coco import find_image_dir
+from ppfcos.data.formats.layouts import coco_files, select_splits
 from ppfcos.data.issues import RaiseOnError
 from ppfcos.data.statistics import LoadEvent
 from ppfcos.errors import DataError
@@ -63,11 +66,17 @@ def _read_split(
     coco.number_annotations(annotations)
     for change in (LoadEvent.UNKNOWN_IMAGE, LoadEvent.NO_BOX):
         data.dropped[f"{change.value.several} are left out of {path}"] += report.tally.count(change)
+    polygons = report.tally.count(LoadEvent.POLYGON_BOX)
+    data.notes["annotations without a box get the bounding box of their polygons"] += polygons
     folder = image_dir or find_image_dir(path, images)
     files = {}
     if folder is not None:
-        found = ((image["id"], folder / image["file_name"]) for image in images)
-        files = {number: image_file for number, image_file in found if image_file.is_file()}
+        for image in images:
+            file = find_file(image["file_name"], [folder])
+            if file is not None:
+                files[image["id"]] = Path(file)
+                if not (folder / image["file_name"]).is_file():  # a path of another machine
+                    image["file_name"] = os.path.relpath(file, folder)
     data.dropped["images are not there: only their annotations are converted"] += len(images) - len(files)
     for image in images:
         fill_in_size(image, files.get(image["id"]))

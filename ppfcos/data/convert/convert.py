@@ -8,7 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ppfcos.data.convert import coco, voc, yolo
+from ppfcos.data.classes import counted
+from ppfcos.data.convert import coco, labelme, voc, yolo
 from ppfcos.data.convert.annotated import place_images
 from ppfcos.data.formats.layouts import detect_format
 from ppfcos.errors import DataError, OutputError
@@ -16,7 +17,7 @@ from ppfcos.fileio import replace_folder
 
 logger = logging.getLogger(__name__)
 
-FORMATS: Mapping[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo}
+FORMATS: Mapping[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "labelme": labelme}
 
 
 class Conversion(NamedTuple):
@@ -26,6 +27,7 @@ class Conversion(NamedTuple):
         source_format: coco, voc or yolo.
         sections: For every split, the section of a configuration that reads it.
         images: How many images were put beside the annotations.
+        boxes: How many boxes were read.
         dropped: A line for each kind of thing that is lost.
         notes: A line for each kind of thing that is kept in another form.
     """
@@ -33,6 +35,7 @@ class Conversion(NamedTuple):
     source_format: str
     sections: dict[str, dict[str, Any]]
     images: int
+    boxes: int
     dropped: list[str]
     notes: list[str]
 
@@ -73,14 +76,16 @@ def convert(
         raise DataError(f"{source} has no images to convert")
     for split in data.splits:
         logger.info(
-            "%s of %s (%s): %d images, %d boxes, %d classes",
+            "%s of %s (%s): %s, %s, %s",
             split.name,
             source,
             source_format,
-            len(split.images),
-            len(split.annotations),
-            len(data.categories),
+            counted(len(split.images), "image", "images"),
+            counted(len(split.annotations), "box", "boxes"),
+            counted(len(data.categories), "class", "classes"),
         )
+    if not any(split.annotations for split in data.splits):
+        data.notes["images are converted, and none of them has an object"] += len(data.images())
     with replace_folder(output) as unfinished:
         paths, sections = FORMATS[target_format].write(data, unfinished)
         placed = 0 if place == "none" else place_images(data, paths, unfinished, place)
@@ -91,7 +96,8 @@ def convert(
         [f"{count} {clause}" for clause, count in counts.items() if count]
         for counts in (data.dropped, data.notes)
     )
-    return Conversion(source_format, in_folder, placed, dropped, notes)
+    boxes = len(data.annotations())
+    return Conversion(source_format, in_folder, placed, boxes, dropped, notes)
 
 
 def _check_output(output: Path, source: Path, overwrite: bool) -> None:

@@ -18,6 +18,7 @@ from ppfcos.data.convert.annotated import (
     Split,
     box_area,
     fill_in_size,
+    has_another_area,
     name_images,
     pixels,
     require_same,
@@ -63,14 +64,15 @@ def read(
     if not splits:
         unlisted = set(voc.annotated_names(layout.xml_dir)) - set(listed)
         data.dropped[f"annotated images are in no list of {voc.LISTS}"] += len(unlisted)
-    annotated = [name for name in listed if (layout.xml_dir / f"{name}.xml").is_file()]
+    annotated = [name for name in listed if voc.xml_path(layout.xml_dir, name).is_file()]
     data.dropped["listed images have no XML file and are left out"] += len(listed) - len(annotated)
     files = voc.images_by_stem(image_dir)
     entries = {}
     first = 1
     for number, name in zip(image_ids(annotated), annotated):
         file = image_dir / files[name] if name in files else None
-        image, annotations = _read_image(layout.xml_dir / f"{name}.xml", file, number, first, data)
+        image, annotations = _read_image(voc.xml_path(layout.xml_dir, name), file, number, first, data)
+        image["file_name"] = files.get(name, image["file_name"]).replace(os.sep, "/")
         entries[name] = image, annotations, file
         first += len(annotations)
     for split, members in chosen.items():
@@ -222,7 +224,7 @@ def _object(note: dict[str, Any], name: str) -> Element:
     }
     if note.get("iscrowd"):
         values.update({voc.CROWD: 1, "difficult": 1})
-    if note["area"] != box_area(note["bbox"]):
+    if has_another_area(note):
         values["area"] = note["area"]
     node = Element("object")
     for tag, value in values.items():

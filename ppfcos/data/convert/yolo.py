@@ -16,6 +16,7 @@ from ppfcos.data.convert.annotated import (
     ImagePaths,
     Split,
     box_area,
+    has_another_area,
     name_images,
     pixels,
     require_same,
@@ -95,8 +96,12 @@ def _read_images(files: list[str], data: AnnotatedSet) -> _Entries:
     found: _Entries = {}
     numbers = itertools.count(1)
     report = RaiseOnError("")
+    yolo.report_orphans(files, [yolo.label_path(file) for file in files], report)
+    data.dropped["label files belong to no image"] += report.tally.count(LoadEvent.ORPHAN_LABELS)
+    all_rows: list[yolo.Row] = []
     for image_id, file in zip(image_ids(files), files):
-        rows = yolo.read_rows(yolo.label_path(file), len(data.categories), report, file)
+        rows = yolo.read_rows(yolo.find_label_file(file), len(data.categories), report, file)
+        all_rows += rows
         data.dropped["polygons become their bounding boxes"] += sum(row.is_polygon for row in rows)
         try:
             height, width = image_size(file)
@@ -119,6 +124,7 @@ def _read_images(files: list[str], data: AnnotatedSet) -> _Entries:
                 }
             )
         found[file] = image, notes
+    yolo.check_form(all_rows, str(data.source), report)
     return found
 
 
@@ -181,6 +187,7 @@ def write(data: AnnotatedSet, folder: Path) -> tuple[ImagePaths, dict[str, dict[
     (folder / "data.yaml").write_text(description, encoding="utf-8")
     crowds = sum(bool(note.get("iscrowd")) for note in data.annotations())
     data.dropped["crowd boxes are left out, for YOLO has no mark for them"] += crowds
+    data.dropped["areas are not those of their boxes"] += sum(map(has_another_area, data.annotations()))
     data.drop_keys(_IMAGE_KEYS, _ANNOTATION_KEYS)
     return paths, sections
 
@@ -220,14 +227,31 @@ def _clip(x: float, y: float, width: float, height: float) -> list[float]:
     return [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]
 
 
+def _splits_by_key(data: AnnotatedSet) -> dict[str, list[str]]:
+    """The splits of train, val and test: those called so, and others that begin so and have other images.
+
+    VOC's trainval, with the images of train and of val, is left out beside these.
+    """
+    files = {
+        split.name: {str(split.files.get(image["id"], image["file_name"])) for image in split.images}
+        for split in data.splits
+    }
+    found = {key: [key] if key in files else [] for key in yolo.SPLITS}
+    used = set().union(*(files[key] for names in found.values() for key in names))
+    for key, names in found.items():
+        for name in sorted(files):
+            if name.startswith(key) and name != key and not files[name] & used:
+                names.append(name)
+                used |= files[name]
+    return {key: names for key, names in found.items() if names}
+
+
 def _description(data: AnnotatedSet) -> dict[str, Any]:
     """A data.yaml; without `path`, YOLO's tools use its own folder."""
     ids = [category["id"] for category in data.categories]
     content: dict[str, Any] = {}
-    for key in yolo.SPLITS:
-        names = sorted(split.name for split in data.splits if split.name.startswith(key))
-        if names:
-            content[key] = f"{names[0]}.txt"
+    for key, names in _splits_by_key(data).items():
+        content[key] = f"{names[0]}.txt" if len(names) == 1 else [f"{name}.txt" for name in names]
     content["nc"] = len(ids)
     content["names"] = {label: category["name"] for label, category in enumerate(data.categories)}
     if ids != list(range(1, len(ids) + 1)):

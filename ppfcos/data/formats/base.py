@@ -70,7 +70,7 @@ def find_file(name: str, folders: Iterable[str | Path]) -> str | None:
 
     Tools write paths of their own machine: `images\x.jpg`, `D:\data\images\x.jpg`, `/data/upload/x.jpg`. The
     path is looked for as written, then with `/` for `\`, then by its last parts, the longest first. The file
-    name alone is enough only for a path that leads out of its folder.
+    name alone is enough only for a path that leads out of its folder, or that repeats the folder's name.
     """
     folders = [os.fspath(folder) for folder in folders]
     for folder in folders:
@@ -82,10 +82,12 @@ def find_file(name: str, folders: Iterable[str | Path]) -> str | None:
         name[:1] in ("/", "\\", "~") or ".." in parts or (parts[:1] == [name[:2]] and name[1:2] == ":")
     )
     parts = [part for part in parts if part != ".."]
-    for start in range(len(parts) - (0 if leads_out or len(parts) == 1 else 1)):
+    for start in range(len(parts)):
         for folder in folders:
+            is_name_alone = start > 0 and start == len(parts) - 1
+            repeats = is_name_alone and parts[start - 1] == os.path.basename(os.path.abspath(folder))
             path = os.path.join(folder, *parts[start:])
-            if os.path.isfile(path):
+            if (leads_out or repeats or not is_name_alone) and os.path.isfile(path):
                 return os.path.normpath(path)
     return None
 

@@ -1,4 +1,4 @@
-"""Where the files of a data set are: the layouts of COCO, Pascal VOC and YOLO data sets.
+"""Where the files of a data set are: COCO, Pascal VOC and YOLO in the layouts of the annotation tools.
 
 The checker and the converter find data sets with these functions.
 """
@@ -11,20 +11,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppfcos.data.formats import voc, yolo
-from ppfcos.data.formats.coco import load_json
-from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter
+from ppfcos.data.formats.coco import find_image_dir, load_json
+from ppfcos.data.images import IMAGE_SUFFIXES, is_clutter, list_images
 from ppfcos.data.issues import TRAINING, VALIDATION
 from ppfcos.errors import DataError
 from ppfcos.fileio import require_regular
+from ppfcos.json_files import JSONError, read_json
 
 FORMATS = ("voc", "coco", "yolo")
+LABELME = "labelme"  # one JSON file per image, of LabelMe, or of LabelImg as CreateML: only converted
 XML_DIR, IMAGE_DIR = "Annotations", "JPEGImages"
 ALL = "all"  # the split of a folder without splits
+_XML_DIRS, _IMAGE_DIRS = (XML_DIR, "annotations", "xmls", "labels"), (IMAGE_DIR, "images")
+_SPLIT_DIRS = ("train", "valid", "val", "test")
 _PREFIX = "instances_"
 _ROBOFLOW = "_annotations.coco.json"  # one in the folder of each split, beside its images
 _NO_BOXES = ("captions", "person_keypoints", "image_info")  # COCO's other files
-_NEAR = ("", "images", "JPEGImages", "train", "val", "images/train", "images/val")
-_SAMPLED = 200  # listed images that are looked for in a folder
+_LARGE_JSON, _MOST_JSON = (
+    4 << 20,
+    50,
+)  # bytes and files: of more, the content is not read to tell formats apart
 _VOC_LISTS = (("trainval", "test"), ("train", "val"), ("default", "test"))
 _MAX_LINE = 10_000  # characters of a path
 
@@ -33,20 +39,54 @@ def detect_formats(path: Path) -> list[str]:
     """The formats that a file or folder may have, the likeliest first.
 
     Raises:
-        DataError: The path does not exist.
+        DataError: The path does not exist, or has the format of a tool that is not supported.
     """
     if not path.exists():
         raise DataError(f"{path} is not there")
     if path.is_file():
-        suffix = path.suffix.lower()
-        return ["coco"] if suffix == ".json" else ["yolo"] if suffix in (".yaml", ".yml") else []
-    labels = (path / "labels", *path.glob("*/labels"))
+        if path.suffix.lower() == ".json":
+            return [_json_format(path)]
+        return ["yolo"] if path.suffix.lower() in (".yaml", ".yml") else []
+    labels = [folder for folder in (path / "labels", *path.glob("*/labels")) if folder.is_dir()]
     is_format = {
-        "voc": any(any(folder.glob("*.xml")) for folder in (path / XML_DIR, path)),
+        "voc": _voc_folder(path) is not None,
         "coco": bool(coco_files(path)),
-        "yolo": any(folder.is_dir() for folder in labels) or bool(_described_splits(path)),
+        "yolo": any(not _has_xml(folder) for folder in labels) or bool(_described_splits(path)),
     }
-    return [name for name in FORMATS if is_format[name]]
+    found = [name for name in FORMATS if is_format[name]]
+    if found:
+        return found
+    if (path / "classes.txt").is_file() or any(path.glob("*.names")):
+        return ["yolo"]  # LabelImg's labels beside the images, CVAT's YOLO 1.1
+    return [LABELME] if labelme_files(path) else []
+
+
+def _json_format(path: Path) -> str:
+    """coco or LABELME, by the keys of a JSON file; coco for one that cannot be read.
+
+    Raises:
+        DataError: The file is Label Studio's own JSON.
+    """
+    try:
+        content = read_json(path) if path.stat().st_size <= _LARGE_JSON else None
+    except (OSError, JSONError):
+        return "coco"
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(content, dict) and isinstance(content.get("shapes"), list):
+        return LABELME
+    if isinstance(first, dict) and "image" in first and "annotations" in first:
+        return LABELME  # CreateML
+    if isinstance(first, dict) and "data" in first:
+        raise DataError(f"{path} is Label Studio's own JSON: export the project again as COCO")
+    return "coco"
+
+
+def labelme_files(path: Path) -> list[Path]:
+    """The JSON files of LabelMe or CreateML in a folder and its subfolders, or the file itself."""
+    if path.is_file():
+        return [path]
+    files = [file for file in sorted(path.rglob("*.json")) if not is_clutter(file.name)]
+    return files if any(_json_format(file) == LABELME for file in files[:_MOST_JSON]) else []
 
 
 def detect_format(path: Path) -> str:
@@ -57,13 +97,17 @@ def detect_format(path: Path) -> str:
     """
     found = detect_formats(path)
     if not found:
-        raise DataError(
-            f"{path} looks like none of {', '.join(sorted(FORMATS))}: name the folder that holds "
-            "annotations/*.json, Annotations/*.xml or labels/, or state the format with --from"
-        )
+        raise _no_layout(path, "state the format with --from")
     if len(found) > 1:
         raise DataError(f"{path} looks like {' and '.join(found)}: state the format with --from")
     return found[0]
+
+
+def _no_layout(path: Path, cure: str) -> DataError:
+    return DataError(
+        f"{path} looks like none of {', '.join(sorted(FORMATS))}: it has no XML files (Pascal VOC), no .json "
+        f"file in it or in annotations (COCO), and no data.yaml, classes.txt or labels (YOLO): {cure}"
+    )
 
 
 def find_sections(path: Path, image_dir: Path | None = None) -> dict[str, Any]:
@@ -81,9 +125,11 @@ def find_sections(path: Path, image_dir: Path | None = None) -> dict[str, Any]:
     """
     found = detect_formats(path)
     if not found:
+        raise _no_layout(path, "name a file, or use -c")
+    if found[0] == LABELME:
         raise DataError(
-            f"{path} is in no known layout: it has neither Annotations (Pascal VOC), nor a .json file in it "
-            "or in annotations (COCO), nor a data.yaml or labels (YOLO): name a file, or use -c"
+            f"{path} has one JSON file per image, as LabelMe writes them: convert them first with "
+            f"`python tools/convert_data.py {path} --to coco -o {path}_coco`"
         )
     if found[0] == "voc":
         return _voc_sections(path)
@@ -116,10 +162,22 @@ def coco_files(path: Path) -> dict[str, Path]:
     if path.is_file():
         return {coco_split_name(path): path} if path.suffix.lower() == ".json" else {}
     for pattern in (f"annotations/{_PREFIX}*.json", f"*/{_ROBOFLOW}", "annotations/*.json", "*.json"):
-        files = [file for file in sorted(path.glob(pattern)) if not file.name.startswith(_NO_BOXES)]
+        files = [file for file in sorted(path.glob(pattern)) if not file.name.startswith((*_NO_BOXES, "."))]
+        files = [file for file in files[:_MOST_JSON] if _may_be_coco(file)]
         if files:
             return {coco_split_name(file): file for file in files}
     return {}
+
+
+def _may_be_coco(path: Path) -> bool:
+    """Whether a JSON file is named as COCO's, has its lists, or cannot be read; LabelMe's have none."""
+    if path.name.startswith(_PREFIX) or path.name == _ROBOFLOW:
+        return True
+    try:
+        content = read_json(path) if path.stat().st_size <= _LARGE_JSON else {"images": []}
+    except (OSError, JSONError):
+        return True
+    return isinstance(content, dict) and bool({"images", "annotations"} & content.keys())
 
 
 def coco_split_name(path: Path) -> str:
@@ -127,29 +185,6 @@ def coco_split_name(path: Path) -> str:
     if path.name == _ROBOFLOW:
         return path.parent.name
     return path.stem[len(_PREFIX) :] if path.stem.startswith(_PREFIX) else path.stem
-
-
-def find_image_dir(path: Path, images: Any) -> Path | None:
-    """The folder near a COCO annotation file that holds most of its images.
-
-    Args:
-        path: The annotation file.
-        images: The list `images` in it, unchecked.
-
-    Returns:
-        None if no image is found.
-    """
-    names = [
-        entry["file_name"]
-        for entry in (images if isinstance(images, list) else [])[:_SAMPLED]
-        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
-    ]
-    split = path.stem.split("_")[-1]  # instances_train2017
-    near = (split, f"images/{split}", *_NEAR)
-    folders = [top / name for top in (path.parent, path.parent.parent) for name in near]
-    folders += sorted(folder for folder in path.parent.iterdir() if folder.is_dir())
-    found = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
-    return folders[found.index(max(found))] if any(found) else None
 
 
 def _coco_section(path: Path, image_dir: Path | None) -> dict[str, Any]:
@@ -170,35 +205,65 @@ class VOCLayout(NamedTuple):
     splits: dict[str, list[str]]
 
 
+def _has_xml(folder: Path) -> bool:
+    """Whether a folder, its subfolders or theirs hold XML files."""
+    return any(any(folder.glob(f"{depth}*.[xX][mM][lL]")) for depth in ("", "*/", "*/*/"))
+
+
+def _voc_folder(folder: Path) -> Path | None:
+    """The folder of the XML files in a data set; None if it has none."""
+    places = [folder / name for name in _XML_DIRS if _has_xml(folder / name)]
+    return places[0] if places else folder if folder.is_dir() and _has_xml(folder) else None
+
+
 def voc_layout(folder: Path) -> VOCLayout:
-    """The layout of a VOC data set; without lists, everything is one split.
+    """The layout of a VOC data set.
+
+    The splits are those of ImageSets/Main, else the folders train, valid, val and test, else all is one.
 
     Raises:
         DataError: There are no XML files.
     """
-    xml_dir = folder / XML_DIR if (folder / XML_DIR).is_dir() else folder
-    if not xml_dir.is_dir() or not voc.annotated_names(xml_dir):
-        raise DataError(f"{xml_dir} holds no XML annotations: name the folder that holds {XML_DIR}")
-    places = (folder / name for name in (IMAGE_DIR, "images"))
-    image_dir = next((place for place in places if place.is_dir()), xml_dir)
+    xml_dir = _voc_folder(folder)
+    if xml_dir is None:
+        raise DataError(f"{folder} holds no XML annotations: name the folder that holds {XML_DIR}")
+    places = [folder / name for name in _IMAGE_DIRS if (folder / name).is_dir()]
+    image_dir = places[0] if places else xml_dir if list_images(xml_dir) else folder
     files = [path for path in sorted((folder / voc.LISTS).glob("*.txt")) if not is_clutter(path.name)]
     splits = {path.stem: voc.image_names(path) for path in files if not voc.is_list_of_one_class(path)}
-    return VOCLayout(xml_dir, image_dir, splits or {ALL: voc.annotated_names(xml_dir)})
+    if splits:
+        return VOCLayout(xml_dir, image_dir, splits)
+    names = voc.annotated_names(xml_dir)
+    for name in names:
+        splits.setdefault(name.split(os.sep)[0], []).append(name)
+    by_folder = set(splits) <= set(_SPLIT_DIRS)
+    return VOCLayout(xml_dir, image_dir, splits if by_folder else {ALL: names})
 
 
 def _voc_sections(folder: Path) -> dict[str, Any]:
     layout = voc_layout(folder)
-    there = [pair for pair in _VOC_LISTS if (folder / voc.LISTS / f"{pair[0]}.txt").is_file()]
-    # without lists, all XML files are read
-    sets = [name for name in there[0] if (folder / voc.LISTS / f"{name}.txt").is_file()] if there else [None]
     keys = {
         "name": "PPFCOSVOCDataSet",
         "dataset_dir": str(folder),
         "image_dir": os.path.relpath(layout.image_dir, folder),
         "anno_dir": os.path.relpath(layout.xml_dir, folder),
         "class_names": voc.class_names(folder, layout.xml_dir, skip_unreadable=True)[0],
+        "image_set": None,
     }
-    return {section: {**keys, "image_set": name} for section, name in zip((TRAINING, VALIDATION), sets)}
+    if list(layout.splits) == [ALL] and not (folder / voc.LISTS / f"{ALL}.txt").is_file():
+        return {TRAINING: keys}
+    by_name = {name.lower(): name for name in layout.splits}
+    pair = next((pair for pair in _VOC_LISTS if pair[0] in by_name), None)
+    if pair and (folder / voc.LISTS).is_dir():
+        chosen = dict(zip((TRAINING, VALIDATION), (by_name[name] for name in pair if name in by_name)))
+    else:
+        chosen = _pick_sections({name: name for name in layout.splits})
+    if (folder / voc.LISTS).is_dir():
+        return {section: {**keys, "image_set": name} for section, name in chosen.items()}
+    return {
+        section: {**keys, **{key: os.path.join(keys[key], name) for key in ("image_dir", "anno_dir")}}
+        for section, name in chosen.items()
+    }
 
 
 # YOLO ------------------------------------------------------------------------------------------------------
@@ -213,7 +278,8 @@ def yolo_splits(folder: Path) -> dict[str, list[Path]]:
     described = name_by_list(_described_splits(folder))
     lists = {path.stem: [path] for path in sorted(folder.glob("*.txt")) if is_image_list(path)}
     if described or lists:
-        return {**described, **lists}
+        used = {place for places in described.values() for place in places}
+        return {**described, **{name: places for name, places in lists.items() if not used & set(places)}}
     images = folder / "images"
     inner = sorted(path for path in images.glob("*") if path.is_dir() and not is_clutter(path.name))
     if inner:

@@ -242,12 +242,16 @@ def class_names(folder: Path, anno_dir: Path, skip_unreadable: bool = False) -> 
         if (folder / name).is_file():
             return read_names(folder / name), str(folder / name)
     found: set[str] = set()
+    first_error = None
     for name in annotated_names(anno_dir):
         try:
             found.update(map(object_name, read_xml(xml_path(anno_dir, name)).findall("object")))
-        except DataError:
+        except DataError as error:
+            first_error = first_error or error
             if not skip_unreadable:
                 raise
+    if not found and first_error is not None:
+        raise first_error
     return checked_names(sorted(found - {""}), str(anno_dir)), str(anno_dir)
 
 

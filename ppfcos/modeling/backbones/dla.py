@@ -15,6 +15,8 @@ from ppdet.core.workspace import register, serializable
 from ppdet.modeling.backbones.dla import DLA, Tree
 from ppdet.modeling.shape_spec import ShapeSpec
 
+from ppfcos.modeling.layers import BATCH_NORMS, check_choice
+
 
 @register
 @serializable
@@ -32,8 +34,7 @@ class PPFCOSDLA(DLA):
 
     def __init__(self, depth: int = 34, norm_type: str = "bn", return_idx: Sequence[int] = (3, 4, 5)):
         super().__init__(depth=depth)
-        if norm_type not in ("bn", "sync_bn"):
-            raise ValueError(f"PPFCOSDLA.norm_type is {norm_type!r}: it is bn or sync_bn")
+        check_choice("PPFCOSDLA", "norm_type", norm_type, BATCH_NORMS)
         self.norm_type = norm_type
         self.return_idx = list(return_idx)
         for layer in self.sublayers():

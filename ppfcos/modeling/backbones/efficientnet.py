@@ -17,7 +17,7 @@ from paddle.nn.initializer import KaimingNormal
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.layers import BATCH_NORMS, Add, batch_norm
+from ppfcos.modeling.layers import BATCH_NORMS, Add, batch_norm, check_choice
 
 
 class Scale(NamedTuple):
@@ -185,13 +185,9 @@ class PPFCOSEfficientNet(nn.Layer):
         norm_type: str = "bn",
     ):
         super().__init__()
-        for key, value, allowed in (
-            ("scale", scale, SCALES),
-            ("activation", activation, ACTIVATIONS),
-            ("norm_type", norm_type, BATCH_NORMS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"PPFCOSEfficientNet.{key} is {value!r}: it is one of {', '.join(allowed)}")
+        check_choice("PPFCOSEfficientNet", "scale", scale, SCALES)
+        check_choice("PPFCOSEfficientNet", "activation", activation, ACTIVATIONS)
+        check_choice("PPFCOSEfficientNet", "norm_type", norm_type, BATCH_NORMS)
         factors = SCALES[scale]
         channels, size = scaled_channels(STEM_CHANNELS, factors), factors.resolution
         stem = ConvNorm(3, channels, norm_type, kernel_size=3, stride=2, padding=_padding(3, 2, size))

@@ -10,7 +10,7 @@ from paddle.vision.models import MobileNetV2
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.layers import Add
+from ppfcos.modeling.layers import BATCH_NORMS, Add, check_choice
 
 LAST_OF_STAGE = (3, 6, 13, 17)  # the last layer of each stride, as in the FCOS authors' mobilenet.py
 STRIDES = (4, 8, 16, 32)
@@ -55,8 +55,7 @@ class PPFCOSMobileNetV2(nn.Layer):
         return_idx: list = (1, 2, 3),
     ):
         super().__init__()
-        if norm_type not in ("bn", "sync_bn"):
-            raise ValueError(f"PPFCOSMobileNetV2.norm_type is {norm_type!r}: it is bn or sync_bn")
+        check_choice("PPFCOSMobileNetV2", "norm_type", norm_type, BATCH_NORMS)
         self.return_idx = list(return_idx)
         depth = LAST_OF_STAGE[max(self.return_idx)] + 1
         self.features = MobileNetV2(scale, num_classes=0, with_pool=False).features[:depth]

@@ -14,10 +14,9 @@ from paddle import Tensor, nn
 from paddle.nn.initializer import Constant
 from ppdet.core.workspace import register
 
-from ppfcos.modeling.layers import BATCH_NORMS, Add, SeparableConv, batch_norm
+from ppfcos.modeling.layers import BATCH_NORMS, Add, SeparableConv, batch_norm, check_choice
 from ppfcos.modeling.necks.fpn import Pyramid
 
-FUSIONS = ("fast", "sum")
 EPSILON = 1e-4  # of the fast normalised fusion, section 3.3
 
 
@@ -116,10 +115,8 @@ class PPFCOSBiFPN(Pyramid):
         norm_type: str = "bn",
     ):
         super().__init__()
-        if fusion not in FUSIONS:
-            raise ValueError(f"PPFCOSBiFPN.fusion is {fusion!r}: it is fast or sum")
-        if norm_type not in BATCH_NORMS:
-            raise ValueError(f"PPFCOSBiFPN.norm_type is {norm_type!r}: it is bn or sync_bn")
+        check_choice("PPFCOSBiFPN", "fusion", fusion, ("fast", "sum"))
+        check_choice("PPFCOSBiFPN", "norm_type", norm_type, BATCH_NORMS)
         self.out_channels = out_channels
         self.extra_levels = extra_levels
         self.strides = list(strides) + [strides[-1] * 2 ** (i + 1) for i in range(extra_levels)]

@@ -12,7 +12,7 @@ from paddle.nn.initializer import KaimingUniform
 from ppdet.core.workspace import register
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppfcos.modeling.layers import Add
+from ppfcos.modeling.layers import Add, check_choice
 
 
 class Pyramid(nn.Layer):
@@ -89,8 +89,7 @@ class PPFCOSFPN(Pyramid):
         extra_source: str = "p5",
     ):
         super().__init__()
-        if extra_source not in ("p5", "c5"):
-            raise ValueError(f"PPFCOSFPN.extra_source is {extra_source!r}: it is p5 or c5")
+        check_choice("PPFCOSFPN", "extra_source", extra_source, ("p5", "c5"))
         self.extra_source = extra_source
         self.out_channels = out_channels
         self.strides = list(strides) + [strides[-1] * 2 ** (i + 1) for i in range(extra_levels)]
