@@ -65,7 +65,7 @@ def write_theirs(folder, base, changes, name="theirs"):
 
 def batches():
     """Return the same images and boxes for PaddleDetection and for PPFCOS."""
-    from ppdet.data.transform.batch_operators import Gt2FCOSTarget
+    from helpers.stock_targets import Gt2FCOSTarget
 
     rng = np.random.default_rng(1)
     size = np.exp(rng.uniform(np.log(16), np.log(110), [2, 6, 2]))

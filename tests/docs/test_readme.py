@@ -38,6 +38,7 @@ RUN_BY = {
     "convert-config": "test_convert_config.py",
     "environment": "test_main.py",
     "completion": "test_main.py",
+    "configs": "test_package.py",
     "benchmark": "test_benchmark.py",
     "tools/run_paddledetection_infer.py": "test_paddledetection.py",
     "scripts/config_reference.py": "test_config_reference.py",

@@ -149,7 +149,7 @@ def test_equal_to_paddledetection(radius, count):
     Its ranges exclude both ends (64 < m < 128), ours only the lower (64 < m ≤ 128); the random boxes meet no
     end. Its background is 0, and its classes begin at 1.
     """
-    from ppdet.data.transform.batch_operators import Gt2FCOSTarget
+    from helpers.stock_targets import Gt2FCOSTarget
 
     rng = np.random.default_rng(count)
     height, width = 256, 384
