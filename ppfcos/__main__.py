@@ -1,4 +1,4 @@
-"""`python -m ppfcos`, where the program `ppfcos` is not on the path."""
+"""`python -m ppfcos`, if the program `ppfcos` is not on the path."""
 
 import sys
 

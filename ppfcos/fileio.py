@@ -1,4 +1,4 @@
-"""Reads files of limited size; replaces files and folders so that a reader finds the old or the new one."""
+"""Read files of limited size; replace files and folders atomically."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from pathlib import Path
 
 from ppfcos.errors import OutputError
 
-MAX_BYTES = (
-    1 << 30
-)  # default limit of a file that is read at once; annotations of millions of images have 0.5 GB
+MAX_BYTES = 1 << 30  # default limit of a file that is read at once
 
 # Without a file name in the error, these belong to a write to the current file.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -32,7 +30,7 @@ _MAX_NAME = 120  # bytes of a file's name that its temporary name keeps; file sy
 def require_regular(path: str | Path) -> None:
     """Raise an OSError unless `path` is a regular file: a pipe would block, and /dev/zero has no end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
 
 
 def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
@@ -287,7 +285,7 @@ def replace_folder(target: Path | str) -> Iterator[Path]:
     if target.is_symlink():
         target = Path(os.path.realpath(target))
     if os.path.lexists(target) and not target.is_dir():
-        raise OutputError(f"{target} cannot be written: it is no folder")
+        raise OutputError(f"{target} cannot be written: it is not a folder")
     token = new_token()
     unfinished = temporary_path(target, token)
     try:

@@ -1,4 +1,4 @@
-"""JSON files: read whatever lies there under the name, and written so that every reader takes them."""
+"""Read untrusted JSON files within limits; write JSON that is valid UTF-8."""
 
 from __future__ import annotations
 
@@ -12,26 +12,23 @@ from ppfcos.errors import ConfigError
 from ppfcos.fileio import read_text
 
 MAX_BYTES_VARIABLE = "PPFCOS_MAX_JSON_BYTES"
-# Objects365's training annotations, the largest in common use, have about 3 GB; COCO's have 0.45 GB.
+# The largest common annotation file, of Objects365, has about 3 GB; COCO's has 0.45 GB.
 MAX_BYTES = 4 << 30
 
 
 class JSONError(ValueError):
-    """A file is not JSON that can be read here; the message is one line, without the file's name."""
+    """A file is not JSON, or cannot be loaded. The message is one line without the name of the file."""
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file in UTF-8.
+    """Load a JSON file in UTF-8 of at most MAX_BYTES, or PPFCOS_MAX_JSON_BYTES of the environment.
 
-    As Python's json, it takes NaN and Infinity, and of equal keys in an object the last.
-
-    Args:
-        path: at most MAX_BYTES, or what the environment variable PPFCOS_MAX_JSON_BYTES says.
+    NaN and Infinity are accepted, and the last of equal keys wins, as in Python's json.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is too large.
-        JSONError: it is not JSON in UTF-8, nested too deeply, or needs more memory than there is.
-        ConfigError: the environment variable is no number.
+        OSError: it cannot be read, is not a regular file, or is too large.
+        JSONError: it is not JSON in UTF-8, is nested too deeply, or needs too much memory.
+        ConfigError: the environment variable is not a number.
     """
     try:
         return json.loads(read_text(path, _max_bytes()))
@@ -39,7 +36,7 @@ def read_json(path: str | Path) -> Any:
         raise JSONError("it is nested too deeply") from None
     except MemoryError:
         raise JSONError("there is not enough memory to read it") from None
-    except ValueError as error:  # also of another encoding, and of numbers with thousands of digits
+    except ValueError as error:  # also for other encodings and numbers with thousands of digits
         raise JSONError((str(error).splitlines() or ["it is not JSON"])[0]) from None
 
 
@@ -53,17 +50,10 @@ def _max_bytes() -> int:
 
 
 def to_json(content: Any, **options: Any) -> str:
-    r"""JSON text that can be written as UTF-8.
+    r"""Return `json.dumps(content, ensure_ascii=False, **options)`, encodable as UTF-8.
 
-    File names on Linux are bytes and need not be text. JSON holds text only: a byte of a name that is not
-    UTF-8 is written as its value, so that Latin-1's `café.jpg` becomes `caf\xe9.jpg`.
-
-    Args:
-        content: what json.dumps takes.
-        **options: of json.dumps; `ensure_ascii` is False unless it is given.
-
-    Returns:
-        The text.
+    A byte of a file name that is not UTF-8 is written as its value: Latin-1's `café.jpg` becomes
+    `caf\xe9.jpg`.
     """
     text = json.dumps(content, **{"ensure_ascii": False, **options})
     return valid(text, backslash="\\\\")

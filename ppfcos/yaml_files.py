@@ -1,4 +1,4 @@
-"""YAML that somebody else wrote, loaded within limits."""
+"""Load untrusted YAML within limits of size, depth and number of values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 MAX_BYTES = 4 << 20
 MAX_NUMBER_LENGTH = 200  # characters; int() and the sexagesimal forms take quadratic time
-MAX_INT_BITS = 64  # larger ones can be chosen to share one hash: a dict of them takes quadratic time
+MAX_INT_BITS = 64  # larger integers can share a hash, so that a dict of them takes quadratic time
 SURROGATES_AND_NUL = re.compile("[\0\ud800-\udfff]")  # YAML can escape them; no file name may hold them
 
 # What PyYAML raises for scalars such as `!!bool x`, `!!int ''`, `2001-99-99` and "\UFFFFFFFF".
@@ -28,18 +28,18 @@ def load_yaml(
     max_nodes: int = 100_000,
     max_depth: int = 50,
 ) -> Any:
-    """Load one YAML document. The result can be walked and copied in bounded time.
+    """Load a YAML document that can be walked and copied in bounded time.
 
     Args:
         text: at most `MAX_BYTES` bytes or characters.
-        loader: a safe loader whose constructor takes the text alone.
-        max_nodes: scalars, sequences and mappings, an alias counted as all that it stands for.
-        max_depth: levels of sequences and mappings, those behind an alias counted too.
+        loader: a safe loader whose constructor takes only the text.
+        max_nodes: of scalars, sequences and mappings; an alias counts as the nodes that it stands for.
+        max_depth: of nested sequences and mappings, including those behind aliases.
 
     Raises:
         yaml.YAMLError: The text is not valid YAML, or a value is not valid for its tag.
         YAMLLimitError: The document exceeds a limit, a node contains itself, an integer needs more than 64
-            bits, or text holds NUL or a lone surrogate.
+            bits, or text contains NUL or a lone surrogate.
     """
     if len(text) > MAX_BYTES:
         raise YAMLLimitError(problem=f"the document is larger than {MAX_BYTES >> 20} MiB")
@@ -63,7 +63,7 @@ def _bounded(loader: type[yaml.SafeLoader]) -> type[yaml.SafeLoader]:
 
 
 class _Limits:
-    """Counts nodes while a loader composes them, and checks scalars before it constructs them."""
+    """Mixin of a loader that counts nodes and checks scalars before values are constructed."""
 
     max_nodes = 0
     max_depth = 0
@@ -100,7 +100,7 @@ class _Limits:
         self._height = max(self._height, height)
         if self._nodes > self.max_nodes:
             raise YAMLLimitError(
-                problem=f"more than {self.max_nodes} values, aliases counted as what they stand for",
+                problem=f"more than {self.max_nodes} values, aliases counted in full",
                 problem_mark=mark,
             )
         if self._depth + height > self.max_depth + 1:  # a scalar in the deepest sequence is one more

@@ -136,7 +136,7 @@ def test_what_is_no_file_is_refused_before_anything_is_written(tmp_path):
                 pytest.fail("the body was run")
     (tmp_path / "file").write_text("old")
     for path in ("/dev/null", tmp_path / "file"):
-        with pytest.raises(OutputError, match="is no folder"), replace_folder(path):
+        with pytest.raises(OutputError, match="is not a folder"), replace_folder(path):
             pytest.fail("the body was run")
     assert is_stream("/dev/null") and (tmp_path / "file").read_text() == "old"
 

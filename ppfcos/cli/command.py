@@ -1,7 +1,4 @@
-"""What all commands share: parsers, types of options, messages, and exit codes.
-
-Nothing here imports Paddle, so that `--help` is fast.
-"""
+"""Parsers, option types, messages and exit codes of all commands. Nothing here imports Paddle."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ class Parser(argparse.ArgumentParser):
                 known = [option for option in self._option_string_actions if option.startswith("--")]
                 self.error(f"there is no option {name}{hint(name, known)}")
         if unknown:
-            self.error(f"nothing was expected at {shlex.quote(unknown[0])}")
+            self.error(f"unexpected argument {shlex.quote(unknown[0])}")
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -213,7 +210,7 @@ def overrides(options: argparse.Namespace, *names: str) -> list[str]:
 
 
 def command_line(tool: str, *arguments: object) -> str:
-    """Another command, to be pasted into a shell, written in the way in which this one was started.
+    """Return another command for a shell, in the form in which this one was started.
 
     Args:
         tool: name of a file in tools/, such as `eval`.
@@ -228,7 +225,7 @@ def command_line(tool: str, *arguments: object) -> str:
 
 
 def own_name() -> list[str]:
-    """How the running command is named, such as ["train.py"] or ["ppfcos", "train"]."""
+    """Name of the running command, such as ["train.py"] or ["ppfcos", "train"]."""
     has_subcommands = _is_package() or Path(sys.argv[0]).name == PROGRAM
     return [*_program(), *sys.argv[1:2]] if has_subcommands else [Path(sys.argv[0]).name]
 

@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--report",
         metavar="FOLDER",
-        help="write an analysis of the errors to FOLDER/report.html, and its numbers to report.json",
+        help="write an analysis of the errors to FOLDER/report.html, report.json and classes.csv",
     )
     add(
         "--compare",

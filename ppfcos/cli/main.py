@@ -1,4 +1,4 @@
-"""`ppfcos`: all commands in one program. A command is imported when it is called."""
+"""`ppfcos`: all commands in one program. A command is imported when it is run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What `ppfcos --help` prints."""
+    """Return the text of `ppfcos --help`."""
     width, column = help_width(), max(map(len, COMMANDS)) + 5
     commands = (
         textwrap.fill(f"{'  ' + name:<{column}}{command.summary}", width, subsequent_indent=" " * column)
@@ -54,7 +54,7 @@ def usage() -> str:
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a command."""
+    """Build the parser of a command."""
     return _module(name).build_parser()
 
 

@@ -104,8 +104,8 @@ def result_rows(drawn: Drawn, category_ids: Sequence[int]) -> list[dict[str, Any
 class Results:
     """A context manager for detections in memory and, with a path, in a JSON file.
 
-    The file is written as `bbox.unfinished.json` and is valid after each image. It is renamed by `finish`, and
-    after an error or a signal other than SIGKILL. Of several processes, each writes
+    The file is written as `bbox.unfinished.json` and is valid after each image. `finish` renames it to
+    `bbox.json`, and so does an error or a signal other than SIGKILL. Of several processes, each writes
     `bbox.unfinished.RANK.json`, and only `finish` writes `bbox.json`.
 
     Args:

@@ -1,8 +1,7 @@
-"""Runs the Python files that a configuration names under `imports`, so that their classes are registered.
+"""Execute the Python files under `imports` of a configuration, which register classes.
 
-A file registers backbones, necks, heads, losses and assigners with `ppdet.core.workspace.register`, and
-transforms with `ppdet.data.transform.operators.register_op`. It is an ordinary program: it can do whatever
-the user can do. Only files that the configuration, its base files or `-o` name are run.
+A file registers backbones, necks, heads, losses, assigners and loggers with `ppdet.core.workspace.register`,
+and transforms with `ppdet.data.transform.operators.register_op`. It runs with the rights of the user.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Imported(NamedTuple):
-    """What a file has added to PaddleDetection's registries."""
+    """The classes and transforms that a file has registered."""
 
     module: ModuleType
     classes: dict[str, Any]
@@ -41,17 +40,13 @@ _imported: dict[str, _Imported] = {}  # by digest of the content: a copy of a fi
 
 
 def import_files(paths: Iterable[str], origin: str) -> dict[str, Any]:
-    """Run each file once in the process.
+    """Execute each file once in the process; return the SchemaDict of each class that they register, by name.
 
     Args:
-        paths: of the files.
-        origin: where the configuration names them, for errors.
-
-    Returns:
-        SchemaDict of each class that the files register, by name.
+        origin: of the key in the configuration, for errors.
 
     Raises:
-        ConfigError: a file is missing or fails; the message names the file and its line.
+        ConfigError: a file is missing or fails; the message names the file and the line.
     """
     classes: dict[str, Any] = {}
     for path in paths:
@@ -69,22 +64,18 @@ def import_files(paths: Iterable[str], origin: str) -> dict[str, Any]:
 
 
 def is_imported(schema: Any) -> bool:
-    """Whether a registered class is from a file that a configuration has named."""
+    """Whether a registered class comes from an imported file."""
     return schema.pymodule.__name__.startswith(MODULE_PREFIX)
 
 
 def copy_imports(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the imported files to the folder of a run, so that it can be evaluated and exported alone.
+    """Copy the imported files to the folder of a run, which can then be moved.
 
     Args:
         config: from `resolved_config`.
-        folder: of the run.
 
     Returns:
-        The configuration, which names the copies relative to the folder.
-
-    Raises:
-        OutputError: a file cannot be copied.
+        The configuration with the paths of the copies, relative to the folder.
     """
     copies = []
     for number, path in enumerate(config.get(IMPORTS_KEY) or ()):
@@ -127,7 +118,7 @@ def _run(path: str, content: bytes, name: str) -> _Imported:
     module = ModuleType(name)
     module.__file__ = os.path.abspath(path)
     module.__spec__ = importlib.util.spec_from_file_location(name, module.__file__)
-    sys.modules[name] = module  # registering looks for it, and worker processes do
+    sys.modules[name] = module  # for `register` and for worker processes
     try:
         exec(compile(content, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
@@ -146,7 +137,7 @@ def _run(path: str, content: bytes, name: str) -> _Imported:
 
 
 def _line_of(error: BaseException, path: str) -> int:
-    """The line of the file at which it failed."""
+    """Return the line of the file that raised the error."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno or 1
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
@@ -154,7 +145,7 @@ def _line_of(error: BaseException, path: str) -> int:
 
 
 def _publish_operators(imported: _Imported) -> None:
-    """Make the transforms of this version of a file those that PaddleDetection finds by name."""
+    """Register the transforms of this version of a file; another version may have replaced them."""
     from ppdet.data import transform
     from ppdet.data.transform.operators import BaseOperator, registered_ops
 

@@ -122,11 +122,12 @@ def read_checked(path: str, overrides: Iterable[str]) -> CheckedConfig:
 
 def _refuse_paddledetections(path: str, config: Section) -> None:
     """Name the command that converts a configuration of PaddleDetection's FCOS."""
-    found = ["architecture: FCOS"] if config.get("architecture") == "FCOS" else []
-    found += [key for key in PADDLEDETECTION_SECTIONS if key in config]
-    if found:
+    theirs = [key for key in PADDLEDETECTION_SECTIONS if key in config]
+    if config.get("architecture") == "FCOS" and "PPFCOS" not in config:
+        theirs = ["architecture: FCOS", *theirs]
+    if theirs:
         raise ConfigError(
-            f"{path}: this is a configuration of PaddleDetection ({found[0]}): convert it with "
+            f"{path}: this is a configuration of PaddleDetection ({theirs[0]}): convert it with "
             f"`ppfcos convert-config {path} -o OURS.yml`"
         )
 

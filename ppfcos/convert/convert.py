@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ppfcos.convert import adelaidet, detectron, dla, fcos, mmdet, paddleclas, p
 from ppfcos.convert.checkpoint import Checkpoint, read_checkpoint
 from ppfcos.convert.rules import Format, Recipe, Translation, reverse_channels, set_rounding
 from ppfcos.engine.model import build_model
-from ppfcos.errors import ConfigError, WeightsError
+from ppfcos.errors import ConfigError, WeightsError, one_line
 from ppfcos.fileio import replacing
 
 FORMATS: tuple[Format, ...] = (
@@ -80,18 +81,20 @@ def convert(
     format_ = _format(source, checkpoint.arrays, format_name)
     is_option, config = recipe_name is not None, checkpoint.config
     recipe_name = _recipe_name(source, format_, recipe_name, bool(config and format_.read_recipe))
-    done = format_.translate(str(source), checkpoint.arrays)
+    with _checked_shapes(source, format_):
+        done = format_.translate(str(source), checkpoint.arrays)
     _require_allowed(source, "of the file are unexpected", done.unexpected, allowed)
     _require_finite(source, done)
     recipe_name, recipe, notes = _choose_recipe(source, format_, done, recipe_name, is_option, config)
     if checkpoint.key in ("ema_state_dict", "model_ema"):
         notes.append(f"the file has EMA weights only ({checkpoint.key}), which are converted")
-    if recipe.bgr:
-        reverse_channels(done)
+    with _checked_shapes(source, format_):
+        if recipe.bgr:
+            reverse_channels(done)
+        content = _config(format_, recipe, done, target)
+    _add_class_names(content, checkpoint, notes)
     config_path = target.with_suffix(".yml")
     with replacing(target) as weights_file, replacing(config_path) as config_file:
-        content = _config(format_, recipe, done, target)
-        _add_class_names(content, checkpoint, notes)
         options = {"sort_keys": False, "default_flow_style": None, "width": 100, "allow_unicode": True}
         text = yaml.safe_dump(content, **options)
         head = f"# {format_.project}: {recipe.description}, converted.\n"
@@ -101,6 +104,18 @@ def convert(
         _require_allowed(source, "of the model are missing in the file", missing, allowed)
         paddle.save(_state(model, format_.backbone_only), str(weights_file))
     return Conversion(format_, recipe_name, recipe, done, [*done.unexpected, *missing], config_path, notes)
+
+
+@contextlib.contextmanager
+def _checked_shapes(source: Path, format_: Format) -> Iterator[None]:
+    """Turn an error of arrays with unexpected shapes or types into a WeightsError."""
+    try:
+        yield
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{source}: its weights do not have the shapes of {format_.project}'s ({one_line(error)}): "
+            "set another --from, or download the file again"
+        ) from error
 
 
 def _format(source: Path, arrays: Mapping[str, np.ndarray], name: str | None) -> Format:

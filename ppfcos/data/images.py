@@ -122,8 +122,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             height, width = image.shape[:2]
             image = file.decode(apply_orientation=False)
             if image.shape[:2] != tuple(size):
-                stated = f"{size[1]}x{size[0]}"
-                raise ImageSizeMismatch(path, f"is {width}x{height} pixels, but its annotation says {stated}")
+                raise _another_size(path, height, width, size)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

@@ -13,6 +13,7 @@ from ppfcos.console import printable
 from ppfcos.data.check.check import DataReport
 from ppfcos.data.check.levels import Geometry
 from ppfcos.data.check.rules import SIDE_BINS, SectionCheck
+from ppfcos.data.classes import counted
 from ppfcos.data.images import ImageUnreadable, read_image
 from ppfcos.data.issues import ISSUE_TYPES, TRAINING
 from ppfcos.visualize.drawing import shrink
@@ -112,7 +113,7 @@ def _section_lines(section: Mapping[str, Any], network_input: Mapping[str, Any])
     names = ", ".join(f"{entry['name']} {entry['objects']}" for entry in classes[:MOST_CLASSES])
     more = len(classes) - MOST_CLASSES
     yield f"{section['section']}: {section['source']}"
-    yield f"  {_counts_text(section)}; {len(classes)} classes"
+    yield f"  {_counts_text(section)}; {counted(len(classes), 'class', 'classes')}"
     yield f"  objects of each class: {names}{f', and {more} more' if more > 0 else ''}"
     if "box_sizes" in section:
         table = section["box_sizes"]
@@ -218,8 +219,10 @@ def _summary(content: Mapping[str, Any]) -> str:
 
 def _counts_text(section: Mapping[str, Any]) -> str:
     return (
-        f"{section['images']} images, {section['images_without_objects']} of them without objects; "
-        f"{section['objects']} objects, {section['crowds']} crowds"
+        f"{counted(section['images'], 'image', 'images')}, "
+        f"{section['images_without_objects']} of them without objects; "
+        f"{counted(section['objects'], 'object', 'objects')}, "
+        f"{counted(section['crowds'], 'crowd', 'crowds')}"
     )
 
 

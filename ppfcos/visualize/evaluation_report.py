@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +19,18 @@ from ppfcos.metrics.coco import METRIC_NAMES, NO_OBJECTS, CocoMetrics
 from ppfcos.metrics.confusion import SCORES, calibrate, confusion_matrix
 from ppfcos.metrics.error_types import ERROR_TYPES, Errors, find_errors
 from ppfcos.metrics.matching import Matching, image_order, match
+from ppfcos.metrics.thresholds import OperatingPoint, best_f1
+from ppfcos.metrics.voc import voc_average_precisions
 from ppfcos.visualize.gallery import MOST_OF_A_TYPE, Crop, Images, case_entry, draw_cases, worst_cases
 from ppfcos.visualize.page import percent, render
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 REPORT = "evaluation"  # marks the JSON file
 JSON_FILE, PAGE_FILE, COMPARISON_FILE = "report.json", "report.html", "comparison.html"
+CLASSES_FILE = "classes.csv"
+VOC_NAMES = ("11-point", "area")
 
 SIZES = {  # COCO's: AP, AR, and the range of the square root of the area in pixels
     "small": ("APs", "ARs", 0, 32),
@@ -51,7 +60,7 @@ def write_report(
     """Write the report of an evaluation.
 
     Args:
-        folder: for JSON_FILE and PAGE_FILE; created if missing.
+        folder: for JSON_FILE, CLASSES_FILE and PAGE_FILE; created if missing.
         title: of the run.
         ground_truth: COCO annotations.
         detections: COCO results.
@@ -73,9 +82,13 @@ def write_report(
     report["gallery"] = [
         case_entry(case, matching, names, images.name(image_ids[case.image])) for case in cases
     ]
+    if report["best_f1"]:
+        logger.info("best %s at IoU 0.50", OperatingPoint(**report["best_f1"]))
     page = evaluation_page(report, draw_cases(cases, matching, image_ids, images), metrics.table())
     with replacing(Path(folder) / JSON_FILE) as temporary:
         temporary.write_text(to_json(report, allow_nan=False), encoding="utf-8")
+    with replacing(Path(folder) / CLASSES_FILE) as temporary:
+        temporary.write_text(classes_csv(report["classes"]), encoding="utf-8", errors="backslashreplace")
     return _write_page(Path(folder) / PAGE_FILE, page)
 
 
@@ -125,6 +138,8 @@ def evaluation_report(
 ) -> dict[str, Any]:
     """Collect the content of JSON_FILE without its gallery; fractions are None where there is no object."""
     truth, found = matching.ground_truth, matching.detections
+    best, best_of_class = best_f1(matching)
+    voc = voc_average_precisions(matching)
     calibration = calibrate(found.scores[~matching.ignored], matching.hits[~matching.ignored])
     edges = calibration.edges.round(3).tolist()
     return {
@@ -137,7 +152,21 @@ def evaluation_report(
         "detections": len(found.scores),
         "figures": {name: _known(value) for name, value in metrics.named().items()},
         "curves": _mean_curves(list(metrics.class_curves.values())),
-        "classes": _classes(ground_truth, metrics, matching, errors),
+        "best_f1": best and best._asdict(),
+        "classes": [
+            {
+                **entry,
+                "best_f1": point and point._asdict(),
+                "voc": dict(zip(VOC_NAMES, map(_known, values))),
+            }
+            for entry, point, *values in zip(
+                _classes(ground_truth, metrics, matching, errors), best_of_class, *voc
+            )
+        ],
+        "voc": {
+            name: float(np.nanmean(values)) if matching.objects.any() else None
+            for name, values in zip(VOC_NAMES, voc)
+        },
         "sizes": _sizes(matching, metrics.named()),
         "errors": {
             "kinds": [
@@ -222,6 +251,26 @@ def _known(value: float) -> float | None:
 
 def _rounded(values: Sequence[float]) -> list[float]:
     return [round(float(value), 4) for value in values]
+
+
+def classes_csv(classes: Sequence[Mapping[str, Any]]) -> str:
+    """A table with a row per class, its metrics as fractions; a field is empty where there is no object."""
+    table = [
+        {
+            "class": entry["name"],
+            "objects": entry["objects"],
+            "detections": entry["detections"],
+            **entry["figures"],
+            **{f"VOC AP50 ({name})": value for name, value in entry["voc"].items()},
+            **{f"best {name}": (entry["best_f1"] or {}).get(name) for name in OperatingPoint._fields},
+        }
+        for entry in classes
+    ]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, table[0] if table else ["class"])
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
 
 
 def evaluation_page(report: Mapping[str, Any], crops: Sequence[Crop | None], table: str) -> str:

@@ -6,6 +6,8 @@ A page holds its styles, scripts, images and charts: it opens without a server a
 from __future__ import annotations
 
 import base64
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,11 @@ JPEG_QUALITY = 75  # of the small images on a page
 
 def render(template: str, **context: Any) -> str:
     """Render a template of `templates/`; strings of the context are escaped and made printable."""
+    return _environment().get_template(template).render(context)
+
+
+@functools.cache
+def _environment() -> Any:
     try:
         import jinja2  # imported only where a page is written
     except ImportError as error:
@@ -33,8 +40,10 @@ def render(template: str, **context: Any) -> str:
         finalize=_printable,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters.update(short=short, percent=percent, thousands="{:,}".format, jpeg_url=jpeg_url)
-    return environment.get_template(template).render(context)
+    environment.filters.update(
+        short=short, percent=percent, thousands="{:,}".format, jpeg_url=jpeg_url, rectangle=rectangle
+    )
+    return environment
 
 
 def _printable(value: Any) -> Any:
@@ -56,3 +65,9 @@ def jpeg_url(image: np.ndarray) -> str:
     """Encode an image, [H, W, 3] uint8 BGR, as a data URL."""
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def rectangle(corners: Sequence[float]) -> str:
+    """The attributes of an SVG rectangle with corners x0, y0, x1, y1."""
+    x0, y0, x1, y1 = corners
+    return f'x="{x0:.1f}" y="{y0:.1f}" width="{max(x1 - x0, 0):.1f}" height="{max(y1 - y0, 0):.1f}"'

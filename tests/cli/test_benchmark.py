@@ -1,4 +1,4 @@
-"""The command tools/benchmark.py: what it times, in which order, what it makes of it, and what it refuses."""
+"""ppfcos benchmark: the times of the stages, their order and summary, files, and errors."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Small(NamedTuple):
 
     heads: Path
     end_to_end: Path
-    uint8: Path  # two pictures at once, and no other number
+    uint8: Path  # with a fixed batch of 2
 
 
 class Run(NamedTuple):
-    """What the command left of both kinds of bundle, side by side."""
+    """The output of the command for both kinds of bundle."""
 
     content: dict[str, Any]
     printed: str
@@ -59,7 +59,7 @@ def small(tmp_path_factory) -> Small:
 
 @pytest.fixture(autouse=True)
 def variables_as_before(monkeypatch):
-    """The command sets the number of threads for Paddle; the tests that follow have their own."""
+    """The command sets OMP_NUM_THREADS; restore it."""
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
 
 
@@ -74,22 +74,22 @@ def both(small, tmp_path_factory) -> Run:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(sys, "stdout", printed)
         setting = ["--threads", 1, "--streams", "1,2", "--batch", 1, "--rounds", ROUNDS]
-        files = ["--output", folder / "figures.json", "--chart", folder / "page.html"]
+        files = ["--output", folder / "results.json", "--chart", folder / "page.html"]
         assert run(small.heads, small.end_to_end, *setting, *files) == 0
-    content = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return Run(content, (folder / "printed").read_text(encoding="utf-8"), folder / "page.html")
 
 
-# What is timed ---------------------------------------------------------------------------------------------
+# Times -----------------------------------------------------------------------------------------------------
 
 
-def picture(height: int, width: int, seed: int = 0) -> ImageFile:
+def image_file(height: int, width: int, seed: int = 0) -> ImageFile:
     content = cv2.imencode(".jpg", draw_image(height, width, seed))[1].tobytes()
-    return ImageFile(f"picture {seed}", content, (height, width))
+    return ImageFile(f"image {seed}", content, (height, width))
 
 
 def least(run: Any) -> float:
-    """Milliseconds of the quickest of some runs."""
+    """The shortest of five runs in milliseconds."""
     spans = []
     for _ in range(5):
         start = time.perf_counter()
@@ -98,37 +98,37 @@ def least(run: Any) -> float:
     return min(spans)
 
 
-def test_each_stage_is_the_time_of_what_it_is_called_after(small):
+def test_each_stage_takes_the_time_of_its_operation(small):
     predictor = Predictor(small.heads, "onnxruntime", threads=1)
-    pictures = [picture(600, 800), picture(600, 800, 1)]
-    images = [decode_image(each.content, each.name) for each in pictures]
+    files = [image_file(600, 800), image_file(600, 800, 1)]
+    images = [decode_image(each.content, each.name) for each in files]
     inputs = predictor.preprocess(images)
     outputs = predictor.runtime.network.run({"image": inputs["image"], "im_shape": inputs["im_shape"]})
     shapes = inputs["image"].shape[2:], inputs["im_shape"], inputs["scale_factor"]
     apart = {
-        "decoding": lambda: [cv2.imdecode(np.frombuffer(each.content, np.uint8), 1) for each in pictures],
+        "decoding": lambda: [cv2.imdecode(np.frombuffer(each.content, np.uint8), 1) for each in files],
         "preprocessing": lambda: predictor.preprocess(images),
         "network": lambda: predictor.runtime.network.run({k: inputs[k] for k in ("image", "im_shape")}),
         "postprocessing": lambda: predictor.runtime.decoder(outputs, *shapes),
     }
-    timed = [timed_request(predictor, pictures) for _ in range(5)]
+    timed = [timed_request(predictor, files) for _ in range(5)]
     for stage, run_alone in apart.items():
         alone, within = least(run_alone), min(getattr(request, stage) for request in timed)
-        # Alone it finds its data in the processor's caches; the stages are far more than this apart.
+        # Alone, the data are in the CPU's caches. The stages differ by much more than this factor.
         assert 0.2 < within / alone < 5, (stage, within, alone)
 
 
-@pytest.mark.parametrize(("kind", "pictures"), [("heads", 3), ("end_to_end", 1), ("uint8", 2)])
-def test_the_boxes_are_those_of_the_predictor(small, tmp_path, kind, pictures):
+@pytest.mark.parametrize(("kind", "files"), [("heads", 3), ("end_to_end", 1), ("uint8", 2)])
+def test_number_of_boxes_equals_that_of_the_predictor(small, tmp_path, kind, files):
     predictor = Predictor(getattr(small, kind), "onnxruntime", threads=1)
-    taken = [picture(200, 300, seed) for seed in range(pictures)]
+    taken = [image_file(200, 300, seed) for seed in range(files)]
     for number, each in enumerate(taken):
         (tmp_path / f"{number}.jpg").write_bytes(each.content)
     expected = predictor.predict(sorted(tmp_path.iterdir()))
     assert timed_request(predictor, taken).boxes == sum(map(len, expected)) > 10
 
 
-def test_stages_add_up_and_requests_fill_the_turn(both):
+def test_stages_and_requests_add_up(both):
     for turn in both.content["turns"]:
         for *stages, whole, _ in itertools.chain(*turn["streams"]):
             assert min(stages) > 0 and math.isclose(sum(stages), whole, abs_tol=1e-3)
@@ -136,7 +136,7 @@ def test_stages_add_up_and_requests_fill_the_turn(both):
         assert 0.5 * turn["seconds"] < max(busy) < turn["seconds"] + 1e-3
 
 
-def test_pictures_of_a_request_are_of_one_size():
+def test_images_of_a_request_have_one_size():
     sizes = [(10, 20), (30, 30), (10, 20), (10, 20), (30, 30)]
     taken = [ImageFile(str(number), b"", size) for number, size in enumerate(sizes)]
     for number, batch in itertools.product(range(12), (1, 2, 3, 5)):
@@ -157,7 +157,7 @@ def test_pictures_of_a_request_are_of_one_size():
         ({"target_size": [100, 100]}, (512, 896)),
     ],
 )
-def test_drawn_pictures_need_no_resizing(resize, fixed):
+def test_synthetic_images_are_not_resized(resize, fixed):
     form = NetworkInput(height=fixed and fixed[0], width=fixed and fixed[1])
     preprocess = Preprocess([{"type": "Resize", **resize}, {"type": "PadStride", "stride": 32}], form)
     height, width = preprocess.natural_size
@@ -167,16 +167,16 @@ def test_drawn_pictures_need_no_resizing(resize, fixed):
     assert larger.scale_factor < (1, 1)
 
 
-def test_where_nothing_is_resized_any_size_will_do():
+def test_natural_size_without_a_resize():
     assert Preprocess([{"type": "Permute"}]).natural_size is None
     fixed = Preprocess([{"type": "Permute"}], NetworkInput(height=64, width=96))
     assert fixed.natural_size == (64, 96)
 
 
-# What becomes of the times ---------------------------------------------------------------------------------
+# The results -----------------------------------------------------------------------------------------------
 
 
-def test_cases_take_turns_in_every_round(both, small):
+def test_every_round_runs_all_cases_in_order(both, small):
     rows = both.content["rows"]
     order = [(turn["round"], turn["row"]) for turn in both.content["turns"]]
     assert order == list(itertools.product(range(ROUNDS), range(len(rows))))
@@ -187,21 +187,21 @@ def test_cases_take_turns_in_every_round(both, small):
         assert len(turn["streams"]) == rows[turn["row"]]["streams"]
 
 
-def test_both_answer_the_same_requests(both):
+def test_both_models_run_the_same_requests(both):
     for first, second in zip(both.content["rows"][::2], both.content["rows"][1::2]):
         assert first["requests"] == second["requests"] > 0
         assert math.isclose(first["boxes_per_image"], second["boxes_per_image"], rel_tol=0.01)
     assert both.content["images"]["sizes"] == [list(FIXED_SIZE)] * 4  # what the configuration resizes to
 
 
-def percentile(values: list[float], share: float) -> float:
-    """By its definition: between the two neighbours of the place, in proportion."""
-    place = share * (len(values) - 1)
+def percentile(values: list[float], fraction: float) -> float:
+    """Linear interpolation between the two nearest values."""
+    place = fraction * (len(values) - 1)
     below, above = sorted(values)[math.floor(place)], sorted(values)[math.ceil(place)]
     return below + (place - math.floor(place)) * (above - below)
 
 
-def test_figures_are_those_of_the_times(both):
+def test_rows_summarize_the_requests(both):
     rows, turns = both.content["rows"], both.content["turns"]
     for number, row in enumerate(rows):
         own = [turn for turn in turns if turn["row"] == number]
@@ -218,10 +218,10 @@ def test_figures_are_those_of_the_times(both):
         assert math.isclose(row["boxes_per_image"], sum(each[-1] for each in requests) / len(requests))
 
 
-def test_the_screen_shows_the_figures(both, small):
+def test_the_printed_table_shows_the_rows(both, small):
     *written, first, second = both.printed.partition("\n\n")[0].splitlines()[:4]
     assert [line.split("written: ")[1] for line in written] == [
-        str(both.page.with_name("figures.json")),
+        str(both.page.with_name("results.json")),
         str(both.page),
     ]
     assert first.startswith(both.content["date"]) and both.content["machine"] in first
@@ -266,7 +266,7 @@ def test_the_chart_is_to_scale_and_reaches_for_nothing(both, browser):
         np.testing.assert_allclose(parts, expected, atol=1)
 
 
-def test_the_chart_s_table_is_seen_whole_on_a_laptop(both, browser):
+def test_the_table_of_the_page_fits_a_laptop(both, browser):
     assert "<code>batch</code>" in both.page.read_text(encoding="utf-8")
     browser.set_window_size(1280, 900)
     browser.get(both.page.as_uri())
@@ -274,36 +274,36 @@ def test_the_chart_s_table_is_seen_whole_on_a_laptop(both, browser):
     assert len(set(browser.execute_script(widths))) == 1
 
 
-# What it can be given --------------------------------------------------------------------------------------
+# Options ---------------------------------------------------------------------------------------------------
 
 
 QUICK = ("--threads", 1, "--streams", 1, "--rounds", 1)
 
 
-def figures(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_real_pictures_are_taken(small, tmp_path, capsys):
-    (tmp_path / "photos").mkdir()
+def test_images_of_a_folder(small, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
     for number, size in enumerate(((97, 203), (200, 150), (97, 203))):
-        (tmp_path / "photos" / f"{number}.jpg").write_bytes(picture(*size, number).content)
-    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    arguments = ["--images", tmp_path / "photos", "--output", tmp_path / "figures.json"]
+        (tmp_path / "images" / f"{number}.jpg").write_bytes(image_file(*size, number).content)
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    arguments = ["--images", tmp_path / "images", "--output", tmp_path / "results.json"]
     assert run(small.heads, *QUICK, "--batch", 2, *arguments) == 0
     printed = capsys.readouterr().out
     assert "broken.jpg" in printed and "3 images of" in printed
-    content = figures(tmp_path / "figures.json")
+    content = read_results(tmp_path / "results.json")
     assert content["images"]["sizes"] == [[97, 203], [200, 150], [97, 203]]
     assert content["rows"][0]["images"] == 2 * content["rows"][0]["requests"]
 
 
-def test_a_fixed_batch_is_taken_or_said(small, tmp_path, capsys):
+def test_fixed_batch(small, tmp_path, capsys):
     threads = cv2.getNumThreads()
     assert run(small.uint8, *QUICK, "--output", tmp_path / "default.json") == 0
-    assert [row["batch"] for row in figures(tmp_path / "default.json")["rows"]] == [2]
+    assert [row["batch"] for row in read_results(tmp_path / "default.json")["rows"]] == [2]
     assert run(small.uint8, *QUICK, "--batch", "2,4", "--output", tmp_path / "some.json") == 0
-    content = figures(tmp_path / "some.json")
+    content = read_results(tmp_path / "some.json")
     assert [row["batch"] for row in content["rows"]] == [2]
     [line] = content["left_out"]
     assert line in capsys.readouterr().out and "other batches than 2" in line
@@ -322,10 +322,10 @@ def with_int8(small, tmp_path) -> Path:
     return folder
 
 
-def test_gaps_among_runtimes_and_precisions_are_said(with_int8, tmp_path, capsys):
+def test_unavailable_combinations_are_left_out_with_a_line(with_int8, tmp_path, capsys):
     wanted = ["--runtime", "paddle,onnxruntime", "--precision", "fp32,int8", "--batch", 1]
-    assert run(with_int8, *QUICK, *wanted, "--output", tmp_path / "figures.json") == 0
-    content = figures(tmp_path / "figures.json")
+    assert run(with_int8, *QUICK, *wanted, "--output", tmp_path / "results.json") == 0
+    content = read_results(tmp_path / "results.json")
     found = [(row["runtime"], row["precision"]) for row in content["rows"]]
     assert found == [("paddle", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")]
     [line] = content["left_out"]
@@ -333,25 +333,25 @@ def test_gaps_among_runtimes_and_precisions_are_said(with_int8, tmp_path, capsys
     assert set(content["versions"]) >= {"paddle", "onnxruntime"}
 
 
-def test_it_imports_no_paddle_and_shows_how_far_it_is(small, root, tmp_path):
-    """On a terminal, for as many rounds as the time allows, which are never below three."""
+def test_progress_without_importing_paddle(small, root, tmp_path):
+    """On a terminal, with three rounds, the minimum, because the time is short."""
     code = (
         "import sys; from ppfcos.cli.benchmark import main; code = main(sys.argv[1:]);"
         "sys.exit(code or any(name in sys.modules for name in ('paddle', 'ppdet')))"
     )
-    output = tmp_path / "figures.json"
+    output = tmp_path / "results.json"
     words = [small.end_to_end, *QUICK[:4], "--batch", 1, "--seconds", 1, "--output", output]
     command = [sys.executable, "-c", code, *map(str, words)]
     code, sent = run_on_terminal(command, 200, PYTHONPATH=str(root))
     assert code == 0, sent
-    assert figures(output)["rounds"] == 3
+    assert read_results(output)["rounds"] == 3
     seen = ["\n".join(screen) for screen in frames(sent, 200)]
     for title in ("loading", "warming up", "measuring"):
         assert any(f"{title} " in screen and "%|" in screen for screen in seen)
     assert "%|" not in seen[-1] and "in the network" in seen[-1]
 
 
-def test_help_waits_for_no_library(root):
+def test_help_imports_no_large_packages(root):
     code = (
         "import sys; from ppfcos.cli.benchmark import build_parser; build_parser().format_help();"
         "print(sorted({'paddle', 'onnxruntime', 'openvino', 'cv2', 'numpy'} & set(sys.modules)))"
@@ -360,37 +360,37 @@ def test_help_waits_for_no_library(root):
     assert done.stdout.strip() == "[]"
 
 
-# What is wrong ---------------------------------------------------------------------------------------------
+# Errors ----------------------------------------------------------------------------------------------------
 
 
 WRONG = {
-    "no such bundle": (["{photos}/none"], "no such bundle folder"),
-    "no bundle": (["{photos}"], "this is not a bundle"),
-    "one of two is none": (["{heads}", "{photos}"], "this is not a bundle"),
+    "no such bundle": (["{images}/none"], "no such bundle folder"),
+    "no bundle": (["{images}"], "this is not a bundle"),
+    "second of two is no bundle": (["{heads}", "{images}"], "this is not a bundle"),
     "precision": (["{heads}", "--precision", "fp32,int8"], "no network in int8; it has"),
     "precision of a runtime": (["{heads}", "--runtime", "onnxruntime", "--precision", "fp16"], "onnxruntime"),
     "runtime of a bundle": (["{uint8}", "--runtime", "paddle,onnxruntime"], "no network for paddle"),
     "device": (["{heads}", "--runtime", "onnxruntime", "--device", "gpu"], "CUDAExecutionProvider"),
     "batch": (["{uint8}", "--batch", "1,4"], "takes 2 images at once and no other number; add 2"),
-    "missing pictures": (["{heads}", "--images", "{photos}/none"], "--images"),
-    "no pictures": (["{heads}", "--images", "{empty}"], "contains no images"),
-    "unreadable pictures": (["{heads}", "--images", "{photos}"], "none of its images can be read"),
-    "a folder for a file": (["{heads}", "--output", "{photos}"], "is a folder; name a file in it"),
-    "a file for a folder": (["{heads}", "--chart", "{photos}/a.jpg/x.html"], "--chart FILE"),
+    "missing folder of images": (["{heads}", "--images", "{images}/none"], "--images"),
+    "folder without images": (["{heads}", "--images", "{empty}"], "contains no images"),
+    "unreadable images": (["{heads}", "--images", "{images}"], "none of its images can be read"),
+    "a folder for a file": (["{heads}", "--output", "{images}"], "is a folder; name a file in it"),
+    "a file for a folder": (["{heads}", "--chart", "{images}/a.jpg/x.html"], "--chart FILE"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_one_line(small, tmp_path, capsys, case):
-    for name in ("photos", "empty"):
+def test_errors_are_one_line(small, tmp_path, capsys, case):
+    for name in ("images", "empty"):
         (tmp_path / name).mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(b"no picture")
-    places = {**small._asdict(), "photos": tmp_path / "photos", "empty": tmp_path / "empty"}
+    (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
+    places = {**small._asdict(), "images": tmp_path / "images", "empty": tmp_path / "empty"}
     words, message = WRONG[case]
     assert run(*(word.format(**places) for word in words), "--threads", 1, "--streams", 1) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
-    assert os.listdir(tmp_path / "photos") == ["a.jpg"]
+    assert os.listdir(tmp_path / "images") == ["a.jpg"]
 
 
 def test_a_runtime_that_is_not_installed_is_one_line(small, capsys, monkeypatch):
@@ -414,7 +414,7 @@ def test_a_runtime_that_is_not_installed_is_one_line(small, capsys, monkeypatch)
         (["x", "--rounds", "0"], "--rounds"),
     ],
 )
-def test_wrong_options_are_argparses(words, message, capsys):
+def test_wrong_options(words, message, capsys):
     with pytest.raises(SystemExit) as raised:
         run(*words)
     error = capsys.readouterr().err

@@ -60,7 +60,7 @@ def small(tmp_path_factory) -> Small:
 
 
 def write_truth(folder: Path, bundle: Path) -> None:
-    """The detector's own better boxes, a third of them narrower: its AP is neither 0 nor 1.
+    """The best boxes of the detector, a third of them narrower, so that its AP is neither 0 nor 1.
 
     Their IoU of 0.72 is far from all of COCO's thresholds, so that no rounding decides.
     """
@@ -83,7 +83,7 @@ def write_truth(folder: Path, bundle: Path) -> None:
     (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(truth))
 
 
-def test_a_bundle_has_its_checkpoints_figures(small, capsys):
+def test_bundle_and_checkpoint_have_equal_metrics(small, capsys):
     common = ["-c", str(small.config)]
     assert eval_command.main([*common, "-o", f"weights={small.weights}"]) == 0
     table = figures(capsys.readouterr().out)
@@ -107,13 +107,13 @@ def figures(printed: str) -> list:
         (["--require-fps", "1e6", "--require-ap", "0.001"], 1),
     ],
 )
-def test_gates(small, capsys, gates, code):
+def test_required_ap_and_fps(small, capsys, gates, code):
     arguments = ["-c", str(small.config), "--bundle", str(small.bundle), *gates]
     assert eval_command.main(arguments) == code
     assert ("warning: " in capsys.readouterr().out) == bool(code)
 
 
-def test_what_cannot_be_is_one_line(small, capsys, tmp_path):
+def test_errors_are_one_line(small, capsys, tmp_path):
     truth = json.loads((small.data / "annotations" / "instances_val2017.json").read_text())
     truth["categories"][0]["name"] = "ellipse"
     (tmp_path / "other.json").write_text(json.dumps(truth))
@@ -133,7 +133,7 @@ def test_what_cannot_be_is_one_line(small, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("gate", "value"), [("ap", "38.5"), ("ap", "nan"), ("fps", "nan"), ("fps", "x")])
-def test_a_gate_that_nothing_or_everything_passes_is_refused(small, capsys, gate, value):
+def test_requirements_out_of_range_are_refused(small, capsys, gate, value):
     with pytest.raises(SystemExit) as ended:
         eval_command.main(
             ["-c", str(small.config), "--bundle", str(small.bundle), f"--require-{gate}", value]
@@ -141,15 +141,15 @@ def test_a_gate_that_nothing_or_everything_passes_is_refused(small, capsys, gate
     assert ended.value.code == 2 and f"--require-{gate}: '{value}' is not" in capsys.readouterr().err
 
 
-def test_a_comparison_has_no_gate(tmp_path, capsys):
+def test_a_comparison_has_no_requirements(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("before", "after", "report")]
     arguments = ["--compare", *folders[:2], "--report", folders[2], "--require-ap", "0.1"]
     assert eval_command.main(arguments) == 2
     assert "bundle or required metric" in capsys.readouterr().err
 
 
-def test_images_that_do_not_decode_make_nothing_faster(small, tmp_path):
-    """Eight of ten do not, and the others take a tenth of a second each at least."""
+def test_unreadable_images_do_not_count_as_images_per_second(small, tmp_path):
+    """Eight of ten images are unreadable; each of the others takes at least 0.1 s."""
     shutil.copytree(small.data, tmp_path / "data")
     for picture in sorted((tmp_path / "data" / "val2017").iterdir())[2:]:
         picture.write_bytes(b"no picture")
@@ -169,7 +169,7 @@ def test_images_that_do_not_decode_make_nothing_faster(small, tmp_path):
 
 
 @pytest.mark.slow  # two processes that import Paddle
-def test_the_scripts_set_the_gates(small, root, tmp_path):
+def test_scripts_set_the_requirements(small, root, tmp_path):
     variables = {
         **os.environ,
         "PYTHON": sys.executable,

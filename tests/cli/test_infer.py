@@ -497,3 +497,44 @@ def test_limits_of_the_process_where_paddle_is_imported(tmp_path, before):
         assert (done.returncode, done.stderr) == (0, "")
     else:
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "limit", ["ulimit -v 1000000", "ulimit -n 16", "export HOME=/proc/none", "cd gone; rmdir ../gone"]
+)
+@pytest.mark.parametrize("tool", ["export_model", "show_batch", "benchmark"])
+def test_limits_of_the_process_in_other_commands(small, tmp_path, tool, limit):
+    """Each command does its work, or ends with exit code 2 and one line."""
+    from helpers.small_config import write_config
+
+    from ppfcos.data.shapes import generate
+
+    generate(tmp_path / "shapes", train=2, val=2, size=96)
+    config = write_config(tmp_path / "small.yml", ROOT, tmp_path / "shapes", tmp_path / "run")
+    (tmp_path / "gone").mkdir()
+    arguments = {
+        "export_model": [
+            "-c",
+            small.config,
+            "-o",
+            f"weights={small.weights}",
+            "--output_dir",
+            tmp_path / "out",
+        ],
+        "show_batch": ["-c", config, "--output", tmp_path / "batch"],
+        "benchmark": [small.bundle, "--seconds", 1, "--threads", 1],
+    }[tool]
+    words = [sys.executable, ROOT / "tools" / f"{tool}.py", *arguments]
+    done = subprocess.run(
+        ["sh", "-c", f'{limit}; exec "$@"', "sh", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    if limit.startswith("ulimit -v"):
+        assert done.returncode == 2
+    assert done.returncode in (0, 2) and "Traceback" not in done.stderr
+    if done.returncode == 2:
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")

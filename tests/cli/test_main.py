@@ -91,7 +91,7 @@ def test_the_files_in_tools_are_the_same_commands(root):
         (["-c", CONFIG], "there is no option -c; ppfcos COMMAND comes first"),
         (["train", "-c", CONFIG, "--evla"], "there is no option --evla; did you mean '--eval'?"),
         (["train", "-c", CONFIG, "--amb=1"], "there is no option --amb; did you mean '--amp'?"),
-        (["eval", "-c", CONFIG, "stray"], "nothing was expected at stray"),
+        (["eval", "-c", CONFIG, "stray"], "unexpected argument stray"),
         (["train", "-c", "configs/fcos_r50_fpn_1x_cooc.yml"],
          "configs/fcos_r50_fpn_1x_cooc.yml: there is no such configuration file; "
          "did you mean 'fcos_r50_fpn_1x_coco.yml'?"),

@@ -1,4 +1,4 @@
-"""tools/show_batch.py: what it draws is what the network and its targets get."""
+"""tools/show_batch.py draws the batch, its boxes and the points of the model's assigner."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MIXED = (
 )
 
 
-def test_one_batch_goes_to_the_run_s_folder(small, capsys):
+def test_the_image_is_written_to_the_run_folder(small, capsys):
     assert show_batch.main(["-c", str(small), "-o", "TrainReader.total_batch_size=4"]) == 0
     path = small.parent / "output" / "small" / "batch.png"
     assert cv2.imread(str(path)).shape[1] > 900
@@ -71,20 +71,20 @@ def test_several_batches_of_another_epoch(small, tmp_path, capsys):
         (["-o", "TrainReader.total_batch_size=13"], "13"),
     ],
 )
-def test_mistakes_are_one_line(small, capsys, arguments, words):
+def test_errors_are_one_line(small, capsys, arguments, words):
     assert show_batch.main(["-c", str(small), *arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert words in line
 
 
 @pytest.mark.parametrize("batches", ["0", "-1", "two"])
-def test_numbers_that_are_none(small, capsys, batches):
+def test_invalid_numbers(small, capsys, batches):
     with pytest.raises(SystemExit, match="2"):
         show_batch.main(["-c", str(small), "--batches", batches])
     assert "is not a whole number from 1" in capsys.readouterr().err
 
 
-def test_crowds_that_the_training_ignores(small):
+def test_ignored_crowds_are_drawn(small):
     """The drawn shapes with the first of each picture's made a crowd's."""
     annotations = small.parent / "shapes" / "annotations"
     content = json.loads((annotations / "instances_train2017.json").read_text())
@@ -107,7 +107,7 @@ def test_crowds_that_the_training_ignores(small):
 
 
 @pytest.mark.parametrize("radius", [1.5, 0])
-def test_images_are_what_the_training_gets(small, radius):
+def test_images_equal_the_batch(small, radius):
     """Against the batch itself, and a loop over all points and boxes."""
     overrides = [MIXED, "TrainReader.total_batch_size=4", f"PPFCOSTargets.center_sampling_radius={radius}"]
     cfg = load_config(small, overrides)
@@ -222,7 +222,7 @@ def picture_of(image: BatchImage) -> np.ndarray:
     return sheet[-GAP - height : -GAP, GAP : GAP + width]
 
 
-def test_boxes_have_the_colour_of_their_level():
+def test_boxes_have_the_color_of_their_level():
     boxes = [(100, 100, 300, 250), (400, 300, 600, 500), (100, 500, 200, 600)]
     picture = picture_of(fed(boxes, [0, 2, NO_LEVEL]))
     for (x0, y0, x1, y1), colour in zip(boxes, [class_color(0), class_color(2), (255, 255, 255)]):
@@ -239,7 +239,7 @@ def test_a_box_without_a_point_is_labelled():
     assert plate.sum() > 100
 
 
-def test_points_are_dots_in_their_places():
+def test_points_are_dots():
     points = [(20.0, 20.0), (200.0, 104.0), (336.0, 208.0)]
     picture = picture_of(fed(points=points, point_levels=[0, 1, 2]))
     dots = (picture[:700, :800] != 150).any(axis=2)
@@ -250,7 +250,7 @@ def test_points_are_dots_in_their_places():
         assert tuple(picture[int(y), int(x)]) == class_color(level)
 
 
-def test_crowds_are_veiled():
+def test_crowds_are_striped():
     image = fed([(100, 100, 200, 200)], [0])._replace(crowds=np.array([(300, 300, 500, 400)], np.float32))
     picture = picture_of(image)
     veiled = (picture[310:390, 310:490] != 150).any(axis=2)
@@ -265,7 +265,7 @@ def test_padding_is_hatched():
         assert (padding != 150).any(axis=2).all() and len(np.unique(padding.reshape(-1, 3), axis=0)) == 2
 
 
-def test_the_legend_tells_the_levels_apart():
+def test_the_legend_has_the_colors_of_the_levels():
     sheet = draw_batch([fed()], LEVELS)
     legend = sheet[: len(sheet) - 720 - GAP]
     for level in range(len(LEVELS)):

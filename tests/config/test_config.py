@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,11 @@ from hypothesis import strategies as st
 from ppdet.core.config.schema import SchemaDict
 from ppdet.core.workspace import create, dict_merge, global_config
 
+from ppfcos.cli import command
 from ppfcos.config import load_config
 from ppfcos.config.files import apply_override, read_file
+from ppfcos.config.keys import REFUSED_TRANSFORMS
+from ppfcos.data.transforms.uint8 import find_transform
 from ppfcos.engine.model import build_model
 from ppfcos.errors import ConfigError, hint
 
@@ -200,6 +205,14 @@ def test_text_stays_text(write, way, key, text, value):
     assert (cfg[section] if section else cfg)[name] == value
 
 
+@pytest.mark.parametrize("folder", ["2026", "null", "007", "yes", "a: b", "[x", "bild # 1", "größe 😀"])
+def test_options_stay_text(root, folder):
+    options = argparse.Namespace(opt=[], output_eval=folder, classwise=True, amp=None)
+    overrides = command.overrides(options, "output_eval", "classwise", "amp")
+    cfg = load_config(root / "configs" / "fcos_r18_bccd.yml", overrides)
+    assert (cfg["output_eval"], cfg["classwise"]) == (folder, True)
+
+
 # Inheritance ---------------------------------------------------------------------------------------------
 
 
@@ -327,7 +340,7 @@ def test_overrides_reach_keys_sections_lists_and_what_no_file_mentions(root):
     )
     assert (cfg["epoch"], cfg["weights"], cfg["use_gpu"]) == (4, "output/best_model", False)
     assert cfg["TrainReader"]["sample_transforms"][1] == {
-        "Resize": {"target_size": [320, 320], "keep_ratio": True, "interp": 1}
+        "Resize": {"target_size": [320, 320], "keep_ratio": True, "interp": 1, "rounding": "nearest"}
     }
     assert cfg["LearningRate"]["schedulers"][1]["steps"] == 7
     assert cfg["LearningRate"]["base_lr"] == 1e-3
@@ -469,6 +482,42 @@ def test_mistakes_are_named_with_file_line_key_and_cure(write, text, line, said)
 def test_a_suggestion_is_similar(name, valid, suggestion):
     text = hint(name, valid)
     assert f"'{suggestion}'" in text if suggestion else "did you mean" not in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "remedy", "right"),
+    [
+        ("epochs=3", "'epoch'", "epoch=3"),
+        ("TrainReader.batch_size=2", "set TrainReader.total_batch_size", "TrainReader.total_batch_size=2"),
+        ("EvalReader.total_batch_size=2", "set EvalReader.batch_size", "EvalReader.batch_size=2"),
+        ("architecture=FCOS", "set architecture: PPFCOS", "architecture=PPFCOS"),
+        ("architecture=ResNet", "set architecture: PPFCOS", "architecture=PPFCOS"),
+        ("PPFCOS.head=FCOSHead", "set PPFCOSHead", "PPFCOS.head=PPFCOSHead"),
+        ("PPFCOS.backbone.depth=18", "set those of ResNet", "ResNet.depth=18"),
+        ("ResNet.pretrained=a.pdparams", "set pretrain_weights", "pretrain_weights=a.pdparams"),
+        ("PPFCOSTargets.size_ranges=[64]", "set 4 limits", "PPFCOSTargets.size_ranges=[64,128,256,512]"),
+        (
+            "OptimizerBuilder.optimizer.weight_decay=0.1",
+            "set OptimizerBuilder.regularizer.factor",
+            "OptimizerBuilder.regularizer.factor=0.1",
+        ),
+        ("TrainDataset.name=MOTImageFolder", "use ImageFolder", "TestDataset={name: ImageFolder}"),
+    ],
+)
+def test_the_remedy_of_an_error_works(root, wrong, remedy, right):
+    path = root / "configs" / "fcos_r18_bccd.yml"
+    assert remedy in refusal(path, wrong)
+    build_model(load_config(path, [right, "PPFCOSHead.num_convs=1", "PPFCOSFPN.out_channels=32"]))
+
+
+def test_refused_transforms_name_one_that_exists(root):
+    path, named = root / "configs" / "fcos_r18_bccd.yml", set()
+    for name in REFUSED_TRANSFORMS:
+        message = refusal(path, f"TrainReader.sample_transforms=[{name}: {{}}]")
+        found = re.search(r"use (PPFCOS\w+|Decode|Resize|RandomColorJitter)", message)
+        assert found or "remove it" in message, message
+        named |= {found[1]} if found else set()
+    assert named and all(hasattr(find_transform(name), "apply") for name in named)
 
 
 def test_what_says_the_same_in_paddledetections_words_is_understood(write):

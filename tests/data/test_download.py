@@ -1,4 +1,4 @@
-"""The download against a server that breaks off, lies about lengths, and serves hostile archives."""
+"""Downloads from servers with broken connections, wrong lengths and hostile archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ppfcos.errors import DataError, OutputError, WeightsError
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` at any path, and behaves as badly as its attributes say."""
+    """Serves `content` at any path; attributes make it fail."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -109,7 +109,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_downloads_unpacks_and_then_leaves_alone(server, tmp_path):
+def test_download_unpack_and_skip(server, tmp_path):
     server.content = CONTENT
     fetch(tmp_path, [VAL], server.address)
     assert names_in(tmp_path) == ["val/a", "val/b"]
@@ -119,7 +119,7 @@ def test_downloads_unpacks_and_then_leaves_alone(server, tmp_path):
     assert len(server.requests) == 1
 
 
-def test_resumes_where_the_server_broke_off(server, tmp_path):
+def test_resumes_a_broken_connection(server, tmp_path):
     server.content, server.breaks_off_after = CONTENT, 100
     download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
@@ -128,7 +128,7 @@ def test_resumes_where_the_server_broke_off(server, tmp_path):
     assert names_in(tmp_path) == ["x.zip"]
 
 
-def test_resumes_what_an_earlier_run_left(server, tmp_path):
+def test_resumes_the_part_of_an_earlier_run(server, tmp_path):
     server.content = CONTENT
     (tmp_path / "x.zip.part").write_bytes(CONTENT[:100])
     download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
@@ -146,7 +146,7 @@ def test_starts_again_without_ranges_or_after_too_many_bytes(server, tmp_path, l
     assert (tmp_path / "x.zip").read_bytes() == CONTENT
 
 
-def test_another_beginning_is_found_out_by_the_sum(server, tmp_path):
+def test_a_wrong_part_is_detected_by_the_md5_sum(server, tmp_path):
     server.content = CONTENT
     (tmp_path / "x.zip.part").write_bytes(b"x" * 100)
     with pytest.raises(DataError, match="MD5"):
@@ -156,21 +156,21 @@ def test_another_beginning_is_found_out_by_the_sum(server, tmp_path):
     assert names_in(tmp_path) == ["x.zip"]
 
 
-def test_gives_up_on_a_server_that_brings_nothing_new(server, tmp_path):
+def test_fails_without_progress(server, tmp_path):
     server.content, server.breaks_off_after = CONTENT, 0
     with pytest.raises(DataError, match=f"0 of {len(CONTENT)} bytes"):
         download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert len(server.requests) == 6
 
 
-def test_a_length_that_is_not_the_files(server, tmp_path):
+def test_another_length_than_the_known_one(server, tmp_path):
     server.content, server.claims = CONTENT, len(CONTENT) + 7
     with pytest.raises(DataError, match=f"{len(CONTENT) + 7} bytes, but the right file has {len(CONTENT)}"):
         download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert not (tmp_path / "x.zip").exists()
 
 
-def test_damage_is_found_without_a_sum(server, tmp_path):
+def test_damage_is_detected_without_a_sum(server, tmp_path):
     server.content = CONTENT[:60] + b"\0\0\0\0" + CONTENT[64:]
     with pytest.raises(DataError, match="damaged"):
         download_zip(server.address, tmp_path / "x.zip")
@@ -178,21 +178,21 @@ def test_damage_is_found_without_a_sum(server, tmp_path):
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, 6)])
-def test_a_server_that_refuses(server, tmp_path, status, requests):
+def test_error_statuses(server, tmp_path, status, requests):
     server.status = status
     with pytest.raises(DataError, match=server.address):
         download_zip(server.address, tmp_path / "x.zip", VAL.size, VAL.md5)
     assert len(server.requests) == requests
 
 
-def test_no_server_at_all(tmp_path):
+def test_no_server(tmp_path):
     with pytest.raises(DataError, match="refused"):
         download_zip("http://127.0.0.1:9/x.zip", tmp_path / "x.zip")
     with pytest.raises(DataError, match="http://"):
         fetch(tmp_path, [VAL], "file:///etc")
 
 
-def test_a_part_that_is_incomplete_is_unpacked_again(server, tmp_path):
+def test_an_incomplete_folder_is_unpacked_again(server, tmp_path):
     server.content = CONTENT
     fetch(tmp_path, [VAL], server.address, keep_archives=True)
     (tmp_path / "val/b").unlink()
@@ -203,13 +203,13 @@ def test_a_part_that_is_incomplete_is_unpacked_again(server, tmp_path):
     assert len(server.requests) == 1  # the archive was still there
 
 
-def test_an_archive_of_something_else(server, tmp_path):
+def test_an_archive_without_the_expected_files(server, tmp_path):
     server.content = CONTENT
     with pytest.raises(DataError, match="3 files in val"):
         fetch(tmp_path, [archive_of(CONTENT, counts=(("val", 3),))], server.address)
 
 
-def test_of_an_archive_one_folder_is_wanted(server, tmp_path):
+def test_one_folder_of_an_archive_is_unpacked(server, tmp_path):
     server.content = zip_of(**{"top/in/a/1": b"1", "top/in/2": b"2", "top/inner/3": b"3", "4": b"4"})
     archive = Archive("x", "x.zip", files=("2",), counts=(("a", 1),), inside="top/in")
     fetch(tmp_path, [archive], server.address)
@@ -538,7 +538,7 @@ def test_every_hostile_answer_is_one_line_within_seconds(hostile, tmp_path, name
         f"Content-Length: {len(CONTENT)}\r\nContent-Encoding: gzip",
     ],
 )
-def test_a_head_that_makes_no_sense_is_not_believed(hostile, tmp_path, head):
+def test_invalid_headers_are_refused(hostile, tmp_path, head):
     server = hostile(lambda *_: with_head(head.encode() + b"\r\n", [CONTENT]))
     refusal(DataError, download_zip, server.address, tmp_path / "x.zip")
     assert not list(tmp_path.iterdir())
@@ -552,7 +552,7 @@ def test_a_reset_within_each_block_makes_progress(hostile, tmp_path):
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
-def test_a_server_of_wrong_ranges_is_asked_for_the_whole(hostile, tmp_path, is_known):
+def test_after_a_wrong_range_the_whole_file_is_requested(hostile, tmp_path, is_known):
     whole = b"Content-Length: %d\r\n" % len(CONTENT)
     bad = ranged(b"Content-Range: bytes 0-499/500\r\n")
     server = hostile(
@@ -590,7 +590,7 @@ def test_a_whole_download_takes_a_limited_time(hostile, tmp_path):
     ],
     ids=ascii,
 )
-def test_addresses_that_are_none(tmp_path, url):
+def test_invalid_addresses(tmp_path, url):
     refusal(DataError, download_zip, url, tmp_path / "x", limits=FAST)
     assert not list(tmp_path.iterdir())
 
@@ -644,7 +644,7 @@ def test_no_redirect_leaves_tls(hostile, server, tmp_path, certificate, monkeypa
     assert not server.requests
 
 
-def test_a_server_that_never_speaks_tls(hostile, tmp_path):
+def test_a_server_without_tls(hostile, tmp_path):
     server = hostile(lambda *_: [])  # waits for the head of a request, which never comes
     url = server.address.replace("http:", "https:")
     refusal(DataError, download_zip, url, tmp_path / "x.zip", limits=FAST)
@@ -890,7 +890,7 @@ def test_weights_are_never_unpacked(server, tmp_path, weights, name, load):
 @pytest.mark.parametrize(
     "content", [b"", b"<html>", b"x", b"\x80\x04", b"\x1f\x8b\x08"], ids=["empty", "page", "x", "cut", "gzip"]
 )
-def test_what_is_not_weights_is_not_kept(server, tmp_path, weights, content):
+def test_invalid_weights_are_not_kept(server, tmp_path, weights, content):
     server.content = content
     refusal(WeightsError, loaded, weights, server.address + "/x.pdparams")
     assert names_in(tmp_path) == []
@@ -909,11 +909,11 @@ def test_hostile_servers_of_weights(hostile, tmp_path, weights, monkeypatch, nam
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "ftp://127.0.0.1/x.pdparams", "http://[", "s3://a/b", "://"]
 )
-def test_addresses_that_are_none_of_weights(weights, url):
+def test_invalid_addresses_of_weights(weights, url):
     refusal(WeightsError, loaded, weights, url)
 
 
-def test_addresses_that_end_alike_are_told_apart(server, tmp_path, weights):
+def test_equal_file_names_of_two_addresses(server, tmp_path, weights):
     for number in (1, 2):
         server.content = Saved(tmp_path, number).content
         assert loaded(weights, f"{server.address}/{number}/net.pdparams") == number
@@ -922,7 +922,7 @@ def test_addresses_that_end_alike_are_told_apart(server, tmp_path, weights):
     assert len(server.requests) == 2
 
 
-def test_what_paddledetection_has_in_its_cache(server, tmp_path, weights, caplog):
+def test_the_cache_of_paddledetection_is_used(server, tmp_path, weights, caplog):
     (tmp_path / "cache").mkdir()
     for name, value in [("net.pdparams", 1), ("packed", 2)]:
         (tmp_path / "cache" / name).write_bytes(Saved(tmp_path, value).content)

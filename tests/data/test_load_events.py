@@ -52,15 +52,15 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_tells_what_is_done_to_it(pictures, name):
+def test_events_of_an_image(pictures, name):
     assert load_events(str(pictures / name), (HEIGHT, WIDTH)) == PICTURES[name][2]
 
 
-def test_a_turn_is_none_where_the_boxes_are_on_the_stored_pixels(pictures):
+def test_no_rotation_if_the_boxes_are_on_the_stored_pixels(pictures):
     assert load_events(str(pictures / "turned.jpg"), (WIDTH, HEIGHT)) == []
 
 
-def test_files_that_hold_no_picture(pictures):
+def test_files_without_an_image(pictures):
     (pictures / "text.jpg").write_text("no picture")
     for name in ("text.jpg", "missing.jpg", "."):
         assert load_events(str(pictures / name), (HEIGHT, WIDTH)) == []

@@ -298,7 +298,7 @@ def training(tmp_path, root):
     """Starts launchers of a training whose ranks have one worker each."""
     generate(tmp_path / "shapes", train=7, val=150, size=96, seed=1)
     config = write_config(tmp_path / "small.yml", root, tmp_path / "shapes", tmp_path / "run")
-    launchers, readers = [], []
+    launchers, started = [], []
 
     def start(name: str, *options: str, script: tuple = ()) -> subprocess.Popen:
         command = [sys.executable, "-m", "paddle.distributed.launch", *options, "--log_dir", name]
@@ -319,18 +319,19 @@ def training(tmp_path, root):
         log = tmp_path / "first" / "workerlog.0"
         _wait_for(lambda: log.exists() and "step: [3/3]" in log.read_text(), 120)
         pids = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
+        started.extend(pids)  # a stopped rank does not exit by itself
         for pid in pids:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-            readers.extend(int(child) for child in children.split())
+            started.extend(int(child) for child in children.split())
         return pids
 
     yield start, wait_for_steps
     for process in launchers:
         process.kill()
         process.wait()
-    for reader in readers:
+    for pid in started:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(reader, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
 
 def _is_running(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Made truth and detections of any size, with all that goes wrong in them."""
+"""Random ground truth, and detections with every type of error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def random_boxes(rng, number: int) -> np.ndarray:
 
 
 def random_truth(rng, images: int = 20, classes: int = 4, most: int = 12, crowds: float = 0.15) -> dict:
-    """COCO's annotation file; its ids are not its positions."""
+    """COCO annotations with ids that differ from their positions."""
     annotations = []
     for image in range(images):
         for box in random_boxes(rng, int(rng.integers(0, most))):
@@ -23,7 +23,7 @@ def random_truth(rng, images: int = 20, classes: int = 4, most: int = 12, crowds
                     "image_id": 10 * (images - image),
                     "category_id": 3 * int(rng.integers(1, classes + 1)),
                     "bbox": box.tolist(),
-                    "area": float(box[2] * box[3] * rng.uniform(0.4, 1)),  # of the outline, as in COCO
+                    "area": float(box[2] * box[3] * rng.uniform(0.4, 1)),  # of the segmentation, as in COCO
                     "iscrowd": int(rng.random() < crowds),
                 }
             )
@@ -35,7 +35,7 @@ def random_truth(rng, images: int = 20, classes: int = 4, most: int = 12, crowds
 
 
 def random_detections(rng, truth: dict, copies: int = 2, extra: int = 6) -> list[dict]:
-    """Right ones, and those that are off, of another class, doubled, or of nothing; no two scores alike."""
+    """Correct, badly localized, misclassified, duplicate and background detections; all scores differ."""
     ids = [category["id"] for category in truth["categories"]]
     found = []
     for annotation in truth["annotations"]:

@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pytest
 from helpers.evaluation_cases import random_detections, random_truth
+from ppdet.metrics.map_utils import DetectionMAP
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -17,6 +18,8 @@ from ppfcos.metrics.coco import CURVE_NAMES, METRIC_NAMES, evaluate_detections
 from ppfcos.metrics.confusion import calibrate, confusion_matrix
 from ppfcos.metrics.error_types import ERROR_TYPES, average_precisions, find_errors
 from ppfcos.metrics.matching import NONE, image_order, match
+from ppfcos.metrics.thresholds import best_f1
+from ppfcos.metrics.voc import voc_average_precisions
 
 SEEDS = range(4)
 
@@ -289,3 +292,67 @@ def test_calibrated_scores_have_no_error():
     result = calibrate(scores, np.array(hits))
     assert result.error == 0
     assert np.isnan(result.precisions[0])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_best_f1_equals_that_of_every_threshold_tried_with_pycocotools(seed):
+    truth, detections = random_case(seed)
+    detections = [{**row, "score": round(row["score"], 1)} for row in detections]
+    ids = [category["id"] for category in truth["categories"]]
+    objects = dict.fromkeys(ids, 0)
+    for annotation in truth["annotations"]:
+        objects[annotation["category_id"]] += not annotation["iscrowd"]
+    objects["all"] = sum(objects.values())
+    tried: dict = {number: [] for number in (*ids, "all")}
+    for score in sorted({row["score"] for row in detections}, reverse=True):
+        correct, wrong = dict.fromkeys(ids, 0), dict.fromkeys(ids, 0)
+        for entry in run_pycocotools(truth, [row for row in detections if row["score"] >= score]).evalImgs:
+            if entry is not None and entry["aRng"] == [0, 1e10]:
+                known = ~entry["dtIgnore"][0]
+                correct[entry["category_id"]] += int((known & (entry["dtMatches"][0] > 0)).sum())
+                wrong[entry["category_id"]] += int((known & (entry["dtMatches"][0] == 0)).sum())
+        correct["all"], wrong["all"] = sum(correct.values()), sum(wrong.values())
+        for number, hits in correct.items():
+            if hits:
+                precision, recall = hits / (hits + wrong[number]), hits / objects[number]
+                f1 = 2 * precision * recall / (precision + recall)
+                tried[number].append((f1, score, precision, recall))
+    overall, of_class = best_f1(match(truth, detections))
+    for number, point in zip((*ids, "all"), (*of_class, overall)):
+        f1, score, precision, recall = max(tried[number])
+        assert point == pytest.approx((score, f1, precision, recall), abs=1e-12)
+
+
+def test_there_is_no_best_f1_without_correct_detections():
+    truth, _ = random_case(0)
+    wrong = [{"image_id": 10, "category_id": 3, "bbox": [9000, 9000, 5, 5], "score": 0.5}]
+    for detections in ([], wrong):
+        assert best_f1(match(truth, detections)) == (None, [None] * len(truth["categories"]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_voc_ap_equals_that_of_paddledetection_and_of_the_definition(seed):
+    truth, detections = random_case(seed, crowds=0)
+    truth["categories"].append({"id": 99, "name": "never seen"})
+    label_of = {category["id"]: label for label, category in enumerate(truth["categories"])}
+    metric = DetectionMAP(len(label_of), is_bbox_normalized=True, catid2name=dict.fromkeys(label_of.values()))
+    for image in truth["images"]:
+        columns = []
+        for rows in (detections, truth["annotations"]):
+            own = [row for row in rows if row["image_id"] == image["id"]]
+            own.sort(key=lambda row: -row.get("score", 0))
+            boxes = [[x, y, x + width, y + height] for x, y, width, height in (row["bbox"] for row in own)]
+            columns.append((boxes, [label_of[row["category_id"]] for row in own], own))
+        (boxes, labels, own), (gt_boxes, gt_labels, _) = columns
+        metric.update(boxes, [row["score"] for row in own], labels, gt_boxes, gt_labels)
+    metric.accumulate()
+    eleven_point, area = voc_average_precisions(match(truth, detections))
+    seen = metric.eval_results
+    assert len(seen) == len(label_of) - 1 and np.isnan([eleven_point[-1], area[-1]]).all()
+    np.testing.assert_allclose(eleven_point[:-1], [each["ap"] for each in seen], atol=1e-6)
+    for value, each in zip(area, seen):  # VOC 2010: precision is the maximum at this or any higher recall
+        recalls, precisions = each["recall"], each["precision"]
+        expected = 0.0
+        for i, recall in enumerate(recalls):
+            expected += (recall - (recalls[i - 1] if i else 0)) * max(precisions[i:])
+        assert value == pytest.approx(expected, abs=1e-9)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import needs_export, skip_without_export
 from helpers.small_detector import draw_image, spread_scores
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import numpy_helper
@@ -174,6 +174,7 @@ VALUES = arrays.arrays(
 )
 
 
+@settings(deadline=None)
 @given(VALUES, st.floats(-20, 0, width=32), st.floats(0, 20, width=32))
 def test_activations_equal_the_formula(values, smallest, largest):
     """Scale and zero point are ONNX Runtime's; clipped values have no gradient."""
@@ -188,6 +189,7 @@ def test_activations_equal_the_formula(values, smallest, largest):
     np.testing.assert_array_equal(x.grad.numpy(), (integers >= 0) & (integers <= 255))
 
 
+@settings(deadline=None)
 @given(
     arrays.arrays(
         np.float32,

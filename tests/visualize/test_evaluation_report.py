@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -68,6 +69,16 @@ def content(reports) -> dict:
 @pytest.fixture(scope="module")
 def text(reports) -> str:
     return (reports.runs[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_table_of_classes_as_csv(reports, content):
+    with open(reports.runs[0] / "classes.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list(ODD_NAMES)
+    for row, entry in zip(rows, content["classes"]):
+        assert float(row["AP"]) == entry["figures"]["AP"] and int(row["objects"]) == entry["objects"]
+        assert float(row["VOC AP50 (area)"]) == entry["voc"]["area"]
+        assert float(row["best score"]) == entry["best_f1"]["score"]
 
 
 def test_report_json_has_the_metrics_of_the_evaluation(reports, content):
@@ -404,7 +415,7 @@ def test_comparison_warns_about_different_data(reports, tmp_path):
 
 def test_documentation_has_all_error_types_and_valid_commands(root):
     text = (root / "docs" / "evaluation_report.md").read_text(encoding="utf-8")
-    table = text[text.index("| kind |") : text.index("## The other parts")]
+    table = text[text.index("| kind |") : text.index("## Object sizes")]
     assert sorted(re.findall(r"^\| (\w+) \| ", table, re.M)) == sorted([*ERROR_TYPES, "kind"])
     commands = re.findall(r"^    python tools/eval\.py (.*)$", text, re.M)
     assert len(commands) == 3

@@ -23,17 +23,7 @@ _COMMON = "images"  # the folder of images that belong to several splits
 def read(
     source: Path, splits: Sequence[str] = (), image_dir: Path | None = None, class_names: Sequence[str] = ()
 ) -> AnnotatedSet:
-    """Read one annotation file, or all of a folder.
-
-    Args:
-        source: The file, or the folder that holds annotations/instances_*.json or the like.
-        splits: Only these, such as train2017; empty: all.
-        image_dir: The folder of the images; None searches near the file.
-        class_names: Must be empty: the files name their classes.
-
-    Raises:
-        DataError: A file is wrong, or two have different categories.
-    """
+    """Read one annotation file, or all of a folder; without `class_names`. Arguments as of `convert`."""
     if class_names:
         raise DataError(f"{source}: COCO's files name their classes themselves: leave --class_names out")
     files = coco_files(source)
@@ -90,15 +80,7 @@ def _read_split(
 
 
 def write(data: AnnotatedSet, folder: Path) -> tuple[ImagePaths, dict[str, dict[str, Any]]]:
-    """Write annotations/instances_NAME.json for every split.
-
-    Args:
-        data: The data set.
-        folder: The new data set's.
-
-    Returns:
-        The paths of the images, and for every split the section of a configuration that reads it.
-    """
+    """Write annotations/instances_NAME.json for every split."""
     paths = name_images(data, lambda split, file_name: PurePosixPath(split.folder or _COMMON, file_name))
     (folder / "annotations").mkdir()
     sections = {}

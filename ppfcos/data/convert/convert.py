@@ -17,6 +17,8 @@ from ppfcos.fileio import replace_folder
 
 logger = logging.getLogger(__name__)
 
+# read(source, splits, image_dir, class_names) returns an AnnotatedSet; write(data, folder) returns the paths
+# of the images, and for every split the section of a configuration that reads it.
 FORMATS: Mapping[str, ModuleType] = {"coco": coco, "voc": voc, "yolo": yolo, "labelme": labelme}
 
 

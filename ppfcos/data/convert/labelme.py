@@ -34,17 +34,7 @@ class _Image(NamedTuple):
 def read(
     source: Path, splits: Sequence[str] = (), image_dir: Path | None = None, class_names: Sequence[str] = ()
 ) -> AnnotatedSet:
-    """Read all JSON files of a folder and its subfolders as one split.
-
-    Args:
-        source: The folder, or one file.
-        splits: Only these; there is one, "all".
-        image_dir: The folder of the images; None: beside the JSON files.
-        class_names: The classes in the order of their labels; empty: all that the files name, sorted.
-
-    Raises:
-        DataError: A file is wrong, or a class is not among class_names.
-    """
+    """Read all JSON files of a folder as the one split "all". Arguments as of `convert`."""
     select_splits({ALL: []}, splits, source)
     data = AnnotatedSet(source, [], [])
     images = [image for file in labelme_files(source) for image in _read_file(file, data)]

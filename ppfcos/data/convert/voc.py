@@ -41,18 +41,7 @@ _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", 
 def read(
     source: Path, splits: Sequence[str] = (), image_dir: Path | None = None, class_names: Sequence[str] = ()
 ) -> AnnotatedSet:
-    """Read all lists of ImageSets/Main, or all XML files if there are no lists.
-
-    Args:
-        source: The folder that holds Annotations, or the XML files themselves.
-        splits: Only these lists, such as trainval; empty: all but those of one class.
-        image_dir: The folder of the images; None: JPEGImages or images in `source`, or that of the XML files.
-        class_names: The classes in the order of their labels; empty: from label_list.txt or the like, else
-            all that the XML files name, sorted.
-
-    Raises:
-        DataError: A file is wrong, or a class is not among class_names.
-    """
+    """Read all lists of ImageSets/Main, or all XML files if there are none. Arguments as of `convert`."""
     layout = voc_layout(source)
     image_dir = image_dir or layout.image_dir
     if not image_dir.is_dir():
@@ -140,13 +129,6 @@ def _annotation(thing: voc.VOCObject, number: int, image_id: int, category_id: i
 
 def write(data: AnnotatedSet, folder: Path) -> tuple[ImagePaths, dict[str, dict[str, Any]]]:
     """Write an XML file for every image, a list for every split, and label_list.txt.
-
-    Args:
-        data: The data set; what VOC cannot hold is added to its `dropped`.
-        folder: The new data set's.
-
-    Returns:
-        The paths of the images, and for every split the section of a configuration that reads it.
 
     Raises:
         DataError: Two splits have other boxes for one image.

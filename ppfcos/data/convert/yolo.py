@@ -42,14 +42,7 @@ def read(
 ) -> AnnotatedSet:
     """Read the splits of a data.yaml, else the lists (train2017.txt), else the folders in `images`.
 
-    Args:
-        source: The folder, or its data.yaml.
-        splits: Only these, such as train; empty: all.
-        image_dir: The one folder of images to read; None: as above.
-        class_names: The classes in the order of their labels; empty: from the file that names them.
-
-    Raises:
-        DataError: A file is wrong, or nothing names the classes.
+    Arguments as of `convert`.
     """
     folder = source.parent if source.is_file() else source
     if not folder.is_dir():
@@ -154,13 +147,6 @@ def _inner_path(file: str, root: Path) -> PurePosixPath:
 
 def write(data: AnnotatedSet, folder: Path) -> tuple[ImagePaths, dict[str, dict[str, Any]]]:
     """Write a label file for every image with objects, a list for every split, and data.yaml.
-
-    Args:
-        data: The data set; what YOLO's labels cannot hold is added to its `dropped`.
-        folder: The new data set's.
-
-    Returns:
-        The paths of the images, and for every split the section of a configuration that reads it.
 
     Raises:
         DataError: An image's size is unknown, or two splits have other boxes for one image.
