@@ -56,7 +56,7 @@ def export_ours(folder: Path, photo: Path) -> None:
     environment.configure_process()
     with environment.quiet_imports():
         import paddle
-        import ppdet  # noqa: F401
+        import ppfcos.paddledetection  # noqa: F401
 
     from ppfcos.config import load_config
     from ppfcos.engine.model import build_model

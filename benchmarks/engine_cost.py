@@ -105,7 +105,7 @@ def main() -> None:
     package.setLevel(logging.INFO)
     package.propagate = False  # the lines go to the log of the run
     with environment.quiet_imports():
-        import ppdet  # noqa: F401
+        import ppfcos.paddledetection  # noqa: F401
     from ppfcos.config import load_config
     from ppfcos.data.shapes import generate
 

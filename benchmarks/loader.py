@@ -46,7 +46,7 @@ def prepare():
     environment.configure_process()
     with environment.quiet_imports():
         import paddle
-        import ppdet  # noqa: F401
+        import ppfcos.paddledetection  # noqa: F401
     import cv2
 
     cv2.setNumThreads(0)

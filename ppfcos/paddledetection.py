@@ -56,13 +56,13 @@ def _import_paddledetection() -> None:
     Raises:
         MissingLibraryError: a package is not installed; the message names the command.
     """
-    environment.import_users_of_zlib()
     output, stdout = io.StringIO(), sys.stdout
     empty = _EmptyModules()
     try:
-        importlib.import_module("paddle")  # and what it imports, before there are empty modules
-        sys.meta_path.append(empty)
         with contextlib.redirect_stdout(output):
+            environment.import_users_of_zlib()
+            importlib.import_module("paddle")  # and what it imports, before there are empty modules
+            sys.meta_path.append(empty)
             importlib.import_module("ppdet")
     except Exception as error:
         fix = environment.find_fix(error)

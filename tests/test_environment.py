@@ -199,7 +199,7 @@ def test_imports_print_nothing_and_streams_work_afterwards(root):
         "import sys, os, logging\n"
         f"{CONFIGURE}\n"
         "with environment.quiet_imports():\n"
-        "    import ppdet.engine\n"
+        "    import ppfcos.paddledetection, ppdet.engine\n"
         "print('out'); os.write(1, b'raw out\\n')\n"
         "print('err', file=sys.stderr); os.write(2, b'raw err\\n')\n"
         "from ppdet.utils.logger import logger_initialized\n"

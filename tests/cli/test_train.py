@@ -344,7 +344,7 @@ def test_options_are_typed_as_in_paddledetection():
     assert options.to_static is None
     assert options.resume == "out/0"
     given = command.overrides(options, "amp", "to_static", "use_vdl", "vdl_log_dir")
-    assert given == ["use_gpu=false", "epoch=3", "seed=1", "amp=True", "use_vdl=True"]
+    assert given == ["use_gpu=false", "epoch=3", "seed=1", "amp=true", "use_vdl=true"]
     for text, value in (("--use_vdl", True), ("--use_vdl True", True), ("--use_vdl=False", False)):
         assert parse(f"-c a.yml {text}").use_vdl is value
     assert parse("-c a.yml --use_vdl --vdl_log_dir here").vdl_log_dir == "here"

@@ -486,11 +486,11 @@ def test_cutmix_is_refused_because_it_keeps_covered_boxes():
 @pytest.mark.parametrize(
     ("reader", "operator", "words"),
     [
-        ("TrainReader", "PPFCOSMosaik: {size: 64}", "unknown operator .* did you mean 'PPFCOSMosaic'"),
+        ("TrainReader", "PPFCOSMosaik: {size: 64}", "unknown transform .* did you mean 'PPFCOSMosaic'"),
         ("TrainReader", "PPFCOSMosaic: {siz: 64}", r"1.PPFCOSMosaic.siz'; did you mean 'size'"),
         ("TrainReader", "PPFCOSRandomAffine: {degree: [0, 5]}", "did you mean 'degrees'"),
         ("TrainReader", "Mosaic: {}", "use PPFCOSMosaic"),
-        ("EvalReader", "PPFCOSMosaic: {size: 64}", "is in TrainReader.sample_transforms itself"),
+        ("EvalReader", "PPFCOSMosaic: {size: 64}", "is refused: it mixes .* TrainReader.sample_transforms"),
         (
             "TrainReader",
             "RandomSelect: {transforms1: [PPFCOSMixup: {}], transforms2: []}",

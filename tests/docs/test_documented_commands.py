@@ -33,7 +33,6 @@ ELSEWHERE = {
     r"^(make|pip) ": "they make the environment of the tests",
     r"--gpus": "they need GPUs",
     r"^ppfcos environment$": "test_main.py",
-    r"^ppfcos configs$": "test_package.py",
     r"/download_": "test_download.py",
     r"^visualdl ": "test_loggers.py",
     r"run_paddledetection_infer": "test_paddledetection.py",

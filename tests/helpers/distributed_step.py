@@ -17,9 +17,10 @@ environment.configure_process()
 import numpy as np
 import paddle
 import paddle.distributed as dist
-from ppdet.core.workspace import create, global_config
 
-import ppfcos.modeling  # noqa: F401
+import ppfcos.modeling  # noqa: F401  # before ppdet
+
+from ppdet.core.workspace import create, global_config  # isort: skip
 
 BOXES_PER_IMAGE = [
     5,
