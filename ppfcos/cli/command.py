@@ -81,7 +81,6 @@ def option_parser(description: str, example: str, config_required: bool = True) 
         "--config",
         required=config_required,
         metavar="FILE",
-        type=config_file,
         help="configuration file (YAML), or a name that `ppfcos configs` lists",
     )
     parser.add_argument(
@@ -100,13 +99,6 @@ def option_parser(description: str, example: str, config_required: bool = True) 
         help="print the configuration, each value with the file and the line that it comes from, and stop",
     )
     return parser
-
-
-def config_file(text: str) -> str:
-    """The value of -c: a file, or the name of a configuration that comes with this package."""
-    from ppfcos.config.files import find_file
-
-    return find_file(text)
 
 
 def boolean(text: str) -> bool:

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-o", "--output", metavar="FOLDER", type=Path, required=True, help="the new data set's folder")
     add(
         "--images",
-        choices=PLACED,
+        choices=tuple(PLACED),
         default="link",
         help="put symbolic links to the images into it, copies, or none (default: %(default)s)",
     )

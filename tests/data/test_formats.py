@@ -619,7 +619,10 @@ def test_the_checker_knows_data_sets_in_data_sets(tmp_path):
     override = ["TrainDataset.datasets.0.weight=2"]
     assert load_config(tmp_path / "run.yml", override)["TrainDataset"]["datasets"][0]["weight"] == 2
     for keys, words in (
-        ("anno: x", "run.yml:7: unknown key 'TrainDataset.datasets.1.anno'; did you mean 'anno_path'?"),
+        (
+            "ann_path: x",
+            "run.yml:7: unknown key 'TrainDataset.datasets.1.ann_path'; did you mean 'anno_path'?",
+        ),
         ("weights: 2", "run.yml:7: unknown key 'TrainDataset.datasets.1.weights'; did you mean 'weight'?"),
         ("weight: 0", "run.yml:7: TrainDataset.datasets.1.weight should be a number above 0"),
         ("class_names: [no]", "TrainDataset.datasets.1.class_names should be a list of texts"),

@@ -39,7 +39,11 @@ def run(root, code, *options):
 
 @pytest.mark.parametrize(
     "imports",
-    ["import ppfcos.modeling\n", "import ppfcos.paddledetection\nimport ppdet.engine\nimport ppfcos.modeling\n", "import ppfcos.modeling.head\n"],
+    [
+        "import ppfcos.modeling\n",
+        "import ppfcos.paddledetection\nimport ppdet.engine\nimport ppfcos.modeling\n",
+        "import ppfcos.modeling.head\n",
+    ],
 )
 def test_registers_in_any_order_of_imports(root, imports):
     result = run(root, imports + LIST_PARTS)
