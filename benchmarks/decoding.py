@@ -159,6 +159,7 @@ def load(name: str, folder: Path, threads: int):
     environment.configure_process()
     with environment.quiet_imports():
         import onnx
+
         import ppfcos.paddledetection  # noqa: F401
     from ppfcos.deploy.runtimes.onnx_runtime import OnnxRuntime
     from ppfcos.deploy.runtimes.openvino import OpenVinoRuntime

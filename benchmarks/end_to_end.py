@@ -56,6 +56,7 @@ def export_ours(folder: Path, photo: Path) -> None:
     environment.configure_process()
     with environment.quiet_imports():
         import paddle
+
         import ppfcos.paddledetection  # noqa: F401
 
     from ppfcos.config import load_config

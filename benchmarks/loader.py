@@ -46,6 +46,7 @@ def prepare():
     environment.configure_process()
     with environment.quiet_imports():
         import paddle
+
         import ppfcos.paddledetection  # noqa: F401
     import cv2
 

@@ -71,6 +71,7 @@ def prepared(side: str, name: str, folder: Path) -> Callable[[], object]:
     environment.configure_process()
     with environment.quiet_imports():
         import numpy as np
+
         import ppfcos.paddledetection  # noqa: F401
     from ppfcos.deploy.runtimes.paddle_inference import PaddleInferenceRuntime
 

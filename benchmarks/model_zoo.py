@@ -27,6 +27,7 @@ from ppfcos import environment
 environment.configure_process()
 with environment.quiet_imports():
     import paddle  # noqa: F401
+
     import ppfcos.paddledetection  # noqa: F401
 
 from macs import count_macs

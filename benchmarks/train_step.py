@@ -59,6 +59,7 @@ def ppfcos_step(root: Path, depth: int, height: int, width: int, batch: int):
     getattr(environment, "configure_process", getattr(environment, "prepare", None))()
     with environment.quiet_imports():
         import paddle
+
         import ppfcos.paddledetection  # noqa: F401
     from ppdet.core.workspace import create
 

@@ -625,7 +625,7 @@ def test_the_checker_knows_data_sets_in_data_sets(tmp_path):
         ),
         ("weights: 2", "run.yml:7: unknown key 'TrainDataset.datasets.1.weights'; did you mean 'weight'?"),
         ("weight: 0", "run.yml:7: TrainDataset.datasets.1.weight should be a number above 0"),
-        ("class_names: [no]", "TrainDataset.datasets.1.class_names should be a list of texts"),
+        ("class_names: {a: 1}", "TrainDataset.datasets.1.class_names should be a list of texts"),
     ):
         with pytest.raises(ConfigError) as error:
             load_config(text(tmp_path / "run.yml", JOINED.format(keys=keys)))
