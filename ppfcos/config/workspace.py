@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from ppfcos.config.files import Section, apply_override, find_file, read_file, s
 from ppfcos.config.imports import IMPORTS_KEY, import_files, is_imported
 from ppfcos.config.keys import PADDLEDETECTION_SECTIONS, PLAIN_KEYS, READER_KEYS, SCHEDULES, TEXTS
 from ppfcos.errors import ConfigError, hint
+
+logger = logging.getLogger(__name__)
 
 # config.yml of a run can contain sections that its model does not use.
 RECORD_START = b"# The configuration of the run of "
@@ -57,6 +60,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     defaults = {key: plain.default for key, plain in PLAIN_KEYS.items() if plain.default is not None}
     values = {**defaults, "filename": stem, **_plain_sections(checked.config, checked.checker)}
     config = Config(values, checked.modules)
+    if config["coco_eval"] != defaults["coco_eval"]:
+        logger.warning("coco_eval is no longer used: %s computes the same metrics", defaults["coco_eval"])
     use_config(config)
     return config
 

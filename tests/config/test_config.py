@@ -656,3 +656,13 @@ def test_learning_rate_of_the_standard_schedule(root):
 def test_paths_may_be_given_as_path_or_text(write):
     path = write(LEAST)
     assert load_config(str(path))["filename"] == load_config(Path(path))["filename"] == "run"
+
+
+def test_a_key_that_is_no_longer_used_is_accepted_with_a_notice(root, caplog):
+    path = root / "configs/fcos_demo_shapes.yml"
+    assert load_config(path, ["coco_eval=pycocotools"])["coco_eval"] == "pycocotools"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "coco_eval" in caplog.text
+    caplog.clear()
+    load_config(path)
+    assert not caplog.records
