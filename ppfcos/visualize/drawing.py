@@ -238,6 +238,7 @@ def _font_files() -> list[str]:
     if matplotlib and matplotlib.origin:
         folders.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts")
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in FONT_SUFFIXES]
+    files = [path for path in files if not path.stem.startswith("LastResort")]  # draws frames for all letters
     unlike = ("bold", "oblique", "italic", "serif", "mono")
 
     def rank(path: Path) -> tuple:

@@ -66,7 +66,7 @@ def test_several_batches_of_another_epoch(small, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output", "batch.gif"], "batch.gif: OpenCV cannot write this image format"),
+        (["--output", "batch.xyz"], "batch.xyz: OpenCV cannot write this image format"),
         (["-o", "TrainDataset.dataset_dir=nowhere"], "nowhere is not there"),
         (["-o", "TrainReader.total_batch_size=13"], "13"),
     ],
@@ -101,7 +101,7 @@ def test_ignored_crowds_are_drawn(small):
     [batch] = feed.current
     images = show_batch.batch_images(build_model(cfg), batch, data)
     for i, image in enumerate(images):
-        x, y, width, height = first[int(batch["im_id"][i])]["bbox"]
+        x, y, width, height = first[batch["im_id"][i].item()]["bbox"]
         np.testing.assert_allclose(image.crowds, [[x, y, x + width, y + height]], atol=1e-3)
         assert not (image.boxes == image.crowds).all(axis=1).any()
 
@@ -122,7 +122,7 @@ def test_images_equal_the_batch(small, radius):
     for i, image in enumerate(images):
         np.testing.assert_array_equal(image.pixels[..., ::-1].transpose(2, 0, 1), batch["image"][i].numpy())
         np.testing.assert_array_equal(image.size, batch["im_shape"][i].numpy())
-        assert image.title.startswith(files[int(batch["im_id"][i])])
+        assert image.title.startswith(files[batch["im_id"][i].item()])
         boxes, labels = batch["gt_bbox"][i].numpy(), batch["gt_class"][i].numpy().ravel()
         count = int((boxes[:, 2] > 0).sum())
         np.testing.assert_array_equal(image.boxes, boxes[:count])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import re
@@ -45,6 +46,11 @@ def _operators(text: str) -> dict[str, tuple[int, float]]:
     """Calls and total milliseconds of each operator in the log."""
     rows = (re.match(r"(\w+)(?: dygraph)?\s+(\d+)\s+([\d.]+) / ", line) for line in text.splitlines())
     return {row[1]: (int(row[2]), float(row[3])) for row in rows if row}
+
+
+@pytest.fixture(autouse=True)
+def _release_profiler():
+    gc.collect()  # Paddle has one profiler per process
 
 
 @pytest.fixture
