@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--fail-on",
         choices=FAIL_ON,
         default="warning",
-        help="the least severity of an issue that makes the exit code 1 (default: %(default)s)",
+        help="lowest severity of an issue that makes the exit code 1 (default: %(default)s)",
     )
     add("--accept", nargs="+", default=[], metavar="TYPE", help="issue types that are known and accepted")
     add(
