@@ -168,7 +168,7 @@ def _build(name: str, cfg: Mapping[str, Any]) -> MetricLogger:
 def select_hparams(cfg: Mapping[str, Any]) -> dict[str, int | float | str]:
     """Return the values of `HPARAMS` by the last two parts of their names, such as `LearningRate base_lr`.
 
-    VisualDL's table has no room for more, and leaves columns empty whose names have dots. Lists and booleans
+    VisualDL's table cannot show more, and leaves columns empty whose names have dots. Lists and booleans
     are text.
     """
     parts = [part for part in cfg[cfg["architecture"]].values() if isinstance(part, str)]
