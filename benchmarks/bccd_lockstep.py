@@ -32,6 +32,8 @@ with environment.quiet_imports():
     from ppdet.core.workspace import create, global_config
     from ppdet.core.workspace import load_config as load_stock_config
 
+    import ppfcos.paddledetection  # noqa: F401  # before ppdet
+
 import bccd_accuracy
 import stock
 from machine import day_and_machine
