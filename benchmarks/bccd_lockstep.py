@@ -29,10 +29,12 @@ environment.configure_process()
 with environment.quiet_imports():
     import paddle
     import paddle.nn.functional as F
-    from ppdet.core.workspace import create, global_config
-    from ppdet.core.workspace import load_config as load_stock_config
 
     import ppfcos.paddledetection  # noqa: F401  # before ppdet
+
+with environment.quiet_imports():
+    from ppdet.core.workspace import create, global_config
+    from ppdet.core.workspace import load_config as load_stock_config
 
 import bccd_accuracy
 import stock
