@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 import tempfile
 import warnings
@@ -39,7 +40,7 @@ with environment.quiet_imports():
 import bccd_accuracy
 import stock
 from machine import day_and_machine
-from test_stock_model import stock_name, with_labels_like_logits
+from test_stock_model import with_labels_like_logits
 
 from ppfcos.config import load_config
 from ppfcos.data.datasets import build_dataset
@@ -57,6 +58,27 @@ AS_STOCK = [
     "TrainReader.shuffle=false",
     "TrainReader.batch_transforms=[{PadBatch: {pad_to_stride: 128}}, {PadGT: {}}]",
 ]
+
+
+def stock_name(name: str) -> str:
+    """Return PaddleDetection's name of a weight of ours."""
+    rules = [
+        (r"neck\.laterals\.2\.", "neck.fpn_inner_res5_sum."),
+        (r"neck\.laterals\.(\d)\.", lambda m: f"neck.fpn_inner_res{int(m[1]) + 3}_sum_lateral."),
+        (r"neck\.outputs\.(\d)\.", lambda m: f"neck.fpn_res{int(m[1]) + 3}_sum."),
+        (r"neck\.extras\.(\d)\.", lambda m: f"neck.fpn_{int(m[1]) + 6}."),
+        (r"head\.class_tower\.convs\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_cls_tower_conv_\1.conv."),
+        (r"head\.class_tower\.norms\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_cls_tower_conv_\1.norm."),
+        (r"head\.box_tower\.convs\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_reg_tower_conv_\1.conv."),
+        (r"head\.box_tower\.norms\.(\d)\.", r"fcos_head.fcos_feat.fcos_head_reg_tower_conv_\1.norm."),
+        (r"head\.class_conv\.", "fcos_head.fcos_head_cls."),
+        (r"head\.box_conv\.", "fcos_head.fcos_head_reg."),
+        (r"head\.quality_conv\.", "fcos_head.fcos_head_centerness."),
+        (r"head\.scales\.(\d)", lambda m: f"fcos_head.p{int(m[1]) + 3}_feat.scale_reg"),
+    ]
+    for pattern, replacement in rules:
+        name = re.sub("^" + pattern, replacement, name)
+    return name
 
 
 class Side:
