@@ -131,7 +131,9 @@ class ImageFile:
         if self.format == "WebP" and _version(cv2.__version__) < SAFE_OPENCV:
             return _decode_webp(self.data)
         data = b"".join(_png_chunks(self.data)) if self.format == "PNG" else self.data
-        flags = cv2.IMREAD_COLOR if apply_orientation else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = cv2.IMREAD_COLOR
+        if self.format == "WebP" or not apply_orientation:  # only OpenCV 5 applies that of a WebP
+            flags |= cv2.IMREAD_IGNORE_ORIENTATION
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except (cv2.error, MemoryError) as error:

@@ -73,7 +73,7 @@ class Precision:
             ]
             if not squares:
                 return paddle.zeros([])
-            return paddle.stack(squares).sum().sqrt() / self._scaled(paddle.ones([]))
+            return paddle.stack(squares).sum().sqrt() / self._scaled(paddle.ones([])).squeeze()
 
     def update(self, optimizer: Optimizer) -> None:
         """Take an optimizer step unless a gradient overflowed, and clear the gradients."""

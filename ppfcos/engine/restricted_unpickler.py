@@ -512,11 +512,21 @@ def _array_of_state(unpickler: RestrictedUnpickler, state: Any) -> np.ndarray:
 
 
 def _array_of_buffer(
-    unpickler: RestrictedUnpickler, data: Any, dtype: Any, shape: Any, order: Any
+    unpickler: RestrictedUnpickler, data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
 ) -> np.ndarray:
-    if type(order) is not str or order not in ("C", "F"):
+    """`numpy._core.numeric._frombuffer`; since NumPy 2.4, order "K" is "C" with transposed `axes`."""
+    if type(order) is not str or order not in ("C", "F", "K"):
         raise pickle.UnpicklingError("an array without order")
-    return _array(unpickler, data, dtype, shape, order)
+    if order != "K":
+        return _array(unpickler, data, dtype, shape, order)
+    array = _array(unpickler, data, dtype, shape, "C")
+    if axes is None:
+        return array
+    if type(axes) is not tuple or not all(type(axis) is int for axis in axes):
+        raise pickle.UnpicklingError("an array with invalid axes")
+    if sorted(axes) != list(range(array.ndim)):
+        raise pickle.UnpicklingError("an array with invalid axes")
+    return array.transpose(axes)
 
 
 def _scalar(unpickler: RestrictedUnpickler, dtype: Any, data: Any) -> np.generic:

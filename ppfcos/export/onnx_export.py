@@ -51,7 +51,7 @@ def end_to_end_model(model: nn.Layer, input_spec: NetworkInput, opset: int) -> M
 def model_with_nms(network: CandidatesNetwork, opset: int) -> ModelProto:
     """Convert a network that outputs candidates, and append NMS; otherwise as `end_to_end_model`."""
     model = network.model
-    converted = _convert(network, opset)
+    converted = to_onnx(network, opset)
     _rename(converted.graph, _weight_names(model))
     boxes, *shown, scores, classes = (output.name for output in converted.graph.output)
     count = len(model.head.strides) * model.decode.pre_nms_top_k
@@ -71,7 +71,7 @@ def heads_model(model: nn.Layer, input_spec: NetworkInput, heads: HeadsSpec, ops
         BundleError: it cannot be converted.
         ConfigError: the opset is not in `OPSETS`.
     """
-    converted = _convert(HeadsNetwork(model, input_spec, heads), opset)
+    converted = to_onnx(HeadsNetwork(model, input_spec, heads), opset)
     levels = head_outputs(model.head.strides)
     output_names = [level[kind] for kind in names.HEAD_OUTPUTS for level in levels]
     outputs = {output.name: name for output, name in zip(converted.graph.output, output_names)}
@@ -79,7 +79,12 @@ def heads_model(model: nn.Layer, input_spec: NetworkInput, heads: HeadsSpec, ops
     return _simplify(converted)
 
 
-def _convert(network: nn.Layer, opset: int) -> ModelProto:
+def to_onnx(network: nn.Layer, opset: int) -> ModelProto:
+    """Convert a network that `save_program` takes.
+
+    Raises:
+        ConfigError: the opset is not in `OPSETS`.
+    """
     if opset not in OPSETS:
         raise ConfigError(f"--opset {opset} is not supported; use {OPSETS[0]} to {OPSETS[-1]}")
     with tempfile.TemporaryDirectory() as folder:

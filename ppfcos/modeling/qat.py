@@ -50,8 +50,9 @@ class _FakeQuantize(PyLayer):
 
 def fake_quantize_activations(x: Tensor, limits: Tensor) -> Tensor:
     """Round float32 activations to uint8 values over the range `limits`: [2] minimum <= 0, maximum >= 0."""
-    scale = _scale(limits[1] - limits[0], MAX_UINT8)
-    zero_point = paddle.round(-limits[0].astype("float64") / scale)
+    smallest, largest = limits.astype("float64")
+    scale = _scale(largest - smallest, MAX_UINT8)
+    zero_point = paddle.round(-smallest / scale)
     return _FakeQuantize.apply(x, scale.astype("float32"), zero_point.astype("float32"), 0, MAX_UINT8)
 
 

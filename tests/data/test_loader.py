@@ -617,7 +617,8 @@ def test_samples_equal_paddledetections(tinycoco):
         rows = max(1, len(sample["gt_bbox"]))
         assert batch["gt_bbox"].shape == [1, rows, 4] and batch["gt_class"].shape == [1, rows, 1]
         if len(sample["gt_bbox"]):
-            np.testing.assert_array_equal(batch["gt_bbox"].numpy()[0], sample["gt_bbox"])
+            # With NumPy 2 PaddleDetection's products are rounded to float32 twice.
+            np.testing.assert_array_max_ulp(batch["gt_bbox"].numpy()[0], sample["gt_bbox"], maxulp=1)
             np.testing.assert_array_equal(batch["gt_class"].numpy()[0], sample["gt_class"])
         assert batch["im_id"].numpy().tolist() == [[record["im_id"][0]]]
 
@@ -1183,7 +1184,7 @@ def test_workers_exit_after_a_killed_training(ten):
     process.start()
     assert receiving.poll(30)
     pids = receiving.recv()
-    # A segment of shared memory would stay in /dev/shm. The process of the tests may have some of other tests.
+    # A segment of shared memory would stay in /dev/shm. This process may have some of other tests.
     assert all(shared_memory_of(pid) <= mapped_before for pid in (process.pid, *pids))
     process.kill()
     process.join()
@@ -1264,6 +1265,7 @@ def test_removed_keys_are_accepted_with_a_notice(ten, caplog):
         image_cache="memory", image_cache_gb=8, image_cache_dir=None, reduced_decoding=False
     )
     loader = TrainLoader(cfg, ten.build(allow_empty=True))
-    assert [record.message for record in caplog.records] == ["TrainReader.image_cache is no longer used"]
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["TrainReader.image_cache is no longer used"]
     for [batch], wanted in zip(loader, expected):
         np.testing.assert_array_equal(batch["image"].numpy(), wanted["image"])

@@ -303,7 +303,7 @@ def test_the_ema_restarts_by_epochs_however_often_it_is_used():
         average.update()
         for _ in range(3):
             with ema_weights(model, average):
-                seen.append(float(model.weight))
+                seen.append(model.weight.item())
     # Means of the values since the last start, of which each weighs half as much as the one after it.
     means = [0, (0 * 1 + 1 * 2) / 3, 2, (2 * 1 + 3 * 2) / 3]
     np.testing.assert_allclose(seen, np.repeat(means, 3), rtol=1e-6)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -39,7 +40,9 @@ def main(rank: int, world_size: int, folder: Path, behaviour: str) -> None:
     broadcast = broadcast_by_file(folder / "main.json", rank)
     with watchdog.exit_with_launcher(), watchdog.watch(rank, world_size, broadcast):
         if behaviour == "wait with a child":
-            child = os.fork()
+            with warnings.catch_warnings():  # Python 3.12 warns of the watchdog's threads
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
             if child == 0:
                 time.sleep(60)
                 os._exit(0)

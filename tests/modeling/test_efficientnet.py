@@ -10,7 +10,6 @@ import onnx
 import onnxruntime
 import onnxslim
 import paddle
-import paddle2onnx
 import pytest
 from conftest import needs_export
 from helpers.small_detector import fit_logits
@@ -21,6 +20,7 @@ from ppfcos.deploy.preprocess import Preprocess
 from ppfcos.engine.model import build_model
 from ppfcos.export.bundle import export_bundle
 from ppfcos.export.bundle_files import preprocess_steps
+from ppfcos.export.onnx_export import to_onnx
 from ppfcos.export.parity import noise_batches
 from ppfcos.export.program import network_input
 
@@ -70,6 +70,9 @@ class Network(paddle.nn.Layer):
         super().__init__()
         self.model = model
 
+    def specs(self):
+        return [InputSpec([1, 3, 2 * COARSEST_STRIDE, 2 * COARSEST_STRIDE], "float32", "image")]
+
     def forward(self, image):
         outputs = self.model.head(self.model.neck(self.model.backbone({"image": image})))
         return outputs.class_logits + outputs.distances + outputs.quality_logits
@@ -78,12 +81,8 @@ class Network(paddle.nn.Layer):
 @needs_export
 def test_the_network_has_only_quantizable_operators(root, tmp_path):
     network = Network(with_random_weights(build_model(configured(root, B0, *SMALLER))))
-    shape = [1, 3, 2 * COARSEST_STRIDE, 2 * COARSEST_STRIDE]
-    specs = [InputSpec(shape, "float32", "image")]
-    paddle.jit.save(paddle.jit.to_static(network, specs, full_graph=True), str(tmp_path / "model"))
-    files = [str(tmp_path / name) for name in ("model.json", "model.pdiparams", "model.onnx")]
-    paddle2onnx.export(*files, opset_version=13, optimize_tool=None)
-    slim = onnxslim.slim(onnx.load(files[2]))
+    [spec] = network.specs()
+    slim = onnxslim.slim(to_onnx(network, opset=13))
     constants = {initializer.name for initializer in slim.graph.initializer}
     assert {node.op_type for node in slim.graph.node} == QUANTIZABLE
     for node in slim.graph.node:
@@ -94,7 +93,7 @@ def test_the_network_has_only_quantizable_operators(root, tmp_path):
             assert constants & set(node.input)
         elif node.op_type == "Add":
             assert not constants & set(node.input)  # all biases are in convolutions
-    image = np.random.default_rng(1).normal(size=shape).astype("float32")
+    image = np.random.default_rng(1).normal(size=spec.shape).astype("float32")
     session = onnxruntime.InferenceSession(slim.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(None, {"image": image})
     assert len(found) == 15

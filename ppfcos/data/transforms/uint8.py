@@ -40,10 +40,10 @@ class UInt8Resize(operators.Resize):
         """Resize the image, its boxes, im_shape and scale_factor."""
         to = self.scaling(*sample["image"].shape[:2])
         scale_y, scale_x = to.factors
-        before = sample.get("scale_factor", (1.0, 1.0))
+        before_y, before_x = map(float, sample.get("scale_factor", (1.0, 1.0)))
         sample["image"] = resize_image(sample["image"], to, self.interp)
         sample["im_shape"] = np.array(to.size, dtype=np.float32)
-        sample["scale_factor"] = np.array([before[0] * scale_y, before[1] * scale_x], dtype=np.float32)
+        sample["scale_factor"] = np.array([before_y * scale_y, before_x * scale_x], dtype=np.float32)
         if len(sample.get("gt_bbox", ())):
             sample["gt_bbox"] = self.apply_bbox(sample["gt_bbox"], [scale_x, scale_y], to.size[::-1])
         return sample
