@@ -47,8 +47,11 @@ class Precision:
             self.dtype = _choose_dtype(cfg.get("amp_dtype") or "auto", device)
             self._options = _autocast_options(cfg, self.dtype)
         # bfloat16 has the exponent of float32: gradients do not underflow.
-        scale = cfg.get("init_loss_scaling") or FIRST_LOSS_SCALE
-        self._scaler = paddle.amp.GradScaler(init_loss_scaling=scale) if self.dtype == "float16" else None
+        self._scaler = None
+        if self.dtype == "float16":
+            scale = cfg.get("init_loss_scaling") or FIRST_LOSS_SCALE
+            # `update` lowers the scale: Paddle prints that on every rank, which fails with NumPy 2.5.
+            self._scaler = paddle.amp.GradScaler(init_loss_scaling=scale, decr_every_n_nan_or_inf=2**30)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the autocast context; in full precision it does nothing."""
@@ -81,8 +84,11 @@ class Precision:
             optimizer.step()
         else:
             self._scaler.step(optimizer)
-            with contextlib.redirect_stdout(None):  # Paddle prints a lower scale on every rank
-                self._scaler.update()
+            self._scaler.update()
+            state = self._scaler.state_dict()
+            if state["decr_count"]:
+                lower = state["scale"] * self._scaler.get_decr_ratio()
+                self._scaler.load_state_dict({**state, "scale": lower, "decr_count": 0})
         optimizer.clear_grad(set_to_zero=False)
 
     def state_dict(self) -> dict[str, float]:

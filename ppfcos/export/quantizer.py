@@ -233,7 +233,25 @@ def _prepare(path: Path) -> ModelProto:
     if len(node_names) < len(model.graph.node) or "" in node_names:  # names are optional in ONNX
         for node in model.graph.node:
             node.name = f"{node.op_type}.{node.output[0]}"
+    _copy_shared_biases(model.graph)
     return model
+
+
+def _copy_shared_biases(graph: GraphProto) -> None:
+    """Give every convolution a bias of its own: its scale is that of the input times that of the weights.
+
+    ONNX Runtime below 1.20 takes the first level's scale for all levels of a shared head.
+    """
+    biases = {each.name: each for each in graph.initializer}
+    seen = set()
+    for node in graph.node:
+        if not is_conv(node) or len(node.input) < 3 or node.input[2] not in biases:
+            continue
+        if node.input[2] in seen:
+            copied = graph.initializer.add()
+            copied.CopyFrom(biases[node.input[2]])
+            copied.name = node.input[2] = f"{copied.name}.{node.name}"
+        seen.add(node.input[2])
 
 
 def _layers(graph: GraphProto, between: set[str]) -> tuple[QuantizableLayer, ...]:

@@ -12,7 +12,7 @@ import paddle
 import pytest
 import yaml
 from conftest import needs_export
-from helpers.small_detector import CATEGORY_IDS, CLASS_NAMES, exported, pictures, small_model
+from helpers.small_detector import CATEGORY_IDS, CLASS_NAMES, PROGRAM, exported, pictures, small_model
 
 from ppfcos.cli.export_model import main
 from ppfcos.config import load_config
@@ -29,9 +29,7 @@ from ppfcos.export.trained_model import (
     model_categories,
     trained_model,
 )
-from ppfcos.paddle_versions import HAS_NEW_IR
 
-PROGRAM = "model.json" if HAS_NEW_IR else "model.pdmodel"
 NOISE = list(noise_batches(network_input()))
 BOX_TOLERANCE = 1e-3  # pixels
 SCORE_TOLERANCE = 1e-5

@@ -14,9 +14,11 @@ from ppdet.core.workspace import create
 
 from ppfcos.config import load_config
 from ppfcos.export.bundle import export_bundle
+from ppfcos.paddle_versions import HAS_NEW_IR
 
 CLASS_NAMES = ["circle", "square", "long triangle"]
 CATEGORY_IDS = [3, 7, 11]
+PROGRAM = "model.json" if HAS_NEW_IR else "model.pdmodel"
 # Height and width; the long side of the most elongated ones decides on their scale.
 SHAPES = [
     (224, 320),

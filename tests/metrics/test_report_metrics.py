@@ -50,9 +50,7 @@ def test_matches_equal_those_of_pycocotools(seed):
     for entry in evaluation.evalImgs:
         if entry is None or entry["aRng"] != [0, 1e10]:
             continue
-        for score, number, ignored in zip(
-            entry["dtScores"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True
-        ):
+        for score, number, ignored in zip(entry["dtScores"], entry["dtMatches"][0], entry["dtIgnore"][0]):
             key = entry["image_id"], entry["category_id"], score
             expected[key] = "ignored" if ignored else boxes[int(number)] if number else "wrong"
     matching = match(truth, detections)
