@@ -266,9 +266,9 @@ def import_users_of_zlib() -> None:
 
 @contextlib.contextmanager
 def temporary_home() -> Iterator[None]:
-    """Set HOME to a temporary folder.
+    """Set HOME to a temporary folder, for libraries that write to it and fail if they cannot.
 
-    The import of VisualDL writes files for its server to ~/.visualdl, and fails if it cannot.
+    The import of VisualDL writes to ~/.visualdl, Paddle's export to ~/.cache/paddle.
     """
     before = os.environ.get("HOME")
     with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,7 @@ from paddle.static import InputSpec
 
 from ppfcos.deploy import bundle as names
 from ppfcos.deploy.bundle import NetworkInput
+from ppfcos.environment import temporary_home
 from ppfcos.errors import BundleError, ConfigError
 from ppfcos.modeling.fcos import STRIDE
 
@@ -225,7 +226,7 @@ def save_program(network: nn.Layer, prefix: Path) -> Path:
     """
     network.eval()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), temporary_home():  # Paddle keeps the traced source in ~/.cache
             warnings.simplefilter("ignore")  # about operators with another argument order in PyTorch
             program = paddle.jit.to_static(network, input_spec=network.specs(), full_graph=True)
             paddle.jit.save(program, str(prefix))
