@@ -33,9 +33,10 @@ STEADY = ("ResNet.freeze_norm=true", "LearningRate.base_lr=0.001")
 
 
 def _as_users_start_it() -> None:
-    """In the new process. A shell started by a test runner may ignore Ctrl-C, and its children inherit that;
+    """In the new process. A test runner may ignore Ctrl-C, or SIGHUP by nohup, and its children inherit that;
     and who is root may write to read-only folders, which is taken away."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if sys.platform == "linux":
         drop_from_bounding_set, right_to_all_files = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
         LIBC.prctl(drop_from_bounding_set, right_to_all_files, 0, 0, 0)
@@ -179,6 +180,7 @@ def test_a_closed_terminal_leaves_a_checkpoint(run):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
 
     def take_terminal():
+        _as_users_start_it()
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
